@@ -1,0 +1,192 @@
+"""The contract: what a method may look at (Tokens), what it gives back (Reduction), where it acts (Pruner).
+
+A reduction of visual tokens is a k x n matrix applied to the n visual tokens somewhere in the pipeline: one-hot rows
+select, other rows merge. A method is a pure function from Tokens to that matrix. Applying it, and keeping positions,
+masks and caches right, is done here and in the model, by no method.
+
+Letters: T tokens in the sequence now, n visual tokens now, k visual tokens after, N visual tokens at first, D width,
+H query heads, Hk key heads, Dh head width, R query rows that a method asked to see.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+class UserError(ValueError):
+    """A request that cannot be met. Its text is one line that names the thing and the remedy."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One prompt's sequence as it enters layer `layer` of a site, with what was observed in layer - 1.
+
+    At the vision site the sequence is every tile's CLS row and patch rows, tile after tile, and `attn` has one CLS row
+    a tile; tiles do not see each other, so weights across tiles are 0.
+    """
+
+    hidden: Tensor                     # (T, D)    residual stream
+    position: Tensor                   # (T,)      RoPE position ids
+    visual: Tensor                     # (n,)      rows of `hidden` that are visual tokens (several images: one set)
+    cell: Tensor                       # (n, 3)    tile, row, column in the unpruned image; row -1: on no grid (newline, CLS)
+    origin: Tensor                     # (n,)      index of each among the N visual tokens of the unpruned prompt
+    next: int                          # position id of the first generated token
+    prompt: Tensor | None = None       # (T0, D)   what entered layer 0, never reduced
+    layer: int = 0
+    dead: Tensor | None = None         # (T,)      True: still in the sequence, its key masked (Reduction.drop False)
+    rows: Tensor | None = None         # (R,)      the query rows of attn and logits
+    attn: Tensor | None = None         # (H, R, T) softmax weights of layer - 1
+    logits: Tensor | None = None       # (H, R, T) the same before mask and softmax, scaled
+    own_attn: Tensor | None = None     # (H, R, T) softmax weights that this layer would compute on these tokens
+    query: Tensor | None = None        # (T, H*Dh)   of this layer, after its norm, before RoPE
+    key: Tensor | None = None          # (T, Hk*Dh)  of this layer, after its norm, before RoPE
+    raw_key: Tensor | None = None      # (T, Hk*Dh)  this layer's key projection of the stream without the norm
+    past_key: Tensor | None = None     # (T, C)      vision site: keys of block - 1
+    first_attn: Tensor | None = None   # (H, R, T)   vision site: attn of block 0
+
+    @property
+    def n(self):
+        """Number of visual tokens now."""
+        return len(self.visual)
+
+    def text(self):
+        """(m,) rows of the text after the (first) image: those that can see visual tokens."""
+        other = ~self._is_visual()
+        if self.dead is not None:
+            other &= ~self.dead
+        rows = other.nonzero().squeeze(1)
+        return rows[rows > self.visual[0]] if self.n else rows[:0]
+
+    def query_rows(self, which):
+        """(R,) rows named by `which`: "last", "text" (after the image), "visual" or "all"."""
+        T = len(self.hidden)
+        if which == "last":
+            return self.visual.new_tensor([T - 1])
+        if which in ("text", "visual"):
+            return self.text() if which == "text" else self.visual
+        alive = torch.ones(T, dtype=torch.bool, device=self.visual.device) if self.dead is None else ~self.dead
+        return alive.nonzero().squeeze(1)
+
+    def reduced(self, r, positions="keep"):
+        """The sequence after reduction `r`: the only place where tokens are dropped or merged.
+
+        Row i of the k new visual rows stands where source keep[i] stood; inside one image's span the rows stand in the
+        order of `keep`. Text rows are copied. What was observed is gone, so that a stale matrix cannot be read.
+        `positions`: "keep" the surviving position ids, or "renumber" them 0..T'-1.
+        """
+        new = self._dropped(r) if r.drop else self._masked(r)
+        return new if positions == "keep" else new._renumbered()
+
+    def _dropped(self, r):
+        k = len(r.keep)
+        source, order = self._order(r.keep)
+        hidden, rows = self.hidden[source], (order < k).nonzero().squeeze(1)
+        kept = r.keep[order[rows]]                         # (k,) in the order in which they now stand
+        if r.merge is not None:                            # float32: half precision loses small weights
+            merged = r.merge.float() @ self.hidden[self.visual].float()            # (k, D)
+            hidden[rows] = merged[order[rows]].to(hidden.dtype)
+        return self._forget(hidden=hidden, position=self.position[source], visual=rows, cell=self.cell[kept],
+                            origin=self.origin[kept], dead=None if self.dead is None else self.dead[source])
+
+    def _order(self, keep):
+        """Rows of the present sequence in their new order, and that order over [kept visual rows, other rows]."""
+        is_visual = self._is_visual()
+        other = (~is_visual).nonzero().squeeze(1)                                  # (T-n,)
+        span = (~is_visual).cumsum(0)[self.visual]                                 # (n,) other rows before it
+        place = torch.cat([2 * span[keep], 2 * torch.arange(len(other), device=keep.device) + 1])
+        order = place.argsort(stable=True)                                         # (k+T-n,)
+        return torch.cat([self.visual[keep], other])[order], order
+
+    def _masked(self, r):
+        assert r.merge is None, "tokens can only be merged where they are dropped"
+        dead = torch.zeros(len(self.hidden), dtype=torch.bool, device=self.visual.device)
+        dead[self.visual] = True
+        dead[self.visual[r.keep]] = False
+        return self._forget(visual=self.visual[r.keep], cell=self.cell[r.keep], origin=self.origin[r.keep],
+                            dead=dead if self.dead is None else dead | self.dead)
+
+    def _renumbered(self):
+        alive = torch.ones_like(self.position) if self.dead is None else (~self.dead).long()
+        return replace(self, position=alive.cumsum(0) - 1, next=int(alive.sum()))
+
+    def _forget(self, **new):
+        return replace(self, **new, **dict.fromkeys(OBSERVED))
+
+    def _is_visual(self):
+        is_visual = torch.zeros(len(self.hidden), dtype=torch.bool, device=self.visual.device)
+        return is_visual.index_fill_(0, self.visual, True)
+
+
+OBSERVED = ("rows", "attn", "logits", "own_attn", "query", "key", "raw_key", "past_key", "first_attn")
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """n visual tokens -> k. Without `merge` it selects; with it, row i is the weighted sum of all n."""
+
+    keep: Tensor                       # (k,)      row i stands in the place (position, cell) of source keep[i]
+    merge: Tensor | None = None        # (k, n)    weights
+    score: Tensor | None = None        # (n,)      what the method ranked by: for pictures, never for computing
+    drop: bool = True                  # False: the tokens stay in the sequence and their keys are masked instead
+
+
+class Pruner:
+    """A method. Subclasses are frozen dataclasses: their fields are the paper's hyper-parameters."""
+
+    site: ClassVar = "decoder"                    # "vision": before the projector; "embed": before layer 0; "decoder"
+    needs: ClassVar = frozenset({"attn"})         # which optional quantities of Tokens it reads
+    rows: ClassVar = "last"                       # for which query rows: "last", "text", "visual", "all"; vision: CLS
+    laws: ClassVar = frozenset({"select"})        # promises the tests hold it to: "select", "convex", "ordered", "budget"
+    positions: ClassVar = "keep"                  # or "renumber"
+    rerank: ClassVar = False                      # reduce again, from the whole cache, at each generated token
+
+    def at(self, site):
+        """The method that acts at `site`, or None."""
+        return self if self.site == site else None
+
+    def reduce_at(self, layers):
+        """Decoder layers, of `layers` in all, before which `reduce` is called."""
+        return ()
+
+    def mask_at(self, layers):
+        """Decoder layers inside whose attention `mask` is called."""
+        return ()
+
+    def budget(self, n):
+        """Visual tokens left of n, or None where the method does not fix it."""
+        return None
+
+    def reduce(self, tokens) -> Reduction:
+        """The matrix, from what is observed."""
+        raise NotImplementedError
+
+    def mask(self, tokens, logits, causal) -> Tensor:
+        """(.., T, T) additive mask in place of `causal`, given this layer's logits (.., H, T, T)."""
+        raise NotImplementedError
+
+
+ROUNDINGS = {"floor": math.floor, "round": round, "ceil": math.ceil}
+
+
+def tokens_to_keep(keep, n, rounding="floor"):
+    """How many of n tokens `keep` means: a float is a share in (0, 1], an int a number; a share is at least one token.
+
+    `rounding` of share * n in float64: "floor" (576 * 0.1 -> 57), "round" half to even (50 * 0.25 -> 12) or "ceil".
+    Raises UserError if keep is not positive, or above what there is.
+    """
+    if rounding not in ROUNDINGS:
+        raise UserError(f"rounding {rounding!r} is not known: use one of {', '.join(ROUNDINGS)}")
+    share = isinstance(keep, float)
+    if not 0 < keep <= (1 if share else n):
+        raise UserError(f"keep {keep} is out of range: give a share in (0, 1.0] or a number of tokens from 1 to {n}")
+    return min(n, max(1, ROUNDINGS[rounding](keep * n))) if share else keep
+
+
+def top(score, k):
+    """top([.1, .9, .5, .7], 2) -> [1, 3]: the k best, in sequence order; of equals, the first. (n,) -> (k,)"""
+    if score.isnan().any():
+        raise UserError("the attention scores contain NaN: the model overflowed; load it in float32 or bfloat16")
+    return score.argsort(descending=True, stable=True)[:k].sort().values
