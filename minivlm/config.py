@@ -1,0 +1,222 @@
+"""Configuration: the numbers the network is built from, read from a checkpoint's config.json.
+
+Field names are Hugging Face's. Released files are partial: a key that is not written has the default of the class that
+wrote the file, so the defaults here are those classes' defaults. Two kinds of file say "model_type": "llava": Hugging
+Face's, with a text_config and a vision_config, and the original LLaVA's, one flat list whose vision tower is only named.
+"""
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from minivlm.clip import ACTIVATIONS
+from minivlm.files import read_json
+from pruning.base import UserError
+
+
+@dataclass
+class VisionConfig:
+    """The CLIP vision transformer; by default ViT-L/14 at 336 pixels, LLaVA-1.5's."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    image_size: int = 336
+    patch_size: int = 14
+    num_channels: int = 3
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+
+@dataclass
+class TextConfig:
+    """The decoder; by default LlamaConfig's numbers."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None         # None: as many as query heads
+    head_dim: int | None = None                    # None: hidden_size / num_attention_heads
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None              # tokens that a query sees; the context ends with it
+
+    def __post_init__(self):
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+@dataclass
+class LlavaConfig:
+    """The whole model, and what a checkpoint says about its files."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    image_token_index: int = 32000
+    projector_hidden_act: str = "gelu"
+    vision_feature_layer: int | list[int] = -2     # which hidden states; several are concatenated
+    vision_feature_select_strategy: str = "default"        # "default" drops the CLS row, "full" keeps it
+    multimodal_projector_bias: bool = True
+    image_aspect_ratio: str = "crop"               # or "pad"
+    dtype: str = "float32"                         # as written in config.json
+    original: bool = False                         # the original LLaVA's layout
+    vision_tower: str | None = None                # original layout: name or folder of the CLIP tower
+    pad_token_id: int | None = None
+
+
+# What a text_config means by saying nothing: the defaults of its class, where they are not LlamaConfig's.
+TEXT = {
+    "llama": {},
+    "mistral": dict(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072, sliding_window=4096),
+    "qwen2": dict(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768,
+                  qkv_bias=True),
+}
+# The same for a vision_config (CLIPVisionConfig is ViT-B/32) ...
+CLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
+            patch_size=32)
+# ... and for the towers that an original config only names.
+TOWERS = {"clip-vit-large-patch14-336": {}, "clip-vit-large-patch14": dict(image_size=224)}
+NOT_YET = {"llava_next": "LLaVA-NeXT", "llava_mistral": "LLaVA-NeXT", "internvl": "InternVL", "internvl_chat": "InternVL"}
+
+
+def read_config(folder):
+    """The LlavaConfig of a checkpoint folder. UserError names the file and the key of what is not supported."""
+    path = Path(folder) / "config.json"
+    raw = read_json(path)
+    kind = raw.get("model_type")
+    if isinstance(kind, str) and kind in NOT_YET:
+        raise UserError(f"{path}: model_type {kind!r} ({NOT_YET[kind]}) is not supported yet, only llava is")
+    _only(path, {"model_type": None} | raw, model_type=("llava", "llava_llama"))
+    if raw.get("quantization_config"):
+        raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
+    original = kind == "llava_llama" or any(key.startswith("mm_") for key in raw)
+    config = _original(path, raw) if original else _hugging_face(path, raw)
+    _check_feature_layer(path, config)
+    return config
+
+
+def _hugging_face(path, raw):
+    text, vision = _section(path, raw, "text_config"), _section(path, raw, "vision_config")
+    _only(path, raw, projector_hidden_act=ACTIVATIONS, vision_feature_select_strategy=("default", "full"))
+    return LlavaConfig(
+        VisionConfig() if raw.get("vision_config") is None else _vision(path, vision),
+        _text(path, text, raw.get("tie_word_embeddings", False)),
+        raw.get("image_token_index", raw.get("image_token_id", 32000)), raw.get("projector_hidden_act", "gelu"),
+        raw.get("vision_feature_layer", -2), raw.get("vision_feature_select_strategy", "default"),
+        raw.get("multimodal_projector_bias", True), dtype=_dtype(path, raw, text),
+        pad_token_id=raw.get("pad_token_id", text.get("pad_token_id")))
+
+
+def _original(path, raw):
+    tower, aspect = raw.get("mm_vision_tower"), raw.get("image_aspect_ratio")
+    if str(aspect).startswith("anyres"):
+        raise UserError(f"{path}: image_aspect_ratio {aspect!r} (LLaVA-NeXT) is not supported yet")
+    _only(path, {"mm_projector_type": "linear"} | raw, mm_projector_type=("mlp2x_gelu",), mm_use_im_start_end=(False,),
+          mm_vision_select_feature=("patch", "cls_patch"))
+    if not isinstance(tower, str) or not tower:
+        raise UserError(f"{path}: mm_vision_tower must name the CLIP tower, and is {tower!r}")
+    text = _text(path, raw | {"model_type": "llama"})
+    return LlavaConfig(
+        _tower(path, tower), text,
+        image_token_index=text.vocab_size,         # the original has no such token: the first id that is no word
+        vision_feature_layer=raw.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy="full" if raw.get("mm_vision_select_feature") == "cls_patch" else "default",
+        image_aspect_ratio="pad" if aspect == "pad" else "crop", dtype=_dtype(path, raw), original=True,
+        vision_tower=tower, pad_token_id=raw.get("pad_token_id"))
+
+
+def _text(path, raw, tied=False):
+    kind = raw.get("model_type", "llama")
+    _only(path, raw, model_type=TEXT, hidden_act=("silu",))
+    given = TEXT[kind] | _known(TextConfig, raw) | {"rope_theta": _rope_theta(path, raw)}
+    given["tie_word_embeddings"] = bool(tied or raw.get("tie_word_embeddings"))
+    if kind == "llama":                            # Qwen2 has biases on three of the four projections, whatever it says
+        given["qkv_bias"] = given["o_bias"] = raw.get("attention_bias", False)
+    if kind == "qwen2" and not raw.get("use_sliding_window"):
+        given["sliding_window"] = None
+    config = _checked(path, TextConfig, given)
+    if config.sliding_window:                      # attention here has no window: up to its width they are the same
+        config.max_position_embeddings = min(config.max_position_embeddings, config.sliding_window)
+    return config
+
+
+def _vision(path, raw):
+    _only(path, raw, model_type=("clip_vision_model",), hidden_act=ACTIVATIONS)
+    return _checked(path, VisionConfig, CLIP | _known(VisionConfig, raw))
+
+
+def _tower(path, name):
+    """The vision tower of an original checkpoint, from its own config.json or from its name."""
+    folder = tower_folder(path.parent, name)
+    if folder and (folder / "config.json").is_file():
+        raw = read_json(folder / "config.json")
+        return _vision(folder / "config.json", raw.get("vision_config") or raw)
+    if Path(name).name not in TOWERS:
+        raise UserError(f"{path}: mm_vision_tower {name!r} is not known ({', '.join(TOWERS)} are): "
+                        "put the folder of that CLIP model beside the checkpoint's")
+    return VisionConfig(**TOWERS[Path(name).name])
+
+
+def tower_folder(folder, name):
+    """Where a named CLIP tower lies: at that path, in the checkpoint's folder or beside it; None if nowhere."""
+    folder = Path(os.path.abspath(folder))
+    places = (at / part for at in (folder, folder.parent, Path()) for part in (name, Path(name).name))
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _section(path, raw, name):
+    section = raw.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{path}: {name} must be an object, and is {section!r}")
+    return section
+
+
+def _only(path, raw, **supported):
+    """Each of the keys that is written must have one of these values."""
+    for key, values in supported.items():
+        if key in raw and raw[key] not in list(values):
+            raise UserError(f"{path}: {key} {raw[key]!r} is not supported, only {' or '.join(map(str, values))}")
+
+
+def _known(cls, raw):
+    return {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
+
+
+def _checked(path, cls, given):
+    """cls(**given), with every size a whole number above 0."""
+    for f in fields(cls):
+        value, number = given.get(f.name, f.default), float if isinstance(f.default, float) else int
+        if isinstance(f.default, (bool, str)) or value is None is f.default:
+            continue
+        if not isinstance(value, (number, int)) or value <= 0:
+            raise UserError(f"{path}: {f.name} must be a positive number, and is {value!r}")
+    return cls(**given)
+
+
+def _rope_theta(path, raw):
+    """theta, from rope_parameters or, in older files, from rope_theta and rope_scaling."""
+    rope = _section(path, raw, "rope_parameters") or _section(path, raw, "rope_scaling")
+    _only(path, rope, rope_type=("default",), type=("default",))
+    return rope.get("rope_theta", raw.get("rope_theta", 10000.0))
+
+
+def _dtype(path, *sections):
+    name = next((s[key] for s in sections for key in ("dtype", "torch_dtype") if s.get(key)), "float32")
+    _only(path, {"dtype": name}, dtype=("float32", "float16", "bfloat16"))
+    return name
+
+
+def _check_feature_layer(path, config):
+    layers, count = config.vision_feature_layer, config.vision.num_hidden_layers + 1
+    layers = layers if isinstance(layers, list) and layers else [layers]
+    if not all(isinstance(l, int) and -count <= l < count for l in layers):
+        raise UserError(f"{path}: vision_feature_layer {config.vision_feature_layer!r} names no hidden state of {count}")

@@ -1,0 +1,216 @@
+"""The LLaMA decoder: RMSNorm, rotary attention (multi-head or grouped), gated MLP; prefill with a pruner, steps without.
+
+Module names are Hugging Face's, so that checkpoints map to it by a prefix. Mistral and Qwen2 decoders are the same
+network with other numbers (sliding window, biases).
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minivlm.attention import Look, attention, rope, rotate
+from pruning.base import UserError
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) in float32, cast back, then times the weight (in that order, as the reference does)."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x):
+        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """nn.Linear that reads its weight with all threads when a single token asks.
+
+    Torch hands one float32 row to a matrix-vector product that runs on one CPU thread. The rows of the weight in 16
+    parts, as a batch of products, are spread over the threads, and one token takes as long as reading the weights.
+    """
+
+    PARTS = 16
+
+    def forward(self, x):
+        """(.., in) -> (.., out)"""
+        if x.numel() > self.in_features or x.dtype != torch.float32 or x.is_cuda or self.out_features % self.PARTS:
+            return super().forward(x)
+        parts = self.weight.view(self.PARTS, -1, self.in_features).mT              # (16, in, out/16), a view
+        out = (x.view(1, 1, -1).expand(self.PARTS, 1, -1) @ parts).view(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
+
+
+class Attention(nn.Module):
+    """Self-attention of one layer over the tokens given and, with a cache, those before them."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.head_dim = c.head_dim
+        heads, kv_heads = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        self.q_proj = Linear(c.hidden_size, heads, bias=c.qkv_bias)
+        self.k_proj = Linear(c.hidden_size, kv_heads, bias=c.qkv_bias)
+        self.v_proj = Linear(c.hidden_size, kv_heads, bias=c.qkv_bias)
+        self.o_proj = Linear(heads, c.hidden_size, bias=c.o_bias)
+
+    def split(self, x):
+        """(B, T, H*Dh) -> (B, H, T, Dh)"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(self, x, turn, cache=None, dead=None, look=None, last=False):
+        """(B, T, D) -> (B, T, D), or (B, 1, D) with `last`: then only the last token asks. `turn`: cos and sin."""
+        cos, sin = turn
+        asking = x[:, -1:] if last else x
+        query = rotate(self.split(self.q_proj(asking)), cos[-asking.shape[1]:], sin[-asking.shape[1]:])
+        key, value = rotate(self.split(self.k_proj(x)), cos, sin), self.split(self.v_proj(x))
+        if cache is not None:
+            key, value = cache.append(key, value)
+        out = attention(query, key, value, dead, look=look)                        # (B, H, T, Dh)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))"""
+
+    def __init__(self, c):
+        super().__init__()
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x)"""
+
+    def __init__(self, c):
+        super().__init__()
+        self.self_attn, self.mlp = Attention(c), MLP(c)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def forward(self, x, turn, cache=None, dead=None, look=None, last=False):
+        """(B, T, D) -> (B, T, D); with `last` only the last token's row, (B, 1, D)."""
+        seen = self.self_attn(self.input_layernorm(x), turn, cache, dead, look, last)
+        x = (x[:, -1:] if last else x) + seen
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Token embedding, the layers, the final norm."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.config = c
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def turn(self, position, dtype):
+        """cos and sin for these positions, shared by all layers."""
+        return rope(position, self.config.head_dim, self.config.rope_theta, dtype)
+
+    def prefill(self, tokens, cache, pruner=None, trace=None, last=True):
+        """Run the prompt, reducing it on the way. Tokens (T, D) -> normed hidden states of the tokens left, (T', D).
+
+        With `last` only the last token's row is returned, (1, D), and the last layer computes no other.
+        """
+        L = len(self.layers)
+        cuts, masks = _plan(pruner, L) if tokens.n else ((), ())
+        tokens, cache.tokens = replace(tokens, prompt=tokens.hidden), tokens if pruner and pruner.rerank else None
+        turn = self.turn(tokens.position, tokens.hidden.dtype)
+        for l, layer in enumerate(self.layers):
+            if l in cuts and tokens.n:
+                tokens = self._cut(tokens, l, turn, pruner, trace)
+                turn = self.turn(tokens.position, tokens.hidden.dtype)
+            look = _look(tokens, pruner, l, l + 1 in cuts, l in masks)
+            cache.layers[l].next, cache.layers[l].dead = tokens.next, tokens.dead
+            if trace is not None:
+                trace.enter(tokens)
+            hidden = layer(tokens.hidden[None], turn, cache.layers[l], tokens.dead, look, last and l == L - 1)[0]
+            tokens = replace(tokens, hidden=hidden, layer=l + 1, **_seen(look))
+        return self.norm(tokens.hidden)
+
+    def _cut(self, tokens, l, turn, pruner, trace):
+        """Call the method before layer l and apply what it says."""
+        tokens = replace(tokens, **self._project(tokens, l, turn, pruner))
+        r = pruner.reduce(tokens)
+        if trace is not None:
+            trace.reduce("decoder", l, tokens, r)
+        return tokens.reduced(r, pruner.positions)
+
+    def _project(self, tokens, l, turn, pruner):
+        """Layer l's own query, key and attention on the tokens that enter it, as far as the method needs them."""
+        needs, attn = pruner.needs, self.layers[l].self_attn
+        if not needs & {"query", "key", "raw_key", "own_attn"}:
+            return {}
+        x, seen = self.layers[l].input_layernorm(tokens.hidden), {}
+        if "query" in needs:
+            seen["query"] = attn.q_proj(x)
+        if "key" in needs:
+            seen["key"] = attn.k_proj(x)
+        if "raw_key" in needs:
+            seen["raw_key"] = attn.k_proj(tokens.hidden)
+        if "own_attn" in needs:
+            look = Look(tokens.query_rows(pruner.rows))
+            key = rotate(attn.split(attn.k_proj(x)[None]), *turn)
+            attention(rotate(attn.split(attn.q_proj(x)[None]), *turn), key, key, tokens.dead, look=look)
+            seen.update(rows=look.rows, own_attn=look.attn[0])
+        return seen
+
+    def step(self, hidden, cache, pruner=None):
+        """Run m more tokens (m, D) after what the cache holds -> normed hidden states (m, D). Nothing is reduced."""
+        m, hidden, turns = len(hidden), hidden[None], {}
+        cuts = pruner.reduce_at(len(self.layers)) if cache.tokens is not None else ()
+        for l, (layer, held) in enumerate(zip(self.layers, cache.layers)):
+            if held.next not in turns:                         # per layer, since methods may renumber
+                position = torch.arange(held.next, held.next + m, device=hidden.device)
+                turns[held.next] = self.turn(position, hidden.dtype)
+            look = Look(torch.tensor([m - 1], device=hidden.device)) if l + 1 in cuts else None
+            dead = None if held.dead is None else torch.cat([held.hidden_keys(), held.dead.new_zeros(m)])
+            turn, held.next = turns[held.next], held.next + m
+            hidden = layer(hidden, turn, held, dead, look)
+            if look is not None:
+                self._rerank(l + 1, look, cache, pruner)
+        return self.norm(hidden[0])
+
+    @staticmethod
+    def _rerank(l, look, cache, pruner):
+        """Choose the keys that layers l.. may read again, from the newest token's attention over the whole cache."""
+        tokens = replace(cache.tokens, layer=l, rows=look.rows, attn=look.attn[0])
+        dead = tokens.reduced(pruner.reduce(tokens)).dead
+        for held in cache.layers[l:]:
+            held.dead = dead
+
+
+def _plan(pruner, layers):
+    """The layers before which, and in which, the method acts; UserError where the model has no such layer."""
+    pruner = pruner and pruner.at("decoder")
+    if not pruner:
+        return (), ()
+    cuts, masks = pruner.reduce_at(layers), pruner.mask_at(layers)
+    for l in cuts:
+        if not 0 < l < layers:
+            raise UserError(f"{type(pruner).__name__} reduces before layer {l}, but this model has layers 1 to {layers - 1}"
+                            " with a layer above them: choose one of those")
+    return cuts, masks
+
+
+def _look(tokens, pruner, l, before_cut, masked):
+    """What to observe in layer l."""
+    if not masked and not (before_cut and pruner.needs & {"attn", "logits"}):
+        return None
+    rows = tokens.query_rows(pruner.rows) if before_cut and pruner.needs & {"attn", "logits"} else None
+    here = replace(tokens, layer=l)
+    return Look(rows, (lambda logits, causal: pruner.mask(here, logits[0], causal)) if masked else None)
+
+
+def _seen(look):
+    """What the layer showed, as fields of Tokens."""
+    if look is None or look.rows is None:
+        return dict(rows=None, attn=None, logits=None)
+    return dict(rows=look.rows, attn=look.attn[0], logits=look.logits[0])

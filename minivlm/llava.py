@@ -1,0 +1,153 @@
+"""LLaVA: vision tower, projector, decoder, and the three sites at which a method may reduce the visual tokens.
+
+    pixels -> ViT -[vision]-> projector -> splice into the prompt -[embed]-> layer 0 .. -[decoder]-> .. -> next token
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from minivlm.cache import Cache
+from minivlm.clip import ACTIVATIONS, ClipVision
+from minivlm.llama import Decoder, Linear
+from minivlm.trace import Trace
+from pruning.base import Tokens, UserError
+
+
+class Projector(nn.Module):
+    """linear_2(act(linear_1(x))): from the width of the vision tower to that of the decoder."""
+
+    def __init__(self, c):
+        super().__init__()
+        features = 1 if isinstance(c.vision_feature_layer, int) else len(c.vision_feature_layer)
+        width, bias = c.text.hidden_size, c.multimodal_projector_bias
+        self.linear_1 = nn.Linear(c.vision.hidden_size * features, width, bias=bias)
+        self.linear_2 = nn.Linear(width, width, bias=bias)
+        self.act = ACTIVATIONS[c.projector_hidden_act]
+
+    def forward(self, x):
+        """(.., C) -> (.., D)"""
+        return self.linear_2(self.act(self.linear_1(x)))
+
+
+class Llava(nn.Module):
+    """The whole model. `weights.load` makes one from a checkpoint folder and adds tokenizer, processor and eos."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.vision_tower = ClipVision(config.vision)
+        self.multi_modal_projector = Projector(config)
+        self.language_model = Decoder(config.text)
+        self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+        if config.text.tie_word_embeddings:
+            self.lm_head.weight = self.language_model.embed_tokens.weight
+
+    @property
+    def device(self):
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    def features(self, pixels, pruner=None, trace=None):
+        """One image, (tiles, 3, size, size) -> features (n, C), cell (n, 3) and origin (n,), after the vision site."""
+        pruner, full = pruner and pruner.at("vision"), self.config.vision_feature_select_strategy == "full"
+        layers, count = self.config.vision_feature_layer, len(self.vision_tower.layers) + 1
+        wanted = [l % count for l in ([layers] if isinstance(layers, int) else layers)]
+        states, seen = self.vision_tower(pixels, wanted, pruner.needs if pruner else frozenset())
+        hidden = torch.cat(states, dim=-1)                                         # (tiles, 1+P, C)
+        cell = _cells(*hidden.shape[:2], hidden.device)                            # (tiles, 1+P, 3)
+        skip = 0 if full else 1
+        if not pruner:
+            cell = cell[:, skip:].flatten(0, 1)                                    # (n, 3)
+            return hidden[:, skip:].flatten(0, 1), cell, torch.arange(len(cell), device=cell.device)
+        tokens = _vision_tokens(hidden, cell, seen, max(wanted), skip)
+        r = pruner.reduce(tokens)
+        if trace is not None:
+            trace.reduce("vision", tokens.layer, replace(tokens, origin=tokens.origin + trace.N), r)
+        tokens = tokens.reduced(r)
+        return tokens.hidden[tokens.visual], tokens.cell, tokens.origin
+
+    def embed(self, ids, images=(), pruner=None, trace=None):
+        """ids (T,) with one image mark an image, and each image's pixels -> Tokens that enter the decoder.
+
+        Raises UserError if marks and images do not match.
+        """
+        ids = torch.as_tensor(ids, device=self.device)
+        marks = (ids == self.config.image_token_index).nonzero().squeeze(1).tolist()
+        if len(marks) != len(images):
+            raise UserError(f"the prompt has {len(marks)} <image> marks for {len(images)} images: write one mark an image")
+        trace = Trace() if trace is None else trace
+        trace.cells = torch.empty(0, 3, dtype=torch.long)
+        parts, start, tile = [], 0, 0
+        for mark, pixels in zip(marks, images):
+            parts += [(self.language_model.embed_tokens(ids[start:mark]),), self._image(pixels, tile, pruner, trace)]
+            start, tile = mark + 1, tile + len(pixels)
+        parts.append((self.language_model.embed_tokens(ids[start:]),))
+        tokens = _spliced(parts)
+        if tokens.n and pruner and pruner.at("embed"):
+            r = pruner.at("embed").reduce(tokens)
+            trace.reduce("embed", 0, tokens, r)
+            tokens = tokens.reduced(r, "renumber")     # the decoder never saw the dropped tokens
+        return tokens
+
+    def _image(self, pixels, tile, pruner, trace):
+        """One image's embeddings (k, D), cell and origin; tiles and tokens counted over all images of the prompt."""
+        features, cell, origin = self.features(pixels.to(self.device), pruner, trace)
+        first, whole = trace.N, len(pixels) * (self.vision_tower.embeddings.position_embedding.num_embeddings)
+        skip = self.config.vision_feature_select_strategy != "full"
+        every = _cells(len(pixels), whole // len(pixels), "cpu")[:, int(skip):].flatten(0, 1)
+        shift = torch.tensor([tile, 0, 0])
+        trace.images.append(range(first, first + len(every)))
+        trace.cells = torch.cat([trace.cells, every + shift])
+        return self.multi_modal_projector(features), cell + shift.to(cell.device), origin + first
+
+    def prefill(self, tokens, pruner=None, trace=None):
+        """Tokens of the whole prompt -> logits of the next token (V,) and the cache. UserError if it is too long."""
+        longest = self.config.text.max_position_embeddings
+        if len(tokens.hidden) > longest:
+            raise UserError(f"the prompt has {len(tokens.hidden)} tokens and the model's context is {longest}: shorten it")
+        cache = Cache.empty(len(self.language_model.layers))
+        hidden = self.language_model.prefill(tokens, cache, pruner and pruner.at("decoder"), trace)
+        return self.lm_head(hidden[-1]), cache
+
+    def step(self, ids, cache, pruner=None):
+        """Run m more ids after what the cache holds -> logits of the next token (V,)."""
+        hidden = self.language_model.embed_tokens(torch.as_tensor(ids, device=self.device))
+        return self.lm_head(self.language_model.step(hidden, cache, pruner and pruner.at("decoder"))[-1])
+
+
+def _cells(tiles, rows, device):
+    """(tiles, 1+P, 3): tile, row, column of each patch of a square grid, row by row; the CLS row is on no grid."""
+    side = round((rows - 1) ** 0.5)
+    cell = torch.full((tiles, rows, 3), -1, device=device)
+    cell[:, :, 0] = torch.arange(tiles, device=device)[:, None]
+    cell[:, 1:, 1] = torch.arange(rows - 1, device=device) // side
+    cell[:, 1:, 2] = torch.arange(rows - 1, device=device) % side
+    return cell
+
+
+def _vision_tokens(hidden, cell, seen, layer, skip):
+    """All tiles of one image as one sequence; see Tokens for what `attn` is then."""
+    tiles, rows, _ = hidden.shape
+    index = torch.arange(tiles * rows, device=hidden.device).view(tiles, rows)
+    visual = index[:, skip:].flatten()
+    flat = {name: x.flatten(0, 1) for name, x in seen.items() if name in ("query", "key", "past_key")}
+    for name in {"attn", "first_attn"} & set(seen):
+        own = torch.eye(tiles, device=hidden.device)[:, :, None]                   # (tiles, tiles, 1)
+        weights = own * seen[name].squeeze(2).transpose(0, 1)[:, :, None]          # (H, tiles, tiles, 1+P)
+        flat[name] = weights.flatten(2)                                            # (H, tiles, tiles*(1+P))
+    return Tokens(hidden.flatten(0, 1), index.flatten(), visual, cell[:, skip:].flatten(0, 1),
+                  torch.arange(len(visual), device=hidden.device), 0, layer=layer, rows=index[:, 0], **flat)
+
+
+def _spliced(parts):
+    """Text (embeddings,) and images (embeddings, cell, origin) in turn -> Tokens."""
+    hidden = torch.cat([part[0] for part in parts])                                # (T, D)
+    lengths, device = [len(part[0]) for part in parts], hidden.device
+    is_visual = torch.repeat_interleave(torch.tensor([len(p) > 1 for p in parts], device=device),
+                                        torch.tensor(lengths, device=device))
+    images = [p for p in parts if len(p) > 1]
+    cell = torch.cat([p[1] for p in images]) if images else torch.empty(0, 3, dtype=torch.long, device=device)
+    origin = torch.cat([p[2] for p in images]) if images else torch.empty(0, dtype=torch.long, device=device)
+    return Tokens(hidden, torch.arange(len(hidden), device=device), is_visual.nonzero().squeeze(1), cell, origin, len(hidden))

@@ -1,0 +1,68 @@
+"""What happened to the visual tokens of one prompt: the evidence that pictures, cost tables and tests are made from."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pruning.base import Reduction
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reduction: where, what came in, what the method said."""
+
+    site: str                          # "vision", "embed" or "decoder"
+    layer: int                         # before this decoder layer (0 at the embed site), or this layer of the vision tower
+    origin: Tensor                     # (n,)  the tokens before it, as indices among the N of the unpruned prompt
+    reduction: Reduction
+
+    @property
+    def kept(self):
+        """(k,) original indices of the tokens that remain, or in whose place a merged one stands."""
+        return self.origin[self.reduction.keep]
+
+
+@dataclass
+class Trace:
+    """Filled during a prefill. `cells` (N, 3) says where in the picture each original visual token lies."""
+
+    cells: Tensor | None = None
+    images: list = field(default_factory=list)     # of each image: its range of original visual tokens
+    steps: list = field(default_factory=list)
+    tokens: list = field(default_factory=list)     # entering each decoder layer, text and visual
+    visual: list = field(default_factory=list)     # visual tokens entering each decoder layer
+
+    def enter(self, tokens):
+        """Note the tokens that enter a decoder layer; masked ones count, since they are computed."""
+        self.tokens.append(len(tokens.hidden))
+        self.visual.append(tokens.n)
+
+    def reduce(self, site, layer, tokens, r):
+        """Note a reduction of `tokens`."""
+        self.steps.append(Step(site, layer, tokens.origin.cpu(), _to_cpu(r)))
+
+    @property
+    def N(self):
+        """Visual tokens of the unpruned prompt."""
+        return len(self.cells)
+
+    def sources(self):
+        """(k, N) matrix: of which original visual tokens, with which weights, each token that survived is made."""
+        made, index = torch.eye(self.N), torch.arange(self.N)                      # rows: tokens now
+        for step in self.steps:
+            here = torch.searchsorted(index, step.origin) if bool((index.diff() > 0).all()) else _find(index, step.origin)
+            keep, merge = step.reduction.keep, step.reduction.merge
+            before = made[here]                                                    # (n, N)
+            made = before[keep] if merge is None else merge.float() @ before       # (k, N)
+            index = step.origin[keep]
+        return made
+
+
+def _find(index, wanted):
+    order = index.argsort()
+    return order[torch.searchsorted(index[order], wanted)]
+
+
+def _to_cpu(r):
+    return Reduction(*(x.cpu() if isinstance(x, Tensor) else x for x in (r.keep, r.merge, r.score)), r.drop)
