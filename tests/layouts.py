@@ -1,0 +1,142 @@
+"""Checkpoints for tests, under every set of names that LLaVA was ever saved with.
+
+Tiny ones hold random numbers; full-size ones are sparse files: a true header, the true size, and nothing in it.
+"""
+
+import json
+import struct
+from dataclasses import asdict, replace
+from math import prod
+
+import torch
+from safetensors.torch import save_file
+
+from minivlm.config import LlavaConfig, TextConfig, VisionConfig
+
+HUB = "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2."
+# decoder, head, projector, vision tower, and what the tower's layers stand in
+NAMES = {
+    "A": ("language_model.model.", "language_model.lm_head.", *HUB, "vision_tower.vision_model."),
+    "B": ("model.language_model.", "lm_head.", *("model." + name for name in HUB), "model.vision_tower.vision_model."),
+    "C": ("language_model.model.", "language_model.lm_head.", *HUB, "vision_tower."),
+    "D": ("model.language_model.", "lm_head.", *("model." + name for name in HUB), "model.vision_tower."),
+    "E": ("model.", "lm_head.", "model.mm_projector.0.", "model.mm_projector.2.", "model.vision_tower.vision_tower.vision_model."),
+}
+OURS = ("language_model.", "lm_head.", *HUB, "vision_tower.")
+
+TINY = LlavaConfig(VisionConfig(32, 64, 4, 4, image_size=28),
+                   TextConfig(96, 48, 80, 3, 4, num_key_value_heads=2, rms_norm_eps=1e-5), image_token_index=90)
+HF_7B = LlavaConfig(text=TextConfig(32064, rms_norm_eps=1e-5, max_position_embeddings=4096), dtype="float16", pad_token_id=32001)
+HF_13B = replace(HF_7B, text=TextConfig(32064, 5120, 13824, 40, 40, rms_norm_eps=1e-5, max_position_embeddings=4096))
+ORIGINAL_7B = LlavaConfig(text=TextConfig(32000, rms_norm_eps=1e-5, max_position_embeddings=4096), dtype="float16", original=True,
+                          image_aspect_ratio="pad", vision_tower="openai/clip-vit-large-patch14-336", pad_token_id=0)
+
+
+def vision_shapes(c, prefix, layers):
+    """{name: shape} of the vision tower."""
+    shapes = {"embeddings.class_embedding": (c.hidden_size,),
+              "embeddings.patch_embedding.weight": (c.hidden_size, 3, c.patch_size, c.patch_size),
+              "embeddings.position_embedding.weight": ((c.image_size // c.patch_size) ** 2 + 1, c.hidden_size)}
+    square = (c.hidden_size, c.hidden_size)
+    widths = {f"self_attn.{name}_proj": square for name in "kvq"} | {"self_attn.out_proj": square, "layer_norm1": square[:1],
+              "mlp.fc1": (c.intermediate_size, c.hidden_size), "mlp.fc2": (c.hidden_size, c.intermediate_size), "layer_norm2": square[:1]}
+    modules = {"pre_layrnorm": square[:1]}
+    modules |= {f"{layers}layers.{l}.{name}": shape for l in range(c.num_hidden_layers) for name, shape in widths.items()}
+    for name, shape in (modules | {"post_layernorm": square[:1]}).items():
+        shapes |= {name + ".weight": shape, name + ".bias": shape[:1]}
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def text_shapes(c, prefix):
+    """{name: shape} of the decoder without its head."""
+    D, M, q, kv = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    layer = {"self_attn.q_proj": (q, D), "self_attn.k_proj": (kv, D), "self_attn.v_proj": (kv, D), "self_attn.o_proj": (D, q),
+             "mlp.gate_proj": (M, D), "mlp.up_proj": (M, D), "mlp.down_proj": (D, M),
+             "input_layernorm": (D,), "post_attention_layernorm": (D,)}
+    shapes = {"embed_tokens.weight": (c.vocab_size, D)}
+    shapes |= {f"layers.{l}.{name}.weight": shape for l in range(c.num_hidden_layers) for name, shape in layer.items()}
+    return {prefix + name: shape for name, shape in (shapes | {"norm.weight": (D,)}).items()}
+
+
+def shapes(c, layout, vision=True):
+    """{name: shape} of a whole checkpoint: layout A to E, or "ours" for the names of the parameters."""
+    text, head, first, second, tower = OURS if layout == "ours" else NAMES[layout]
+    width = c.text.hidden_size
+    return (vision_shapes(c.vision, tower, "" if layout == "ours" else "encoder.") if vision else {}) | {
+        first + "weight": (width, c.vision.hidden_size), first + "bias": (width,),
+        second + "weight": (width, width), second + "bias": (width,),
+        **text_shapes(c.text, text), head + "weight": (c.text.vocab_size, width)}
+
+
+def random(c, dtype=torch.float32, seed=0):
+    """{parameter name: tensor}"""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes(c, "ours").items()}
+
+
+def renamed(state, c, layout):
+    """The same tensors under the names of a layout: both lists are made in the same order."""
+    return {name: state[ours].clone() for name, ours in zip(shapes(c, layout), shapes(c, "ours"))}
+
+
+def config_json(c, new=False):
+    """A config.json of Hugging Face's as transformers 4 (or, `new`, 5) writes it."""
+    text, vision = asdict(c.text) | {"model_type": "llama"}, asdict(c.vision) | {"model_type": "clip_vision_model"}
+    theta = text.pop("rope_theta")
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": theta}} if new else {"rope_theta": theta, "rope_scaling": None}
+    top = {name: value for name, value in asdict(c).items() if name not in ("vision", "text", "original", "vision_tower", "dtype")}
+    return top | {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "text_config": text,
+                  "vision_config": vision, "dtype" if new else "torch_dtype": c.dtype}
+
+
+def original_json(c, **more):
+    """A config.json of the original LLaVA."""
+    text = {name: value for name, value in asdict(c.text).items() if not name.endswith("bias")}
+    return text | {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_hidden_size": c.vision.hidden_size,
+                   "mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2,
+                   "mm_vision_tower": c.vision_tower, "image_aspect_ratio": "pad", "mm_use_im_start_end": False,
+                   "torch_dtype": c.dtype, "pad_token_id": 0, "unfreeze_mm_vision_tower": False} | more
+
+
+def write(folder, tensors, config, shards=1):
+    """A checkpoint folder: config.json, and one safetensors file or several with their index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    groups = [list(tensors)[n::shards] for n in range(shards)]
+    for n, name in enumerate(_file_names(folder, groups)):
+        save_file({key: tensors[key] for key in groups[n]}, folder / name, {"format": "pt"})
+    return folder
+
+
+def write_sparse(folder, tensors, config, dtype="F16", limit=5 * 10 ** 9):
+    """The same at full size without content; tensors is {name: shape}. Returns the bytes of all tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    kinds = {key: "F32" if key.endswith("inv_freq") else dtype for key in tensors}
+    size = {key: prod(shape) * (4 if kinds[key] == "F32" else 2) for key, shape in tensors.items()}
+    groups, total = [[]], 0
+    for key in tensors:                            # as Hugging Face cuts: a file ends before it would exceed the limit
+        if groups[-1] and total + size[key] > limit:
+            groups, total = groups + [[]], 0
+        groups[-1].append(key)
+        total += size[key]
+    for name, keys in zip(_file_names(folder, groups), groups):
+        header, end = {"__metadata__": {"format": "pt"}}, 0
+        for key in keys:
+            header[key] = {"dtype": kinds[key], "shape": tensors[key], "data_offsets": [end, end + size[key]]}
+            end += size[key]
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with open(folder / name, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + end)
+    return sum(size.values())
+
+
+def _file_names(folder, groups):
+    if len(groups) == 1:
+        return ["model.safetensors"]
+    names = [f"model-{n + 1:05d}-of-{len(groups):05d}.safetensors" for n in range(len(groups))]
+    weight_map = {key: name for name, keys in zip(names, groups) for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return names

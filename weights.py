@@ -1,0 +1,184 @@
+"""Checkpoints in: LLaVA-1.5 from a folder of safetensors files or from the hub, whichever way its tensors are named.
+
+    config.json   -> LlavaConfig -> a Llava on torch's meta device: every parameter's name and shape, no storage
+    *.safetensors -> headers     -> `find`: which stored tensor is which parameter; none missing, none spare, right shapes
+                  -> tensors     -> memory-mapped and assigned: no second copy, nothing is read before it is used
+"""
+
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from minivlm.config import read_config, tower_folder
+from minivlm.files import DTYPES, folder_of, read_json, stored
+from minivlm.image import ImageProcessor
+from minivlm.llava import Llava
+from minivlm.text import Tokenizer
+from pruning.base import UserError
+
+# The same weights have been saved under five sets of names. What stands in the file where our name begins with ...
+PARTS = "language_model.", "lm_head.", "vision_tower.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2."
+LAYOUTS = [dict(zip(PARTS, names)) for names in (
+    # Hugging Face's files on the hub
+    ("language_model.model.", "language_model.lm_head.", "vision_tower.vision_model.", *PARTS[3:]),
+    # the modules of transformers 4.52
+    ("model.language_model.", "lm_head.", "model.vision_tower.vision_model.", *("model." + part for part in PARTS[3:])),
+    # the same saved again by transformers 5
+    ("language_model.model.", "language_model.lm_head.", "vision_tower.", *PARTS[3:]),
+    # the modules of transformers 5
+    ("model.language_model.", "lm_head.", "model.vision_tower.", *("model." + part for part in PARTS[3:])),
+    # the original LLaVA, with the vision tower inside; without, it is a CLIP model in a folder of its own
+    ("model.", "lm_head.", "model.vision_tower.vision_tower.vision_model.", "model.mm_projector.0.", "model.mm_projector.2."),
+)]
+CLIP_LAYOUTS = [{"vision_tower.": "vision_model."}, {"vision_tower.": ""}]
+
+
+def load(source, dtype=None, device="cpu"):
+    """The model of a checkpoint folder or hub id ("llava-hf/llava-1.5-7b-hf"), ready to answer.
+
+    dtype None keeps the stored one; then, on the CPU, the weights stay in their files, which must not change meanwhile.
+    Besides the network it has .config, .folder, .tokenizer (None where the folder has none), .processor, and .eos: the
+    ids that end an answer. Raises UserError naming the file or the key that is wrong.
+    """
+    dtype, device = _dtype(dtype), _device(device)
+    folder = folder_of(source)
+    model = skeleton(folder)
+    found = find(model, folder)
+    _assign(model, _read(found, dtype or _stored_dtype(found, model.config), device))
+    model.folder, model.processor = folder, ImageProcessor.from_folder(folder, model.config)
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    model.tokenizer = Tokenizer(folder, model.config.image_token_index) if has_tokenizer else None
+    model.eos = _eos(folder, model.tokenizer)
+    return model.eval().requires_grad_(False)
+
+
+def skeleton(folder):
+    """The network that config.json describes, on the meta device."""
+    config = read_config(folder)
+    with torch.device("meta"), Unfilled():
+        return Llava(config)
+
+
+class Unfilled(TorchFunctionMode):
+    """Modules made within draw no random numbers: for these, on the meta device, torch would load its compiler first."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        draws = func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+        return None if draws else func(*args, **(kwargs or {}))
+
+
+def find(model, folder):
+    """{parameter name: Stored} for the whole model. UserError unless the checkpoint has these tensors and no others.
+
+    An original checkpoint may leave its vision tower to the CLIP model that its config names. A tied head need not be
+    there, nor what lies above the hidden states that LLaVA reads.
+    """
+    config, shapes = model.config, {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    optional = _unused(config) + ["lm_head"] * config.text.tie_word_embeddings
+    tensors = stored(folder)
+    if not config.original or any("vision_tower." in key for key in tensors):
+        return _match(folder, tensors, shapes, LAYOUTS, optional)
+    tower = tower_folder(folder, config.vision_tower) or folder_of(config.vision_tower)
+    vision = {name: shape for name, shape in shapes.items() if name.startswith("vision_tower.")}
+    rest = {name: shape for name, shape in shapes.items() if name not in vision}
+    return _match(folder, tensors, rest, LAYOUTS, optional) | _match(tower, stored(tower), vision, CLIP_LAYOUTS, optional)
+
+
+def _unused(config):
+    """What LLaVA never runs: the layers above the hidden states that it reads, and the norm after them."""
+    count, layers = config.vision.num_hidden_layers, config.vision_feature_layer
+    highest = max(l % (count + 1) for l in ([layers] if isinstance(layers, int) else layers))
+    return ["vision_tower.post_layernorm"] + [f"vision_tower.layers.{l}" for l in range(highest, count)]
+
+
+def _match(folder, tensors, shapes, layouts, optional):
+    """{parameter name: Stored} by the layout whose names fit best; strict both ways, but for optional parts."""
+    tables = ({_name(layout, ours): ours for ours in shapes} for layout in layouts)
+    table = max(tables, key=lambda table: len(table.keys() & tensors.keys()))
+    absent = {ours for key, ours in table.items() if key not in tensors}
+    for part in optional:
+        whole = {ours for ours in shapes if ours.startswith(part + ".")}
+        absent -= whole if whole <= absent else set()
+    missing, spare = [key for key, ours in table.items() if ours in absent], [key for key in tensors if key not in table]
+    if missing or spare:
+        raise UserError(f"{folder}: " + ", ".join(_some(missing, "missing") + _some(spare, "no part of this model"))
+                        + ": config.json and the safetensors files do not belong together, or are not whole")
+    for key, tensor in tensors.items():
+        if tensor.shape != shapes[table[key]]:
+            size = " (vocab_size, hidden_size)" * table[key].endswith(("lm_head.weight", "embed_tokens.weight"))
+            raise UserError(f"{tensor.file}: {key} is {tensor.shape}, where config.json asks for {shapes[table[key]]}{size}")
+    return {table[key]: tensor for key, tensor in tensors.items()}
+
+
+def _name(layout, ours):
+    """A parameter's name in the file."""
+    part = next(part for part in layout if ours.startswith(part))
+    rest = ours.removeprefix(part)
+    return layout[part] + ("encoder." if part == "vision_tower." and rest.startswith("layers.") else "") + rest
+
+
+def _some(keys, what):
+    return [f"{keys[0]} {f'and {len(keys) - 1} more are' if keys[1:] else 'is'} {what}"] if keys else []
+
+
+def _read(found, dtype, device):
+    """{parameter name: tensor}. Where dtype and device are the file's, a tensor is a view of the mapped file."""
+    files, state = defaultdict(dict), {}
+    for name, tensor in found.items():
+        files[tensor.file][name] = tensor.key
+    for file, keys in files.items():               # one by one: a file whose tensors were converted is unmapped again
+        with safe_open(file, "pt") as opened, ThreadPoolExecutor() as pool:
+            tensors = pool.map(lambda key: opened.get_tensor(key).to(device=device, dtype=dtype), keys.values())
+            state |= zip(keys, tensors)
+    return state
+
+
+def _assign(model, state):
+    """Give the model its tensors. Parts that are not stored are left out, a head that is not stored is the embedding."""
+    for part in _unused(model.config):
+        if not any(name.startswith(part + ".") for name in state):
+            parent, _, name = part.rpartition(".")
+            setattr(model.get_submodule(parent), name, nn.Identity())
+    embedding = {"lm_head.weight": state["language_model.embed_tokens.weight"]}
+    model.load_state_dict(embedding | state, assign=True)
+    if "lm_head.weight" not in state:
+        model.lm_head.weight = model.language_model.embed_tokens.weight
+    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), "a tensor was left without storage"
+
+
+def _stored_dtype(found, config):
+    """The dtype of the stored tensors; if they have several, the one that config.json names, else the commonest."""
+    values = Counter()
+    for tensor in found.values():
+        values[tensor.dtype] += prod(tensor.shape)
+    named = getattr(torch, config.dtype)
+    return named if named in values else values.most_common(1)[0][0]
+
+
+def _dtype(dtype):
+    known = {str(kind).removeprefix("torch."): kind for kind in DTYPES.values()}
+    if dtype is not None and dtype not in (*known, *known.values()):
+        raise UserError(f"dtype {dtype!r} is not supported, only {', '.join(known)}")
+    return known.get(dtype, dtype)
+
+
+def _device(name):
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from None
+
+
+def _eos(folder, tokenizer):
+    """The ids that end an answer: generation_config.json's, else config.json's, else the tokenizer's </s>."""
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        raw = read_json(path) if path.is_file() else {}
+        eos = raw.get("eos_token_id", (raw.get("text_config") or {}).get("eos_token_id"))
+        if eos is not None:
+            return tuple(eos) if isinstance(eos, list) else (eos,)
+    return () if tokenizer is None or tokenizer.eos is None else (tokenizer.eos,)
