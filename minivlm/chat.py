@@ -1,0 +1,76 @@
+"""Questions and answers: sampling, streaming, and a conversation that goes on from the pruned cache."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from minivlm.trace import Trace
+from pruning.base import UserError
+
+
+@dataclass
+class Sampling:
+    """How the next token is chosen: greedy at temperature 0, else from the smallest set of probability top_p."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    generator: torch.Generator = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UserError(f"temperature is at least 0 and top-p in (0, 1]; got {self.temperature} and {self.top_p}")
+        self.generator = torch.Generator().manual_seed(self.seed)          # on the CPU: the same draw on every device
+
+    def choose(self, logits):
+        """(V,) -> id"""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        p, token = (logits.float().cpu() / self.temperature).softmax(dim=-1).sort(descending=True)
+        p[p.cumsum(dim=-1) - p >= self.top_p] = 0          # what lies after the first ids that reach top_p together
+        return int(token[torch.multinomial(p, 1, generator=self.generator)])
+
+
+class Conversation:
+    """A prompt with its images, and the turns that follow it.
+
+    The method reduces the visual tokens once, in the first turn. What it dropped stays dropped: later turns read the
+    same cache, so their answers rest on the tokens that the first question kept.
+    """
+
+    def __init__(self, model, pruner=None):
+        self.model, self.pruner, self.cache, self.trace = model, pruner, None, Trace()
+        self.ids, self.logits = [], None               # every id that the cache holds; logits after the last of them
+        self.pending = []                              # the newest generated id, until it is run
+
+    @torch.inference_mode()
+    def read(self, ids, images=()):
+        """Take in the first prompt (ids with one image mark an image; pixels of each), or more text later."""
+        if self.cache is None:
+            tokens = self.model.embed(ids, images, self.pruner, self.trace)
+            self.logits, self.cache = self.model.prefill(tokens, self.pruner, self.trace)
+            self.ids = list(ids)
+        elif len(images):
+            raise UserError("an image can only be given in the first turn: start a new conversation for another one")
+        else:
+            self._run([*self.pending, *ids])
+
+    def _run(self, ids):
+        left = self.model.config.text.max_position_embeddings - self.cache.layers[0].next
+        if len(ids) > left:
+            raise UserError(f"{len(ids)} more tokens do not fit: {left} are left of the model's context; start anew")
+        self.logits, self.pending = self.model.step(ids, self.cache, self.pruner), []
+        self.ids += ids
+
+    @torch.inference_mode()
+    def generate(self, max_new_tokens=512, sampling=None, eos=None):
+        """Yield ids one by one until an end token (which is yielded too), `max_new_tokens` or the end of the context."""
+        sampling, eos = sampling or Sampling(), self.model.eos if eos is None else eos
+        room = self.model.config.text.max_position_embeddings - self.cache.layers[0].next
+        for left in reversed(range(min(max_new_tokens, room + 1))):
+            token = sampling.choose(self.logits)
+            self.pending = [token]
+            yield token
+            if token in eos or not left:
+                return                                 # the last token is not run, unless the conversation goes on
+            self._run([token])

@@ -1,0 +1,155 @@
+"""Text in and out: a checkpoint's tokenizer, and Vicuna's prompts with their <image> marks.
+
+LLaMA's tokenizer is byte-pair encoding without any cutting into words. A space is written "▁", and every run of text
+gets one before it. Marks (<s>, </s>, <image>) cut the text first, so the runs on both sides of a mark get their own
+"▁". A character without a piece of its own is spelled as UTF-8 bytes, one id each.
+"""
+
+import re
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer as FastTokenizer
+
+from minivlm.files import read_json
+from minivlm.sentencepiece import from_sentencepiece
+from pruning.base import UserError
+
+IMAGE = "<image>"
+TEMPLATES = {                                      # the system sentence; all that follows it is the same
+    "llava-hf": "",                                # chat template of the llava-1.5-*-hf checkpoints
+    "llava_v1": "A chat between a curious human and an artificial intelligence assistant. "        # LLaVA's own chat
+                "The assistant gives helpful, detailed, and polite answers to the human's questions. ",
+    "vicuna_v1": "A chat between a curious user and an artificial intelligence assistant. "        # its evaluations
+                 "The assistant gives helpful, detailed, and polite answers to the user's questions. "}
+
+
+def prompt(turns, images=1, template="llava-hf"):
+    """The text of a conversation: turns are (question, answer), the last answer None where the model shall give it.
+
+    prompt([("What?", "A cat."), ("Old?", None)])
+        -> "USER: <image>\\nWhat? ASSISTANT: A cat.</s>USER: Old? ASSISTANT:"
+    Marks of `images` pictures stand before the first question, each on its own line, unless the questions hold them.
+    Raises UserError where marks and pictures do not match.
+    """
+    if template not in TEMPLATES:
+        raise UserError(f"template {template!r} is not known: use one of {', '.join(TEMPLATES)}")
+    questions = _marked([question for question, _ in turns], images)
+    answers = ["" if answer is None else f" {answer}</s>" for _, answer in turns]
+    return TEMPLATES[template] + "".join(f"USER: {q} ASSISTANT:{a}" for q, a in zip(questions, answers))
+
+
+def next_turn(question, ended=False, images=0):
+    """The text that goes on after an answer of the model. `ended`: the answer's </s> has been read already.
+
+    Encode it with bos=False: next_turn("Old?") -> "</s>USER: Old? ASSISTANT:"
+    """
+    return ("" if ended else "</s>") + prompt([(question, None)], images)
+
+
+def _marked(questions, images):
+    marks = sum(question.count(IMAGE) for question in questions)
+    if images and not marks:
+        return [f"{IMAGE}\n" * images + questions[0], *questions[1:]]
+    if marks != images:
+        raise UserError(f"the text has {marks} {IMAGE} marks for {images} pictures: write one mark a picture, or none")
+    return questions
+
+
+class Tokenizer:
+    """Text <-> ids, from a folder's tokenizer.json, or else from its tokenizer.model. Raises UserError without either.
+
+    bos, eos, image: the ids of <s> (None: texts start without), </s> and <image>. The last is `image_token_index` where
+    that is given, whatever id the file has for the mark: the original LLaVA's files have none.
+    """
+
+    def __init__(self, folder, image_token_index=None):
+        settings = Path(folder) / "tokenizer_config.json"
+        told = read_json(settings) if settings.is_file() else {}
+        self.fast = _fast(Path(folder))
+        self.bos = self._start(told)
+        self.eos = self._named(told, "eos_token", "</s>")
+        if image_token_index is not None and self.fast.token_to_id(IMAGE) is None:
+            self.fast.add_special_tokens([AddedToken(IMAGE, normalized=False)])
+        self._mark = self.fast.token_to_id(IMAGE)
+        self.image = self._mark if image_token_index is None else image_token_index
+        self._special = {i for i, token in self.fast.get_added_tokens_decoder().items() if token.special}
+
+    def _named(self, told, key, default):
+        name = told.get(key, default)
+        name = name["content"] if isinstance(name, dict) else name
+        return self.fast.token_to_id(name) if name else None
+
+    def _start(self, told):
+        bos, wanted = self._named(told, "bos_token", "<s>"), told.get("add_bos_token")
+        if wanted is None:                         # then the file tells by doing; LLaMA's class adds it in any case
+            wanted = bos in self.fast.encode("").ids or "Llama" in (told.get("tokenizer_class") or "Llama")
+        return bos if wanted else None
+
+    def encode(self, text, bos=True):
+        """Ids of the text, one a mark; <s> first, once. bos=False: for text that goes on after ids read before."""
+        try:
+            ids = self.fast.encode(text, add_special_tokens=False).ids
+        except TypeError as error:                 # a shell's bytes that are not UTF-8
+            raise UserError(f"the text {text!r} is not valid Unicode: write it in UTF-8") from error
+        ids = [self.image if i == self._mark else i for i in ids]
+        return ids if not bos or self.bos in (None, *ids[:1]) else [self.bos, *ids]
+
+    def decode(self, ids):
+        """Text of the ids, without marks and without ids that the tokenizer does not know (a padded vocabulary)."""
+        return self.fast.decode([i for i in map(int, ids) if self.shows(i)])
+
+    def shows(self, id):
+        """Whether `decode` reads this id."""
+        return id not in self._special and id >= 0 and self.fast.id_to_token(id) is not None
+
+    def stream(self):
+        """A `Stream`: text while the ids arrive."""
+        return Stream(self)
+
+    def pieces(self, ids):
+        """The piece of each id as the vocabulary writes it ("▁cat", "<0x0A>"), for display."""
+        return [IMAGE if i == self.image else self.fast.id_to_token(i) or f"<{i}>" for i in map(int, ids)]
+
+
+class Stream:
+    """Text of ids that arrive one by one. What `push` gives is final: all pushes and `finish` joined equal `decode`.
+
+    Only the ids since the last text are decoded again, after one id of context: where the first one's "▁" is dropped,
+    that of the others is a space. Bytes wait for the next piece, since one wrong byte spoils the run of bytes it is in.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.ids, self.sent = tokenizer, [], 0         # sent: characters of ids[0] that are out already
+
+    def push(self, id):
+        """The text that is certain now that this id came; "" where it is not yet."""
+        id = int(id)
+        if not self.tokenizer.shows(id):
+            return ""
+        self.ids.append(id)
+        text = self.tokenizer.decode(self.ids)
+        if re.fullmatch("<0x..>", self.tokenizer.fast.id_to_token(id)) or text.endswith("\ufffd"):
+            return ""
+        text, self.ids = text[self.sent:], [id]
+        self.sent = len(self.tokenizer.decode([id]))
+        return text
+
+    def finish(self):
+        """The rest of the text; then the stream is as new."""
+        text = self.tokenizer.decode(self.ids)[self.sent:]
+        self.ids, self.sent = [], 0
+        return text
+
+
+def _fast(folder):
+    for name, read in (("tokenizer.json", FastTokenizer.from_buffer), ("tokenizer.model", from_sentencepiece)):
+        if (folder / name).exists():
+            try:
+                fast = read((folder / name).read_bytes())
+            except Exception as error:             # the tokenizers library raises plain exceptions
+                told = (str(error) or type(error).__name__).splitlines()[0]
+                raise UserError(f"{folder / name} cannot be read as a tokenizer ({told}): fetch it again") from error
+            fast.no_truncation()
+            fast.no_padding()
+            return fast
+    raise UserError(f"{folder} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
