@@ -1,0 +1,54 @@
+"""Recorded inputs and outputs of the released codes, and the tiny decoder that they were recorded on.
+
+They lie in tests/goldens, or where the environment variable MINIVLM_GOLDENS says: another recording with the same keys
+is checked by the same tests. Each X.safetensors has a X.json beside it that explains its keys.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from minivlm.cache import Cache
+from minivlm.config import TextConfig
+from minivlm.llama import Decoder
+from minivlm.trace import Trace
+from pruning.base import Tokens
+
+FOLDER = Path(os.environ.get("MINIVLM_GOLDENS", Path(__file__).parent / "goldens"))
+
+
+def golden(name):
+    """(tensors, facts) of one recording."""
+    return load_file(FOLDER / f"{name}.safetensors"), json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def tiny_decoder():
+    """The 6-layer random LLaMA of tiny_llama_e2e."""
+    decoder = Decoder(TextConfig(vocab_size=1, hidden_size=32, intermediate_size=64, num_hidden_layers=6,
+                                 num_attention_heads=4, num_key_value_heads=4, head_dim=8, rms_norm_eps=1e-5))
+    weights = load_file(FOLDER / "tiny_llama_weights.safetensors")
+    missing, spare = decoder.load_state_dict(weights, strict=False)
+    assert missing == ["embed_tokens.weight"] and not spare
+    return decoder
+
+
+def prompt(hidden, system, grid):
+    """Tokens for `hidden` (T, D): `system` text rows, a grid of visual rows, text to the end."""
+    H, W = grid
+    index = torch.arange(H * W)
+    cell = torch.stack([torch.zeros_like(index), index // W, index % W], dim=1)
+    return Tokens(hidden, torch.arange(len(hidden)), index + system, cell, index, len(hidden))
+
+
+def run(decoder, tokens, pruner, steps):
+    """Prefill, then teacher-forced steps (m, D) -> normed hidden states of both, the trace, the cache after each step."""
+    cache, trace, after = Cache.empty(len(decoder.layers)), Trace(cells=tokens.cell), []
+    prefill = decoder.prefill(tokens, cache, pruner, trace, last=False)
+    decoded = []
+    for hidden in steps:
+        decoded.append(decoder.step(hidden[None], cache, pruner))
+        after.append((cache.lengths, [layer.hidden_keys() for layer in cache.layers]))
+    return prefill, torch.cat(decoded), trace, after
