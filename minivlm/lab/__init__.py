@@ -1,0 +1,1 @@
+"""What is done with a model and a method: verify, hf (live comparison), draw, bench."""

@@ -1,0 +1,188 @@
+"""The reference library on the same checkpoint folder: what `verify --live` compares with.
+
+The only file that imports transformers, and only when it is asked to run it. One model is in memory at a time: call
+live() before weights.load(), so that the reference's weights are freed before ours are read.
+"""
+
+import gc
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+
+from minivlm.files import folder_of, read_json
+from minivlm.image import open_image
+from minivlm.lab.recorded import Expected
+from minivlm.text import prompt as written
+from pruning.base import UserError
+
+LARGEST_ATTENTIONS = 2 ** 28           # bytes: the attention matrices of all layers are kept only below this
+
+
+def live(folder, image, question, dtype=torch.float32, device="cpu", max_new_tokens=20):
+    """Expected: every stage of one question about one picture file, as transformers computes it with eager attention.
+
+    folder: of a llava-hf checkpoint, or its hub id. float32 by default, whatever the file holds: in half precision two
+    correct programs differ by a few percent.
+    Raises UserError where transformers is missing or cannot read the folder.
+    """
+    open_image(image)                      # raises before the long part
+    model, tokenizer, processor = reference(folder_of(folder), dtype, device)
+    text = written([(question, None)])
+    ids = tokenizer(text).input_ids
+    pixels = processor(picture(image), return_tensors="pt").pixel_values           # (1, 3, size, size) float32
+    expanded = torch.tensor([expand(ids, model.config)], device=device)            # (1, S)
+    run = model, expanded, torch.ones_like(expanded), pixels.to(device, dtype)
+    seen, (generated, lead) = stages(*run) | dict(pixel_values=pixels), greedy(*run, max_new_tokens)
+    prompt = dict(text=text, images=[str(image)], ids_unexpanded=ids, generated=generated, seq_len=expanded.shape[1],
+                  n_image_tokens=expanded.shape[1] - len(ids) + 1, min_top2_margin=min(lead), top2_margins=lead,
+                  n_generated=max_new_tokens, max_abs_logit=seen["logits"].abs().max().item())
+    expected = Expected([prompt], {f"p0.{name}": value.cpu() for name, value in seen.items()})
+    del model, run, seen
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return expected
+
+
+def reference(folder, dtype, device):
+    """The model (eager attention), tokenizer and PIL image processor that transformers makes of the folder."""
+    try:
+        from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration, __version__
+    except ImportError:
+        raise UserError("verify --live runs the reference library: pip install 'transformers>=5'") from None
+    if int(__version__.split(".")[0]) < 5:
+        raise UserError(f"verify --live needs transformers 5, not {__version__}: pip install 'transformers>=5'")
+    if "text_config" not in read_json(Path(folder) / "config.json"):
+        raise UserError(f"{folder}: an original LLaVA checkpoint, which transformers cannot read: "
+                        "give a llava-hf folder of the same weights, such as llava-hf/llava-1.5-7b-hf")
+    try:
+        model, info = LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", output_loading_info=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+    except Exception as error:             # what a damaged folder raises depends on where it is damaged
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: transformers cannot read it: {told}") from error
+    if info["missing_keys"]:
+        raise UserError(f"{folder}: transformers misses {sorted(info['missing_keys'])[0]}: the file is not complete")
+    return model.to(device).eval(), tokenizer, processor
+
+
+def picture(path):
+    """The picture turned by its EXIF orientation; its colours are left to the processor."""
+    return ImageOps.exif_transpose(Image.open(path))
+
+
+def expand(ids, config):
+    """[1, <image>, 5] -> [1, <image> * n, 5], n the visual tokens of one picture."""
+    vision, mark = config.vision_config, config.image_token_id
+    n = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
+    return [i for id in ids for i in [id] * (n if id == mark else 1)]
+
+
+@torch.inference_mode()
+def stages(model, ids, mask, pixels=None):
+    """{stage: tensor} of one forward pass, (B, S) ids whose image marks are expanded; padding on the left has mask 0."""
+    core, text, position = model.model, model.config.text_config, (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    layers = core.language_model.layers
+    small = len(layers) * text.num_attention_heads * ids.numel() * ids.shape[1] * model.dtype.itemsize < LARGEST_ATTENTIONS
+    with _outputs(vision=core.vision_tower, vision_hidden_0=core.vision_tower.pre_layrnorm,
+                  projected=core.multi_modal_projector, decoder=core.language_model, final_hidden=core.language_model.norm,
+                  **{f"layer {l}": layer for l, layer in enumerate(layers)}) as (seen, given):
+        out = model(input_ids=ids, attention_mask=mask, position_ids=position, pixel_values=pixels, use_cache=False,
+                    output_attentions=small)
+    outs = [seen[f"layer {l}"] for l in range(len(layers))]
+    outs = [x[0] if isinstance(x, tuple) else x for x in outs]
+    result = dict(input_ids=ids, attention_mask=mask, inputs_embeds=given["decoder"]["inputs_embeds"],
+                  layer_out=torch.stack(outs), final_hidden=seen["final_hidden"], logits=out.logits)
+    if small:
+        result["attentions"] = torch.stack(out.attentions)                         # (L, B, H, S, S)
+    if pixels is not None:
+        result.update(pixel_values=pixels, vision_hidden_0=seen["vision_hidden_0"], projected=seen["projected"],
+                      vision_hidden_m2=_selected(seen["vision"].hidden_states, model.config.vision_feature_layer),
+                      image_features_packed=out.image_hidden_states)
+    return result
+
+
+def _selected(states, chosen):
+    """(tiles, 1+P, C): the hidden states that the projector reads, several side by side."""
+    return torch.cat([states[l] for l in ([chosen] if isinstance(chosen, int) else chosen)], dim=-1)
+
+
+@contextmanager
+def _outputs(**modules):
+    """({name: what the module last gave}, {name: the keywords it was given}) of what runs inside the block."""
+    seen, given = {}, {}
+
+    def watch(name):
+        def keep(module, args, keywords, out):
+            seen[name], given[name] = out, keywords
+        return keep
+    hooks = [module.register_forward_hook(watch(name), with_kwargs=True) for name, module in modules.items()]
+    try:
+        yield seen, given
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def greedy(model, ids, mask, pixels=None, max_new_tokens=20, **options):
+    """Greedy ids, a list a sample, its end token last; and the lead of each step's winner, the smallest of the batch."""
+    pixels = {} if pixels is None else {"pixel_values": pixels}
+    out = model.generate(input_ids=ids, attention_mask=mask, **pixels, max_new_tokens=max_new_tokens, do_sample=False,
+                         output_scores=True, return_dict_in_generate=True, **options)
+    ends = model.generation_config.eos_token_id if "eos_token_id" not in options else options["eos_token_id"]
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    samples = [_until(row, ends) for row in out.sequences[:, ids.shape[1]:].tolist()]
+    top = torch.stack(out.scores, dim=1).float().topk(2).values                    # (B, steps, 2)
+    lead = (top[..., 0] - top[..., 1]).tolist()
+    return samples, [min(lead[b][t] for b in range(len(samples)) if t < len(samples[b])) for t in range(len(out.scores))]
+
+
+def _until(ids, ends):
+    """[5, 2, 0, 0] -> [5, 2]: up to the first end token; what follows in a batch is padding."""
+    stop = next((t for t, id in enumerate(ids) if id in ends), len(ids))
+    return ids[:stop + 1]
+
+
+class Twins:
+    """The reference's decoder and vision tower (sdpa attention) on the very weights of ours: what `bench` races against."""
+
+    def __init__(self, decoder, head, tower):
+        try:
+            from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
+        except ImportError:
+            raise UserError("bench --against hf runs the reference library: pip install 'transformers>=5'") from None
+        c, weights = decoder.config, {f"model.{name}": p for name, p in decoder.state_dict().items()}
+        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+                 "num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
+        config = LlamaConfig(**{name: getattr(c, name) for name in names}, attn_implementation="sdpa")
+        self.cache = lambda: DynamicCache(config=config)
+        self.decoder = self._filled(LlamaForCausalLM, config, weights | {"lm_head.weight": head.weight})
+        vision = {name.replace("layers.", "encoder.layers.", 1): p for name, p in tower.state_dict().items()}
+        self.tower = self._filled(CLIPVisionModel, CLIPVisionConfig(**vars(tower.config), attn_implementation="sdpa"), vision)
+
+    @staticmethod
+    def _filled(kind, config, weights):
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(next(iter(weights.values())).dtype)
+        model = kind(config).eval()
+        torch.set_default_dtype(dtype)
+        model.load_state_dict(weights, assign=True)
+        return model
+
+    def prefill(self, hidden):
+        """(T, D) embeddings -> a cache, and the logits of the last token, inside it."""
+        return self.decoder(inputs_embeds=hidden[None], past_key_values=self.cache(), use_cache=True, logits_to_keep=1)
+
+    def step(self, held):
+        """One more token after what `prefill` gave."""
+        ids = torch.tensor([[5]], device=self.decoder.device)
+        return self.decoder(input_ids=ids, past_key_values=held.past_key_values, use_cache=True).logits[0, -1].argmax()
+
+    def vision(self, pixels):
+        """(tiles, 1+P, C): the hidden states that LLaVA reads."""
+        return self.tower(pixels, output_hidden_states=True).hidden_states[-2]

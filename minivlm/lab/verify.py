@@ -1,0 +1,163 @@
+"""Is the model the model? Each stage of the pipeline beside what the reference library computed with the same weights.
+
+The stages are run one by one, in the pipeline's order, each on the output of the one before: the first line that fails
+names the module to look at. What was recorded in a batch is compared sample by sample.
+"""
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from minivlm.attention import Look
+from minivlm.chat import Conversation
+from minivlm.image import open_image
+from minivlm.lab.recorded import Expected, find_picture, read_expected
+from pruning.base import UserError
+
+# Of the largest value in a token's row: rounding grows with it, and some rows of a real decoder reach 20000 (its thirty
+# layers, in float32, were then seen 8e-6 apart). Half precision shows gross errors only.
+TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+PIXELS = 1e-5                          # the same arithmetic on the same bytes, in every dtype
+
+
+class Row(NamedTuple):
+    """One stage: where it differs most, against the tolerance there."""
+
+    stage: str
+    difference: float                  # of ids: how many differ
+    tolerance: float
+    where: str                         # prompt and sample
+
+    @property
+    def passed(self):
+        """False for a difference that is not a number, too."""
+        return self.difference <= self.tolerance
+
+
+def verify(model, folder, expected=None, images=None):
+    """[Row, ...], one a stage in the pipeline's order, each the worst of all prompts.
+
+    expected: an Expected, or the path of an expected.json (default: the folder's) with expected.safetensors beside it;
+    images: the folder of its pictures (default: images/ in the checkpoint's folder or beside it). Load the model in
+    float32: the outputs were recorded in it, whatever the file's dtype. Raises UserError where a file is missing.
+    """
+    if not isinstance(expected, Expected):
+        expected = read_expected(expected or Path(folder) / "expected.json")
+    places = [Path(images)] if images else [Path(folder) / "images", Path(folder).parent / "images", Path()]
+    worst = {}
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):     # else a GPU rounds pixels to 10 bits
+        for row in _rows(model, expected, places):
+            if row.stage not in worst or not _ratio(row) <= _ratio(worst[row.stage]):
+                worst[row.stage] = row
+    return list(worst.values())
+
+
+def _ratio(row):
+    return row.difference / row.tolerance if row.tolerance else row.difference
+
+
+def _rows(model, expected, places):
+    for sample, where in expected.samples():
+        yield from _prompt(model, sample, places, where)
+    if case := expected.eos_list_case:
+        talk, recorded, eos = _read(model, expected.prompts[case["prompt"]], places), case["generated"][0], case["eos_token_id"]
+        ended = recorded[-1] in eos                                        # then one more comes, if nothing stops it
+        yield _ids("eos_list_case", talk.generate(len(recorded) + ended, eos=eos), recorded, f"prompt {case['prompt']}")
+
+
+def _prompt(model, sample, places, where):
+    """The rows of one prompt with its recorded stages."""
+    if "ids_unexpanded" in sample:
+        yield _ids("ids", model.tokenizer.encode(sample["text"]), sample["ids_unexpanded"], where)
+    tolerance = TOLERANCE[model.lm_head.weight.dtype]
+    for name, ours in _stages(model, sample, places):
+        stage, _, layer = name.partition(" ")
+        if stage == "input_ids":
+            yield _ids(stage, ours, sample[stage].tolist(), where)
+        elif stage in sample:
+            recorded = sample[stage][int(layer):][:1].squeeze(0) if layer else sample[stage]           # empty: no such layer
+            yield _compare(name, ours, recorded, tolerance, where)
+    talk = _read(model, sample, places)
+    if "logits" in sample:
+        yield _compare("logits after prefill", talk.logits, sample["logits"][-1], tolerance, where)
+    recorded = _sure(sample, tolerance)
+    ended = recorded == sample["generated"] and len(recorded) < sample.get("n_generated", 0)
+    yield _ids("greedy ids", talk.generate(len(recorded) + ended), recorded, where)
+
+
+def _stages(model, sample, places):
+    """(name, value) of each stage of one prompt, computed by the model's own modules in turn."""
+    ids, pixels = _inputs(model, sample, places)
+    if pixels:
+        yield "pixel_values", torch.cat(pixels)                                    # (images, 3, S, S)
+        yield from _vision(model, torch.cat(pixels).to(model.device))
+    tokens = model.embed(ids, pixels)
+    yield "input_ids", _expanded(model, ids, tokens.n // max(1, len(pixels)))
+    if pixels:
+        yield "image_features_packed", tokens.hidden[tokens.visual]                # (n, D)
+    yield "inputs_embeds", tokens.hidden                                           # (T, D)
+    decoder, hidden = model.language_model, tokens.hidden[None]
+    turn = decoder.turn(tokens.position, hidden.dtype)
+    for l, layer in enumerate(decoder.layers):
+        if "attentions" in sample:
+            look = Look(torch.arange(len(tokens.hidden), device=hidden.device))
+            layer.self_attn(layer.input_layernorm(hidden), turn, look=look)
+            yield f"attentions {l}", look.attn[0]                                  # (H, T, T)
+        hidden = layer(hidden, turn)
+        yield f"layer_out {l}", hidden[0]                                          # (T, D)
+    yield "final_hidden", decoder.norm(hidden)[0]                                  # (T, D)
+    yield "logits", model.lm_head(decoder.norm(hidden))[0]                         # (T, V)
+
+
+def _vision(model, pixels):
+    chosen, count = model.config.vision_feature_layer, model.config.vision.num_hidden_layers + 1
+    chosen = [l % count for l in (chosen if isinstance(chosen, list) else [chosen])]
+    (first, *states), _ = model.vision_tower(pixels, [0, *chosen])
+    yield "vision_hidden_0", first                                                 # (images, 1+P, C)
+    yield "vision_hidden_m2", torch.cat(states, dim=-1)
+    yield "projected", torch.stack([model.multi_modal_projector(model.features(p[None])[0]) for p in pixels])
+
+
+def _inputs(model, sample, places):
+    """Ids with one mark an image (the recorded ones, so that a wrong tokenizer fails alone) and each image's pixels."""
+    ids = sample["ids_unexpanded"] if "ids_unexpanded" in sample else model.tokenizer.encode(sample["text"])
+    if max(ids) >= max(model.config.text.vocab_size, model.config.image_token_index + 1):
+        raise UserError(f"the recording is of another model: it has id {max(ids)}, and this vocabulary ends before")
+    return ids, [model.processor.pixels(open_image(find_picture(name, places))) for name in sample["images"]]
+
+
+def _read(model, sample, places):
+    """A conversation that has taken in the prompt."""
+    talk = Conversation(model)
+    talk.read(*_inputs(model, sample, places))
+    return talk
+
+
+def _expanded(model, ids, n):
+    return [i for id in ids for i in [id] * (n if id == model.config.image_token_index else 1)]
+
+
+def _sure(sample, tolerance):
+    """The recorded greedy ids, up to the first step whose winner leads by less than rounding could take away."""
+    slack = 2 * tolerance * max(1, sample.get("max_abs_logit", 1))
+    close = (t for t, lead in enumerate(sample.get("top2_margins", ())) if lead < slack)
+    return sample["generated"][:next(close, None)]
+
+
+def _ids(stage, ours, recorded, where):
+    return Row(stage, sum(a != b for a, b in zip_longest(ours, recorded)), 0, where)
+
+
+def _compare(stage, ours, recorded, relative, where):
+    """The row of the entry that comes closest to its tolerance, or lies furthest beyond it."""
+    recorded = recorded.to(ours.device).float()
+    if ours.shape != recorded.shape:
+        return Row(stage, float("inf"), 0, f"{where}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
+    allowed = relative * recorded.abs().amax(dim=-1).clamp(min=1)
+    if stage == "pixel_values":
+        allowed = torch.full_like(allowed, PIXELS)
+    gap = (ours.float() - recorded).abs().amax(dim=-1)
+    worst = (gap / allowed).argmax()
+    return Row(stage, gap.flatten()[worst].item(), allowed.flatten()[worst].item(), where)

@@ -1,0 +1,152 @@
+"""Record what transformers computes with tiny random LLaVA checkpoints, at least one for each layout found on the hub.
+
+    python tests/record_hf.py [CASE ...] [--out tests/parity]
+
+A case is a checkpoint folder with two more files. expected.json holds the prompts: text, images in the order of their
+<image> marks (for a batch, a list of texts and one image a sample), ids before the marks are expanded, greedy ids (at most
+n_generated), the smallest lead of a greedy winner and the noise floor (float32 against float64 logits); and one generation
+with several end tokens. expected.safetensors holds for prompt N, as pN.name: input_ids, attention_mask, pixel_values,
+vision_hidden_0 (after pre_layrnorm), vision_hidden_m2 (the selected layers, CLS still in), projected,
+image_features_packed, inputs_embeds, layer_out (L, B, S, D), attentions (L, B, H, S, S), final_hidden (normed), logits,
+generated. Rows whose attention_mask is 0 are undefined.
+
+Nothing is downloaded. A rerun on the same versions gives the same ids, and floats up to the noise floor.
+"""
+
+import argparse
+import copy
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from minivlm.lab import hf
+from tiny_llava import PAD, PIECES, Case, bpe, build, tokenizer_json
+
+SYSTEM = ("A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+          "detailed, and polite answers to the human's questions.")
+ONE = "USER: <image>\nWhat is shown in this image? ASSISTANT:"
+TWO = "USER: <image>\n<image>\nWhich one is brighter, and why? ASSISTANT:"
+READ = "USER: <image>\nRead the text on the sign and answer with a single word or phrase. ASSISTANT:"
+APART = f"{SYSTEM} USER: Here is <image>\nand here is <image>\nWhich one is brighter? ASSISTANT:"
+TURNS = "USER: How many boats are on the lake? ASSISTANT: There are three boats.</s>USER: Why? ASSISTANT:"
+LAND, PORT, WIDE = "land_500x333.png", "port_333x500.png", "wide_2000x100.png"
+GRAY, TINY = "gray_250x170.png", "tiny_7x5.png"
+STEPS = 20                             # greedy ids, where no end token comes first
+
+CASES = {
+    "llava15_mha": Case(
+        "hf5-saved", seed=3, prompts=[(ONE, [LAND]), (APART, [PORT, TINY]), (TWO, [GRAY, LAND]), (TURNS, []),
+                                      ([ONE, READ], [WIDE, GRAY])],
+        text=dict(num_hidden_layers=3), vision=dict(num_hidden_layers=4)),
+    "llava15_gqa_bf16": Case(
+        "hf5-saved", [(ONE, [PORT]), (READ, [WIDE])], dtype=torch.bfloat16,
+        text=dict(num_key_value_heads=2, attention_bias=True),
+        vision=dict(image_size=56, patch_size=14, hidden_size=24, num_attention_heads=3)),
+    "llava15_hub": Case(
+        "hub", seed=2, prompts=[(ONE, [LAND]), (APART, [TINY, WIDE])], dtype=torch.float16,
+        text=dict(model_type="mistral", num_key_value_heads=1, rope_theta=1e6, sliding_window=None)),
+    "llava15_layers": Case(
+        "hf4.52", [(ONE, [PORT])], text=dict(head_dim=12, num_key_value_heads=2, rope_theta=5e5),
+        top=dict(vision_feature_layer=[-3, -1, 1]), shards=3),
+    "llava15_full": Case(
+        "hf5", [(ONE, [GRAY])], text=dict(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True),
+        top=dict(vision_feature_select_strategy="full", multimodal_projector_bias=False)),
+    "llava15_original": Case("original", [(ONE, [LAND]), (READ, [PORT])]),
+}
+
+
+def record(case, folder, reference, images):
+    """expected.json and expected.safetensors for the checkpoint in `folder`, whose form for transformers is `reference`."""
+    from transformers import LlavaForConditionalGeneration
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    torch.set_num_threads(1)
+    model = LlavaForConditionalGeneration.from_pretrained(reference, dtype=torch.float32, attn_implementation="eager").eval()
+    tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json(*bpe())))
+    size = model.config.vision_config.image_size
+    processor = LlavaImageProcessorPil(size=dict(shortest_edge=size), crop_size=dict(height=size, width=size),
+                                       do_pad=case.layout == "original")
+    only = dict(suppress_tokens=range(PIECES, 512)) if case.layout == "original" else {}   # the rows its file lacks
+    prompts, tensors, runs = [], {}, []
+    for n, (text, names) in enumerate(case.prompts):
+        pictures = [hf.picture(images / name) for name in names]
+        pixels = processor(pictures, return_tensors="pt").pixel_values if names else None
+        run = batch(model, tokenizer, text) + (pixels,)
+        prompt, seen = measure(model, run, only)
+        ids = {} if isinstance(text, list) else dict(ids_unexpanded=tokenizer.encode(text).ids)
+        prompts.append(dict(text=text, images=names, **ids, **prompt))
+        tensors |= {f"p{n}.{name}": value for name, value in trimmed(seen, n, case).items()}
+        runs.append(run)
+    several = [2, prompts[0]["generated"][0][6]]
+    stopped, _ = hf.greedy(model, *runs[0], STEPS, eos_token_id=several, **only)
+    write(folder / "expected.json", dict(case=folder.name, layout=case.layout, prompts=prompts,
+                                         eos_list_case=dict(prompt=0, eos_token_id=several, generated=stopped)))
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "expected.safetensors")
+
+
+def batch(model, tokenizer, text):
+    """ids (B, S) with expanded marks, padded on the left, and their mask."""
+    texts = text if isinstance(text, list) else [text]
+    rows = [hf.expand(tokenizer.encode(t).ids, model.config) for t in texts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
+    return ids, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+
+
+def measure(model, run, only):
+    """What one prompt gives: the numbers for expected.json, and its stages."""
+    ids, mask, pixels = run
+    seen, (generated, lead) = hf.stages(model, *run), hf.greedy(model, *run, STEPS, **only)
+    assert min(lead) > 2e-3, f"a greedy winner leads by {min(lead)} only: choose another seed"
+    longest = max(map(len, generated))
+    seen["generated"] = torch.tensor([g + [PAD] * (longest - len(g)) for g in generated])
+    numbers = dict(generated=generated, n_image_tokens=int((ids == model.config.image_token_id).sum()), seq_len=ids.shape[1],
+                   min_top2_margin=min(lead), max_abs_logit=float(seen["logits"][mask.bool()].abs().max()))
+    if mask.all():                                     # in float64 a row with no key to look at is not a number
+        exact = hf.stages(copy.deepcopy(model).double(), ids, mask, None if pixels is None else pixels.double())["logits"]
+        numbers["max_abs_diff_fp32_vs_fp64_logits"] = float((seen["logits"] - exact).abs().max())
+    return numbers | dict(n_generated=STEPS), seen
+
+
+def trimmed(seen, n, case):
+    """The stages worth their bytes: attentions of the first prompt alone, logits of a batch too; columns that a file has."""
+    if case.layout == "original":
+        seen["logits"] = seen["logits"][..., :PIECES]
+    large = {"attentions", "logits"} if n and len(seen["input_ids"]) == 1 else {"attentions"} if n else set()
+    return {name: value for name, value in seen.items() if name not in large}
+
+
+def write(path, value):
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def main():
+    """Record the cases named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("case", nargs="*", help=f"of {', '.join(CASES)} (default: all)")
+    parser.add_argument("--out", type=Path, default=HERE / "parity")
+    parser.add_argument("--images", type=Path, default=HERE / "parity" / "images")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.case if name not in CASES]:
+        parser.error(f"no case {unknown[0]}: there are {', '.join(CASES)}")
+    for name in asked.case or CASES:
+        folder = asked.out / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with tempfile.TemporaryDirectory() as other:
+            reference = Path(other) if CASES[name].layout == "original" else folder
+            build(CASES[name], folder, reference)
+            record(CASES[name], folder, reference, asked.images)
+        print(name, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) // 1000, "kB")
+
+
+if __name__ == "__main__":
+    main()
