@@ -1,0 +1,51 @@
+"""What a checkpoint holds: every group of stored tensors with the module it fills, its dtype and its size."""
+
+import re
+from dataclasses import asdict
+from math import prod
+
+from minivlm.files import folder_of
+from minivlm.lab.report import size
+from minivlm.text import Tokenizer
+from pruning.base import UserError
+from weights import find, skeleton
+
+
+def inspect(source):
+    """{"folder", "config", "tokenizer", "groups": [..]} of a checkpoint; only headers are read. Raises UserError.
+
+    A group is the tensors whose names differ in the layer's number alone.
+    """
+    folder = folder_of(source)
+    model, groups = skeleton(folder), {}
+    for name, tensor in find(model, folder).items():
+        key = re.sub(r"\.\d+\.", ".*.", name)
+        group = groups.setdefault(key, dict(module=key, stored=re.sub(r"\.\d+\.", ".*.", tensor.key), tensors=0,
+                                            shape=list(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."), bytes=0))
+        group["tensors"] += 1
+        group["bytes"] += prod(tensor.shape) * tensor.dtype.itemsize
+    return dict(folder=str(folder), config=asdict(model.config), tokenizer=_tokenizer(folder, model.config),
+                groups=list(groups.values()))
+
+
+def _tokenizer(folder, config):
+    try:
+        tokenizer = Tokenizer(folder, config.image_token_index)
+    except UserError as error:
+        return str(error)
+    return f"{tokenizer.fast.get_vocab_size()} pieces, <image> is {tokenizer.image}, end is {tokenizer.eos}"
+
+
+def lines(told):
+    """The same as text."""
+    c, total = told["config"], sum(g["bytes"] for g in told["groups"])
+    wide = max(len(g["module"]) for g in told["groups"])
+    yield f"{told['folder']}: {size(total)} in {sum(g['tensors'] for g in told['groups'])} tensors"
+    for part in ("vision", "text"):
+        yield f"{part}: " + ", ".join(f"{name} {value}" for name, value in c[part].items() if value not in (None, False))
+    yield "model: " + ", ".join(f"{k} {v}" for k, v in c.items() if k not in ("vision", "text") and v not in (None, False))
+    yield f"tokenizer: {told['tokenizer']}"
+    yield f"\n{'module':{wide}}  count  shape            dtype     size     stored as"
+    for g in told["groups"]:
+        shape = "x".join(map(str, g["shape"]))
+        yield f"{g['module']:{wide}}  {g['tensors']:5}  {shape:15}  {g['dtype']:8}  {size(g['bytes']):7}  {g['stored']}"

@@ -1,0 +1,130 @@
+"""The command line: each command does its job on a tiny checkpoint, and bad input is one line and exit status 2."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import run
+
+HERE = Path(__file__).parent / "parity"
+MODEL, PICTURE = str(HERE / "llava15_mha"), str(HERE / "images" / "land_500x333.png")
+ASK = ["ask", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "6"]
+
+
+def done(capsys, *argv):
+    """Exit status, what was printed, and what was complained."""
+    try:
+        status = run.main(list(map(str, argv)))
+    except SystemExit as stop:
+        status = stop.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_ask_prints_answer_layers_and_bytes(capsys):
+    """Three layers of width 48: 31 - 16 + 4 tokens in the last one; 2 * 48 * 4 bytes a token and layer."""
+    status, out, _ = done(capsys, *ASK, "--method", "fastv", "--keep", "4")
+    assert status == 0
+    tokens = int(out.split("layers 0-1: ")[1].split()[0])
+    assert f"layers 0-1: {tokens} tokens, 16 of them visual" in out
+    assert f"layer 2: {tokens - 12} tokens, 4 of them visual" in out
+    assert "KV cache: " in out and "without reduction" in out
+
+
+def test_ask_writes_picture_and_json(capsys, tmp_path):
+    status, out, _ = done(capsys, *ASK, "--method", "fastv", "--keep", "0.25", "--set", "layer=1", "--out", tmp_path / "a.png",
+                          "--json", tmp_path / "a.json")
+    assert status == 0, out
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert told["options"]["layer"] == 1 and told["reductions"][0]["of"] == 16 and len(told["reductions"][0]["kept"]) == 4
+    assert told["answer"] and told["answer"] in out
+    assert Image.open(tmp_path / "a.png").width > 200
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
+
+
+def test_ask_without_picture_and_with_two(capsys):
+    assert done(capsys, "ask", "Who are you?", "--model", MODEL, "--max-new-tokens", "3", "--method", "fastv")[0] == 0
+    status, out, _ = done(capsys, "ask", PICTURE, PICTURE, "<image> or <image>?", "--model", MODEL, "--max-new-tokens", "3")
+    assert status == 0 and "32 of them visual" in out
+
+
+def test_the_same_seed_gives_the_same_answer(capsys):
+    hot = [*ASK, "--temperature", "5", "--seed"]
+    first, again, other = (done(capsys, *hot, seed)[1].splitlines()[0] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_chat_goes_on_from_the_pruned_cache(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is shown?\nAnd now?\n\n"))
+    status, out, err = done(capsys, "chat", PICTURE, "--model", MODEL, "--max-new-tokens", "4", "--method", "fastv", "--keep", "4")
+    assert status == 0 and len(out.splitlines()) == 2 and "4 of them visual" in err
+
+
+def test_inspect(capsys):
+    status, out, _ = done(capsys, "inspect", MODEL)
+    assert status == 0 and "language_model.layers.*.self_attn.q_proj.weight" in out
+    status, out, _ = done(capsys, "inspect", MODEL, "--json")
+    told = json.loads(out)
+    size = sum(group["bytes"] for group in told["groups"])
+    assert 0 < (HERE / "llava15_mha" / "model.safetensors").stat().st_size - size < 20000              # all but the header
+
+
+def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
+    status, out, _ = done(capsys, "verify", MODEL)
+    assert status == 0 and "FAIL" not in out and "PASS  logits" in out
+    for name in ("expected.json", "expected.safetensors"):
+        shutil.copyfile(HERE / "llava15_mha" / name, tmp_path / name)
+    told = json.loads((tmp_path / "expected.json").read_text())
+    told["prompts"][0]["generated"][0][0] += 1
+    (tmp_path / "expected.json").write_text(json.dumps(told))
+    status, out, _ = done(capsys, "verify", MODEL, "--expected", tmp_path / "expected.json", "--images", HERE / "images", "--json")
+    rows = {row["stage"]: row["passed"] for row in json.loads(out)}
+    assert status == 1 and not rows.pop("greedy ids") and all(rows.values())
+
+
+def test_methods_lists_the_registry(capsys):
+    status, out, _ = done(capsys, "methods")
+    assert status == 0 and all(f"{name}: " in out for name in run.METHODS)
+
+
+@pytest.mark.parametrize("argv, told", [
+    (["ask", PICTURE, "What?", "--model", "no/such/dir"], "no/such/dir"),
+    (["ask", PICTURE, "What?", "--model", str(HERE)], "config.json"),
+    (["ask", PICTURE, "What?", "--model", PICTURE], "is a file"),
+    (["ask", "nothing.png", "What?", "--model", MODEL], "nothing.png"),
+    (["ask", PICTURE, "--model", MODEL], "no question"),
+    (["ask", PICTURE, "<image> and <image>?", "--model", MODEL], "2 <image> marks for 1"),
+    (["ask", "What is in <image>?", "--model", MODEL], "1 <image> marks for 0"),
+    ([*ASK, "--method", "slowv"], "fastv"),
+    ([*ASK, "--keep", "4"], "--method"),
+    ([*ASK, "--method", "fastv", "--keep", "0"], "keep 0"),
+    ([*ASK, "--method", "fastv", "--keep", "17"], "keep 17"),
+    ([*ASK, "--method", "fastv", "--keep", "1.5"], "keep 1.5"),
+    ([*ASK, "--method", "fastv", "--keep", "many"], "keep"),
+    ([*ASK, "--method", "fastv", "--set", "depth=3"], "layer, keep, query"),
+    ([*ASK, "--method", "fastv", "--set", "layer=9"], "layer 9"),
+    ([*ASK, "--method", "fastv", "--set", "layer=0"], "layer"),
+    ([*ASK, "--method", "fastv", "--set", "layer"], "OPTION=VALUE"),
+    ([*ASK, "--method", "fastv", "--set", "query=first"], "query"),
+    ([*ASK, "--device", "cuda:99"], "cuda:99"),
+    ([*ASK, "--dtype", "int4"], "int4"),
+    ([*ASK, "--template", "alpaca"], "vicuna_v1"),
+    ([*ASK, "--temperature", "-1"], "temperature"),
+    ([*ASK, "--top-p", "0"], "top-p"),
+    ([*ASK, "--max-new-tokens", "0"], "--max-new-tokens"),
+    ([*ASK, "--out", "/no/such/folder/a.png"], "/no/such/folder"),
+    ([*ASK, "--out", "a.jpg"], "PNG"),
+    (["ask", "word " * 5000, "--model", MODEL], "context"),
+    (["verify", MODEL, "--expected", "none.json"], "none.json"),
+    (["inspect", "/"], "config.json"),
+    (["bench", "--method", "slowv"], "slowv"),
+    (["dance"], "dance"),
+])
+def test_bad_input_is_one_line_and_status_2(capsys, argv, told):
+    status, out, err = done(capsys, *argv)
+    assert status == 2 and told in err and "Traceback" not in err
+    assert argv[0] == "dance" or len(err.splitlines()) == 1 and not out
