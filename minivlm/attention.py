@@ -58,7 +58,7 @@ def _fused(query, key, value, dead, causal):
     T, S, groups = query.shape[-2], key.shape[-2], query.shape[-3] // key.shape[-3]
     if T == 1 and groups > 1:          # one token: the query heads that share a key head are queries of one attention
         query = query.unflatten(1, (-1, groups)).squeeze(3)                        # (B, Hk, G, Dh)
-        mask = None if dead is None else ~dead[None]
+        mask = None if dead is None else _may(T, S, dead, causal, query.device)
         return F.scaled_dot_product_attention(query, key, value, mask).flatten(1, 2).unsqueeze(2)
     key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
     if dead is None and (not causal or T == 1 or T == S):          # no mask to build: the flash kernels stay eligible

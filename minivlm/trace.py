@@ -51,17 +51,16 @@ class Trace:
         """(k, N) matrix: of which original visual tokens, with which weights, each token that survived is made."""
         made, index = torch.eye(self.N), torch.arange(self.N)                      # rows: tokens now
         for step in self.steps:
-            here = torch.searchsorted(index, step.origin) if bool((index.diff() > 0).all()) else _find(index, step.origin)
             keep, merge = step.reduction.keep, step.reduction.merge
-            before = made[here]                                                    # (n, N)
-            made = before[keep] if merge is None else merge.float() @ before       # (k, N)
-            index = step.origin[keep]
+            order = index.argsort()
+            here = order[torch.searchsorted(index[order], step.origin)]            # (n,) rows of the tokens before it
+            new = made[here][keep] if merge is None else merge.float() @ made[here]          # (k, N)
+            other = ~torch.isin(index, step.origin)        # at the vision site: the tokens of other images
+            left = other & (index < step.origin.min() if len(here) else other)
+            right = other & ~left
+            made = torch.cat([made[left], new, made[right]])
+            index = torch.cat([index[left], step.origin[keep], index[right]])
         return made
-
-
-def _find(index, wanted):
-    order = index.argsort()
-    return order[torch.searchsorted(index[order], wanted)]
 
 
 def _to_cpu(r):
