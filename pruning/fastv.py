@@ -20,6 +20,8 @@ from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
 class FastV(Pruner):
     """Keep the visual tokens that receive the most attention in layer K-1."""
 
+    laws = frozenset({"select", "ordered", "budget", "scale", "needle"})
+
     layer: int = 2                     # K: the first layer that runs on the kept tokens
     keep: float | int = 0.5            # 1 - R: share, or number, of visual tokens kept
     query: str = "last"                # whose attention counts: "last" prompt token (code) or "all" tokens (paper)

@@ -1,0 +1,44 @@
+"""The README tells the truth: its table is the registry, its links and files exist, its commands are known."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import run
+from pruning import METHODS
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+ROWS = re.findall(r"^\| `([^`]+)` \| \[([^\]]+)\]\(([^)]+)\) \| (\w+) \|", TEXT, re.M)
+
+
+def test_table_is_the_registry():
+    assert sorted(name for name, *_ in ROWS) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("name, file, link, site", ROWS)
+def test_row_names_the_file_and_the_site(name, file, link, site):
+    assert file == link == METHODS[name].__module__.replace(".", "/") + ".py" and site == METHODS[name].site
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT)
+    assert len(links) > 10 and not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_commands_are_known():
+    """Each `python run.py ...` line of the README is understood by the command line's own parser."""
+    lines = [line.split("#")[0] for line in re.findall(r"^    python run\.py (.+)$", TEXT, re.M)]
+    assert lines
+    for line in lines:
+        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
+        assert run._parser().parse_args(words).function
+
+
+def test_the_first_command_ends_as_shown(capsys, monkeypatch):
+    """Stages and verdicts, not the last digits, which differ between machines."""
+    monkeypatch.chdir(ROOT)
+    assert run.main(["verify", "tests/parity/llava15_mha"]) == 0
+    shown = re.findall(r"^    (PASS  .{24})", TEXT, re.M)
+    assert shown == [line[:30] for line in capsys.readouterr().out.splitlines()[-len(shown):]]
