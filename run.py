@@ -12,8 +12,8 @@ import torch
 
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import bench, draw, hf, inspect, report, verify
-from minivlm.lab.options import build
+from minivlm.lab import bench, compare, draw, hf, inspect, report, verify
+from minivlm.lab.options import build, build_all
 from minivlm.text import next_turn, prompt
 from pruning import METHODS
 from pruning.base import UserError
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python run.py ask photo.jpg "What is on the table?" --model llava-hf/llava-1.5-7b-hf
   python run.py ask photo.jpg "What is this?" --model DIR --method fastv --keep 128 --set layer=3 --out kept.png
   python run.py chat photo.jpg --model DIR --method fastv --keep 0.25
+  python run.py compare photo.jpg "What is this?" --model DIR --average 128 --out sheet.png          every method
   python run.py inspect DIR                  which stored tensor fills which module
   python run.py verify DIR                   every stage against recorded outputs of transformers
   python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
@@ -70,6 +71,24 @@ def chat(args):
         turns += 1
 
 
+def compare_(args):
+    """Answer one question under several methods: a table, and one sheet of what each of them kept."""
+    _writable(args.out, ".png")
+    _writable(args.json)
+    image, model = open_image(args.image), _model(args)
+    ids = model.tokenizer.encode(prompt([(args.question, None)], 1, _template(args, model)))
+    pixels = model.processor.pixels(image)
+    n = len(model.embed(ids, [pixels]).visual)
+    pruners = build_all(args.method, args.keep, args.average, args.set, n, model.config.text.num_hidden_layers)
+    runs = compare.compare(model, ids, [pixels], pruners, args.max_new_tokens)
+    told = compare.facts(runs, model.config)
+    print("\n".join(compare.lines(told)))
+    if args.out:
+        _save(args.out, compare.picture(runs, image, model.processor.box(*image.size), args.question).save)
+    if args.json:
+        _save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+
+
 def inspect_(args):
     """Show a checkpoint: its configuration, and every group of stored tensors with its module, dtype and size."""
     told = inspect.inspect(args.model)
@@ -109,12 +128,17 @@ def _conversation(args, pictures):
     pruner = build(args.method, args.keep, args.set)
     images = [open_image(path) for path in pictures]
     args.sampling = Sampling(args.temperature, args.top_p, args.seed)
+    model = _model(args)
+    return Conversation(model, pruner), model, images
+
+
+def _model(args):
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: ask for at least one")
     model = load(args.model, args.dtype, args.device)
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
-    return Conversation(model, pruner), model, images
+    return model
 
 
 def _template(args, model):
@@ -178,14 +202,26 @@ def _parser():
     one.add_argument("--json", metavar="FILE", help="write the answer, the tokens of each layer and the kept indices")
     talk = add("chat", chat)
     talk.add_argument("images", nargs="*", metavar="IMAGE")
+    side = add("compare", compare_)
+    side.add_argument("image", metavar="IMAGE")
+    side.add_argument("question", metavar="QUESTION")
+    side.add_argument("--method", default="all", metavar="A,B,..", help="methods, with commas, or all (default)")
+    budget = side.add_mutually_exclusive_group()
+    budget.add_argument("--keep", help="visual tokens left after the reduction: a number or a share (default: the methods' own)")
+    budget.add_argument("--average", type=float, metavar="A", help="visual tokens entering a layer on average: each method solves for its budget")
+    side.add_argument("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
+    side.add_argument("--out", metavar="PNG", help="draw what each method kept")
+    side.add_argument("--json", metavar="FILE", help="write the table as JSON")
     for command in (one, talk):
         command.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: none)")
         command.add_argument("--keep", help="visual tokens to keep: a number (128) or a share (0.25)")
         command.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method")
-        command.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
         command.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
         command.add_argument("--top-p", type=float, default=1.0)
         command.add_argument("--seed", type=int, default=0)
+    for command in (one, talk, side):
+        command.add_argument("--model", required=True, help="a checkpoint folder or a hub id")
+        command.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
         command.add_argument("--template", help="llava-hf, llava_v1 or vicuna_v1 (default: the checkpoint's)")
         command.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
     show = add("inspect", inspect_)
@@ -198,9 +234,7 @@ def _parser():
     check.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     for command in (show, check):
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (one, talk):
-        command.add_argument("--model", required=True, help="a checkpoint folder or a hub id")
-    for command in (one, talk, check):
+    for command in (one, talk, side, check):
         command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ..")
     add("methods", methods)
     bench.options(add("bench", bench_))

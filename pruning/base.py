@@ -9,6 +9,7 @@ H query heads, Hk key heads, Dh head width, R query rows that a method asked to 
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -58,7 +59,7 @@ class Tokens:
         if self.dead is not None:
             other &= ~self.dead
         rows = other.nonzero().squeeze(1)
-        return rows[rows > self.visual[0]] if self.n else rows[:0]
+        return rows[rows > self.visual.min()] if self.n else rows[:0]
 
     def query_rows(self, which):
         """(R,) rows named by `which`: "last", "text" (after the image), "visual" or "all"."""
@@ -133,13 +134,23 @@ class Reduction:
     drop: bool = True                  # False: the tokens stay in the sequence and their keys are masked instead
 
 
+LAWS = {
+    "select": "tokens are kept as they are, none twice",
+    "convex": "what is merged has weights that are not negative and sum to 1",
+    "ordered": "kept tokens stand in sequence order",
+    "budget": "exactly `budget(n)` tokens are left",
+    "scale": "attention times a positive constant selects the same",
+    "needle": "a token that gets nearly all the attention is kept",
+}
+
+
 class Pruner:
     """A method. Subclasses are frozen dataclasses: their fields are the paper's hyper-parameters."""
 
     site: ClassVar = "decoder"                    # "vision": before the projector; "embed": before layer 0; "decoder"
     needs: ClassVar = frozenset({"attn"})         # which optional quantities of Tokens it reads
     rows: ClassVar = "last"                       # for which query rows: "last", "text", "visual", "all"; vision: CLS
-    laws: ClassVar = frozenset({"select"})        # promises the tests hold it to: "select", "convex", "ordered", "budget"
+    laws: ClassVar = frozenset({"select"})        # promises the tests hold it to, of LAWS
     positions: ClassVar = "keep"                  # or "renumber"
     rerank: ClassVar = False                      # reduce again, from the whole cache, at each generated token
 
@@ -158,6 +169,25 @@ class Pruner:
     def budget(self, n):
         """Visual tokens left of n, or None where the method does not fix it."""
         return None
+
+    def schedule(self, n, layers):
+        """Visual tokens that enter each of `layers` decoder layers, n at first; None where the prompt decides it."""
+        cuts, k = self.reduce_at(layers), self.budget(n)
+        if self.site == "decoder" and not cuts:
+            return [n] * layers
+        if k is None or len(cuts) > 1:
+            return None
+        first = cuts[0] if self.site == "decoder" else 0
+        return [n] * first + [k] * (layers - first)
+
+    def with_average(self, average, n, layers):
+        """This method with its budget set so that on average at least `average` visual tokens enter a layer, no more than needed.
+
+        Raises UserError where no budget does that.
+        """
+        if not hasattr(self, "keep"):
+            raise UserError(f"{type(self).__name__} has no keep to solve for an average: set its own options")
+        return solve(lambda k: replace(self, keep=k), range(1, n + 1), average, n, layers)
 
     def reduce(self, tokens) -> Reduction:
         """The matrix, from what is observed."""
@@ -183,6 +213,21 @@ def tokens_to_keep(keep, n, rounding="floor"):
     if not 0 < keep <= (1 if share else n):
         raise UserError(f"keep {keep} is out of range: give a share in (0, 1.0] or a number of tokens from 1 to {n}")
     return min(n, max(1, ROUNDINGS[rounding](keep * n))) if share else keep
+
+
+def solve(method, values, average, n, layers):
+    """The first method(value), of values that keep ever more, whose schedule has an average of at least `average`.
+
+    FastV at K=2 of 32 layers, 576 tokens, average 192: keep 167, for (2 * 576 + 30 * 167) / 32 = 192.6.
+    """
+    mean = lambda value: sum(method(value).schedule(n, layers) or ()) / layers
+    least, most = mean(values[0]), mean(values[-1])
+    if not most:
+        raise UserError(f"{type(method(values[0])).__name__}: the prompt decides how many tokens are left, not a budget")
+    if not least - 1 < average <= most:
+        raise UserError(f"an average of {average} visual tokens a layer is out of reach for "
+                        f"{type(method(values[0])).__name__}: it can be {least:.1f} to {most:.1f}")
+    return method(values[bisect_left(values, average, key=mean)])
 
 
 def top(score, k):

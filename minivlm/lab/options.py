@@ -26,6 +26,30 @@ def build(name, keep=None, settings=()):
     return METHODS[name](**{option: value(known[option], text) for option, text in pairs})
 
 
+def build_all(names, keep, average, settings, n, layers):
+    """{name: pruner} of "all" or "a,b,..", each with this keep or average; with "all" a UserError in place of one that cannot.
+
+    With "all", methods without a budget of their own keep their schedule when `keep` is given. Settings are
+    "method.option=value".
+    """
+    chosen = list(METHODS) if names == "all" else names.split(",")
+    own = {name: [s.removeprefix(name + ".") for s in settings if s.startswith(name + ".")] for name in chosen}
+    lost = [s for s in settings if not any(s.startswith(name + ".") for name in chosen)]
+    if lost:
+        raise UserError(f"--set {lost[0]!r}: write METHOD.OPTION=VALUE with one of {', '.join(chosen)}")
+    pruners = {}
+    for name in chosen:
+        try:
+            budgeted = names != "all" or "keep" in {f.name for f in fields(METHODS[name])}
+            pruner = build(name, keep if budgeted else None, own[name])
+            pruners[name] = pruner.with_average(average, n, layers) if average is not None and pruner else pruner
+        except UserError as error:
+            if names != "all":
+                raise
+            pruners[name] = error
+    return pruners
+
+
 def value(field, text):
     """What `text` means for a dataclass field: a number, true or false, a list (commas), none, or the word itself."""
     try:

@@ -1,0 +1,90 @@
+"""Methods side by side on one picture and question: answers, tokens, FLOPs, cache, and one sheet of what each kept."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from tqdm import tqdm
+
+from minivlm.chat import Conversation
+from minivlm.lab import draw, report
+from minivlm.trace import Trace
+from pruning import cost
+from pruning.base import Pruner, UserError
+
+
+@dataclass
+class Run:
+    """One method's answer, or why there is none."""
+
+    name: str
+    pruner: Pruner | None
+    ids: tuple = ()
+    answer: str = ""
+    trace: Trace | None = None
+    kv_bytes: int = 0                  # of the prompt
+    why_not: str = ""
+
+
+def compare(model, ids, pixels, pruners, max_new_tokens=64):
+    """[Run] of the unpruned model, first, and of each method of {name: Pruner, or the UserError that forbids it}."""
+    runs = []
+    for name, pruner in tqdm({"none": None, **pruners}.items(), desc="compare", leave=False):
+        try:
+            if isinstance(pruner, UserError):
+                raise pruner
+            runs.append(_run(model, ids, pixels, name, pruner, max_new_tokens))
+        except UserError as error:
+            if name == "none":
+                raise
+            runs.append(Run(name, None, why_not=str(error)))
+    return runs
+
+
+def _run(model, ids, pixels, name, pruner, max_new_tokens):
+    talk = Conversation(model, pruner)
+    talk.read(ids, pixels)
+    held = talk.cache.bytes
+    answer = tuple(talk.generate(max_new_tokens))
+    return Run(name, pruner, answer, model.tokenizer.decode(answer).strip(), talk.trace, held)
+
+
+def agreement(run, unpruned):
+    """"same", or how many ids of the unpruned answer come before the first that differs."""
+    if run.ids == unpruned.ids:
+        return "same"
+    alike = next((i for i, (a, b) in enumerate(zip(run.ids, unpruned.ids)) if a != b), min(len(run.ids), len(unpruned.ids)))
+    return f"{alike} of {len(unpruned.ids)} ids"
+
+
+def facts(runs, config):
+    """The table as data: for each run the visual tokens that enter each layer, their average, FLOPs and bytes as shares."""
+    first, shape = runs[0], (config.text.hidden_size, config.text.intermediate_size)
+    whole = cost.flops(first.trace.tokens, *shape)
+    return [dict(method=run.name, why_not=run.why_not) if run.why_not else dict(
+        method=run.name, answer=run.answer, agreement=agreement(run, first), visual=run.trace.visual,
+        average=cost.average(run.trace.visual), flops_share=cost.flops(run.trace.tokens, *shape) / whole,
+        kv_bytes=run.kv_bytes) for run in runs]
+
+
+def lines(told):
+    """The same as text."""
+    wide = max(len(row["method"]) for row in told)
+    yield f"{'method':{wide}}  average  FLOPs   KV cache  agreement     visual tokens entering the layers; answer"
+    for row in told:
+        if "answer" not in row:
+            yield f"{row['method']:{wide}}  does not run here: {row['why_not']}"
+            continue
+        yield (f"{row['method']:{wide}}  {row['average']:7.1f}  {row['flops_share']:5.1%}  {report.size(row['kv_bytes']):>8}  "
+               f"{row['agreement']:12}  {_runs(row['visual'])}; {' '.join(row['answer'].split())}")
+
+
+def _runs(counts):
+    """[576, 576, 128] -> "2x576 1x128"."""
+    return " ".join(f"{len(list(group))}x{count}" for count, group in groupby(counts))
+
+
+def picture(runs, image, box, header, index=0, columns=4):
+    """One sheet: for each method the picture after its last reduction, with its name and answer below."""
+    shown = [run for run in runs if not run.why_not]
+    panels = [draw.panels(image, box, run.trace, image=index, title=f"{run.name}: {run.answer}")[-1] for run in shown]
+    return draw.sheet([panels[i:i + columns] for i in range(0, len(panels), columns)], header)
