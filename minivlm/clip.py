@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minivlm.attention import Look, attention
+from pruning.base import UserError
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
@@ -107,6 +108,9 @@ class ClipVision(nn.Module):
         seen = {}
         for name, layer, projection in (("query", b, "q_proj"), ("key", b, "k_proj"), ("past_key", b - 1, "k_proj")):
             if name in needs:
+                if not 0 <= layer < len(self.layers):
+                    raise UserError(f"the method reads block {layer} of the vision tower, where this model has "
+                                    f"{len(self.layers)} and takes its features after block {b - 1}: use another method")
                 block = self.layers[layer]
                 seen[name] = getattr(block.self_attn, projection)(block.layer_norm1(states[layer]))
         return seen

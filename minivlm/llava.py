@@ -51,13 +51,12 @@ class Llava(nn.Module):
 
     def features(self, pixels, pruner=None, trace=None):
         """One image, (tiles, 3, size, size) -> features (n, C), cell (n, 3) and origin (n,), after the vision site."""
-        pruner, full = pruner and pruner.at("vision"), self.config.vision_feature_select_strategy == "full"
+        pruner, skip = pruner and pruner.at("vision"), self._skip(pruner)
         layers, count = self.config.vision_feature_layer, len(self.vision_tower.layers) + 1
         wanted = [l % count for l in ([layers] if isinstance(layers, int) else layers)]
         states, seen = self.vision_tower(pixels, wanted, pruner.needs if pruner else frozenset())
         hidden = torch.cat(states, dim=-1)                                         # (tiles, 1+P, C)
         cell = _cells(*hidden.shape[:2], hidden.device)                            # (tiles, 1+P, 3)
-        skip = 0 if full else 1
         if not pruner:
             cell = cell[:, skip:].flatten(0, 1)                                    # (n, 3)
             return hidden[:, skip:].flatten(0, 1), cell, torch.arange(len(cell), device=cell.device)
@@ -67,6 +66,11 @@ class Llava(nn.Module):
             trace.reduce("vision", tokens.layer, replace(tokens, origin=tokens.origin + trace.N), r)
         tokens = tokens.reduced(r)
         return tokens.hidden[tokens.visual], tokens.cell, tokens.origin
+
+    def _skip(self, pruner):
+        """Rows of each tile that are no visual tokens: the class token, unless model or method takes it for one."""
+        pruner = pruner and pruner.at("vision")
+        return 0 if self.config.vision_feature_select_strategy == "full" or pruner and pruner.cls else 1
 
     def embed(self, ids, images=(), pruner=None, trace=None):
         """ids (T,) with one image mark an image, and each image's pixels -> Tokens that enter the decoder.
@@ -95,8 +99,7 @@ class Llava(nn.Module):
         """One image's embeddings (k, D), cell and origin; tiles and tokens counted over all images of the prompt."""
         features, cell, origin = self.features(pixels.to(self.device), pruner, trace)
         first, whole = trace.N, len(pixels) * (self.vision_tower.embeddings.position_embedding.num_embeddings)
-        skip = self.config.vision_feature_select_strategy != "full"
-        every = _cells(len(pixels), whole // len(pixels), "cpu")[:, int(skip):].flatten(0, 1)
+        every = _cells(len(pixels), whole // len(pixels), "cpu")[:, self._skip(pruner):].flatten(0, 1)
         shift = torch.tensor([tile, 0, 0])
         trace.images.append(range(first, first + len(every)))
         trace.cells = torch.cat([trace.cells, every + shift])

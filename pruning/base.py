@@ -142,6 +142,13 @@ LAWS = {
     "scale": "attention times a positive constant selects the same",
     "needle": "a token that gets nearly all the attention is kept",
 }
+PRECONDITIONS = {
+    "cls": "a vision tower with a class token",
+    "grid": "every patch of the image's grid, none dropped before",
+    "text": "text after the image",
+    "calibration": "a table fitted to the model",
+    "training": "a module trained for the model",
+}
 
 
 class Pruner:
@@ -152,6 +159,8 @@ class Pruner:
     rows: ClassVar = "last"                       # for which query rows: "last", "text", "visual", "all"; vision: CLS
     laws: ClassVar = frozenset({"select"})        # promises the tests hold it to, of LAWS
     positions: ClassVar = "keep"                  # or "renumber"
+    preconditions: ClassVar = frozenset()         # what it asks of model and prompt, of PRECONDITIONS
+    cls: ClassVar = False                         # vision: the class tokens are visual tokens too, on no grid
     rerank: ClassVar = False                      # reduce again, from the whole cache, at each generated token
 
     def at(self, site):

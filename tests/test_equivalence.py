@@ -1,0 +1,213 @@
+"""Do two ways to the same result agree? Every method of the registry on a tiny model as deep as the real one.
+
+float32; the tolerance 1e-4 is for values near one after 32 layers: other kernels sum in another order.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pruning import METHODS
+from pruning.base import Reduction
+from pruning.fastv import FastV
+from tiny import REDUCING, MARK, Around, Told, built, has_keep, ids, llava, one_thread, picture, prefill, refusal  # noqa: F401
+
+PROMPTS = {"one image": ids(5, MARK, 7), "two images": ids(3, MARK, 4, MARK, 6), "two images side by side": ids(2, MARK, MARK, 5)}
+WORDS = ids(4, seed=1)
+SELECTING = [name for name in REDUCING if built(name).laws >= {"select", "ordered"} and not built(name).mask_at(32)]
+DROPPING = [name for name in SELECTING if built(name).site == "decoder"]
+
+every_prompt = pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+
+
+def taken(name, prompt):
+    """Skip the prompt with text between its images where the method says that it takes none."""
+    if prompt is PROMPTS["two images"] and refusal(name):
+        pytest.skip(refusal(name))
+
+
+def images(prompt):
+    """Pixels for the marks of a prompt."""
+    return [picture(llava(), seed) for seed in range(prompt.count(MARK))]
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def replay(pruner, trace, **changed):
+    """A method that takes the decisions of an earlier run again, one after the other."""
+    steps = iter(trace.steps)
+    return Around(pruner, lambda tokens: replace(next(steps).reduction, **changed))
+
+
+def held(cache):
+    """Of each layer the keys and values that may be read, (2, Hk, tokens, Dh)."""
+    for layer in cache.layers:
+        hidden = layer.hidden_keys()
+        both = torch.cat([layer.key, layer.value])[:, :, :layer.length]
+        yield both if hidden is None else both[:, :, ~hidden]
+
+
+def same_cache(ours, theirs):
+    """The same keys (and so the same positions) and values in every layer, and the same next position."""
+    for a, b in zip(held(ours), held(theirs)):
+        close(a, b)
+    assert [layer.next for layer in ours.layers] == [layer.next for layer in theirs.layers]
+
+
+# --- dropped and masked ------------------------------------------------------------------------------------------------
+
+@every_prompt
+@pytest.mark.parametrize("name", DROPPING)
+def test_dropped_equals_masked(name, prompt):
+    """What is dropped before layer l may as well stay with its key masked in layers l.. : the same cache, the same logits,
+    in the prefill and after each step."""
+    taken(name, prompt)
+    model, pruner = llava(), built(name)
+    logits, cache, trace = prefill(model, prompt, images(prompt), pruner)
+    logits_masked, cache_masked, masked = prefill(model, prompt, images(prompt), replay(pruner, trace, drop=False))
+    assert masked.visual == trace.visual and trace.tokens[-1] < trace.tokens[0] and masked.tokens == [trace.tokens[0]] * 32
+    close(logits, logits_masked)
+    for words in (WORDS[:1], WORDS[1:2], WORDS[2:]):
+        close(model.step(words, cache), model.step(words, cache_masked))
+    same_cache(cache, cache_masked)
+
+
+@pytest.mark.parametrize("rows", ["last", "all"])
+def test_fastv_ranks_alike_in_both_modes(rows):
+    """FastV's own mask mode, which ranks for itself."""
+    prompt = PROMPTS["two images"]
+    results = [prefill(llava(), prompt, images(prompt), FastV(keep=5, mode=mode, query=rows)) for mode in ("drop", "mask")]
+    close(results[0][0], results[1][0])
+    assert results[0][2].steps[0].kept.equal(results[1][2].steps[0].kept)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["drop", "mask"])
+@pytest.mark.parametrize("second", [True, False], ids=["drop", "mask"])
+@pytest.mark.parametrize("positions", ["keep", "renumber"])
+def test_two_reductions(first, second, positions):
+    """Of two images, before layers 2 and 4; what is masked first stays masked when more is dropped."""
+    model, prompt = llava(layers=6), PROMPTS["two images"]
+
+    def told(*drops):
+        kept = {2: [2, 4, 9, 17, 20, 30], 4: [0, 3, 5]}
+        return Told({l: Reduction(torch.tensor(kept[l]), drop=drop) for l, drop in zip(kept, drops)}, positions=positions)
+    logits, cache, trace = prefill(model, prompt, images(prompt), told(True, True))
+    logits_now, cache_now, trace_now = prefill(model, prompt, images(prompt), told(first, second))
+    assert cache.lengths == [45, 45, 19, 19, 16, 16]
+    assert trace_now.steps[-1].kept.tolist() == trace.steps[-1].kept.tolist() == [2, 17, 30]
+    close(logits, logits_now)
+    close(model.step(WORDS, cache), model.step(WORDS, cache_now))
+    same_cache(cache, cache_now)
+
+
+# --- pruned and unpruned -----------------------------------------------------------------------------------------------
+
+@every_prompt
+@pytest.mark.parametrize("name", [name for name in SELECTING if has_keep(name)])
+def test_keeping_all_is_the_unpruned_model(name, prompt):
+    """To the bit, in every layer; but where a method looks at all rows the explicit weights give the output: to 1e-4."""
+    taken(name, prompt)
+    pruner = built(name, keep=1.0)
+    logits, cache, trace = prefill(llava(), prompt, images(prompt), pruner)
+    unpruned, cache_unpruned, _ = prefill(llava(), prompt, images(prompt))
+    assert trace.steps and all(len(step.reduction.keep) == len(step.origin) for step in trace.steps)
+    after, after_unpruned = llava().step(WORDS, cache), llava().step(WORDS, cache_unpruned)
+    for ours, theirs in [(logits, unpruned), (after, after_unpruned), *zip(held(cache), held(cache_unpruned))]:
+        close(ours, theirs)
+        assert pruner.rows == "all" or ours.equal(theirs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_text_alone(name):
+    """A prompt without an image is the unpruned model to the bit, whatever the method."""
+    prompt, pruner = ids(9), built(name)
+    logits, cache, trace = prefill(llava(), prompt, (), pruner)
+    unpruned, cache_unpruned, _ = prefill(llava(), prompt)
+    assert not trace.steps and trace.N == 0 and trace.tokens == [9] * 32
+    assert logits.equal(unpruned)
+    assert llava().step(WORDS, cache, pruner).equal(llava().step(WORDS, cache_unpruned))
+
+
+@every_prompt
+@pytest.mark.parametrize("name", METHODS)
+def test_text_is_never_dropped(name, prompt):
+    """Each layer holds what the trace says, and all of the text; every survivor is traced to the image."""
+    taken(name, prompt)
+    logits, cache, trace = prefill(llava(), prompt, images(prompt), built(name))
+    text = len(prompt) - prompt.count(MARK)
+    assert logits.isfinite().all() and bool(trace.steps) == (name in REDUCING)
+    assert trace.tokens == [text + n for n in trace.visual] == cache.lengths
+    assert trace.sources().shape == (trace.visual[-1], 16 * prompt.count(MARK))
+
+
+# --- cached and uncached -------------------------------------------------------------------------------------------------
+
+@every_prompt
+@pytest.mark.parametrize("name", [None, *METHODS])
+def test_cached_equals_uncached(name, prompt):
+    """Words one by one, then two at once, after the pruned prompt: as if the whole text had been there, pruned alike."""
+    if name:
+        taken(name, prompt)
+    pruner = built(name) if name else None
+    _, cache, trace = prefill(llava(), prompt, images(prompt), pruner)
+    for start, end in ((0, 1), (1, 2), (2, 4)):
+        stepped = llava().step(WORDS[start:end], cache)
+        whole, cache_whole, _ = prefill(llava(), prompt + WORDS[:end], images(prompt), pruner and replay(pruner, trace))
+        close(stepped, whole)
+    assert cache.lengths == cache_whole.lengths
+    same_cache(cache, cache_whole)
+
+
+# --- the last row and all rows, seen and not seen ------------------------------------------------------------------------
+
+def test_last_row_alone():
+    """The last layer need not compute the rows that nobody reads, but all keys and values; reduced before it or not."""
+    prompt = PROMPTS["one image"]
+    for pruner in (None, FastV(layer=31), FastV(layer=31, mode="mask")):
+        logits, cache, _ = prefill(llava(), prompt, images(prompt), pruner)
+        hidden, cache_all, trace = prefill(llava(), prompt, images(prompt), pruner, last=False)
+        assert len(hidden) == trace.tokens[-1]
+        close(logits, llava().lm_head(hidden[-1]))
+        same_cache(cache, cache_all)
+
+
+def test_explicit_equals_fused():
+    """Every layer made explicit in all rows by a method that keeps everything: the unpruned model."""
+    prompt = PROMPTS["two images"]
+    watching = Told(dict.fromkeys(range(1, 32), range(32)), needs=["attn", "logits"], rows="all")
+    hidden, cache, _ = prefill(llava(), prompt, images(prompt), watching, last=False)
+    unpruned, cache_unpruned, _ = prefill(llava(), prompt, images(prompt), last=False)
+    assert all(tokens.attn.shape == (4, 45, 45) for tokens in watching.saw)
+    close(hidden, unpruned)
+    same_cache(cache, cache_unpruned)
+
+
+@pytest.mark.parametrize("rows", ["last", "text", "visual"])
+@pytest.mark.parametrize("drop", [True, False], ids=["dropped", "masked"])
+def test_some_rows_equal_those_of_all(rows, drop):
+    """A method that asks for some query rows sees what one that asks for all sees in them, before and after a reduction."""
+    prompt, seen = PROMPTS["two images"], {}
+    for which in (rows, "all"):
+        kept = {2: Reduction(torch.arange(0, 32, 3), drop=drop), 4: range(11)}
+        pruner = Told(kept, needs=["attn", "logits", "own_attn"], rows=which)
+        prefill(llava(layers=6), prompt, images(prompt), pruner)
+        seen[which] = pruner.saw
+    for some, every in zip(seen[rows], seen["all"]):
+        at = torch.searchsorted(every.rows, some.rows)
+        assert some.rows.equal(every.rows[at]) and len(some.rows) == {"last": 1, "text": 10, "visual": some.n}[rows]
+        for ours, theirs in ((some.attn, every.attn), (some.logits, every.logits), (some.own_attn, every.own_attn)):
+            close(ours, theirs[:, at])
+
+
+@pytest.mark.parametrize("drop", [True, False], ids=["dropped", "masked"])
+def test_own_attn_is_what_the_layer_then_computes(drop):
+    """The attention that layer 3 would compute on the tokens that enter it, asked before it, is what is seen after it."""
+    prompt, first = PROMPTS["two images"], Reduction(torch.arange(0, 32, 3), drop=drop)
+    before = Told({2: first, 3: range(11)}, needs=["own_attn"], rows="text")
+    after = Told({2: first, 4: range(11)}, needs=["attn"], rows="text")
+    for pruner in (before, after):
+        prefill(llava(layers=6), prompt, images(prompt), pruner)
+    close(before.saw[1].own_attn, after.saw[1].attn)

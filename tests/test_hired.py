@@ -1,0 +1,212 @@
+"""HiRED by hand, and equal to the released code's recorded behaviour, up to the order in which LLaVA-NeXT sends tokens on."""
+
+import math
+
+import pytest
+import torch
+
+from golden import golden
+from pruning.base import UserError
+from pruning.hired import HiRED, packed
+from test_vispruner import vision
+
+ONE, ONE_FACTS = golden("hired_llava15")
+NEXT, NEXT_FACTS = golden("hired_next")
+
+
+def image(final, initial):
+    """Tokens of tiles: of each the attention of its patches in the last block; of the base tile that in the first block."""
+    final = torch.tensor(final)
+    first = torch.zeros_like(final)
+    first[0] = torch.tensor(initial)
+    final, first = (torch.cat([torch.zeros(len(a), 1), a], dim=1)[:, None] for a in (final, first))
+    return vision(torch.zeros(len(final), final.shape[2], 1), attn=final, first_attn=first)
+
+
+def kept(tokens, **options):
+    """Of each tile the patches kept."""
+    keep = HiRED(**options).reduce(tokens).keep
+    tiles, size = int(tokens.cell[-1, 0]) + 1, tokens.n // (int(tokens.cell[-1, 0]) + 1)
+    return [[int(i) % size for i in keep if i // size == t] for t in range(tiles)]
+
+
+def counts(tokens, **options):
+    return [len(patches) for patches in kept(tokens, **options)]
+
+
+# --- by hand: a base tile and two others, four patches each ------------------------------------------------------------------
+
+FINAL, INITIAL = [[.1, .2, .3, .4], [.4, .1, .3, .2], [.9, .8, .7, .6]], [.4, .3, .2, .1]
+
+
+def test_budget_follows_the_content():
+    """Six of twelve, half for the base tile: 3, its best 1 2 3. Content patches: of the first block's .4 .3 .2 .1 the top half, 0
+    and 1, both in the upper band, so tile 1 gets the other 3, its best 0 2 3, and tile 2 none, though its attention is the
+    highest of all: the best six of twelve would be 8 9 10 11 and two more."""
+    assert kept(image(FINAL, INITIAL), keep=6) == kept(image(FINAL, INITIAL), keep=.5) == [[1, 2, 3], [0, 2, 3], []]
+
+
+def test_the_sum_of_attention():
+    """The paper's content: .7 and .3 of 3 tokens, 2.1 and .9, rounded down to 2 and 0: five tokens of six are left."""
+    assert kept(image(FINAL, INITIAL), keep=6, content="sum") == [[1, 2, 3], [0, 2], []]
+    assert len(HiRED(keep=6, content="sum").reduce(image(FINAL, INITIAL)).keep) == 5 < HiRED(keep=6).budget(12) == 6
+
+
+def test_regions_and_bands():
+    """Four tiles, 16 patches each; the content is the left half of the picture, in every row. Bands, one row of four each, have
+    two content patches each: 2 tokens for every tile. Of quadrants the left ones, tiles 0 and 2, have all: 4 0 4 0."""
+    tokens = image([[1 / 16] * 16] * 5, [.12, .12, .01, .01] * 4)
+    assert counts(tokens, keep=16) == [8, 2, 2, 2, 2] and counts(tokens, keep=16, grid=(2, 2)) == [8, 4, 0, 4, 0]
+    assert counts(tokens, keep=16, grid=(1, 4)) == [8, 4, 4, 0, 0] and counts(tokens, keep=16, grid=(4, 1)) == [8, 2, 2, 2, 2]
+    with pytest.raises(UserError, match="grid 2,3 does not fit the 4 tiles"):
+        kept(tokens, keep=16, grid=(2, 3))
+
+
+def test_alpha_is_the_share_of_content_too():
+    """alpha = .25 of 8: the base tile gets 2, the others 6. Content is the top three of four, 0 1 2: two in the upper band, one in
+    the lower: 4 and 2."""
+    assert counts(image(FINAL, INITIAL), keep=8, alpha=.25) == [2, 4, 2]
+
+
+def test_what_the_base_tile_cannot_use():
+    """Ten of twelve, nine tenths for the base tile: 4 is all it has, 6 flow to the others. No patch is content, int(4 * .1) = 0:
+    the tiles are alike, 3 each."""
+    assert counts(image(FINAL, INITIAL), keep=10, alpha=.9) == [4, 3, 3]
+    assert counts(image(FINAL, INITIAL), keep=10, alpha=1.) == [4, 3, 3]
+
+
+def test_a_tile_has_no_more_than_its_patches():
+    """Ten of twelve at alpha = .4: 4 and 6. Both content patches, int(4 * .6), are in the upper band: tile 1 would get 6 and has 4.
+    All twelve at alpha = .25: 3, and of the other 9 the 8 that there are; two and one of three content patches make 5 and 2."""
+    tokens = image(FINAL, INITIAL)
+    assert counts(tokens, keep=10, alpha=.4) == [4, 4, 0] and counts(tokens, keep=12, alpha=.25) == [3, 4, 2]
+    assert HiRED(10, .4).budgets(12, 3, torch.tensor(INITIAL), tokens.cell[:4]) == [4, 4, 0]
+
+
+def test_one_tile():
+    """LLaVA-1.5: the best of the last block; alpha and the first block do not count. int(4 * .7) = 2."""
+    for alpha in (0, .5, 1.):
+        assert kept(image(FINAL[:1], INITIAL), keep=.7, alpha=alpha) == [[2, 3]]
+    assert HiRED().reduce(image(FINAL[:1], INITIAL)).score.equal(torch.tensor(FINAL[0]))
+
+
+def test_mean_over_heads():
+    """.6 .3 .1 and 0 .4 .2: the mean ranks patch 1, .35, above patch 0, .3."""
+    attn = torch.tensor([[[0, .6, .3, .1], [0, 0, .4, .2]]])
+    r = HiRED(keep=1).reduce(vision(torch.zeros(1, 4, 1), attn=attn, first_attn=attn))
+    assert r.keep.tolist() == [1]
+    torch.testing.assert_close(r.score, torch.tensor([.3, .35, .15]))
+
+
+def test_mosaic():
+    """Two tiles side by side, 2 x 2 patches each: base 0-3, then the rows of the mosaic, 4 5 | 8 9 and 6 7 | 10 11. A square picture
+    fills the middle two columns of four: 5 8 and 7 10. One half as wide fills one column, and (4 - 1) // 2 = 1 is cut."""
+    cell = image(FINAL, INITIAL).cell
+    assert packed(cell, 2, (1, 2), (200, 400)).tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]
+    assert packed(cell, 2, (1, 2), (200, 200)).tolist() == [0, 1, 2, 3, 5, 8, 7, 10]
+    assert packed(cell, 2, (1, 2), (200, 100)).tolist() == [0, 1, 2, 3, 5, 8, 7, 10]
+    assert packed(cell[[3, 4, 9]], 2, (1, 2), (200, 200)).tolist() == [0]          # of 3 4 9, the base tile's alone
+
+
+def test_rows_and_columns_confused():
+    """The released code lays the two tiles one above the other, and the picture, twice as wide as high, then seems to fill the
+    middle: 4 rows of 2, of which 2 * 2 / 4 = 1 is the picture's, (4 - 1) // 2 = 1 above and below is cut: 6 7 and 8 9 stay."""
+    cell = image(FINAL, INITIAL).cell
+    assert packed(cell, 2, (1, 2), (2, 4), swapped=True).tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
+    assert len(packed(cell, 2, (1, 2), (2, 4))) == 12
+
+
+# --- recorded ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rate", [c["rate"] for c in ONE_FACTS["cases"]])
+def test_recorded(rate):
+    """LLaVA-1.5: kept patches of the released code."""
+    tokens = vision(torch.zeros(1, 577, 1), attn=ONE["bottom_row"], first_attn=ONE["bottom_row"])
+    assert HiRED(keep=rate).reduce(tokens).keep.tolist() == ONE[f"r{round(rate * 10_000)}.kept"].tolist()
+
+
+@pytest.mark.parametrize("c", NEXT_FACTS["cases"], ids=lambda c: f"{c['case']}-{c['rate']}-{c['alpha']}")
+def test_recorded_tiles(c):
+    """LLaVA-NeXT: kept patches of each tile, and what the released code sends on, with its exchange of rows and columns. In a
+    square mosaic there is no difference; in others the right way round loses less to the padding."""
+    run = f"case{c['case']}.r{round(c['rate'] * 100)}a{round(c['alpha'] * 100)}"
+    tokens = vision(torch.zeros(c["tiles"], 577, 1), attn=NEXT[f"case{c['case']}.bottom_row"],
+                    first_attn=NEXT[f"case{c['case']}.top_row"])
+    method = HiRED(c["rate"], c["alpha"])
+    keep = method.reduce(tokens).keep
+    assert keep.tolist() == NEXT[f"{run}.kept_flat"].tolist() and method.budget(tokens.n) == c["total_budget"]
+    assert keep.div(576, rounding_mode="floor").bincount(minlength=c["tiles"]).tolist() == c["per_tile"]
+    right, released = (keep[packed(tokens.cell[keep], 24, c["grid_hw"], c["size_hw"], s)] for s in (False, True))
+    assert released.tolist() == NEXT[f"{run}.packed_source_flat"].tolist()
+    rows, columns = c["grid_hw"]
+    assert right.equal(released) if rows == columns else len(right) >= len(released)
+
+
+# --- edges ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("tiles", [1, 3, 5])
+@pytest.mark.parametrize("m", [1, 4, 9])
+def test_every_count(tiles, m):
+    """Any budget: at least one token, at most the budget, none twice, in order; all where all are asked for."""
+    generator = torch.Generator().manual_seed(m)
+    tokens = image(torch.rand(tiles, m, generator=generator).tolist(), torch.rand(m, generator=generator).tolist())
+    for keep in range(1, tiles * m + 1):
+        for alpha in (0., .25, .5, 1.):
+            for content in ("count", "sum"):
+                k = HiRED(keep, alpha, content).reduce(tokens).keep.tolist()
+                assert k == sorted(set(k)) and 1 <= len(k) <= keep and (tiles > 1 or len(k) == keep)
+    assert HiRED(tiles * m, 1 / tiles).budgets(tiles * m, tiles, torch.ones(m), tokens.cell[:m])[0] == m
+
+
+def test_ties():
+    """Flat attention: the first patches, and the content are the first half of the base tile, the upper band."""
+    assert kept(image([[.1] * 4] * 3, [.1] * 4), keep=6) == [[0, 1, 2], [0, 1, 2], []]
+    assert kept(image([[1e-3] * 576], [1e-3] * 576), keep=64) == [list(range(64))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """Features do not count; the attention that is observed is float32 always."""
+    tokens = image(FINAL, INITIAL)
+    half = vision(torch.zeros(3, 5, 1, dtype=dtype), attn=torch.tensor([[0, *f] for f in FINAL])[:, None],
+                  first_attn=torch.tensor([[0, *INITIAL]] * 3)[:, None])
+    assert HiRED(6).reduce(half).keep.equal(HiRED(6).reduce(tokens).keep)
+
+
+@pytest.mark.parametrize("block", ["final", "initial"])
+def test_not_a_number(block):
+    seen = {"final": [list(f) for f in FINAL], "initial": list(INITIAL)}
+    (seen["final"][0] if block == "final" else seen["initial"])[0] = math.nan
+    with pytest.raises(UserError, match="NaN.*float32"):
+        kept(image(**seen), keep=6)
+
+
+def test_a_needle_may_be_dropped():
+    """With several tiles: a tile without content gets no token, whatever its class token looks at. So the law is not declared; nor
+    is the budget, for what is rounded down. One tile keeps both promises."""
+    final = [FINAL[0], FINAL[1], [0, 1., 0, 0]]
+    assert kept(image(final, INITIAL), keep=6)[2] == [] and not {"needle", "budget"} & HiRED().laws
+    assert kept(image(final[2:], INITIAL), keep=1) == [[1]]
+
+
+def test_scale_of_sums():
+    """Sums of 1/16 and 2/16 are a third and two thirds of 3 tokens: 1 and 2. A tenth of them in float32 is rounded, and so are the
+    budgets, to 0 and 1: the law is declared for counts alone."""
+    tenth = [[a * .1 for a in f] for f in FINAL]
+    assert counts(image(FINAL, [1 / 16, 0, 2 / 16, 0]), keep=6, content="sum") == [3, 1, 2]
+    assert counts(image(tenth, [.1 / 16, 0, .2 / 16, 0]), keep=6, content="sum") == [3, 0, 1]
+    assert kept(image(tenth, [a * .1 for a in INITIAL]), keep=6) == kept(image(FINAL, INITIAL), keep=6)
+    assert "scale" in HiRED().laws and "scale" not in HiRED(content="sum").laws
+
+
+def test_what_it_says():
+    assert HiRED().laws == {"select", "ordered", "scale"} and HiRED.preconditions == {"cls"}
+    assert HiRED.site == "vision" and HiRED.needs == {"attn", "first_attn"}
+    assert HiRED().budget(576) == 115 and HiRED().budget(5 * 576) == 576 and HiRED(64).budget(5 * 576) == 64
+
+
+@pytest.mark.parametrize("options", [dict(keep=0), dict(keep=1.5), dict(alpha=-.1), dict(alpha=1.1), dict(content="mean"),
+                                     dict(grid=(2,)), dict(grid=(0, 4))])
+def test_bad_options(options):
+    with pytest.raises(UserError):
+        HiRED(**options)

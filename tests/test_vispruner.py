@@ -1,0 +1,205 @@
+"""VisPruner by hand, and equal to the released code's recorded behaviour.
+
+Features are vectors in the plane, written with their angles: the smaller the angle between two, the more alike they are.
+"""
+
+import math
+
+import pytest
+import torch
+
+from golden import golden
+from minivlm.llava import _cells, _vision_tokens
+from pruning.base import UserError
+from pruning.vispruner import VisPruner, cosine
+
+SELECT, SELECT_FACTS = golden("vispruner_select")
+NEXT, NEXT_FACTS = golden("vispruner_next")
+
+
+def vision(hidden, skip=1, layer=23, **seen):
+    """Tokens at the vision site as the model makes them: hidden, query, key, past_key (tiles, 1+P, C); attn and first_attn
+    (tiles, H, 1+P), from each tile's class token, which is row 0."""
+    seen = {name: x[:, :, None] if "attn" in name else x for name, x in seen.items()}
+    return _vision_tokens(hidden, _cells(*hidden.shape[:2], hidden.device), seen, layer, skip)
+
+
+def patches(features, attn):
+    """The same from patches alone, features (tiles, P, C) and attn (tiles, H, P): a class token of zeros is put before."""
+    attn = torch.cat([torch.zeros_like(attn[..., :1]), attn], dim=-1)
+    return vision(torch.cat([torch.zeros_like(features[:, :1]), features], dim=1), attn=attn)
+
+
+def plane(*degrees):
+    """(n, 2) unit vectors of these angles."""
+    return torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in degrees])
+
+
+def kept(degrees, attn, **options):
+    return VisPruner(**options).reduce(patches(plane(*degrees)[None], torch.tensor(attn)[None, None])).keep.tolist()
+
+
+# --- by hand -------------------------------------------------------------------------------------------------------------
+
+DEGREES, ATTN = (0, 5, 90, 92, 180, 40), (.30, .25, .15, .12, .10, .08)
+
+
+def test_important_and_diverse():
+    """T = 4. Attention falls from token to token: 0 and 1 are important. The rest is 2 3 4 5, halves 2 4 and 3 5; token 2 is 2
+    degrees from 3, token 4 is 88 from it: 2 goes. Now 4 3 5, halves 4 5 and 3: 5 is 52 degrees from 3, 4 is 88: 5 goes.
+    The best four by attention alone would be 0 1 2 3."""
+    assert kept(DEGREES, ATTN, keep=4, removed=1) == [0, 1, 3, 4]
+
+
+def test_several_at_a_time():
+    """The same, both surplus tokens in one round: the whole first half, 2 and 4, goes, although 4 is like no other."""
+    assert kept(DEGREES, ATTN, keep=4, removed=8) == kept(DEGREES, ATTN, keep=4) == [0, 1, 3, 5]
+
+
+def test_likeness_is_seen_across_the_halves_only():
+    """T = 5, none by attention, of 0 90 1 130 100 200 degrees. Halves 0 1 100 and 90 130 200: to the nearest of the other half
+    90, 89 and 10 degrees, so the token of 100 goes. Of all pairs the tokens of 0 and 1 are most alike: both stay."""
+    attn = (.6, .5, .4, .3, .2, .1)
+    assert kept((0, 90, 1, 130, 100, 200), attn, keep=5, important=0.) == [0, 1, 2, 3, 5]
+
+
+def test_halves_follow_attention():
+    """The same picture; only the attention says who meets whom. Order 0 1 2: halves {0, 2} and {1}; to token 1 (10 degrees) it
+    is 10 from token 0 and 80 from token 2, 0 goes. Order 0 2 1: halves {0, 1} and {2}; to 90 it is 90 and 80, 1 goes."""
+    assert kept((0, 10, 90), (.5, .3, .2), keep=2, important=0.) == [1, 2]
+    assert kept((0, 10, 90), (.5, .2, .3), keep=2, important=0.) == [0, 2]
+
+
+def test_order_after_a_round():
+    """What stays of the first half is sorted by likeness, and this decides the next halves. T = 3 of 0 8 40 43 90 96 150 degrees,
+    none by attention. Halves 0 40 90 150 and 8 43 96: nearest 8 3 6 54: sorted 40 90 0 150, and 40 goes. Now 90 0 150 8
+    43 96: halves 90 150 43 and 0 8 96: nearest 6 54 35: 90 goes. Now 43 150 0 8 96: halves 43 0 96 and 150 8: 35 8 54:
+    0 goes. Now 43 96 150 8: halves 43 150 and 96 8: 35 54: 43 goes. Left: 150 96 8. Without the sorting the second round
+    would begin with 0 90 150 8 43 96: halves 0 150 43 and 90 8 96: 8 53 35, and 0 would go before 90."""
+    attn = (.7, .6, .5, .4, .3, .2, .1)
+    assert kept((0, 8, 40, 43, 90, 96, 150), attn, keep=6, important=0., removed=1) == [0, 1, 3, 4, 5, 6]
+    assert kept((0, 8, 40, 43, 90, 96, 150), attn, keep=5, important=0., removed=1) == [0, 1, 3, 5, 6]
+    assert kept((0, 8, 40, 43, 90, 96, 150), attn, keep=4, important=0., removed=1) == [1, 3, 5, 6]
+    assert kept((0, 8, 40, 43, 90, 96, 150), attn, keep=3, important=0., removed=1) == [1, 5, 6]
+
+
+def test_each_tile_by_itself():
+    """Two tiles of three patches, T = 1 by attention: the best of each, although the second tile's best (.2) is below all of
+    the first. The class tokens, rows 0 and 4 of the sequence, are no patches."""
+    attn = torch.tensor([[[.3, .4, .3]], [[.1, .2, .1]]])
+    tokens = patches(plane(0, 90, 180).expand(2, 3, 2), attn)
+    r = VisPruner(keep=1, important=1.).reduce(tokens)
+    assert r.keep.tolist() == [1, 4] and tokens.visual[r.keep].tolist() == [2, 6]
+    assert VisPruner(keep=1).budget(6, tiles=2) == 2
+
+
+def test_mean_over_heads():
+    """Heads .6 .4 and 0 .3: the means .3 and .35 rank the second first; the first head alone would not."""
+    tokens = patches(plane(0, 90)[None], torch.tensor([[[.6, .4], [0, .3]]]))
+    r = VisPruner(keep=1, important=1.).reduce(tokens)
+    assert r.keep.tolist() == [1]
+    torch.testing.assert_close(r.score, torch.tensor([.3, .35]))
+
+
+# --- recorded ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("c", SELECT_FACTS["cases"],
+                         ids=lambda c: f"{c['case']}-{c['visual_token_num']}-{c['important_ratio']}")
+def test_recorded(c):
+    """Kept tokens of the released code, the batch as tiles of one image: each its T. "T64.r50" needs float64 cosines."""
+    k, r, name = c["visual_token_num"], c["important_ratio"], f"case{c['case']}"
+    tokens = patches(SELECT[f"{name}.features"], SELECT[f"{name}.cls_attn"])
+    keep = VisPruner(keep=k, important=r).reduce(tokens).keep.view(c["B"], k)
+    expected = SELECT[f"{name}.T{k}.r{round(r * 100)}.kept"]
+    assert (keep - c["N"] * torch.arange(c["B"])[:, None]).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("k", [16, 12])
+def test_recorded_tiles(k):
+    """LLaVA-NeXT: T of each of 5 tiles. There the mosaic's tokens stand in the raster of the whole mosaic; here tile by tile."""
+    tokens = patches(NEXT["features"], NEXT["cls_attn"])
+    keep = VisPruner(keep=k).reduce(tokens).keep
+    tile, row, column = tokens.cell[keep].T
+    side, width = NEXT_FACTS["patches_per_side"], NEXT_FACTS["grid"][1]
+    y, x = (tile - 1) // width * side + row, (tile - 1) % width * side + column
+    raster = torch.where(tile == 0, row * side + column, 10_000 + y * width * side + x)
+    packed = keep[raster.argsort()]
+    assert packed.tolist() == NEXT[f"T{k}.r50.source_flat"].tolist()
+    assert tokens.hidden[tokens.visual[packed]].equal(NEXT[f"T{k}.r50.visual_tokens"])
+
+
+# --- edges ---------------------------------------------------------------------------------------------------------------
+
+def test_one_token_and_all_tokens():
+    assert kept((30,), (1.,), keep=1) == kept((30,), (1.,)) == [0]
+    assert kept((0, 90, 180), (.1, .2, .3), keep=3) == kept((0, 90, 180), (.1, .2, .3), keep=1.0) == [0, 1, 2]
+    assert kept((0, 90, 180), (.1, .2, .3), keep=1, important=1.) == [2]
+
+
+@pytest.mark.parametrize("n", range(1, 10))
+def test_every_count(n):
+    """Any T of any n, odd rests too, where the released code stops: T tokens, each once, in order."""
+    for k in range(1, n + 1):
+        for important in (0., .3, .5, 1.):
+            keep = kept([40 * i for i in range(n)], [1 / n] * n, keep=k, important=important)
+            assert len(keep) == k and keep == sorted(set(keep))
+
+
+def test_ties():
+    """Flat attention and equal features: the first ones are important; of the rest, 2 .. 5, the first half loses its first."""
+    assert kept((0,) * 6, (.1,) * 6, keep=5, removed=1) == [0, 1, 3, 4, 5]
+    long = patches(torch.ones(1, 576, 4), torch.full((1, 2, 576), 1 / 576))
+    assert VisPruner(keep=64, important=1.).reduce(long).keep.tolist() == list(range(64))
+    gone = set(range(576)) - set(VisPruner(keep=571, important=0.).reduce(long).keep.tolist())
+    assert gone == {0, 2, 4, 6, 8}
+
+
+def test_the_important_are_rounded_down():
+    """3 * .9 = 2.7: two important tokens, 0 and 1. Of the rest 2 3 4, halves 2 4 and 3, 2 is like 3 and goes; then 4 3: 4 goes."""
+    assert kept((0, 0, 90, 91, 180), (.5, .4, .3, .2, .1), keep=3, important=.9, removed=1) == [0, 1, 3]
+
+
+def test_zero_vectors():
+    """No NaN: a zero feature is like none. Rest 1 2 3 with T_div = 2: halves 1 3 and 2; 3 is like 2, so 3 goes."""
+    features = torch.tensor([[1., 0], [0, 0], [.6, .8], [.6, .8]])
+    assert cosine(features).isfinite().all()
+    r = VisPruner(keep=3, important=.34).reduce(patches(features[None], torch.tensor([[[.4, .3, .2, .1]]])))
+    assert r.keep.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """The same tokens as from the same features in float32."""
+    features = torch.randn(1, 100, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    attn = torch.rand(1, 2, 100, generator=torch.Generator().manual_seed(1))
+    keep = VisPruner(keep=20).reduce(patches(features, attn)).keep
+    assert keep.equal(VisPruner(keep=20).reduce(patches(features.float(), attn)).keep)
+
+
+@pytest.mark.parametrize("bad", ["features", "attn"])
+def test_not_a_number(bad):
+    features, attn = plane(0, 90)[None].clone(), torch.tensor([[[.5, .5]]])
+    {"features": features, "attn": attn}[bad][0, 0, 0] = math.nan
+    with pytest.raises(UserError, match="NaN.*float32"):
+        VisPruner(keep=1).reduce(patches(features, attn))
+
+
+def test_a_needle_may_be_dropped():
+    """T = 1 at important = .5 leaves no important token: that with nearly all of the attention, like its neighbour, goes. So the
+    needle law is not declared. T = 2 keeps it."""
+    degrees, attn = (0, 1, 90), (.98, .01, .01)
+    assert "needle" not in VisPruner().laws and kept(degrees, attn, keep=1) == [1]
+    assert kept((0, 1, 90), attn, keep=2) == [0, 2] and kept(degrees, attn, keep=1, important=1.) == [0]
+
+
+def test_what_it_says():
+    assert VisPruner().laws == {"select", "ordered", "budget", "scale"} and VisPruner.preconditions == {"cls"}
+    assert VisPruner.site == "vision" and VisPruner.needs == {"attn"}
+    assert VisPruner().budget(576) == 128 and VisPruner(keep=128).budget(5 * 576, tiles=5) == 640
+
+
+@pytest.mark.parametrize("options", [dict(keep=0), dict(keep=1.5), dict(important=-.1), dict(important=1.1),
+                                     dict(removed=0)])
+def test_bad_options(options):
+    with pytest.raises(UserError):
+        VisPruner(**options)

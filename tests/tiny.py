@@ -1,0 +1,132 @@
+"""A tiny random LLaVA, narrow but as deep as the real one, and methods that do as they are told."""
+
+from dataclasses import fields
+from functools import lru_cache
+
+import pytest
+import torch
+from hypothesis import settings
+
+from minivlm.cache import Cache
+from minivlm.config import LlavaConfig, TextConfig, VisionConfig
+from minivlm.llava import Llava
+from minivlm.trace import Trace
+from pruning import METHODS
+from pruning.base import Pruner, Reduction, UserError
+
+MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words
+SETTINGS = settings(deadline=None, max_examples=25, derandomize=True, database=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For the modules that import it: where matrices are tiny a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=8)
+@torch.no_grad()
+def llava(layers=32, kv_heads=2, blocks=24, grid=4, context=512, tied=False, **fields):
+    """A Llava of width 32 with random weights; an image has grid x grid patches. Tests share it: none may change it."""
+    vision = VisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=blocks, num_attention_heads=4,
+                          image_size=4 * grid, patch_size=4)
+    text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+                      num_key_value_heads=kv_heads, max_position_embeddings=context, tie_word_embeddings=tied)
+    model = Llava(LlavaConfig(vision, text, image_token_index=MARK, **fields)).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for name, p in sorted(model.named_parameters()):
+        noise = torch.randn(p.shape, generator=generator)
+        if p.ndim == 1:
+            p.copy_(noise * .1 + name.endswith("norm.weight"))
+        elif "embed_tokens" in name:
+            p.copy_(noise)
+        else:                                  # sharp attention, and a stream that no single layer takes over
+            gain = 2 if "q_proj" in name or "k_proj" in name else .5 if "o_proj" in name or "down_proj" in name else 1
+            p.copy_(noise * gain * p[0].numel() ** -.5)
+    model.lm_head.weight[MARK] = 0             # never the likeliest: no answer has a mark
+    model.eos = (EOS,)
+    return model
+
+
+def ids(*parts, seed=0):
+    """Words and marks: ids(3, MARK, 5) is three random words, an image and five words."""
+    generator = torch.Generator().manual_seed(seed)
+    words = [[part] if part == MARK else torch.randint(3, 98, (part,), generator=generator).tolist() for part in parts]
+    return sum(words, [])
+
+
+def picture(model, seed=0, tiles=1):
+    """(tiles, 3, size, size) random pixels."""
+    size = model.config.vision.image_size
+    return torch.randn(tiles, 3, size, size, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def prefill(model, prompt, images=(), pruner=None, last=True):
+    """Logits (V,) of the next token, or with last=False normed hidden states (T', D) of all tokens left; cache; trace."""
+    trace = Trace()
+    tokens = model.embed(prompt, images, pruner, trace)
+    if last:
+        return *model.prefill(tokens, pruner, trace), trace
+    cache = Cache.empty(len(model.language_model.layers))
+    return model.language_model.prefill(tokens, cache, pruner and pruner.at("decoder"), trace, last=False), cache, trace
+
+
+def has_keep(name):
+    """Whether a method of the registry is told how many tokens to keep."""
+    return any(f.name == "keep" for f in fields(METHODS[name]))
+
+
+def built(name, keep=.5):
+    """A method of the registry with its defaults, but for `keep`, whose default is meant for more tokens than ours."""
+    return METHODS[name](keep=keep) if has_keep(name) else METHODS[name]()
+
+
+REDUCING = [name for name, method in METHODS.items() if method.site != "decoder" or built(name).reduce_at(32)]
+
+
+@lru_cache
+def refusal(name):
+    """What a method says where it takes no text between images, or None where it does."""
+    try:
+        prefill(llava(), ids(2, MARK, 1, MARK, 2), [picture(llava())] * 2, built(name))
+    except UserError as error:
+        return str(error)
+
+
+class Told(Pruner):
+    """Keeps what it is told: {layer: indices or Reduction}; at the vision and embed sites for whatever layer."""
+
+    laws = frozenset()
+
+    def __init__(self, kept, site="decoder", positions="keep", needs=(), rows="last"):
+        self.kept, self.site, self.positions, self.needs, self.rows = kept, site, positions, frozenset(needs), rows
+        self.saw = []                          # the Tokens of each call
+
+    def reduce_at(self, layers):
+        return tuple(self.kept)
+
+    def reduce(self, tokens):
+        self.saw.append(tokens)
+        told = self.kept[tokens.layer] if self.site == "decoder" else self.kept
+        return told if isinstance(told, Reduction) else Reduction(torch.tensor(told, dtype=torch.long))
+
+
+class Around(Pruner):
+    """Another method with another `reduce`."""
+
+    def __init__(self, pruner, reduce, **changed):
+        self.pruner, self.reduce = pruner, reduce
+        for name in ("site", "needs", "rows", "positions", "cls", "rerank"):
+            setattr(self, name, changed.get(name, getattr(pruner, name)))
+
+    def reduce_at(self, layers):
+        return self.pruner.reduce_at(layers)
+
+    def mask_at(self, layers):
+        return self.pruner.mask_at(layers)
+
+    def mask(self, tokens, logits, causal):
+        return self.pruner.mask(tokens, logits, causal)
