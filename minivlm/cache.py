@@ -31,6 +31,10 @@ class LayerCache:
         self.value[:, :, start:self.length] = value
         return self.key[:, :, :self.length], self.value[:, :, :self.length]
 
+    def select(self, rows):
+        """Hold these of the tokens alone, in this order."""
+        self.key, self.value, self.length = self.key[:, :, rows], self.value[:, :, rows], len(rows)
+
     @staticmethod
     def _grown(old, used, capacity):
         new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
