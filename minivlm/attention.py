@@ -13,10 +13,15 @@ from torch import Tensor
 
 def rope(position, head_dim, theta, dtype):
     """cos and sin of position * theta^(-2i/Dh), (T, Dh) each: angles in float32, then cast, as the reference does."""
-    index = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position.device)
-    angle = position.float()[..., None] * (1.0 / theta ** (index / head_dim))      # (T, Dh/2)
+    angle = position.float()[..., None] * frequency(head_dim, theta, position.device)        # (T, Dh/2)
     angle = torch.cat([angle, angle], dim=-1)                                      # (T, Dh)
     return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def frequency(head_dim, theta, device=None):
+    """(Dh/2,) radians that each pair of coordinates turns a position: theta^(-2i/Dh), in float32."""
+    index = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+    return 1.0 / theta ** (index / head_dim)
 
 
 def rotate(x, cos, sin):

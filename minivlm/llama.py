@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minivlm.attention import Look, attention, rope, rotate
+from minivlm.attention import Look, attention, frequency, rope, rotate
 from pruning.base import UserError
 
 
@@ -121,11 +121,13 @@ class Decoder(nn.Module):
         """
         L = len(self.layers)
         cuts, masks = _plan(pruner, L) if tokens.n else ((), ())
-        tokens, cache.tokens = replace(tokens, prompt=tokens.hidden), tokens if pruner and pruner.rerank else None
+        cache.tokens = tokens if pruner and pruner.rerank else None
+        tokens = replace(tokens, prompt=tokens.hidden, prompt_visual=tokens.visual,
+                         frequency=frequency(self.config.head_dim, self.config.rope_theta, tokens.hidden.device))
         turn = self.turn(tokens.position, tokens.hidden.dtype)
         for l, layer in enumerate(self.layers):
             if l in cuts and tokens.n:
-                tokens = self._cut(tokens, l, turn, pruner, trace)
+                tokens = self._cut(tokens, l, turn, pruner, trace, cache)
                 turn = self.turn(tokens.position, tokens.hidden.dtype)
             look = _look(tokens, pruner, l, l + 1 in cuts, l in masks)
             cache.layers[l].next, cache.layers[l].dead = tokens.next, tokens.dead
@@ -135,12 +137,14 @@ class Decoder(nn.Module):
             tokens = replace(tokens, hidden=hidden, layer=l + 1, **_seen(look))
         return self.norm(tokens.hidden)
 
-    def _cut(self, tokens, l, turn, pruner, trace):
+    def _cut(self, tokens, l, turn, pruner, trace, cache):
         """Call the method before layer l and apply what it says."""
         tokens = replace(tokens, **self._project(tokens, l, turn, pruner))
         r = pruner.reduce(tokens)
         if trace is not None:
             trace.reduce("decoder", l, tokens, r)
+        for held in cache.layers[:l] if pruner.prune_past_kv else ():
+            held.select(tokens.order(r.keep)[0])
         return tokens.reduced(r, pruner.positions)
 
     def _project(self, tokens, l, turn, pruner):

@@ -36,6 +36,8 @@ class Tokens:
     origin: Tensor                     # (n,)      index of each among the N visual tokens of the unpruned prompt
     next: int                          # position id of the first generated token
     prompt: Tensor | None = None       # (T0, D)   what entered layer 0, never reduced
+    prompt_visual: Tensor | None = None  # (N,)    rows of `prompt` that are visual tokens
+    frequency: Tensor | None = None    # (Dh/2,)   of the rotary embedding: radians that each pair turns a position
     layer: int = 0
     dead: Tensor | None = None         # (T,)      True: still in the sequence, its key masked (Reduction.drop False)
     rows: Tensor | None = None         # (R,)      the query rows of attn and logits
@@ -52,6 +54,14 @@ class Tokens:
     def n(self):
         """Number of visual tokens now."""
         return len(self.visual)
+
+    @property
+    def entered(self):
+        """N: visual tokens that entered layer 0: those that are here, and those that are gone, dropped or masked."""
+        if self.prompt is None:
+            return self.n
+        masked = 0 if self.dead is None else int(self.dead.sum())
+        return len(self.prompt) - len(self.hidden) + masked + self.n
 
     def text(self):
         """(m,) rows of the text after the (first) image: those that can see visual tokens."""
@@ -83,7 +93,7 @@ class Tokens:
 
     def _dropped(self, r):
         k = len(r.keep)
-        source, order = self._order(r.keep)
+        source, order = self.order(r.keep)
         hidden, rows = self.hidden[source], (order < k).nonzero().squeeze(1)
         kept = r.keep[order[rows]]                         # (k,) in the order in which they now stand
         if r.merge is not None:                            # float32: half precision loses small weights
@@ -92,7 +102,7 @@ class Tokens:
         return self._forget(hidden=hidden, position=self.position[source], visual=rows, cell=self.cell[kept],
                             origin=self.origin[kept], dead=None if self.dead is None else self.dead[source])
 
-    def _order(self, keep):
+    def order(self, keep):
         """Rows of the present sequence in their new order, and that order over [kept visual rows, other rows]."""
         is_visual = self._is_visual()
         other = (~is_visual).nonzero().squeeze(1)                                  # (T-n,)
@@ -161,6 +171,7 @@ class Pruner:
     positions: ClassVar = "keep"                  # or "renumber"
     preconditions: ClassVar = frozenset()         # what it asks of model and prompt, of PRECONDITIONS
     cls: ClassVar = False                         # vision: the class tokens are visual tokens too, on no grid
+    prune_past_kv: ClassVar = False               # drop from the caches of the layers before, too
     rerank: ClassVar = False                      # reduce again, from the whole cache, at each generated token
 
     def at(self, site):
@@ -222,6 +233,14 @@ def tokens_to_keep(keep, n, rounding="floor"):
     if not 0 < keep <= (1 if share else n):
         raise UserError(f"keep {keep} is out of range: give a share in (0, 1.0] or a number of tokens from 1 to {n}")
     return min(n, max(1, ROUNDINGS[rounding](keep * n))) if share else keep
+
+
+def staged(stages, n, layers, rounding="floor"):
+    """staged([(2, .5), (3, .25)], 576, 4) -> [576, 576, 288, 144]: tokens entering each layer if before these a keep of n is left."""
+    entering = [n] * layers
+    for layer, keep in stages:
+        entering[layer:] = [min(entering[-1], tokens_to_keep(keep, n, rounding))] * (layers - layer)
+    return entering
 
 
 def solve(method, values, average, n, layers):
