@@ -56,7 +56,7 @@ class Trace:
             here = order[torch.searchsorted(index[order], step.origin)]            # (n,) rows of the tokens before it
             new = made[here][keep] if merge is None else merge.float() @ made[here]          # (k, N)
             other = ~torch.isin(index, step.origin)        # at the vision site: the tokens of other images
-            left = other & (index < step.origin.min() if len(here) else other)
+            left = other & (index < (step.origin.min() if len(here) else 0))
             right = other & ~left
             made = torch.cat([made[left], new, made[right]])
             index = torch.cat([index[left], step.origin[keep], index[right]])

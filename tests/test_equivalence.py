@@ -140,7 +140,7 @@ def test_text_is_never_dropped(name, prompt):
     text = len(prompt) - prompt.count(MARK)
     assert logits.isfinite().all() and bool(trace.steps) == (name in REDUCING)
     assert trace.tokens == [text + n for n in trace.visual] == cache.lengths
-    assert trace.sources().shape == (trace.visual[-1], 16 * prompt.count(MARK))
+    assert trace.sources().shape == (trace.visual[-1], (16 + built(name).cls) * prompt.count(MARK))
 
 
 # --- cached and uncached -------------------------------------------------------------------------------------------------
