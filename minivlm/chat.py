@@ -18,15 +18,19 @@ class Sampling:
     generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self):
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             raise UserError(f"temperature is at least 0 and top-p in (0, 1]; got {self.temperature} and {self.top_p}")
         self.generator = torch.Generator().manual_seed(self.seed)          # on the CPU: the same draw on every device
 
     def choose(self, logits):
         """(V,) -> id"""
+        token = int(logits.argmax())                       # that of NaN, if there is one
+        if logits[token].isnan():
+            raise UserError("the logits contain NaN: the model overflowed; load it in float32 or bfloat16")
         if self.temperature == 0:
-            return int(logits.argmax())
-        p, token = (logits.float().cpu() / self.temperature).softmax(dim=-1).sort(descending=True)
+            return token
+        logits = logits.double().cpu()                     # less the largest: a low temperature is no overflow
+        p, token = ((logits - logits.max()) / self.temperature).softmax(dim=-1).sort(descending=True)
         p[p.cumsum(dim=-1) - p >= self.top_p] = 0          # what lies after the first ids that reach top_p together
         return int(token[torch.multinomial(p, 1, generator=self.generator)])
 
@@ -66,6 +70,8 @@ class Conversation:
     def generate(self, max_new_tokens=512, sampling=None, eos=None):
         """Yield ids one by one until an end token (which is yielded too), `max_new_tokens` or the end of the context."""
         sampling, eos = sampling or Sampling(), self.model.eos if eos is None else eos
+        if self.pending:
+            self._run(list(self.pending))                  # an answer that goes on after its last token
         room = self.model.config.text.max_position_embeddings - self.cache.layers[0].next
         for left in reversed(range(min(max_new_tokens, room + 1))):
             token = sampling.choose(self.logits)

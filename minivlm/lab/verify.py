@@ -147,7 +147,14 @@ def _sure(sample, tolerance):
 
 
 def _ids(stage, ours, recorded, where):
-    return Row(stage, sum(a != b for a, b in zip_longest(ours, recorded)), 0, where)
+    """How many ids differ; an answer that cannot go on, for NaN, ends there."""
+    told = []
+    try:
+        for id in ours:
+            told.append(id)
+    except UserError as error:
+        where += f": {error}"
+    return Row(stage, sum(a != b for a, b in zip_longest(told, recorded)), 0, where)
 
 
 def _compare(stage, ours, recorded, relative, where):
