@@ -119,7 +119,7 @@ class Decoder(nn.Module):
 
         With `last` only the last token's row is returned, (1, D), and the last layer computes no other.
         """
-        L = len(self.layers)
+        L, pruner = len(self.layers), pruner and pruner.at("decoder")
         cuts, masks = _plan(pruner, L) if tokens.n else ((), ())
         cache.tokens = tokens if pruner and pruner.rerank else None
         tokens = replace(tokens, prompt=tokens.hidden, prompt_visual=tokens.visual,
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
 
     def step(self, hidden, cache, pruner=None):
         """Run m more tokens (m, D) after what the cache holds -> normed hidden states (m, D). Nothing is reduced."""
-        m, hidden, turns = len(hidden), hidden[None], {}
+        m, hidden, turns, pruner = len(hidden), hidden[None], {}, pruner and pruner.at("decoder")
         cuts = pruner.reduce_at(len(self.layers)) if cache.tokens is not None else ()
         for l, (layer, held) in enumerate(zip(self.layers, cache.layers)):
             if held.next not in turns:                         # per layer, since methods may renumber
@@ -193,7 +193,6 @@ class Decoder(nn.Module):
 
 def _plan(pruner, layers):
     """The layers before which, and in which, the method acts; UserError where the model has no such layer."""
-    pruner = pruner and pruner.at("decoder")
     if not pruner:
         return (), ()
     cuts, masks = pruner.reduce_at(layers), pruner.mask_at(layers)

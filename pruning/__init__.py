@@ -1,15 +1,19 @@
 """Visual-token reduction methods: one file each, over the contract in base.py."""
 
+from pruning import controls
 from pruning.adaptprune import AdaptPrune
 from pruning.asap import ASAP
 from pruning.bimask import FastVBiMask
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
+from pruning.fitprune import FitPrune, SingleFitPrune
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus
+from pruning.pyramiddrop import PyramidDrop
 from pruning.sparsevlm import SparseVLM
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
+from pruning.vtw import VTW
 
 METHODS = {
     "prumerge": PruMerge,
@@ -21,6 +25,21 @@ METHODS = {
     "fastv": FastV,
     "fastv_bimask": FastVBiMask,
     "sparsevlm": SparseVLM,
+    "vtw": VTW,
+    "fitprune": FitPrune,
+    "fitprune_single": SingleFitPrune,
+    "pyramiddrop": PyramidDrop,
     "adaptprune": AdaptPrune,
     "asap": ASAP,
+    "none": controls.Unpruned,
+    "blind": controls.Blind,
+    "random": controls.Random,
+    "last": controls.Last,
+    "uniform": controls.Uniform,
+    "downsample": controls.DownSample,
+    "avgpool": controls.AveragePool,
+    "skip": controls.Skip,
+    "random3x3": controls.Random3x3,
+    "maxpool3x3": controls.MaxPool3x3,
+    "avgpool_scores": controls.AverageScores,
 }

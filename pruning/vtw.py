@@ -1,0 +1,82 @@
+"""VTW, visual tokens withdrawal. Lin et al., AAAI 2025, arXiv:2405.05803.
+
+In deep layers the text no longer reads the image: what it needs has moved into the text tokens. So all visual tokens are
+withdrawn before layer K, and layers K.. run on text alone. No score is needed. K is the first layer at which the
+withdrawal leaves the next-token distribution almost as it was, measured once on a few prompts (`search`).
+
+Paper and code: the released code has K = 15 in its class and its README, and 16 (7B) or 20 in its command lines; 15 here.
+It keeps the position ids of the text, or numbers it anew (positions="renumber"). Its search takes KL(withdrawn || full)
+from layer 5 on and stops with an error where no layer qualifies; here nothing is withdrawn then. Its mode "random" drops
+n positions drawn from the whole prompt, text too; here text is never dropped: of the positions drawn the visual ones go.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from pruning.base import Pruner, Reduction, UserError, solve
+
+
+@dataclass(frozen=True)
+class VTW(Pruner):
+    """Drop all visual tokens before layer K."""
+
+    layer: int = 15                    # K: the first layer without an image; the number of layers: it is never withdrawn
+    positions: str = "keep"            # "keep" the ids of the text, or "renumber" it 0..
+    mode: str = "visual"               # "visual": withdraw them all; "random": those among n random positions
+    seed: int = 0                      # of mode "random"
+
+    needs = frozenset()
+
+    def __post_init__(self):
+        if self.positions not in ("keep", "renumber") or self.mode not in ("visual", "random"):
+            raise UserError('VTW: positions is "keep" or "renumber", mode "visual" or "random"; '
+                            f"got {self.positions!r}, {self.mode!r}")
+        if self.layer < 1:
+            raise UserError("VTW: layer must be at least 1: before layer 0 the text has read nothing of the image")
+
+    @property
+    def laws(self):
+        return frozenset({"select", "ordered", "scale"} | ({"budget"} if self.mode == "visual" else set()))
+
+    def reduce_at(self, layers):
+        return () if self.layer == layers else (self.layer,)
+
+    def budget(self, n):
+        return 0 if self.mode == "visual" else None
+
+    def with_average(self, average, n, layers):
+        """K: the tokens cannot be fewer, the layers that see them can."""
+        if self.mode == "random":
+            return super().with_average(average, n, layers)
+        return solve(lambda K: replace(self, layer=K), range(1, layers + 1), average, n, layers)
+
+    def reduce(self, tokens):
+        if self.mode == "visual":
+            return Reduction(tokens.visual.new_empty(0))
+        drawn = torch.zeros(len(tokens.hidden), dtype=torch.bool)                  # (T,)
+        drawn[torch.randperm(len(drawn), generator=torch.Generator().manual_seed(self.seed))[:tokens.n]] = True
+        return Reduction((~drawn.to(tokens.visual.device)[tokens.visual]).nonzero().squeeze(1))
+
+
+def search(logits, prompts, layers, eta=0.003, first=5):
+    """The VTW whose K is the first layer, of `layers`, at which the divergence averaged over `prompts` is at most eta.
+
+    `logits(prompt, pruner)` gives the next token's logits (V,) under a method, None being the full model: with a model of
+    minivlm and prompts (ids, images), lambda prompt, pruner: model.prefill(model.embed(*prompt), pruner)[0]. The released
+    eta is 0.003, for 13B models 0.0005, for LLaVA-NeXT of Vicuna 7B 0.0001. Raises UserError without a prompt.
+    """
+    if not prompts:
+        raise UserError("VTW: the search for K needs at least one prompt with an image")
+    full = torch.stack([logits(prompt, None) for prompt in prompts])               # (prompts, V)
+    for K in range(first, layers):
+        withdrawn = torch.stack([logits(prompt, VTW(K)) for prompt in prompts])    # (prompts, V)
+        if divergence(withdrawn, full).mean() <= eta:
+            return VTW(K)
+    return VTW(layers)
+
+
+def divergence(withdrawn, full):
+    """KL(withdrawn || full) of the next token's distributions, from logits (.., V) each -> (..)"""
+    p, q = withdrawn.float().log_softmax(dim=-1), full.float().log_softmax(dim=-1)
+    return (p.exp() * (p - q)).sum(dim=-1)
