@@ -1,6 +1,5 @@
 """minivlm on the command line. `python run.py --help` shows the commands, `python run.py ask --help` the options of one."""
 
-import argparse
 import json
 import os
 import sys
@@ -12,24 +11,13 @@ import torch
 
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import bench, compare, draw, hf, inspect, report, verify
+from minivlm.lab import bench, compare, draw, fit, hf, inspect, report, verify
+from minivlm.lab.arguments import parser
 from minivlm.lab.options import build, build_all
 from minivlm.text import next_turn, prompt
 from pruning import METHODS
 from pruning.base import UserError
 from weights import load
-
-EXAMPLES = """examples:
-  python run.py ask photo.jpg "What is on the table?" --model llava-hf/llava-1.5-7b-hf
-  python run.py ask photo.jpg "What is this?" --model DIR --method fastv --keep 128 --set layer=3 --out kept.png
-  python run.py chat photo.jpg --model DIR --method fastv --keep 0.25
-  python run.py compare photo.jpg "What is this?" --model DIR --average 128 --out sheet.png          every method
-  python run.py inspect DIR                  which stored tensor fills which module
-  python run.py verify DIR                   every stage against recorded outputs of transformers
-  python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
-  python run.py methods                      what each method needs, where it acts, its options
-  python run.py bench --against hf           speed, as ratios in one run
-bad input ends with one line and exit status 2"""
 
 
 def ask(args):
@@ -75,6 +63,8 @@ def compare_(args):
     """Answer one question under several methods: a table, and one sheet of what each of them kept."""
     _writable(args.out, ".png")
     _writable(args.json)
+    if args.keep is not None and args.average is not None:
+        raise UserError("give --keep or --average, not both: each says how many tokens are left")
     image, model = open_image(args.image), _model(args)
     ids = model.tokenizer.encode(prompt([(args.question, None)], 1, _template(args, model)))
     pixels = model.processor.pixels(image)
@@ -87,6 +77,16 @@ def compare_(args):
         _save(args.out, compare.picture(runs, image, model.processor.box(*image.size), args.question).save)
     if args.json:
         _save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+
+
+def fit_(args):
+    """Fit a method to a model on a few questions: FitPrune's table, or VTW's layer. --method FILE then uses it."""
+    _writable(args.out, ".json")
+    model = _model(args)
+    prompts = fit.samples(model, args.questions, args.images, args.count, _template(args, model))
+    pruner = fit.fit(model, args.fitted, prompts, args.ratio, args.eta)
+    print(pruner)
+    _save(args.out, lambda path: Path(path).write_text(fit.saved(args.fitted, pruner)))
 
 
 def inspect_(args):
@@ -114,7 +114,8 @@ def methods(args):
     for name, method in METHODS.items():
         paper = sys.modules[method.__module__].__doc__.splitlines()[0]
         print(f"{name}: {paper}")
-        needs, laws = (", ".join(sorted(words)) or "nothing" for words in (method.needs, method.laws))
+        default = method()
+        needs, laws = (", ".join(sorted(words)) or "nothing" for words in (default.needs, default.laws))
         print(f"  acts at the {method.site} site; needs {needs}; keeps the laws {laws}")
         print("  options: " + ", ".join(f"{f.name}={f.default}" for f in fields(method)))
 
@@ -125,7 +126,7 @@ def bench_(args):
 
 
 def _conversation(args, pictures):
-    pruner = build(args.method, args.keep, args.set)
+    pruner = build(args.method, args.keep, args.set, args.schedule)
     images = [open_image(path) for path in pictures]
     args.sampling = Sampling(args.temperature, args.top_p, args.seed)
     model = _model(args)
@@ -133,7 +134,7 @@ def _conversation(args, pictures):
 
 
 def _model(args):
-    if args.max_new_tokens < 1:
+    if getattr(args, "max_new_tokens", 1) < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: ask for at least one")
     model = load(args.model, args.dtype, args.device)
     if model.tokenizer is None:
@@ -186,65 +187,14 @@ def _save(path, write):
     print(f"wrote {path}")
 
 
-def _parser():
-    parser = argparse.ArgumentParser("run.py", description="LLaVA from scratch, with visual token pruning.", epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name, function):
-        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
-        command.set_defaults(function=function)
-        return command
-
-    one = add("ask", ask)
-    one.add_argument("input", nargs="+", metavar="IMAGE.. QUESTION", help="pictures, then the question; <image> marks in it place them")
-    one.add_argument("--out", metavar="PNG", help="draw which patches each reduction kept")
-    one.add_argument("--json", metavar="FILE", help="write the answer, the tokens of each layer and the kept indices")
-    talk = add("chat", chat)
-    talk.add_argument("images", nargs="*", metavar="IMAGE")
-    side = add("compare", compare_)
-    side.add_argument("image", metavar="IMAGE")
-    side.add_argument("question", metavar="QUESTION")
-    side.add_argument("--method", default="all", metavar="A,B,..", help="methods, with commas, or all (default)")
-    budget = side.add_mutually_exclusive_group()
-    budget.add_argument("--keep", help="visual tokens left after the reduction: a number or a share (default: the methods' own)")
-    budget.add_argument("--average", type=float, metavar="A", help="visual tokens entering a layer on average: each method solves for its budget")
-    side.add_argument("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
-    side.add_argument("--out", metavar="PNG", help="draw what each method kept")
-    side.add_argument("--json", metavar="FILE", help="write the table as JSON")
-    for command in (one, talk):
-        command.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: none)")
-        command.add_argument("--keep", help="visual tokens to keep: a number (128) or a share (0.25)")
-        command.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method")
-        command.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
-        command.add_argument("--top-p", type=float, default=1.0)
-        command.add_argument("--seed", type=int, default=0)
-    for command in (one, talk, side):
-        command.add_argument("--model", required=True, help="a checkpoint folder or a hub id")
-        command.add_argument("--max-new-tokens", type=int, default=512, metavar="N")
-        command.add_argument("--template", help="llava-hf, llava_v1 or vicuna_v1 (default: the checkpoint's)")
-        command.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
-    show = add("inspect", inspect_)
-    show.add_argument("model")
-    check = add("verify", verify_)
-    check.add_argument("model")
-    check.add_argument("--expected", metavar="JSON", help="the recording (default: expected.json in the folder)")
-    check.add_argument("--images", metavar="DIR", help="the folder of its pictures")
-    check.add_argument("--live", nargs=2, metavar=("IMAGE", "QUESTION"), help="run transformers instead of reading a recording")
-    check.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    for command in (show, check):
-        command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (one, talk, side, check):
-        command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ..")
-    add("methods", methods)
-    bench.options(add("bench", bench_))
-    return parser
+COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "inspect": inspect_, "verify": verify_, "methods": methods,
+            "bench": bench_}
 
 
 def main(argv=None):
     """Run one command; the exit status."""
-    args = _parser().parse_args(argv)
     try:
+        args = parser(COMMANDS).parse_args(argv)
         return args.function(args) or 0
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import run
+from minivlm.lab.arguments import parser
 from pruning import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,7 @@ def test_commands_are_known():
     assert lines
     for line in lines:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
-        assert run._parser().parse_args(words).function
+        assert parser(run.COMMANDS).parse_args(words).function
 
 
 def test_the_first_command_ends_as_shown(capsys, monkeypatch):

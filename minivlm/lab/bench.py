@@ -31,22 +31,6 @@ SHAPES = {
 SYSTEM, GRID, TEXT = 35, 24, 5         # tokens before the image, patches a side, tokens after it: 616 in all
 
 
-def options(command):
-    """The command line's options."""
-    command.add_argument("--shape", default="small", choices=SHAPES, help="width and depth of the decoder (default: small)")
-    command.add_argument("--layers", type=int, help="measure this many layers of it")
-    command.add_argument("--method", default="fastv")
-    command.add_argument("--keep", default="128", help="one or several, with commas (default: 128)")
-    command.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method")
-    command.add_argument("--against", choices=("hf",), help="also run transformers (sdpa) on the same weights")
-    command.add_argument("--repeat", type=int, default=9, help="rounds; medians are shown (default: 9)")
-    command.add_argument("--steps", type=int, default=20, help="tokens decoded a round (default: 20)")
-    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    command.add_argument("--device", default="cpu")
-    command.add_argument("--threads", type=int, default=2)
-    command.add_argument("--json", metavar="FILE")
-
-
 def main(args):
     """Measure and print; with --json also write every time."""
     torch.set_num_threads(args.threads)
@@ -125,11 +109,11 @@ def _wait(device):
         torch.cuda.synchronize(device)
 
 
-def predicted(shape, keep, layer, n=GRID ** 2, text=SYSTEM + TEXT):
-    """Share of the unpruned prefill's FLOPs when layers `layer`.. see `keep` of n visual tokens."""
-    L = shape.num_hidden_layers
-    flops = lambda after: sum(_flops(shape, (n if l < layer else after) + text, l == L - 1) for l in range(L))
-    return flops(keep) / flops(n)
+def predicted(shape, entering, n=GRID ** 2, text=SYSTEM + TEXT):
+    """Share of the unpruned prefill's FLOPs when so many of n visual tokens enter each layer."""
+    last = shape.num_hidden_layers - 1
+    flops = lambda counts: sum(_flops(shape, count + text, l == last) for l, count in enumerate(counts))
+    return flops(entering) / flops([n] * (last + 1))
 
 
 def _flops(shape, T, last):
@@ -149,7 +133,9 @@ def lines(times, shape, args):
             yield f"{stage}: {middle[f'ours {stage}'] / middle[f'hf {stage}']:.2f} of transformers' time"
     for keep in args.keep.split(","):
         pruner = build(args.method, keep, args.set)
-        (layer,) = pruner.reduce_at(shape.num_hidden_layers)
         share = middle[f"keep {keep} prefill"] / middle["ours prefill"]
-        expected = predicted(shape, pruner.budget(GRID ** 2), layer)
-        yield f"{args.method} keep {keep}: {share:.3f} of the unpruned prefill; its FLOPs say {expected:.3f}: {share / expected:.2f} of that"
+        entering, line = pruner.schedule(GRID ** 2, shape.num_hidden_layers), f"{args.method} keep {keep}: {share:.3f} of the unpruned prefill"
+        if entering is not None:
+            expected = predicted(shape, entering)
+            line += f"; its FLOPs say {expected:.3f}: {share / expected:.2f} of that"
+        yield line

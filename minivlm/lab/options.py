@@ -2,22 +2,65 @@
 
 import json
 from dataclasses import MISSING, fields
+from pathlib import Path
 
 from pruning import METHODS
 from pruning.base import UserError
+from pruning.schedule import Both, Schedule
 
 
-def build(name, keep=None, settings=()):
-    """The pruner called `name` with keep ("0.25", "128") and settings ("layer=3", ..); None for "none" or no name.
+def build(name, keep=None, settings=(), schedule=None):
+    """The pruner called `name` with keep ("0.25", "128") and settings ("layer=3", ..); None without a name.
 
-    Raises UserError that lists what is known for an unknown method, an unknown option or a value of the wrong kind.
+    "a+b" is two methods of different sites, with keep "256+64" and settings "a.layer=3"; "FILE.json" a method that
+    `fit` has saved; `schedule` "4:136,14:68" lets a method act before several layers. Raises UserError that lists what is
+    known for an unknown method, an unknown option or a value of the wrong kind.
     """
-    if name in (None, "none"):
-        if keep is not None or settings:
-            raise UserError(f"--keep and --set are options of a method: name one with --method ({', '.join(METHODS)})")
+    if name is None:
+        if keep is not None or settings or schedule:
+            raise UserError(f"--keep, --set and --schedule are for a method: name one with --method ({', '.join(METHODS)})")
         return None
+    if "+" in name:
+        names, keeps = name.split("+"), keep.split("+") if keep is not None else [None] * (name.count("+") + 1)
+        if len(keeps) != len(names):
+            raise UserError(f"--keep {keep}: give one number for each of {name}, like 256+64")
+        own = share(settings, names)
+        return Both(tuple(build(part, k, own[part], schedule if part == names[-1] else None) for part, k in zip(names, keeps)))
+    pruner = _fitted(name, keep, settings) if name.endswith(".json") else _single(name, f"--method {name}", keep, settings)
+    return pruner if schedule is None else Schedule(pruner, *_stages(schedule))
+
+
+def build_all(names, keep, average, settings, n, layers):
+    """{name: pruner} of "all" or "a,b,..", each with this keep or average; with "all" a UserError in place of one that cannot.
+
+    With "all", methods without a keep of their own have their own schedule. Settings are "method.option=value".
+    """
+    chosen = list(METHODS) if names == "all" else names.split(",")
+    own, pruners = share(settings, chosen), {}
+    for name in chosen:
+        try:
+            has_keep = names != "all" or "keep" in {f.name for f in fields(METHODS[name])}
+            pruner = build(name, keep if has_keep else None, own[name])
+            pruners[name] = pruner if average is None else pruner.with_average(average, n, layers)
+            pruners[name].schedule(n, layers)              # a budget that this prompt cannot meet fails here
+        except UserError as error:
+            if names != "all":
+                raise
+            pruners[name] = error
+    return pruners
+
+
+def share(settings, names):
+    """{name: its settings} from "name.option=value"; UserError for a setting of no method named."""
+    lost = [s for s in settings if s.partition(".")[0] not in names]
+    if lost:
+        raise UserError(f"--set {lost[0]!r}: write METHOD.OPTION=VALUE, with a METHOD of {', '.join(names)}")
+    return {name: [s.partition(".")[2] for s in settings if s.partition(".")[0] == name] for name in names}
+
+
+def _single(name, place, keep, settings):
     if name not in METHODS:
-        raise UserError(f"method {name!r} is not known: use one of {', '.join(METHODS)}")
+        raise UserError(f"{place}: {name!r} is not known: use one of {', '.join(METHODS)}")
     known = {f.name: f for f in fields(METHODS[name])}
     pairs = ([("keep", keep)] if keep is not None else []) + [_pair(setting) for setting in settings]
     for option, _ in pairs:
@@ -26,28 +69,27 @@ def build(name, keep=None, settings=()):
     return METHODS[name](**{option: value(known[option], text) for option, text in pairs})
 
 
-def build_all(names, keep, average, settings, n, layers):
-    """{name: pruner} of "all" or "a,b,..", each with this keep or average; with "all" a UserError in place of one that cannot.
+def _fitted(path, keep, settings):
+    """The method that a file written by `run.py fit` holds."""
+    if keep is not None or settings:
+        raise UserError(f"{path} holds a fitted method with all its options: --keep and --set do not go with it")
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        name, options = told["method"], {k: tuple(v) if isinstance(v, list) else v for k, v in told["options"].items()}
+        return METHODS[name](**options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} holds no method that `run.py fit` wrote ({error})") from None
 
-    With "all", methods without a budget of their own keep their schedule when `keep` is given. Settings are
-    "method.option=value".
-    """
-    chosen = list(METHODS) if names == "all" else names.split(",")
-    own = {name: [s.removeprefix(name + ".") for s in settings if s.startswith(name + ".")] for name in chosen}
-    lost = [s for s in settings if not any(s.startswith(name + ".") for name in chosen)]
-    if lost:
-        raise UserError(f"--set {lost[0]!r}: write METHOD.OPTION=VALUE with one of {', '.join(chosen)}")
-    pruners = {}
-    for name in chosen:
-        try:
-            budgeted = names != "all" or "keep" in {f.name for f in fields(METHODS[name])}
-            pruner = build(name, keep if budgeted else None, own[name])
-            pruners[name] = pruner.with_average(average, n, layers) if average is not None and pruner else pruner
-        except UserError as error:
-            if names != "all":
-                raise
-            pruners[name] = error
-    return pruners
+
+def _stages(schedule):
+    """"4:136,14:68" -> (4, 14), (136, 68)"""
+    try:
+        stages = [stage.split(":") for stage in schedule.split(",")]
+        return tuple(int(layer) for layer, _ in stages), tuple(float(k) if "." in k else int(k) for _, k in stages)
+    except ValueError:
+        raise UserError(f"--schedule {schedule}: write LAYER:KEEP,LAYER:KEEP,.. like 4:136,14:68,24:34") from None
 
 
 def value(field, text):

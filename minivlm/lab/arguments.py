@@ -1,0 +1,148 @@
+"""The words of the command line: one function for each command's arguments, and the groups that several of them share."""
+
+import argparse
+
+from minivlm.lab import bench, fit
+from pruning import METHODS
+from pruning.base import UserError
+
+EXAMPLES = """examples:
+  python run.py ask photo.jpg "What is on the table?" --model llava-hf/llava-1.5-7b-hf
+  python run.py ask photo.jpg "What is this?" --model DIR --method fastv --keep 128 --set layer=3 --out kept.png
+  python run.py ask photo.jpg "What is this?" --model DIR --method vispruner+fastv --keep 256+64
+  python run.py chat photo.jpg --model DIR --method fastv --keep 0.25
+  python run.py compare photo.jpg "What is this?" --model DIR --average 128 --out sheet.png          every method
+  python run.py fit fitprune --model DIR --questions q.jsonl --ratio 0.6 --out fitted.json           then --method fitted.json
+  python run.py inspect DIR                  which stored tensor fills which module
+  python run.py verify DIR                   every stage against recorded outputs of transformers
+  python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
+  python run.py methods                      what each method needs, where it acts, its options
+  python run.py bench --against hf           speed, as ratios in one run
+bad input ends with one line and exit status 2"""
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class OneLine(argparse.ArgumentParser):
+    """A parser that complains in one line, without repeating the usage."""
+
+    def error(self, message):
+        raise UserError(f"{message}: see `python {self.prog} --help`")
+
+
+def parser(functions):
+    """The parser of {command: function}; the function's docstring is the command's help."""
+    whole = OneLine("run.py", description="LLaVA from scratch, with visual token pruning.", epilog=EXAMPLES,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, function in functions.items():
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        command.set_defaults(function=function)
+        ARGUMENTS[name](command.add_argument)
+    return whole
+
+
+def _ask(add):
+    add("input", nargs="+", metavar="IMAGE.. QUESTION", help="pictures, then the question; <image> marks in it place them")
+    _method(add)
+    add("--out", metavar="PNG", help="draw which patches each reduction kept")
+    add("--json", metavar="FILE", help="write the answer, the tokens of each layer and the kept indices")
+    _sampling(add)
+    _model(add)
+
+
+def _chat(add):
+    add("images", nargs="*", metavar="IMAGE")
+    _method(add)
+    _sampling(add)
+    _model(add)
+
+
+def _compare(add):
+    add("image", metavar="IMAGE")
+    add("question", metavar="QUESTION")
+    add("--method", default="all", metavar="A,B,..", help="methods, with commas, or all (default)")
+    add("--keep", help="visual tokens left after the reduction: a number or a share (default: the methods' own)")
+    add("--average", type=float, metavar="A", help="visual tokens entering a layer on average: each method solves for its budget")
+    add("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
+    add("--out", metavar="PNG", help="draw what each method kept")
+    add("--json", metavar="FILE", help="write the table as JSON")
+    _length(add)
+    _model(add)
+
+
+def _fit(add):
+    add("fitted", choices=fit.FITTED, metavar="METHOD", help=" or ".join(fit.FITTED))
+    add("--questions", required=True, metavar="JSONL", help='one {"image": .., "text": ..} a line')
+    add("--images", metavar="DIR", help="the folder of its pictures (default: the file's)")
+    add("--count", type=int, default=64, help="read so many of them (default: 64)")
+    add("--ratio", type=float, default=0.6, help="fitprune: share of the FLOPs to save (default: 0.6)")
+    add("--eta", type=float, default=0.003, help="vtw: the divergence allowed (default: 0.003)")
+    add("--out", required=True, metavar="JSON", help="the file that --method reads")
+    _model(add)
+
+
+def _inspect(add):
+    add("model")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _verify(add):
+    add("model")
+    add("--expected", metavar="JSON", help="the recording (default: expected.json in the folder)")
+    add("--images", metavar="DIR", help="the folder of its pictures")
+    add("--live", nargs=2, metavar=("IMAGE", "QUESTION"), help="run transformers instead of reading a recording")
+    add("--dtype", default="float32", choices=DTYPES)
+    add("--json", action="store_true", help="print JSON")
+    _device(add)
+
+
+def _methods(add):
+    add("--json", action="store_true", help="print JSON")
+
+
+def _bench(add):
+    add("--shape", default="small", choices=bench.SHAPES, help="width and depth of the decoder (default: small)")
+    add("--layers", type=int, help="measure this many layers of it")
+    add("--method", default="fastv")
+    add("--keep", default="128", help="one or several, with commas (default: 128)")
+    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method")
+    add("--against", choices=("hf",), help="also run transformers (sdpa) on the same weights")
+    add("--repeat", type=int, default=9, help="rounds; medians are shown (default: 9)")
+    add("--steps", type=int, default=20, help="tokens decoded a round (default: 20)")
+    add("--dtype", default="float32", choices=DTYPES)
+    add("--threads", type=int, default=2)
+    add("--json", metavar="FILE", help="write every time")
+    _device(add)
+
+
+def _method(add):
+    add("--method", help=f"one of {', '.join(METHODS)}; a file that `fit` wrote; or A+B, one after the other (default: none)")
+    add("--keep", help="visual tokens to keep: a number (128) or a share (0.25); for A+B one each (256+64)")
+    add("--schedule", metavar="LAYER:KEEP,..", help="act before several layers, like 4:136,14:68,24:34")
+    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method; for A+B, A.OPTION=VALUE")
+
+
+def _sampling(add):
+    add("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
+    add("--top-p", type=float, default=1.0)
+    add("--seed", type=int, default=0)
+    _length(add)
+
+
+def _length(add):
+    add("--max-new-tokens", type=int, default=512, metavar="N")
+
+
+def _model(add):
+    add("--model", required=True, help="a checkpoint folder or a hub id")
+    add("--template", help="llava-hf, llava_v1 or vicuna_v1 (default: the checkpoint's)")
+    add("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
+    _device(add)
+
+
+def _device(add):
+    add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ..")
+
+
+ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "inspect": _inspect, "verify": _verify,
+             "methods": _methods, "bench": _bench}

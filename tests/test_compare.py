@@ -1,0 +1,119 @@
+"""Methods side by side, methods composed, scheduled and fitted, all from the command line, on a tiny checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import run
+from minivlm.lab.compare import Run, agreement
+from minivlm.lab.options import build, build_all
+from pruning import METHODS
+from pruning.base import UserError
+from pruning.fastv import FastV
+from pruning.schedule import Both, Schedule
+from pruning.vispruner import VisPruner
+from test_run import MODEL, PICTURE, done
+
+COMPARE = ["compare", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "4"]
+
+
+def test_every_method_in_one_table_and_on_one_sheet(capsys, tmp_path):
+    """Each method has its row: numbers, or why it does not run on three layers and sixteen tokens."""
+    status, out, _ = done(capsys, *COMPARE, "--keep", "4", "--out", tmp_path / "a.png", "--json", tmp_path / "a.json")
+    assert status == 0 and all(f"\n{name} " in out for name in METHODS)
+    rows = {row["method"]: row for row in json.loads((tmp_path / "a.json").read_text())}
+    assert set(rows) == {"none", *METHODS}
+    assert rows["none"]["agreement"] == "same" and rows["none"]["flops_share"] == 1 and rows["none"]["average"] == 16
+    assert rows["fastv"]["visual"] == [16, 16, 4] and rows["fastv"]["average"] == 12 and .8 < rows["fastv"]["flops_share"] < .9
+    assert rows["divprune"]["visual"] == [4, 4, 4]
+    tokens = 16 * rows["none"]["kv_bytes"] // rows["none"]["visual"][0] // 16
+    assert rows["divprune"]["kv_bytes"] < rows["fastv"]["kv_bytes"] < rows["none"]["kv_bytes"] and tokens
+    assert Image.open(tmp_path / "a.png").width > 1000
+
+
+def test_one_average_for_all(capsys, tmp_path):
+    """On average 12 of 16 in three layers: FastV keeps 4 from layer 2 on, DivPrune 12 in all."""
+    status, _, _ = done(capsys, *COMPARE, "--method", "fastv,divprune", "--average", "12", "--json", tmp_path / "a.json")
+    rows = {row["method"]: row for row in json.loads((tmp_path / "a.json").read_text())}
+    assert status == 0 and rows["fastv"]["visual"] == [16, 16, 4] and rows["divprune"]["visual"] == [12] * 3
+
+
+def test_a_setting_of_one_method(capsys):
+    status, out, _ = done(capsys, *COMPARE, "--method", "fastv,divprune", "--keep", "4", "--set", "fastv.layer=1")
+    assert status == 0 and "1x16 2x4" in out and "3x4" in out
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--method", "fastv,slowv"], "slowv"),
+    (["--keep", "4", "--average", "12"], "not both"),
+    (["--method", "fastv", "--average", "1"], "out of reach"),
+    (["--method", "fastv", "--set", "layer=1"], "METHOD.OPTION"),
+    (["--method", "fastv", "--keep", "99"], "keep 99"),
+])
+def test_bad_comparisons(capsys, words, told):
+    status, out, err = done(capsys, *COMPARE, *words)
+    assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+
+
+def test_agreement():
+    """The ids of the unpruned answer 1 2 3 4 up to the first that differs; an answer that stops early agrees so far."""
+    told = Run("none", None, (1, 2, 3, 4))
+    assert agreement(Run("a", None, (1, 2, 3, 4)), told) == "same"
+    assert agreement(Run("a", None, (1, 2, 9, 4)), told) == "2 of 4 ids"
+    assert agreement(Run("a", None, (1, 2)), told) == "2 of 4 ids"
+
+
+def test_all_leaves_out_what_cannot():
+    """With "all" a method that cannot meet the budget is reported, and one without a keep has its own schedule."""
+    made = build_all("all", "4", None, [], 16, 3)
+    assert isinstance(build_all("all", "99", None, [], 16, 3)["fastv"], UserError)
+    assert isinstance(build_all("all", None, 1.0, [], 16, 3)["fastv"], UserError)
+    assert made["vtw"] == METHODS["vtw"]() and made["fastv"] == FastV(keep=4)
+
+
+def test_composed_and_scheduled():
+    assert build("vispruner+fastv", "256+64", ["fastv.layer=3"]) == Both((VisPruner(keep=256), FastV(keep=64, layer=3)))
+    assert build("fastv", schedule="4:136,14:.25") == Schedule(FastV(), (4, 14), (136, .25))
+    assert build("vispruner+fastv", schedule="4:9").methods[1] == Schedule(FastV(), (4,), (9,))
+    for words in (["vispruner+fastv", "256"], ["fastv", None, [], "4"], ["fastv+vispruner"], ["divprune", None, [], "4:9"]):
+        with pytest.raises(UserError):
+            build(*words)
+
+
+def test_ask_with_two_methods_and_with_a_schedule(capsys):
+    ask = ["ask", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "2"]
+    status, out, _ = done(capsys, *ask, "--method", "vispruner+fastv", "--keep", "9+4")
+    assert status == 0 and "9 of them visual" in out and "4 of them visual" in out
+    status, out, _ = done(capsys, *ask, "--method", "fastv", "--schedule", "1:8,2:3")
+    assert status == 0 and "layer 1" in out and "8 of them visual" in out and "3 of them visual" in out
+
+
+def questions(folder):
+    names = ["land_500x333.png", "gray_250x170.png"]
+    rows = [dict(question_id=i, image=name, text="What is shown?") for i, name in enumerate(names)]
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return ["--questions", folder / "q.jsonl", "--images", Path(PICTURE).parent, "--model", MODEL]
+
+
+@pytest.mark.parametrize("method, options", [("vtw", ["--eta", "0.5"]), ("fitprune", ["--ratio", "0.1"])])
+def test_fit_writes_what_method_reads(capsys, tmp_path, method, options):
+    file = tmp_path / "fitted.json"
+    status, out, err = done(capsys, "fit", method, *questions(tmp_path), *options, "--out", file)
+    assert status == 0, err
+    assert repr(build(str(file))) in out
+    status, out, _ = done(capsys, "ask", PICTURE, "What?", "--model", MODEL, "--max-new-tokens", "2", "--method", file)
+    assert status == 0 and "KV cache" in out
+
+
+def test_bad_fits(capsys, tmp_path):
+    good = questions(tmp_path)
+    (tmp_path / "bad.jsonl").write_text('{"text": "no picture"}')
+    for words, told in ((["fastv", *good], "fastv"), (["vtw", "--questions", tmp_path / "bad.jsonl", "--model", MODEL], "line 1"),
+                        (["vtw", "--questions", tmp_path / "none.jsonl", "--model", MODEL], "none.jsonl")):
+        status, _, err = done(capsys, "fit", *words, "--out", tmp_path / "a.json")
+        assert status == 2 and told in err and len(err.splitlines()) == 1 and not (tmp_path / "a.json").exists()
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(UserError, match="b.json"):
+        build(str(tmp_path / "b.json"))
