@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from dataclasses import fields
 from math import isfinite
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import torch
 
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import bench, compare, draw, fit, hf, inspect, report, verify
+from minivlm.lab import bench, compare, draw, fit, hf, inspect, methods, report, verify
 from minivlm.lab.arguments import parser
-from minivlm.lab.options import build, build_all
+from minivlm.lab.options import averaged, build, build_all, check
 from minivlm.text import next_turn, prompt
 from pruning import METHODS
 from pruning.base import UserError
@@ -27,9 +26,10 @@ def ask(args):
         raise UserError(f"{question!r} is a picture and no question follows it: end with the question, in quotes")
     _writable(args.out, ".png")
     _writable(args.json)
-    talk, model, images = _conversation(args, pictures)
+    talk, images, pixels = _conversation(args, pictures)
+    model = talk.model
     turn = prompt([(question, None)], len(images), _template(args, model))
-    talk.read(model.tokenizer.encode(turn), [model.processor.pixels(image) for image in images])
+    talk.read(model.tokenizer.encode(turn), pixels)
     answer = _stream(talk, args)
     print("\n".join(report.cost_lines(talk)))
     if args.out:
@@ -43,8 +43,8 @@ def ask(args):
 
 def chat(args):
     """Talk about pictures: one question a line; an empty line or the end of the input ends."""
-    talk, model, images = _conversation(args, args.images)
-    pixels, turns = [model.processor.pixels(image) for image in images], 0
+    talk, images, pixels = _conversation(args, args.images)
+    model, turns = talk.model, 0
     if sys.stdin.isatty():
         print("One question a line; an empty line ends. What the first question dropped stays dropped.")
     while question := _line():
@@ -63,13 +63,11 @@ def compare_(args):
     """Answer one question under several methods: a table, and one sheet of what each of them kept."""
     _writable(args.out, ".png")
     _writable(args.json)
-    if args.keep is not None and args.average is not None:
-        raise UserError("give --keep or --average, not both: each says how many tokens are left")
+    _one_budget(args)
     image, model = open_image(args.image), _model(args)
     ids = model.tokenizer.encode(prompt([(args.question, None)], 1, _template(args, model)))
     pixels = model.processor.pixels(image)
-    n = len(model.embed(ids, [pixels]).visual)
-    pruners = build_all(args.method, args.keep, args.average, args.set, n, model.config.text.num_hidden_layers)
+    pruners = build_all(args.method, args.keep, args.average, args.set, model.visual_tokens(pixels), model.config.text.num_hidden_layers)
     runs = compare.compare(model, ids, [pixels], pruners, args.max_new_tokens)
     told = compare.facts(runs, model.config)
     print("\n".join(compare.lines(told)))
@@ -109,15 +107,13 @@ def verify_(args):
     return 0 if all(row.passed for row in rows) else 1
 
 
-def methods(args):
-    """List the methods: where each acts, what it needs, the laws it keeps, its paper, its options and their defaults."""
-    for name, method in METHODS.items():
-        paper = sys.modules[method.__module__].__doc__.splitlines()[0]
-        print(f"{name}: {paper}")
-        default = method()
-        needs, laws = (", ".join(sorted(words)) or "nothing" for words in (default.needs, default.laws))
-        print(f"  acts at the {method.site} site; needs {needs}; keeps the laws {laws}")
-        print("  options: " + ", ".join(f"{f.name}={f.default}" for f in fields(method)))
+def methods_(args):
+    """List the methods: where each acts, what it reads and asks for, the laws it keeps, its paper; or one with its options."""
+    told = [methods.facts(name) for name in ([args.name] if args.name else METHODS)]
+    if args.json:
+        print(json.dumps(told, indent=1))
+    else:
+        print("\n".join(methods.described(told[0]) if args.name else methods.table(told)))
 
 
 def bench_(args):
@@ -126,11 +122,22 @@ def bench_(args):
 
 
 def _conversation(args, pictures):
-    pruner = build(args.method, args.keep, args.set, args.schedule)
-    images = [open_image(path) for path in pictures]
+    """A conversation whose method fits the model and the pictures; the pictures; their pixels."""
+    _one_budget(args)
+    pruner, images = build(args.method, args.keep, args.set, args.schedule), [open_image(path) for path in pictures]
     args.sampling = Sampling(args.temperature, args.top_p, args.seed)
     model = _model(args)
-    return Conversation(model, pruner), model, images
+    pixels = [model.processor.pixels(image) for image in images]
+    if images:                                         # without one there is nothing to reduce
+        n = sum(model.visual_tokens(tiles) for tiles in pixels)
+        pruner = averaged(pruner, args.average, n, model.config.text.num_hidden_layers)
+    check(pruner, model)
+    return Conversation(model, pruner), images, pixels
+
+
+def _one_budget(args):
+    if args.keep is not None and args.average is not None:
+        raise UserError("give --keep or --average, not both: each says how many tokens are left")
 
 
 def _model(args):
@@ -187,7 +194,7 @@ def _save(path, write):
     print(f"wrote {path}")
 
 
-COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "inspect": inspect_, "verify": verify_, "methods": methods,
+COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "inspect": inspect_, "verify": verify_, "methods": methods_,
             "bench": bench_}
 
 

@@ -120,7 +120,7 @@ class Decoder(nn.Module):
         With `last` only the last token's row is returned, (1, D), and the last layer computes no other.
         """
         L, pruner = len(self.layers), pruner and pruner.at("decoder")
-        cuts, masks = _plan(pruner, L) if tokens.n else ((), ())
+        cuts, masks = plan(pruner, L) if tokens.n else ((), ())
         cache.tokens = tokens if pruner and pruner.rerank else None
         tokens = replace(tokens, prompt=tokens.hidden, prompt_visual=tokens.visual,
                          frequency=frequency(self.config.head_dim, self.config.rope_theta, tokens.hidden.device))
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
             held.dead = dead
 
 
-def _plan(pruner, layers):
+def plan(pruner, layers):
     """The layers before which, and in which, the method acts; UserError where the model has no such layer."""
     if not pruner:
         return (), ()

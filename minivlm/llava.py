@@ -67,6 +67,10 @@ class Llava(nn.Module):
         tokens = tokens.reduced(r)
         return tokens.hidden[tokens.visual], tokens.cell, tokens.origin
 
+    def visual_tokens(self, pixels):
+        """How many visual tokens an image's pixels (tiles, 3, size, size) become, unpruned."""
+        return len(pixels) * (self.vision_tower.embeddings.position_embedding.num_embeddings - self._skip(None))
+
     def _skip(self, pruner):
         """Rows of each tile that are no visual tokens: the class token, unless model or method takes it for one."""
         pruner = pruner and pruner.at("vision")

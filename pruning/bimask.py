@@ -1,4 +1,4 @@
-"""SG-BiMask, the Saliency-Guided Bidirectional Mask of ASAP (arXiv:2603.14549, 4.1), as a plug-in for any decoder method.
+"""SG-BiMask, the Saliency-Guided Bidirectional Mask of ASAP, as a plug-in for any decoder method. arXiv:2603.14549, 4.1.
 
 Under the causal mask a visual token sees only those before it, so late tokens gather attention whatever they show. Here
 it also sees later ones of its image, the more so the more salient those are: their logits are lowered by the logarithm of

@@ -1,4 +1,4 @@
-"""Controls: what a method must beat. And the strategies that AdaptPrune compares with (arXiv:2503.08019, Table 5).
+"""Controls: what a method must beat; and the strategies of AdaptPrune's Table 5, arXiv:2503.08019.
 
 Some look at nothing (random, a uniform grid, down-sampling, pooling, the last tokens, no image at all); the others rank by
 FastV's score, the attention of the last prompt token in layer K-1, and choose otherwise than by taking the best.
@@ -82,7 +82,7 @@ class Control(Pruner):
 class Random(Control):
     """Table 5 (c): any tokens. The same for every prompt of the same size; another seed, other tokens."""
 
-    seed: int = 0
+    seed: int = 0                      # of the draw
 
     def reduce(self, tokens):
         drawn = torch.randperm(tokens.n, generator=torch.Generator().manual_seed(self.seed))
@@ -186,7 +186,7 @@ class Skip(Ranked):
 class Random3x3(Ranked):
     """Table 5 (d): of each cell of 3 x 3 patches one at random; of these the best."""
 
-    seed: int = 0
+    seed: int = 0                      # of the draw
 
     def choose(self, tokens, score, k):
         noise = torch.rand(tokens.n, generator=torch.Generator().manual_seed(self.seed)).to(score.device)

@@ -53,6 +53,11 @@ class FitPrune(Pruner):
         if self.visual < 1 or any(d < 0 for d in self.table) or sum(self.table) > self.visual:
             raise UserError(f"FitPrune: the table deletes {sum(self.table)} of {self.visual} tokens; entries are at least 0")
 
+    @property
+    def fitted(self):
+        """Decoder layers of the model that the table was fitted to."""
+        return len(self.table or TABLES[self.ratio])
+
     def deleted(self, layer, n):
         """How many of n tokens are gone before `layer`."""
         return sum((self.table or TABLES[self.ratio])[:layer]) * n // self.visual

@@ -36,6 +36,7 @@ class Schedule(Pruner):
     needs = property(lambda self: self.method.needs)
     rows = property(lambda self: self.method.rows)
     positions = property(lambda self: self.method.positions)
+    preconditions = property(lambda self: self.method.preconditions)
     laws = property(lambda self: self.method.laws - {"budget"})    # which is that of the last layer
 
     def reduce_at(self, layers):

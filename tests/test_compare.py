@@ -73,6 +73,11 @@ def test_all_leaves_out_what_cannot():
     assert made["vtw"] == METHODS["vtw"]() and made["fastv"] == FastV(keep=4)
 
 
+def test_lists_of_pairs():
+    assert build("asap", settings=["stages=[[2,0.5],[6,0.1]]"]).stages == ((2, .5), (6, .1))
+    assert build("pyramiddrop", settings=["layers=1,2", "ratios=0.5,0.25"]).layers == (1, 2)
+
+
 def test_composed_and_scheduled():
     assert build("vispruner+fastv", "256+64", ["fastv.layer=3"]) == Both((VisPruner(keep=256), FastV(keep=64, layer=3)))
     assert build("fastv", schedule="4:136,14:.25") == Schedule(FastV(), (4, 14), (136, .25))
@@ -95,6 +100,29 @@ def questions(folder):
     rows = [dict(question_id=i, image=name, text="What is shown?") for i, name in enumerate(names)]
     (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return ["--questions", folder / "q.jsonl", "--images", Path(PICTURE).parent, "--model", MODEL]
+
+
+def test_ask_with_an_average(capsys):
+    """16 tokens, three layers, FastV before layer 2: 12 on average are 16 16 4."""
+    ask = ["ask", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "2"]
+    status, out, _ = done(capsys, *ask, "--method", "fastv", "--average", "12")
+    assert status == 0 and "layer 2" in out and "4 of them visual" in out
+    for words, told in ((["--average", "12"], "--method"), (["--method", "fastv", "--average", "12", "--keep", "4"], "not both"),
+                        (["--method", "fitprune"], "run.py fit"), (["--method", "pyramiddrop"], "layer 8")):
+        status, out, err = done(capsys, *ask, *words)
+        assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+
+
+def test_methods_describes_each(capsys):
+    """The table has a row for each; one method shows every option with what stands beside its field."""
+    status, out, _ = done(capsys, "methods")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()[1::3]] == list(METHODS)
+    for name in METHODS:
+        status, out, _ = done(capsys, "methods", name)
+        assert status == 0 and all(f"  {field}=" in out for field in METHODS[name].__dataclass_fields__)
+    assert "K: the first layer that runs on the kept tokens" in done(capsys, "methods", "fastv")[1]
+    assert json.loads(done(capsys, "methods", "--json")[1])[0]["name"] == next(iter(METHODS))
+    assert done(capsys, "methods", "slowv")[0] == 2
 
 
 @pytest.mark.parametrize("method, options", [("vtw", ["--eta", "0.5"]), ("fitprune", ["--ratio", "0.1"])])

@@ -86,11 +86,6 @@ def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
     assert status == 1 and not rows.pop("greedy ids") and all(rows.values())
 
 
-def test_methods_lists_the_registry(capsys):
-    status, out, _ = done(capsys, "methods")
-    assert status == 0 and all(f"{name}: " in out for name in run.METHODS)
-
-
 @pytest.mark.parametrize("argv, told", [
     (["ask", PICTURE, "What?", "--model", "no/such/dir"], "no/such/dir"),
     (["ask", PICTURE, "What?", "--model", str(HERE)], "config.json"),

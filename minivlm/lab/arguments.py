@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   python run.py inspect DIR                  which stored tensor fills which module
   python run.py verify DIR                   every stage against recorded outputs of transformers
   python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
-  python run.py methods                      what each method needs, where it acts, its options
+  python run.py methods fastv                what a method reads, where it acts, its options; without a name, all of them
   python run.py bench --against hf           speed, as ratios in one run
 bad input ends with one line and exit status 2"""
 DTYPES = ("float32", "bfloat16", "float16")
@@ -97,6 +97,7 @@ def _verify(add):
 
 
 def _methods(add):
+    add("name", nargs="?", metavar="METHOD", help="show this one, with its options")
     add("--json", action="store_true", help="print JSON")
 
 
@@ -118,6 +119,7 @@ def _bench(add):
 def _method(add):
     add("--method", help=f"one of {', '.join(METHODS)}; a file that `fit` wrote; or A+B, one after the other (default: none)")
     add("--keep", help="visual tokens to keep: a number (128) or a share (0.25); for A+B one each (256+64)")
+    add("--average", type=float, metavar="A", help="in place of --keep: visual tokens entering a layer on average")
     add("--schedule", metavar="LAYER:KEEP,..", help="act before several layers, like 4:136,14:68,24:34")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method; for A+B, A.OPTION=VALUE")
 

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from minivlm.chat import Conversation
 from minivlm.lab import draw, report
+from minivlm.lab.options import check
 from minivlm.trace import Trace
 from pruning import cost
 from pruning.base import Pruner, UserError
@@ -32,6 +33,7 @@ def compare(model, ids, pixels, pruners, max_new_tokens=64):
         try:
             if isinstance(pruner, UserError):
                 raise pruner
+            check(pruner, model)
             runs.append(_run(model, ids, pixels, name, pruner, max_new_tokens))
         except UserError as error:
             if name == "none":

@@ -4,8 +4,9 @@ import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from minivlm.llama import plan
 from pruning import METHODS
-from pruning.base import UserError
+from pruning.base import PRECONDITIONS, UserError
 from pruning.schedule import Both, Schedule
 
 
@@ -41,13 +42,35 @@ def build_all(names, keep, average, settings, n, layers):
         try:
             has_keep = names != "all" or "keep" in {f.name for f in fields(METHODS[name])}
             pruner = build(name, keep if has_keep else None, own[name])
-            pruners[name] = pruner if average is None else pruner.with_average(average, n, layers)
-            pruners[name].schedule(n, layers)              # a budget that this prompt cannot meet fails here
+            pruners[name] = averaged(pruner, average, n, layers)
         except UserError as error:
             if names != "all":
                 raise
             pruners[name] = error
     return pruners
+
+
+def averaged(pruner, average, n, layers):
+    """The pruner whose schedule has this average, or as it is; UserError if n tokens cannot meet its budget."""
+    if average is not None and pruner is None:
+        raise UserError("--average is for a method: name one with --method")
+    pruner = pruner if average is None else pruner.with_average(average, n, layers)
+    if pruner is not None:
+        pruner.schedule(n, layers)
+    return pruner
+
+
+def check(pruner, model):
+    """UserError, before anything runs, that says what a method asks for and this model has not."""
+    layers = len(model.language_model.layers)
+    plan(pruner and pruner.at("decoder"), layers)
+    for method in pruner.methods if isinstance(pruner, Both) else [pruner] if pruner else []:
+        if "calibration" in method.preconditions and method.fitted != layers:
+            raise UserError(f"{type(method).__name__} needs {PRECONDITIONS['calibration']}: this one is for {method.fitted} layers and "
+                            f"the model has {layers}; make another with `python run.py fit`")
+        if "cls" in method.preconditions and not hasattr(model.vision_tower.embeddings, "class_embedding"):
+            raise UserError(f"{type(method).__name__} needs {PRECONDITIONS['cls']}, which this model has not: use a method of the "
+                            "embed or decoder site (python run.py methods)")
 
 
 def share(settings, names):
@@ -75,7 +98,7 @@ def _fitted(path, keep, settings):
         raise UserError(f"{path} holds a fitted method with all its options: --keep and --set do not go with it")
     try:
         told = json.loads(Path(path).read_text(encoding="utf-8"))
-        name, options = told["method"], {k: tuple(v) if isinstance(v, list) else v for k, v in told["options"].items()}
+        name, options = told["method"], {k: _tuple(v) for k, v in told["options"].items()}
         return METHODS[name](**options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
@@ -93,18 +116,23 @@ def _stages(schedule):
 
 
 def value(field, text):
-    """What `text` means for a dataclass field: a number, true or false, a list (commas), none, or the word itself."""
+    """What `text` means for a dataclass field: a number, true or false, a list (2,6 or [[2,0.5],[6,0.1]]), none, or the word itself."""
+    listed = f"[{text}]" if "," in text and not text.startswith("[") else text
     try:
-        told = json.loads(text.lower() if text.lower() in ("true", "false") else f"[{text}]" if "," in text else text)
+        told = json.loads(text.lower() if text.lower() in ("true", "false") else listed)
     except ValueError:
         told = None if text.lower() == "none" else text
-    told = tuple(told) if isinstance(told, list) else told
+    told = _tuple(told)
     default = None if field.default is MISSING else field.default
     if isinstance(default, tuple) and not isinstance(told, (tuple, str)):
         told = (told,)
     if default is not None and told is not None and _kind(told) != _kind(default):
         raise UserError(f"option {field.name} is a {_kind(default)} like {default!r}, not {text!r}")
     return told
+
+
+def _tuple(x):
+    return tuple(map(_tuple, x)) if isinstance(x, list) else x
 
 
 def _pair(setting):
