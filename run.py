@@ -33,9 +33,9 @@ def ask(args):
     answer = _stream(talk, args)
     print("\n".join(report.cost_lines(talk)))
     if args.out:
-        panels = [p for i, image in enumerate(images)
-                  for p in draw.panels(image, model.processor.box(*image.size), talk.trace, image=i)]
-        _save(args.out, draw.sheet([panels], header=f"{question}  {answer}").save)
+        shown = draw.rows if args.maps else lambda *seen: [draw.panels(*seen)]
+        rows = [row for i, image in enumerate(images) for row in shown(image, model.processor.box(*image.size), talk.trace, i)]
+        _save(args.out, draw.sheet(rows, header=f"{question}  {answer}").save)
     if args.json:
         told = dict(model=str(args.model), images=pictures, question=question, answer=answer, **report.facts(talk))
         _save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))

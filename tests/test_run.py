@@ -46,6 +46,14 @@ def test_ask_writes_picture_and_json(capsys, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
 
 
+def test_ask_draws_maps(capsys, tmp_path):
+    """PruMerge ranks and merges: three rows instead of one."""
+    for name, words in (("a.png", []), ("b.png", ["--maps"])):
+        assert done(capsys, *ASK, "--method", "prumerge", "--keep", "5", "--out", tmp_path / name, *words)[0] == 0
+    plain, maps = (Image.open(tmp_path / name).height for name in ("a.png", "b.png"))
+    assert maps > 2.5 * plain
+
+
 def test_ask_without_picture_and_with_two(capsys):
     assert done(capsys, "ask", "Who are you?", "--model", MODEL, "--max-new-tokens", "3", "--method", "fastv")[0] == 0
     status, out, _ = done(capsys, "ask", PICTURE, PICTURE, "<image> or <image>?", "--model", MODEL, "--max-new-tokens", "3")

@@ -45,6 +45,7 @@ def _ask(add):
     add("input", nargs="+", metavar="IMAGE.. QUESTION", help="pictures, then the question; <image> marks in it place them")
     _method(add)
     add("--out", metavar="PNG", help="draw which patches each reduction kept")
+    add("--maps", action="store_true", help="draw as well what the method ranked by, and what it merged")
     add("--json", metavar="FILE", help="write the answer, the tokens of each layer and the kept indices")
     _sampling(add)
     _model(add)
