@@ -55,8 +55,8 @@ class View:
         mask = Image.new("L", panel.size)
         mask.paste(self._mask(own), self.square)
         mask = ImageOps.expand(mask, outside + 1)
-        ring = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(2 * outside + 1)),
-                                   mask.filter(ImageFilter.MinFilter(2 * inside + 1)))
+        inner = mask.filter(ImageFilter.MinFilter(2 * inside + 1)) if inside else mask     # of size 1 it crashes Pillow 12
+        ring = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(2 * outside + 1)), inner)
         return Image.composite(Image.new("RGB", panel.size, color), panel, ImageOps.crop(ring, outside + 1))
 
     def boxed(self, panel, own, color, width=2):
