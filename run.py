@@ -10,7 +10,7 @@ import torch
 
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import bench, compare, draw, fit, hf, inspect, methods, report, verify
+from minivlm.lab import bench, compare, draw, fit, hf, inspect, methods, report, tables, verify
 from minivlm.lab.arguments import parser
 from minivlm.lab.options import averaged, build, build_all, check
 from minivlm.text import next_turn, prompt
@@ -116,6 +116,13 @@ def methods_(args):
         print("\n".join(methods.described(told[0]) if args.name else methods.table(told)))
 
 
+def tables_(args):
+    """Recompute every FLOPs, ratio, average and storage figure of three papers, beside what they print."""
+    variant = {name: getattr(args, name) for name in ("ffn", "text", "cut") if getattr(args, name) is not None}
+    told = tables.entries(args.papers, **variant)
+    print(json.dumps(tables.facts(told), indent=1) if args.json else "\n".join(tables.lines(told)).strip("\n"))
+
+
 def bench_(args):
     """Measure prefill, decoding and the vision tower, as ratios in one run."""
     bench.main(args)
@@ -195,7 +202,7 @@ def _save(path, write):
 
 
 COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "inspect": inspect_, "verify": verify_, "methods": methods_,
-            "bench": bench_}
+            "tables": tables_, "bench": bench_}
 
 
 def main(argv=None):

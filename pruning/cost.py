@@ -1,4 +1,13 @@
-"""What a schedule costs, from the tokens that enter each layer: FLOPs by the papers' formula, bytes of the KV cache, averages."""
+"""What a schedule costs, from the tokens that enter each layer: FLOPs by the papers' formula, bytes of the KV cache, averages.
+
+The formula has variants, and papers do not always say which they used: two or three matrices in the MLP, image tokens
+alone or the text too, the layer before a cut counted with what enters it or with what leaves it. Each is an option of
+`Formula`, and `str(formula)` says which.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from math import floor
 
 
 def layer_flops(tokens, width, intermediate, ffn=3):
@@ -15,6 +24,23 @@ def flops(entering, width, intermediate, ffn=3):
     return sum(layer_flops(tokens, width, intermediate, ffn) for tokens in entering)
 
 
+@dataclass(frozen=True)
+class Formula:
+    """One reading of "the FLOPs": what is summed over, and over which tokens."""
+
+    ffn: int = 3                       # matrices of the MLP: 3, or 2 as if it had no gate
+    text: int = 0                      # tokens besides the image's; 0: image tokens alone
+    cut: str = "before"                # a layer counts the tokens that enter it ("before" the cut) or that leave it ("after")
+
+    def flops(self, entering, width, intermediate):
+        """Of layers that so many image tokens enter."""
+        counted = entering if self.cut == "before" else [*entering[1:], entering[-1]]
+        return flops([tokens + self.text for tokens in counted], width, intermediate, self.ffn)
+
+    def __str__(self):
+        return f"c={self.ffn}, {f'image and {self.text} text tokens' if self.text else 'image tokens alone'}, {self.cut} the cut"
+
+
 def average(entering):
     """Tokens that enter a layer, on average: average([576] * 2 + [167] * 30) is 192.6."""
     return sum(entering) / len(entering)
@@ -23,3 +49,31 @@ def average(entering):
 def kv_bytes(entering, kv_heads, head_dim, itemsize=2):
     """Keys and values of every layer after the prefill, float16: kv_bytes([576] * 32, 32, 128) is 302 MB."""
     return sum(entering) * 2 * kv_heads * head_dim * itemsize
+
+
+def one_cut(n, layers, before, keep):
+    """one_cut(576, 32, 2, 167): n tokens enter the layers before the cut, `keep` the others."""
+    return [n] * before + [keep] * (layers - before)
+
+
+def agrees(printed, value):
+    """How a printed figure comes from a value: "rounded", "truncated", or "" if it does not. agrees("1.25", 1.257) is "truncated"."""
+    digits = len(printed.partition(".")[2])
+    if f"{value:.{digits}f}" == printed:
+        return "rounded"
+    return "truncated" if f"{floor(value * 10 ** digits) / 10 ** digits:.{digits}f}" == printed else ""
+
+
+def fits(printed, n, layers, value, cuts=None):
+    """[(layer, keep), ..]: every single cut that leaves a whole number of tokens and whose value is printed so.
+
+    `value(entering)` must grow with the tokens. `cuts`: the layers tried, by default all.
+    """
+    found, unit = [], 10.0 ** -len(printed.partition(".")[2])
+    for before in range(layers) if cuts is None else cuts:
+        price = lambda keep: value(one_cut(n, layers, before, keep))
+        keep = bisect_left(range(n), float(printed) - unit, key=price)
+        while keep < n and price(keep) < float(printed) + unit:
+            found += [(before, keep)] if agrees(printed, price(keep)) else []
+            keep += 1
+    return found

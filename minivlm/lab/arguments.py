@@ -2,7 +2,7 @@
 
 import argparse
 
-from minivlm.lab import bench, fit
+from minivlm.lab import bench, fit, tables
 from pruning import METHODS
 from pruning.base import UserError
 
@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   python run.py verify DIR                   every stage against recorded outputs of transformers
   python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
   python run.py methods fastv                what a method reads, where it acts, its options; without a name, all of them
+  python run.py tables                       every cost that three papers print, recomputed
   python run.py bench --against hf           speed, as ratios in one run
 bad input ends with one line and exit status 2"""
 DTYPES = ("float32", "bfloat16", "float16")
@@ -102,6 +103,14 @@ def _methods(add):
     add("--json", action="store_true", help="print JSON")
 
 
+def _tables(add):
+    add("papers", nargs="*", metavar="PAPER", help=f"of {', '.join(tables.PAPERS)} (default: all)")
+    add("--ffn", type=int, choices=(2, 3), help="matrices of the MLP that the formula counts (default: as the paper's own)")
+    add("--text", type=int, help="text tokens that it counts besides the image's (default: none)")
+    add("--cut", choices=("before", "after"), help="count a layer before a cut with what enters it (default), or after, with what leaves it")
+    add("--json", action="store_true", help="print JSON")
+
+
 def _bench(add):
     add("--shape", default="small", choices=bench.SHAPES, help="width and depth of the decoder (default: small)")
     add("--layers", type=int, help="measure this many layers of it")
@@ -148,4 +157,4 @@ def _device(add):
 
 
 ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "inspect": _inspect, "verify": _verify,
-             "methods": _methods, "bench": _bench}
+             "methods": _methods, "tables": _tables, "bench": _bench}
