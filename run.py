@@ -10,12 +10,13 @@ import torch
 
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import bench, compare, draw, fit, hf, inspect, methods, report, tables, verify
+from minivlm.lab import bench, compare, cost, draw, fit, hf, inspect, methods, report, shapes, tables, verify
 from minivlm.lab.arguments import parser
 from minivlm.lab.options import averaged, build, build_all, check
 from minivlm.text import next_turn, prompt
 from pruning import METHODS
 from pruning.base import UserError
+from pruning.cost import Formula
 from weights import load
 
 
@@ -123,6 +124,17 @@ def tables_(args):
     print(json.dumps(tables.facts(told), indent=1) if args.json else "\n".join(tables.lines(told)).strip("\n"))
 
 
+def cost_(args):
+    """Count what a shape costs under methods, without weights: tokens, FLOPs, cache and weights, and the most there is to gain."""
+    if args.text < 1:
+        raise UserError(f"--text {args.text}: a prompt has at least one text token")
+    shape = shapes.shape_of(args.shape, args.model, args.layers)
+    pruners = shapes.lineup(args.method, args.keep, args.average, args.set, shape)
+    formula = Formula(args.ffn or 3, args.text if args.all_tokens else 0, args.cut or "before")
+    told = cost.facts(shape, pruners, args.text, formula, getattr(torch, args.dtype))
+    print(json.dumps(told, indent=1) if args.json else "\n".join(cost.lines(told)))
+
+
 def bench_(args):
     """Measure prefill, decoding and the vision tower, as ratios in one run."""
     bench.main(args)
@@ -202,7 +214,7 @@ def _save(path, write):
 
 
 COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "inspect": inspect_, "verify": verify_, "methods": methods_,
-            "tables": tables_, "bench": bench_}
+            "tables": tables_, "cost": cost_, "bench": bench_}
 
 
 def main(argv=None):

@@ -75,13 +75,13 @@ def _may(T, S, dead, causal, device, rows=None):
     """(T or R, S) bool mask of what may be looked at, or None where everything may; a row left with nothing sees itself."""
     if not causal:
         return None
-    rows = torch.arange(T, device=device) if rows is None else rows
+    rows = torch.arange(T, device=device) if rows is None else rows.to(device)
     column = torch.arange(S, device=device)
     own = (rows + S - T)[:, None]                                                  # (R, 1) each row's own column
     may = column <= own                                                            # (R, S)
     if dead is None:
         return may
-    may &= ~dead
+    may &= ~dead.to(device)
     return may | (column == own) & ~may.any(dim=-1, keepdim=True)
 
 

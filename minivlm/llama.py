@@ -112,7 +112,7 @@ class Decoder(nn.Module):
 
     def turn(self, position, dtype):
         """cos and sin for these positions, shared by all layers."""
-        return rope(position, self.config.head_dim, self.config.rope_theta, dtype)
+        return rope(position.to(self.norm.weight.device), self.config.head_dim, self.config.rope_theta, dtype)
 
     def prefill(self, tokens, cache, pruner=None, trace=None, last=True):
         """Run the prompt, reducing it on the way. Tokens (T, D) -> normed hidden states of the tokens left, (T', D).

@@ -2,7 +2,7 @@
 
 import argparse
 
-from minivlm.lab import bench, fit, tables
+from minivlm.lab import bench, fit, shapes, tables
 from pruning import METHODS
 from pruning.base import UserError
 
@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   python run.py verify DIR                   every stage against recorded outputs of transformers
   python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
   python run.py methods fastv                what a method reads, where it acts, its options; without a name, all of them
+  python run.py cost --method fastv,divprune --keep 192,64           tokens, FLOPs and bytes of a shape; no weights needed
   python run.py tables                       every cost that three papers print, recomputed
   python run.py bench --against hf           speed, as ratios in one run
 bad input ends with one line and exit status 2"""
@@ -105,10 +106,37 @@ def _methods(add):
 
 def _tables(add):
     add("papers", nargs="*", metavar="PAPER", help=f"of {', '.join(tables.PAPERS)} (default: all)")
-    add("--ffn", type=int, choices=(2, 3), help="matrices of the MLP that the formula counts (default: as the paper's own)")
+    _formula(add)
     add("--text", type=int, help="text tokens that it counts besides the image's (default: none)")
-    add("--cut", choices=("before", "after"), help="count a layer before a cut with what enters it (default), or after, with what leaves it")
     add("--json", action="store_true", help="print JSON")
+
+
+def _cost(add):
+    _shape(add, "llava-1.5-7b")
+    _methods_and_budgets(add)
+    add("--text", type=int, default=64, help="text tokens of the prompt (default: 64)")
+    _formula(add)
+    add("--all-tokens", action="store_true", help="the formula counts the text too")
+    add("--dtype", default="float16", choices=DTYPES)
+    add("--json", action="store_true", help="print JSON")
+
+
+def _formula(add):
+    add("--ffn", type=int, choices=(2, 3), help="matrices of the MLP that the formula counts (default: as the paper's own)")
+    add("--cut", choices=("before", "after"), help="count a layer before a cut with what enters it (default), or after, with what leaves it")
+
+
+def _shape(add, default):
+    add("--shape", choices=shapes.SHAPES, help=f"of the model (default: {default})")
+    add("--model", metavar="DIR", help="in place of --shape: that of a checkpoint folder or hub id")
+    add("--layers", type=int, metavar="N", help="only so many layers of its decoder")
+
+
+def _methods_and_budgets(add):
+    add("--method", metavar="A,B,..", help=f"of {', '.join(METHODS)}; a file that `fit` wrote; or A+B")
+    add("--keep", metavar="K,K,..", help="image tokens left of the whole prompt: numbers (192,128) or shares (0.25)")
+    add("--average", metavar="A,A,..", help="in place of --keep: image tokens entering a layer on average")
+    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option; of several methods, METHOD.OPTION=VALUE")
 
 
 def _bench(add):
@@ -157,4 +185,4 @@ def _device(add):
 
 
 ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "inspect": _inspect, "verify": _verify,
-             "methods": _methods, "tables": _tables, "bench": _bench}
+             "methods": _methods, "tables": _tables, "cost": _cost, "bench": _bench}

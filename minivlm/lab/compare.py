@@ -1,7 +1,6 @@
 """Methods side by side on one picture and question: answers, tokens, FLOPs, cache, and one sheet of what each kept."""
 
 from dataclasses import dataclass
-from itertools import groupby
 
 from tqdm import tqdm
 
@@ -77,12 +76,7 @@ def lines(told):
             yield f"{row['method']:{wide}}  does not run here: {row['why_not']}"
             continue
         yield (f"{row['method']:{wide}}  {row['average']:7.1f}  {row['flops_share']:5.1%}  {report.size(row['kv_bytes']):>8}  "
-               f"{row['agreement']:12}  {_runs(row['visual'])}; {' '.join(row['answer'].split())}")
-
-
-def _runs(counts):
-    """[576, 576, 128] -> "2x576 1x128"."""
-    return " ".join(f"{len(list(group))}x{count}" for count, group in groupby(counts))
+               f"{row['agreement']:12}  {report.runs(row['visual'])}; {' '.join(row['answer'].split())}")
 
 
 def picture(runs, image, box, header, index=0, columns=4):

@@ -14,6 +14,11 @@ def layer_lines(trace):
     return lines
 
 
+def runs(counts):
+    """runs([576, 576, 128]) -> "2x576 1x128"."""
+    return " ".join(f"{len(list(group))}x{count}" for count, group in groupby(counts))
+
+
 def size(count):
     """size(14_126_854_144) -> "14.1 GB": bytes, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -1,0 +1,118 @@
+"""Models by their shape alone, for counting and for timing: those of the papers, or a checkpoint's; and prompts for them."""
+
+from dataclasses import dataclass, replace
+from inspect import signature
+
+import torch
+
+from minivlm.config import LlavaConfig, TextConfig, VisionConfig, read_config
+from minivlm.files import folder_of
+from minivlm.lab.options import averaged, build, share
+from pruning.base import Tokens, UserError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's configuration, and the tiles that an image becomes."""
+
+    name: str
+    config: LlavaConfig
+    tiles: int = 1
+
+    @property
+    def grid(self):
+        """Patches on a side of a tile."""
+        return self.config.vision.image_size // self.config.vision.patch_size
+
+    @property
+    def n(self):
+        """Image tokens of the unpruned prompt."""
+        return self.tiles * (self.grid ** 2 + (self.config.vision_feature_select_strategy == "full"))
+
+    @property
+    def layers(self):
+        """Decoder layers."""
+        return self.config.text.num_hidden_layers
+
+
+def _llava(**text):
+    return LlavaConfig(text=TextConfig(max_position_embeddings=4096, rms_norm_eps=1e-5, **text))
+
+
+SEVEN, THIRTEEN = _llava(), _llava(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
+SMALL = replace(_llava(hidden_size=1024, intermediate_size=2752, num_hidden_layers=12, num_attention_heads=16),
+                vision=VisionConfig(num_hidden_layers=12))
+SHAPES = {
+    "small": Shape("small", SMALL),
+    "llava-1.5-7b": Shape("llava-1.5-7b", SEVEN),
+    "llava-1.5-13b": Shape("llava-1.5-13b", THIRTEEN),
+    "next-7b": Shape("next-7b", SEVEN, tiles=5),               # 2880 image tokens, no newline tokens among them
+}
+
+
+def shape_of(shape=None, model=None, layers=None):
+    """The Shape called `shape`, or that of the checkpoint `model`, with only so many decoder layers. UserError if there is none."""
+    if shape and model:
+        raise UserError("give --shape or --model, not both")
+    found = Shape(model, read_config(folder_of(model))) if model else SHAPES[shape or "llava-1.5-7b"]
+    if layers is None:
+        return found
+    if not 1 <= layers <= found.layers:
+        raise UserError(f"--layers {layers}: {found.name} has 1 to {found.layers}")
+    text = replace(found.config.text, num_hidden_layers=layers)
+    return replace(found, name=f"{layers} layers of {found.name}", config=replace(found.config, text=text))
+
+
+def prompt(shape, text, hidden):
+    """Tokens of a prompt whose embeddings are `hidden` (T, D): half of the `text` tokens, the image, the other half."""
+    index, side = torch.arange(shape.n), shape.n // shape.tiles
+    before, place, device = text // 2, index % side, hidden.device
+    if shape.config.vision_feature_select_strategy == "full":
+        place = place - 1                                      # the class token: on no grid
+    cell = torch.stack([index // side, place.div(shape.grid, rounding_mode="floor"), place % shape.grid], dim=1)       # (n, 3)
+    cell[place < 0, 1:] = -1
+    device = "cpu" if device.type == "meta" else device        # indices have values even where the stream has none
+    position, visual, cell, index = (x.to(device) for x in (torch.arange(len(hidden)), index + before, cell, index))
+    return Tokens(hidden, position, visual, cell, index, len(hidden))
+
+
+def entering(pruner, shape):
+    """Image tokens that enter each decoder layer; None where the prompt decides."""
+    k, decoder = shape.n, pruner and pruner.at("decoder")
+    for method in filter(None, (pruner and pruner.at("vision"), pruner and pruner.at("embed"))):
+        k = None if k is None else method.budget(k, shape.tiles) if _by_tile(method) else method.budget(k)
+    return None if k is None else decoder.schedule(k, shape.layers) if decoder else [k] * shape.layers
+
+
+def _by_tile(method):
+    return "tiles" in signature(method.budget).parameters
+
+
+def lineup(names, keep, average, settings, shape):
+    """{"fastv 192": pruner, ..}: each method of "a,b" at each budget of "192,128", or of averages; UserError if one cannot be.
+
+    A number is of the whole image: to a method that keeps some of each tile its part is given.
+    """
+    if not names:
+        if keep or average or settings:
+            raise UserError("--keep, --average and --set are for a method: name one with --method")
+        return {}
+    if keep and average:
+        raise UserError("give --keep or --average, not both: each says how many tokens are left")
+    chosen, made = names.split(","), {}
+    own = share(settings, chosen) if len(chosen) > 1 else {names: settings}
+    for name in chosen:
+        for budget in (keep or average or "").split(","):
+            pruner = build(name, budget if keep else None, own[name])
+            if keep and budget.isdigit() and _by_tile(pruner):
+                pruner = build(name, str(int(budget) // shape.tiles), own[name])
+            label = " ".join(filter(None, [name, "average" if average else "", budget]))
+            made[label] = averaged(pruner, _number(budget) if average else None, shape.n, shape.layers)
+    return made
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--average {text}: give a number of tokens, or several with commas") from None
