@@ -150,8 +150,7 @@ def _conversation(args, pictures):
     if images:                                         # without one there is nothing to reduce
         n = sum(model.visual_tokens(tiles) for tiles in pixels)
         pruner = averaged(pruner, args.average, n, model.config.text.num_hidden_layers)
-    check(pruner, model)
-    return Conversation(model, pruner), images, pixels
+    return Conversation(model, check(pruner, model)), images, pixels
 
 
 def _one_budget(args):

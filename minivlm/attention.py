@@ -12,8 +12,16 @@ from torch import Tensor
 
 
 def rope(position, head_dim, theta, dtype):
-    """cos and sin of position * theta^(-2i/Dh), (T, Dh) each: angles in float32, then cast, as the reference does."""
-    angle = position.float()[..., None] * frequency(head_dim, theta, position.device)        # (T, Dh/2)
+    """cos and sin of position * theta^(-2i/Dh), (T, Dh) each: angles in float32, then cast, as the reference does.
+
+    position (T,), or (T, 2) of two dimensions: the first half of the pairs turns by the first, the others by the second.
+    """
+    if position.ndim == 2:
+        first, pairs = head_dim // 4, head_dim // 2
+        position = torch.cat([position[:, :1].expand(-1, first), position[:, 1:].expand(-1, pairs - first)], dim=1)
+    else:
+        position = position[:, None]                                               # (T, 1)
+    angle = position.float() * frequency(head_dim, theta, position.device)         # (T, Dh/2)
     angle = torch.cat([angle, angle], dim=-1)                                      # (T, Dh)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 

@@ -63,7 +63,7 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D), or (B, 1, D) with `last`: then only the last token asks. `turn`: cos and sin."""
         cos, sin = turn
         asking = x[:, -1:] if last else x
-        query = rotate(self.split(self.q_proj(asking)), cos[-asking.shape[1]:], sin[-asking.shape[1]:])
+        query = rotate(self.split(self.q_proj(asking)), *(x[..., -asking.shape[1]:, :] for x in turn))
         key, value = rotate(self.split(self.k_proj(x)), cos, sin), self.split(self.v_proj(x))
         if cache is not None:
             key, value = cache.append(key, value)
@@ -122,6 +122,7 @@ class Decoder(nn.Module):
         L, pruner = len(self.layers), pruner and pruner.at("decoder")
         cuts, masks = plan(pruner, L) if tokens.n else ((), ())
         cache.tokens = tokens if pruner and pruner.rerank else None
+        tokens = pruner.placed(tokens) if pruner else tokens
         tokens = replace(tokens, prompt=tokens.hidden, prompt_visual=tokens.visual,
                          frequency=frequency(self.config.head_dim, self.config.rope_theta, tokens.hidden.device))
         turn = self.turn(tokens.position, tokens.hidden.dtype)

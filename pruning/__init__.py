@@ -3,6 +3,7 @@
 from pruning import controls
 from pruning.adaptprune import AdaptPrune
 from pruning.asap import ASAP
+from pruning.atp import ATP
 from pruning.bimask import FastVBiMask
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
@@ -31,6 +32,7 @@ METHODS = {
     "pyramiddrop": PyramidDrop,
     "adaptprune": AdaptPrune,
     "asap": ASAP,
+    "atp": ATP,
     "none": controls.Unpruned,
     "blind": controls.Blind,
     "random": controls.Random,

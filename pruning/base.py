@@ -30,7 +30,7 @@ class Tokens:
     """
 
     hidden: Tensor                     # (T, D)    residual stream
-    position: Tensor                   # (T,)      RoPE position ids
+    position: Tensor                   # (T,)      RoPE position ids; (T, 2) where they are of two dimensions
     visual: Tensor                     # (n,)      rows of `hidden` that are visual tokens (several images: one set)
     cell: Tensor                       # (n, 3)    tile, row, column in the unpruned image; row -1: on no grid (newline, CLS)
     origin: Tensor                     # (n,)      index of each among the N visual tokens of the unpruned prompt
@@ -185,6 +185,10 @@ class Pruner:
     def mask_at(self, layers):
         """Decoder layers inside whose attention `mask` is called."""
         return ()
+
+    def placed(self, tokens):
+        """The prompt with the position ids that the decoder shall give it: those it has."""
+        return tokens
 
     def budget(self, n):
         """Visual tokens left of n, or None where the method does not fix it."""

@@ -6,12 +6,14 @@ from functools import lru_cache
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
 from minivlm.cache import Cache
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.llava import Llava
 from minivlm.trace import Trace
 from pruning import METHODS
+from pruning.atp import Thresholds
 from pruning.base import Pruner, Reduction, UserError
 
 MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words
@@ -74,13 +76,27 @@ def prefill(model, prompt, images=(), pruner=None, last=True):
     return model.language_model.prefill(tokens, cache, pruner and pruner.at("decoder"), trace, last=False), cache, trace
 
 
+@lru_cache
+@torch.no_grad()
+def thresholds(N=16, count=3, width=8, seed=0):
+    """Modules of ATP with random weights, whose thresholds differ between layers and prompts. Tests share it."""
+    modules = nn.ModuleList(Thresholds(N, width) for _ in range(count))
+    generator = torch.Generator().manual_seed(seed)
+    for p in modules.parameters():
+        p.copy_(torch.randn(p.shape, generator=generator) * (.3 if p.ndim == 1 else p.shape[1] ** -.5))
+    return modules.eval().requires_grad_(False)
+
+
 def has_keep(name):
     """Whether a method of the registry is told how many tokens to keep."""
     return any(f.name == "keep" for f in fields(METHODS[name]))
 
 
 def built(name, keep=.5):
-    """A method of the registry with its defaults, but for `keep`, whose default is meant for more tokens than ours."""
+    """A method of the registry with its defaults, but for `keep`, whose default is meant for more tokens than ours, and for
+    a trained module, in whose place stands a random one that is fitted to prompts of any length."""
+    if "training" in METHODS[name].preconditions:
+        return METHODS[name](module=thresholds(), fit="pool")
     return METHODS[name](keep=keep) if has_keep(name) else METHODS[name]()
 
 

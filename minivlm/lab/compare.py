@@ -32,7 +32,7 @@ def compare(model, ids, pixels, pruners, max_new_tokens=64):
         try:
             if isinstance(pruner, UserError):
                 raise pruner
-            check(pruner, model)
+            pruner = check(pruner, model)
             runs.append(_run(model, ids, pixels, name, pruner, max_new_tokens))
         except UserError as error:
             if name == "none":

@@ -1,9 +1,10 @@
 """From words on a command line to a method: its options are the fields of its dataclass, read by their defaults' types."""
 
 import json
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
+from minivlm.lab import modules
 from minivlm.llama import plan
 from pruning import METHODS
 from pruning.base import PRECONDITIONS, UserError
@@ -61,16 +62,19 @@ def averaged(pruner, average, n, layers):
 
 
 def check(pruner, model):
-    """UserError, before anything runs, that says what a method asks for and this model has not."""
+    """The pruner, with the trained module that it needs; UserError, before anything runs, that says what the model has not."""
+    if isinstance(pruner, Both):
+        return replace(pruner, methods=tuple(check(method, model) for method in pruner.methods))
     layers = len(model.language_model.layers)
     plan(pruner and pruner.at("decoder"), layers)
-    for method in pruner.methods if isinstance(pruner, Both) else [pruner] if pruner else []:
-        if "calibration" in method.preconditions and method.fitted != layers:
-            raise UserError(f"{type(method).__name__} needs {PRECONDITIONS['calibration']}: this one is for {method.fitted} layers and "
-                            f"the model has {layers}; make another with `python run.py fit`")
-        if "cls" in method.preconditions and not hasattr(model.vision_tower.embeddings, "class_embedding"):
-            raise UserError(f"{type(method).__name__} needs {PRECONDITIONS['cls']}, which this model has not: use a method of the "
-                            "embed or decoder site (python run.py methods)")
+    name, asks = type(pruner).__name__, pruner.preconditions if pruner else ()
+    if "calibration" in asks and pruner.fitted != layers:
+        raise UserError(f"{name} needs {PRECONDITIONS['calibration']}: this one is for {pruner.fitted} layers and the model has "
+                        f"{layers}; make another with `python run.py fit`")
+    if "cls" in asks and not hasattr(model.vision_tower.embeddings, "class_embedding"):
+        raise UserError(f"{name} needs {PRECONDITIONS['cls']}, which this model has not: use a method of the embed or decoder "
+                        "site (python run.py methods)")
+    return modules.found(pruner, model) if "training" in asks else pruner
 
 
 def share(settings, names):
@@ -89,7 +93,9 @@ def _single(name, place, keep, settings):
     for option, _ in pairs:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}: its options are {', '.join(known)}")
-    return METHODS[name](**{option: value(known[option], text) for option, text in pairs})
+    options = {option: value(known[option], text) for option, text in pairs}
+    folder = options.pop("module", None)
+    return METHODS[name](**options) if folder is None else modules.read(str(folder), **options)
 
 
 def _fitted(path, keep, settings):
