@@ -10,8 +10,9 @@ import torch
 
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import bench, compare, cost, draw, fit, hf, inspect, methods, report, shapes, tables, verify
-from minivlm.lab.arguments import parser
+from minivlm.lab import bench, compare, cost, draw, fit, hf, inspect, methods, report, shapes, tables, train_atp, verify
+from minivlm.lab.arguments import TRAINED, parser
+from minivlm.lab.instruct import Instructions
 from minivlm.lab.options import averaged, build, build_all, check
 from minivlm.text import next_turn, prompt
 from pruning import METHODS
@@ -88,6 +89,25 @@ def fit_(args):
     _save(args.out, lambda path: Path(path).write_text(fit.saved(args.fitted, pruner)))
 
 
+def train_(args):
+    """Train a method's module on a model and instructions, alone or under torchrun: ATP, by its losses. Then --set module=DIR."""
+    if args.save_every < 1:
+        raise UserError(f"--save-every {args.save_every}: at least every step")
+    options = {"layers": f"[{args.layers}]"} | dict(pair.partition("=")[::2] for pair in args.set)
+    atp = build(args.method, settings=[f"{name}={x}" for name, x in options.items()])
+    data = Instructions(args.data, args.images)
+    with train_atp.processes(args.device) as (rank, size, args.device):
+        frozen = args.freeze_lm and args.dtype == "bfloat16"       # what is trained stays in float32
+        model = _model(args, "bfloat16" if frozen else "float32")
+        chosen = {name: getattr(args, name) for name in (*TRAINED, "target_unit", "freeze_lm", "dtype")}
+        recipe = train_atp.Recipe(args.target_tokens, template=_template(args, model), **chosen)
+        log = train_atp.train(model, atp, recipe, data, args.out, args.save_every, args.resume, rank, size)
+        if rank == 0:
+            last = log[-1]
+            print(f"step {last['step'] + 1}: loss {last['loss']:.4g}, {last['average']:.1f} tokens in a layer, "
+                  f"{', '.join(f'{k:.1f}' for k in last['kept'])} after layers {', '.join(map(str, atp.layers))}\nwrote {args.out}")
+
+
 def inspect_(args):
     """Show a checkpoint: its configuration, and every group of stored tensors with its module, dtype and size."""
     told = inspect.inspect(args.model)
@@ -158,10 +178,10 @@ def _one_budget(args):
         raise UserError("give --keep or --average, not both: each says how many tokens are left")
 
 
-def _model(args):
+def _model(args, dtype=None):
     if getattr(args, "max_new_tokens", 1) < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: ask for at least one")
-    model = load(args.model, args.dtype, args.device)
+    model = load(args.model, dtype or args.dtype, args.device)
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
     return model
@@ -212,8 +232,8 @@ def _save(path, write):
     print(f"wrote {path}")
 
 
-COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "inspect": inspect_, "verify": verify_, "methods": methods_,
-            "tables": tables_, "cost": cost_, "bench": bench_}
+COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "train": train_, "inspect": inspect_, "verify": verify_,
+            "methods": methods_, "tables": tables_, "cost": cost_, "bench": bench_}
 
 
 def main(argv=None):

@@ -98,7 +98,7 @@ def _unused(config):
 
 def _match(folder, tensors, shapes, layouts, optional):
     """{parameter name: Stored} by the layout whose names fit best; strict both ways, but for optional parts."""
-    tables = ({_name(layout, ours): ours for ours in shapes} for layout in layouts)
+    tables = ({named(layout, ours): ours for ours in shapes} for layout in layouts)
     table = max(tables, key=lambda table: len(table.keys() & tensors.keys()))
     absent = {ours for key, ours in table.items() if key not in tensors}
     for part in optional:
@@ -115,7 +115,7 @@ def _match(folder, tensors, shapes, layouts, optional):
     return {table[key]: tensor for key, tensor in tensors.items()}
 
 
-def _name(layout, ours):
+def named(layout, ours):
     """A parameter's name in the file."""
     part = next(part for part in layout if ours.startswith(part))
     rest = ours.removeprefix(part)

@@ -42,6 +42,8 @@ class Thresholds(nn.Module):
 
     def __init__(self, N=576, width=256, activation="none", theta_r=0.3, theta_s=0.5):
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise UserError(f"ATP: activation is one of {', '.join(ACTIVATIONS)}; got {activation!r}")
         self.N, self.activation = N, activation
         self.linear, self.linear_r, self.linear_s = nn.Linear(2 * N, width), nn.Linear(width, 1), nn.Linear(width, 1)
         for head, theta in ((self.linear_r, theta_r), (self.linear_s, theta_s)):   # at first the same for all instances

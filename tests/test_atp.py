@@ -380,9 +380,11 @@ def test_gradients_reach_every_parameter(detach):
     atp, mask = ATP(module, (4, 14), temperature=5., detach_scores=detach), torch.ones(16)
     for k in range(2):
         mask = atp.soft_mask(k, logits, attn, torch.arange(2, 18), is_text, grid(4, 4), mask)
-    mask.sum().backward()
+    mask.sum().backward(retain_graph=True)
     assert all(p.grad is not None and (p.grad != 0).any() for p in module.parameters())
     assert logits.grad.isfinite().all() and (logits.grad != 0).any()
+    places = replace(atp, strategy="spatial").soft_mask(0, logits, attn, torch.arange(2, 18), is_text, grid(4, 4), torch.ones(16))
+    assert places.requires_grad and (torch.autograd.grad(places.sum(), logits, allow_unused=True)[0] is None) == detach
 
 
 # --- files and what is refused -------------------------------------------------------------------------------------------------

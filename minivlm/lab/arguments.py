@@ -3,6 +3,7 @@
 import argparse
 
 from minivlm.lab import bench, fit, shapes, tables
+from minivlm.lab.train_atp import Recipe
 from pruning import METHODS
 from pruning.base import UserError
 
@@ -13,6 +14,7 @@ EXAMPLES = """examples:
   python run.py chat photo.jpg --model DIR --method fastv --keep 0.25
   python run.py compare photo.jpg "What is this?" --model DIR --average 128 --out sheet.png          every method
   python run.py fit fitprune --model DIR --questions q.jsonl --ratio 0.6 --out fitted.json           then --method fitted.json
+  python run.py train atp --model DIR --data toy --target-tokens 36 --layers 1,3,6 --freeze-lm --out TRAINED
   python run.py inspect DIR                  which stored tensor fills which module
   python run.py verify DIR                   every stage against recorded outputs of transformers
   python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
@@ -21,6 +23,8 @@ EXAMPLES = """examples:
   python run.py tables                       every cost that three papers print, recomputed
   python run.py bench --against hf           speed, as ratios in one run
 bad input ends with one line and exit status 2"""
+TRAINED = dict(steps=int, batch=int, accumulate=int, lr=float, lr_module=float, lambda_atp=float, lambda_target=float, warmup=float,
+               width=int, activation=str, seed=int)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -82,6 +86,26 @@ def _fit(add):
     add("--eta", type=float, default=0.003, help="vtw: the divergence allowed (default: 0.003)")
     add("--out", required=True, metavar="JSON", help="the file that --method reads")
     _model(add)
+
+
+def _train(add):
+    add("method", choices=("atp",), metavar="METHOD", help="atp")
+    add("--data", required=True, metavar="D", help="a json file in LLaVA's instruction format, or toy: the drawn world")
+    add("--images", metavar="DIR", help="the folder of its pictures (default: the file's)")
+    add("--target-tokens", type=float, required=True, metavar="N", help="visual tokens in a layer on average (N_target)")
+    add("--layers", default="4,14,24", help="the modules stand before these (default: 4,14,24)")
+    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method: strategy=spatial, ..")
+    add("--freeze-lm", action="store_true", help="train the thresholds alone (Table 3)")
+    add("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")
+    add("--resume", action="store_true", help="go on from the state in --out")
+    add("--save-every", type=int, default=100, metavar="STEPS")
+    for name, kind in TRAINED.items():
+        add(f"--{name.replace('_', '-')}", type=kind, default=getattr(Recipe, name), help=f"(default: {getattr(Recipe, name)})")
+    add("--target-unit", choices=("tokens", "share"), default=Recipe.target_unit, help="of the distance to the target")
+    add("--model", required=True, help="a checkpoint folder or a hub id")
+    add("--template", help="llava-hf, llava_v1 or vicuna_v1 (default: the checkpoint's)")
+    add("--dtype", choices=("float32", "bfloat16"), default=Recipe.dtype, help="of the products; what is trained is float32")
+    _device(add)
 
 
 def _inspect(add):
@@ -184,5 +208,5 @@ def _device(add):
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ..")
 
 
-ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "inspect": _inspect, "verify": _verify,
+ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "train": _train, "inspect": _inspect, "verify": _verify,
              "methods": _methods, "tables": _tables, "cost": _cost, "bench": _bench}

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pruning.atp import ACTIVATIONS, ATP, Thresholds
+from pruning.atp import ATP, Thresholds
 from pruning.base import UserError
 
 NAME = "atp.safetensors"
@@ -46,8 +46,6 @@ def _modules(tensors, activation):
     """A ModuleList of Thresholds with these weights; strict both ways."""
     count = 1 + max(int(name.split(".")[0]) for name in tensors)
     width, length = tensors["0.linear.weight"].shape
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation {activation!r}")
     modules = nn.ModuleList(Thresholds(length // 2, width, activation) for _ in range(count))
     modules.load_state_dict(tensors)
     return modules.eval().requires_grad_(False)

@@ -65,16 +65,16 @@ def check(pruner, model):
     """The pruner, with the trained module that it needs; UserError, before anything runs, that says what the model has not."""
     if isinstance(pruner, Both):
         return replace(pruner, methods=tuple(check(method, model) for method in pruner.methods))
-    layers = len(model.language_model.layers)
+    layers, name, asks = len(model.language_model.layers), type(pruner).__name__, pruner.preconditions if pruner else ()
+    pruner = modules.found(pruner, model) if "training" in asks else pruner
     plan(pruner and pruner.at("decoder"), layers)
-    name, asks = type(pruner).__name__, pruner.preconditions if pruner else ()
     if "calibration" in asks and pruner.fitted != layers:
         raise UserError(f"{name} needs {PRECONDITIONS['calibration']}: this one is for {pruner.fitted} layers and the model has "
                         f"{layers}; make another with `python run.py fit`")
     if "cls" in asks and not hasattr(model.vision_tower.embeddings, "class_embedding"):
         raise UserError(f"{name} needs {PRECONDITIONS['cls']}, which this model has not: use a method of the embed or decoder "
                         "site (python run.py methods)")
-    return modules.found(pruner, model) if "training" in asks else pruner
+    return pruner
 
 
 def share(settings, names):

@@ -3,6 +3,8 @@
 from dataclasses import asdict, is_dataclass
 from itertools import groupby
 
+from torch import nn
+
 
 def layer_lines(trace):
     """["layers 0-1: 631 tokens, 576 of them visual", ..]: what enters each decoder layer, equal neighbours together."""
@@ -47,7 +49,7 @@ def facts(talk):
     pruner, trace = talk.pruner, talk.trace
     return {
         "method": type(pruner).__name__ if pruner else None,
-        "options": asdict(pruner) if is_dataclass(pruner) else {},
+        "options": asdict(pruner, dict_factory=_options) if is_dataclass(pruner) else {},
         "visual_tokens": trace.N,
         "tokens_entering_layer": trace.tokens,
         "visual_entering_layer": trace.visual,
@@ -56,3 +58,7 @@ def facts(talk):
         "reductions": [{"site": s.site, "before_layer": s.layer, "of": len(s.origin), "kept": s.kept.tolist()}
                        for s in trace.steps],
     }
+
+
+def _options(pairs):
+    return {name: x for name, x in pairs if not isinstance(x, nn.Module)}

@@ -1,0 +1,30 @@
+"""A model as a checkpoint folder again, in the layout that it was read from: what `weights.load` reads."""
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from minivlm.config import tower_folder
+from weights import LAYOUTS, find, named, skeleton
+
+DESCRIBING = ("config.json", "generation_config.json", "*processor_config.json", "tokenizer*", "special_tokens_map.json",
+              "added_tokens.json", "chat_template*")
+
+
+def save(model, folder):
+    """Write the weights, in the dtype in which they were stored, and copy the files that describe them."""
+    folder, state = Path(folder), model.state_dict()
+    found = find(skeleton(model.folder), model.folder)
+    tensors = {}
+    for name, tensor in found.items():                 # a tower that lay elsewhere comes along
+        key = tensor.key if tensor.file.parent == model.folder else named(LAYOUTS[-1], name)
+        tensors[key] = state[name].detach().to("cpu", tensor.dtype).contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / ".model.safetensors", metadata={"format": "pt"})
+    (folder / ".model.safetensors").replace(folder / "model.safetensors")
+    tower = model.config.vision_tower and tower_folder(model.folder, model.config.vision_tower)
+    for source, target in ((model.folder, folder), *([(tower, folder / tower.name)] if tower else [])):
+        target.mkdir(exist_ok=True)
+        for path in (path for name in DESCRIBING for path in source.glob(name)):
+            shutil.copyfile(path, target / path.name)

@@ -1,0 +1,105 @@
+"""Instructions to learn from: pictures with questions and answers, from LLaVA's json or from the drawn world, as batches.
+
+LLaVA's format is one list: [{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt",
+"value": "A cat."}, ..]}, ..]. As there, the picture stands before the first question, wherever the mark is; what has no
+picture is left out, since nothing can be pruned from it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minivlm.image import open_image
+from minivlm.text import IMAGE, prompt
+from pruning.base import UserError
+
+
+@dataclass
+class Batch:
+    """B conversations side by side, filled up on the right. All tensors on the model's device."""
+
+    ids: Tensor                        # (B, T)    the mark of the picture repeated N times
+    answer: Tensor                     # (B, T)    True: a token to be learnt
+    is_text: Tensor                    # (B, T)    1: text after the picture that is no answer
+    visual: Tensor                     # (B, N)    rows of the visual tokens
+    pixels: Tensor                     # (B, 3, size, size)
+
+
+class Instructions:
+    """The samples of `data`, "toy" or a json file: [i] is (picture, [(question, answer), ..])."""
+
+    def __init__(self, data, images=None):
+        self.images = Path(images or Path(data).parent)
+        self.rows = drawn() if str(data) == "toy" else _read(data)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        picture, turns = self.rows[i]
+        return (open_image(self.images / picture) if isinstance(picture, str) else picture), turns
+
+    def order(self, seed):
+        """Indices without an end: each epoch another permutation, the same for the same seed."""
+        for epoch in range(2 ** 31):
+            yield from torch.randperm(len(self), generator=torch.Generator().manual_seed(seed * 1000003 + epoch)).tolist()
+
+
+def drawn(count=2000):
+    """So many questions of each family about the drawn world, as rows: the training set, the same at every call."""
+    from minivlm.toy.benchmark import items
+    return [(item.picture, [(item.question, item.answer)]) for item in items("train", count)]
+
+
+def _read(path):
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        made = [(row["image"], _turns(row["conversations"])) for row in rows if row.get("image")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{path} holds no instructions: give "toy", or a json list of {{"image", "conversations"}} as LLaVA\'s '
+                        f"({type(error).__name__}: {error})") from None
+    if not made:
+        raise UserError(f"{path}: none of its {len(rows)} conversations has an image, so there is nothing to prune")
+    return made
+
+
+def _turns(said):
+    words = [turn["value"].replace(IMAGE, "").strip() for turn in said]
+    if [turn["from"] for turn in said] != ["human", "gpt"] * (len(said) // 2) or not said:
+        raise ValueError("a conversation is human, gpt, human, gpt, ..")
+    return list(zip(words[::2], words[1::2]))
+
+
+def tokenised(tokenizer, turns, template):
+    """Ids of a conversation about one picture, and which of them are answers (their </s> too)."""
+    ids = tokenizer.encode(prompt(turns, 1, template))
+    answer = [False] * len(ids)
+    for i, (question, _) in enumerate(turns):
+        asked = tokenizer.encode(prompt([*turns[:i], (question, None)], 1, template))
+        start = next((at for at, (a, b) in enumerate(zip(ids, asked)) if a != b), len(asked))
+        end = len(tokenizer.encode(prompt(turns[:i + 1], 1, template)))
+        answer[start:end] = [True] * (end - start)
+    return ids, answer
+
+
+def batch(model, samples, template):
+    """A Batch of (picture, turns). What does not fit into the model's context is cut off."""
+    pixels = torch.cat([model.processor.pixels(picture) for picture, _ in samples])
+    N, mark = model.visual_tokens(pixels[:1]), model.config.image_token_index
+    rows, flags, first = [], [], []
+    for _, turns in samples:
+        ids, answer = tokenised(model.tokenizer, turns, template)
+        at = ids.index(mark)
+        first.append(at)
+        rows.append((ids[:at] + [mark] * N + ids[at + 1:])[:model.config.text.max_position_embeddings])
+        flags.append((answer[:at] + [False] * N + answer[at + 1:])[:len(rows[-1])])
+    T = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+    answer = torch.tensor([row + [False] * (T - len(row)) for row in flags])
+    index, length, last = torch.arange(T), torch.tensor([[len(row)] for row in rows]), torch.tensor(first)[:, None] + N
+    is_text = (index >= last) & (index < length) & ~answer
+    visual = torch.tensor(first)[:, None] + torch.arange(N)
+    return Batch(*(x.to(model.device) for x in (ids, answer, is_text.float(), visual, pixels)))
