@@ -51,7 +51,7 @@ def chat(args):
         print("One question a line; an empty line ends. What the first question dropped stays dropped.")
     while question := _line():
         if turns:
-            text = next_turn(question, ended=False)
+            text = next_turn(question, template=_template(args, model))
             talk.read(model.tokenizer.encode(_unended(talk, text), bos=False))
         else:
             text = prompt([(question, None)], len(images), _template(args, model))
@@ -188,7 +188,7 @@ def _model(args, dtype=None):
 
 
 def _template(args, model):
-    return args.template or ("llava_v1" if model.config.original else "llava-hf")
+    return args.template or model.config.template
 
 
 def _stream(talk, args):

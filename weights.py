@@ -1,4 +1,4 @@
-"""Checkpoints in: LLaVA-1.5 from a folder of safetensors files or from the hub, whichever way its tensors are named.
+"""Checkpoints in: LLaVA-1.5 or LLaVA-NeXT from a folder of safetensors files or from the hub, whichever way its tensors are named.
 
     config.json   -> LlavaConfig -> a Llava on torch's meta device: every parameter's name and shape, no storage
     *.safetensors -> headers     -> `find`: which stored tensor is which parameter; none missing, none spare, right shapes
@@ -19,10 +19,12 @@ from minivlm.files import DTYPES, folder_of, read_json, stored
 from minivlm.image import ImageProcessor
 from minivlm.llava import Llava
 from minivlm.text import Tokenizer
+from minivlm.tiles import TilesProcessor
 from pruning.base import UserError
 
 # The same weights have been saved under five sets of names. What stands in the file where our name begins with ...
-PARTS = "language_model.", "lm_head.", "vision_tower.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2."
+PARTS = ("language_model.", "lm_head.", "vision_tower.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.",
+         "image_newline")
 LAYOUTS = [dict(zip(PARTS, names)) for names in (
     # Hugging Face's files on the hub
     ("language_model.model.", "language_model.lm_head.", "vision_tower.vision_model.", *PARTS[3:]),
@@ -33,7 +35,8 @@ LAYOUTS = [dict(zip(PARTS, names)) for names in (
     # the modules of transformers 5
     ("model.language_model.", "lm_head.", "model.vision_tower.", *("model." + part for part in PARTS[3:])),
     # the original LLaVA, with the vision tower inside; without, it is a CLIP model in a folder of its own
-    ("model.", "lm_head.", "model.vision_tower.vision_tower.vision_model.", "model.mm_projector.0.", "model.mm_projector.2."),
+    ("model.", "lm_head.", "model.vision_tower.vision_tower.vision_model.", "model.mm_projector.0.", "model.mm_projector.2.",
+     "model.image_newline"),
 )]
 CLIP_LAYOUTS = [{"vision_tower.": "vision_model."}, {"vision_tower.": ""}]
 
@@ -50,7 +53,8 @@ def load(source, dtype=None, device="cpu"):
     model = skeleton(folder)
     found = find(model, folder)
     _assign(model, _read(found, dtype or _stored_dtype(found, model.config), device))
-    model.folder, model.processor = folder, ImageProcessor.from_folder(folder, model.config)
+    processor = TilesProcessor if model.config.image_grid_pinpoints else ImageProcessor
+    model.folder, model.processor = folder, processor.from_folder(folder, model.config)
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     model.tokenizer = Tokenizer(folder, model.config.image_token_index) if has_tokenizer else None
     model.eos = _eos(folder, model.tokenizer)
@@ -81,7 +85,10 @@ def find(model, folder):
     config, shapes = model.config, {name: tuple(p.shape) for name, p in model.state_dict().items()}
     optional = _unused(config) + ["lm_head"] * config.text.tie_word_embeddings
     tensors = stored(folder)
-    if not config.original or any("vision_tower." in key for key in tensors):
+    if not config.image_grid_pinpoints:            # some files of LLaVA-1.5 have a newline that nobody reads
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith("image_newline")}
+    inside = config.image_grid_pinpoints or any("vision_tower." in key for key in tensors)     # LLaVA-NeXT trained its tower
+    if not config.original or inside:
         return _match(folder, tensors, shapes, LAYOUTS, optional)
     tower = tower_folder(folder, config.vision_tower) or folder_of(config.vision_tower)
     vision = {name: shape for name, shape in shapes.items() if name.startswith("vision_tower.")}

@@ -3,6 +3,7 @@
 Field names are Hugging Face's. Released files are partial: a key that is not written has the default of the class that
 wrote the file, so the defaults here are those classes' defaults. Two kinds of file say "model_type": "llava": Hugging
 Face's, with a text_config and a vision_config, and the original LLaVA's, one flat list whose vision tower is only named.
+LLaVA-NeXT is the same model on pictures of any resolution, and has image_grid_pinpoints.
 """
 
 import os
@@ -66,11 +67,13 @@ class LlavaConfig:
     vision_feature_layer: int | list[int] = -2     # which hidden states; several are concatenated
     vision_feature_select_strategy: str = "default"        # "default" drops the CLS row, "full" keeps it
     multimodal_projector_bias: bool = True
-    image_aspect_ratio: str = "crop"               # or "pad"
+    image_aspect_ratio: str = "crop"               # or "pad", or "anyres": LLaVA-NeXT
+    image_grid_pinpoints: list | None = None       # anyres: sizes of the grids of tiles, [height, width] in pixels
     dtype: str = "float32"                         # as written in config.json
     original: bool = False                         # the original LLaVA's layout
     vision_tower: str | None = None                # original layout: name or folder of the CLIP tower
     pad_token_id: int | None = None
+    template: str = "llava-hf"                     # of prompts: a key of text.TEMPLATES
 
 
 # What a text_config means by saying nothing: the defaults of its class, where they are not LlamaConfig's.
@@ -85,7 +88,8 @@ CLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_a
             patch_size=32)
 # ... and for the towers that an original config only names.
 TOWERS = {"clip-vit-large-patch14-336": {}, "clip-vit-large-patch14": dict(image_size=224)}
-NOT_YET = {"llava_next": "LLaVA-NeXT", "llava_mistral": "LLaVA-NeXT", "internvl": "InternVL", "internvl_chat": "InternVL"}
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+NOT_YET = {"internvl": "InternVL", "internvl_chat": "InternVL"}
 
 
 def read_config(folder):
@@ -95,43 +99,62 @@ def read_config(folder):
     kind = raw.get("model_type")
     if isinstance(kind, str) and kind in NOT_YET:
         raise UserError(f"{path}: model_type {kind!r} ({NOT_YET[kind]}) is not supported yet, only llava is")
-    _only(path, {"model_type": None} | raw, model_type=("llava", "llava_llama"))
+    _only(path, {"model_type": None} | raw, model_type=("llava", "llava_next", "llava_llama", "llava_mistral"))
     if raw.get("quantization_config"):
         raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
-    original = kind == "llava_llama" or any(key.startswith("mm_") for key in raw)
+    original = kind in ("llava_llama", "llava_mistral") or any(key.startswith("mm_") for key in raw)
     config = _original(path, raw) if original else _hugging_face(path, raw)
     _check_feature_layer(path, config)
+    _check_pinpoints(path, config)
     return config
 
 
 def _hugging_face(path, raw):
     text, vision = _section(path, raw, "text_config"), _section(path, raw, "vision_config")
     _only(path, raw, projector_hidden_act=ACTIVATIONS, vision_feature_select_strategy=("default", "full"))
+    anyres, mistral = raw["model_type"] == "llava_next", text.get("model_type") == "mistral"
     return LlavaConfig(
         VisionConfig() if raw.get("vision_config") is None else _vision(path, vision),
         _text(path, text, raw.get("tie_word_embeddings", False)),
         raw.get("image_token_index", raw.get("image_token_id", 32000)), raw.get("projector_hidden_act", "gelu"),
         raw.get("vision_feature_layer", -2), raw.get("vision_feature_select_strategy", "default"),
-        raw.get("multimodal_projector_bias", True), dtype=_dtype(path, raw, text),
-        pad_token_id=raw.get("pad_token_id", text.get("pad_token_id")))
+        raw.get("multimodal_projector_bias", True), "anyres" if anyres else "crop",
+        (raw.get("image_grid_pinpoints") or PINPOINTS) if anyres else None, dtype=_dtype(path, raw, text),
+        pad_token_id=raw.get("pad_token_id", text.get("pad_token_id")),
+        template="llava-hf" if not anyres else "mistral" if mistral else "llava_v1")
 
 
 def _original(path, raw):
     tower, aspect = raw.get("mm_vision_tower"), raw.get("image_aspect_ratio")
-    if str(aspect).startswith("anyres"):
-        raise UserError(f"{path}: image_aspect_ratio {aspect!r} (LLaVA-NeXT) is not supported yet")
+    if anyres := str(aspect).startswith("anyres"):
+        _only(path, {"mm_patch_merge_type": "flat"} | raw, image_aspect_ratio=("anyres",), mm_patch_merge_type=("spatial_unpad",))
     _only(path, {"mm_projector_type": "linear"} | raw, mm_projector_type=("mlp2x_gelu",), mm_use_im_start_end=(False,),
           mm_vision_select_feature=("patch", "cls_patch"))
     if not isinstance(tower, str) or not tower:
         raise UserError(f"{path}: mm_vision_tower must name the CLIP tower, and is {tower!r}")
-    text = _text(path, raw | {"model_type": "llama"})
+    mistral = "Mistral" in str(raw.get("architectures")) or raw.get("model_type") == "llava_mistral"
+    text = _text(path, raw | {"model_type": "mistral" if mistral else "llama"})
     return LlavaConfig(
         _tower(path, tower), text,
         image_token_index=text.vocab_size,         # the original has no such token: the first id that is no word
         vision_feature_layer=raw.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="full" if raw.get("mm_vision_select_feature") == "cls_patch" else "default",
-        image_aspect_ratio="pad" if aspect == "pad" else "crop", dtype=_dtype(path, raw), original=True,
-        vision_tower=tower, pad_token_id=raw.get("pad_token_id"))
+        image_aspect_ratio=aspect if aspect in ("pad", "anyres") else "crop",
+        image_grid_pinpoints=_turned(path, raw.get("image_grid_pinpoints")) if anyres else None,
+        dtype=_dtype(path, raw), original=True, vision_tower=tower, pad_token_id=raw.get("pad_token_id"),
+        template="mistral" if mistral else "llava_v1")
+
+
+def _turned(path, pinpoints):
+    """TRAP: the original reads [width, height], Hugging Face [height, width] out of the same list; so ties fall otherwise."""
+    if not _pairs(pinpoints):
+        raise UserError(f"{path}: image_grid_pinpoints must be pairs of numbers, and is {pinpoints!r}")
+    return [[height, width] for width, height in pinpoints]
+
+
+def _pairs(pinpoints):
+    return isinstance(pinpoints, list) and pinpoints and all(
+        isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) and n > 0 for n in p) for p in pinpoints)
 
 
 def _text(path, raw, tied=False):
@@ -220,3 +243,13 @@ def _check_feature_layer(path, config):
     layers = layers if isinstance(layers, list) and layers else [layers]
     if not all(isinstance(l, int) and -count <= l < count for l in layers):
         raise UserError(f"{path}: vision_feature_layer {config.vision_feature_layer!r} names no hidden state of {count}")
+
+
+def _check_pinpoints(path, config):
+    pinpoints, side = config.image_grid_pinpoints, config.vision.image_size
+    if pinpoints is None:
+        return
+    if not _pairs(pinpoints) or any(n % side for pair in pinpoints for n in pair):
+        raise UserError(f"{path}: image_grid_pinpoints must be pairs of multiples of image_size {side}, and is {pinpoints!r}")
+    if config.vision_feature_select_strategy != "default":
+        raise UserError(f"{path}: the class token has no place among the tiles: only the feature strategy 'default' is supported")

@@ -16,8 +16,8 @@ from pruning.base import UserError
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FETCHED = ["*.safetensors", "*.json", "tokenizer.model"]                 # of a hub repository
 SAME_WEIGHTS = {f"llava-v1.5-{size}": f"llava-hf/llava-1.5-{size}-hf" for size in ("7b", "13b")}
-# Constants that old versions stored, CLIP's text half, and the newline that only any-resolution models read.
-IGNORED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|image_newline$|^text_model\.|^(visual|text)_projection\.|^logit_scale$")
+# Constants that old versions stored, and CLIP's text half.
+IGNORED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^text_model\.|^(visual|text)_projection\.|^logit_scale$")
 
 
 def folder_of(source):

@@ -24,7 +24,7 @@ from pruning.base import UserError
 MEAN = (0.48145466, 0.4578275, 0.40821073)         # of the pictures CLIP was trained on: red, green, blue
 STD = (0.26862954, 0.26130258, 0.27577711)
 PIXELS = 2 ** 28                                   # no picture is padded or resized to more than this
-KINDS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
+KINDS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor", "LlavaNextImageProcessor")
 
 
 def open_image(image):
@@ -125,11 +125,14 @@ class ImageProcessor:
 
     def pixels(self, image):
         """(1, 3, S, S) float32 pixels of a PIL image (or a path)."""
-        image = self._square(open_image(image))
+        return self.normalized(self._square(open_image(image)))[None]                  # (1, 3, S, S)
+
+    def normalized(self, image):
+        """(3, S, S) float32 values of an S x S picture."""
         x = (np.asarray(image) * np.float64(self.rescale)).astype(np.float32)          # (S, S, 3)
         if self.normalize:
             x = (x - np.float32(self.mean)) / np.float32(self.std)
-        return torch.from_numpy(x.transpose(2, 0, 1).copy())[None]                     # (1, 3, S, S)
+        return torch.from_numpy(x.transpose(2, 0, 1).copy())
 
     def box(self, width, height):
         """(left, top, right, bottom) of what the pixels show of a width x height picture, in its own pixels.

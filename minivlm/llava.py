@@ -1,6 +1,10 @@
 """LLaVA: vision tower, projector, decoder, and the three sites at which a method may reduce the visual tokens.
 
     pixels -> ViT -[vision]-> projector -> splice into the prompt -[embed]-> layer 0 .. -[decoder]-> .. -> next token
+
+An image is its pixels (1, 3, size, size), or, in LLaVA-NeXT, Tiles: their patches then make two grids, the base tile's and
+the map's, whose rows each end with a newline token, `image_newline`. A method of the vision site sees all tiles, also what
+shows nothing of the picture; no newline is put between what it leaves.
 """
 
 from dataclasses import replace
@@ -11,8 +15,10 @@ from torch import nn
 from minivlm.cache import Cache
 from minivlm.clip import ACTIVATIONS, ClipVision
 from minivlm.llama import Decoder, Linear
+from minivlm.tiles import Tiles
 from minivlm.trace import Trace
 from pruning.base import Tokens, UserError
+from pruning.mosaic import Mosaic
 
 
 class Projector(nn.Module):
@@ -43,14 +49,19 @@ class Llava(nn.Module):
         self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         if config.text.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight
+        if config.image_grid_pinpoints:
+            self.image_newline = nn.Parameter(torch.zeros(config.text.hidden_size))
 
     @property
     def device(self):
         """Where the weights are."""
         return self.lm_head.weight.device
 
-    def features(self, pixels, pruner=None, trace=None):
-        """One image, (tiles, 3, size, size) -> features (n, C), cell (n, 3) and origin (n,), after the vision site."""
+    def features(self, pixels, pruner=None, trace=None, mosaic=None):
+        """One image, (tiles, 3, size, size) -> features (n, C), cell (n, 3) and origin (n,), after the vision site.
+
+        With a mosaic, what a method leaves stands as that method's `assemble` says; without a method, tile after tile.
+        """
         pruner, skip = pruner and pruner.at("vision"), self._skip(pruner)
         layers, count = self.config.vision_feature_layer, len(self.vision_tower.layers) + 1
         wanted = [l % count for l in ([layers] if isinstance(layers, int) else layers)]
@@ -62,14 +73,24 @@ class Llava(nn.Module):
             return hidden[:, skip:].flatten(0, 1), cell, torch.arange(len(cell), device=cell.device)
         tokens = _vision_tokens(hidden, cell, seen, max(wanted), skip)
         r = pruner.reduce(tokens)
+        order = pruner.assemble(tokens.cell[r.keep], mosaic) if mosaic else slice(None)
         if trace is not None:
-            trace.reduce("vision", tokens.layer, replace(tokens, origin=tokens.origin + trace.N), r)
+            sent = replace(r, keep=r.keep[order], merge=None if r.merge is None else r.merge[order])
+            trace.reduce("vision", tokens.layer, replace(tokens, origin=tokens.origin + trace.N), sent)
         tokens = tokens.reduced(r)
-        return tokens.hidden[tokens.visual], tokens.cell, tokens.origin
+        return tokens.hidden[tokens.visual][order], tokens.cell[order], tokens.origin[order]
 
-    def visual_tokens(self, pixels):
-        """How many visual tokens an image's pixels (tiles, 3, size, size) become, unpruned."""
-        return len(pixels) * (self.vision_tower.embeddings.position_embedding.num_embeddings - self._skip(None))
+    def visual_tokens(self, image):
+        """How many visual tokens an image becomes, unpruned."""
+        if isinstance(image, Tiles):
+            return len(self.mosaic(image).lines()[0])
+        return len(image) * (self.vision_tower.embeddings.position_embedding.num_embeddings - self._skip(None))
+
+    def mosaic(self, image):
+        """How the patches of an image's Tiles lie; None for one without."""
+        c = self.config
+        side, digits = c.vision.image_size // c.vision.patch_size, None if c.original else 7
+        return Mosaic(side, image.grid, image.size, digits) if isinstance(image, Tiles) else None
 
     def _skip(self, pruner):
         """Rows of each tile that are no visual tokens: the class token, unless model or method takes it for one."""
@@ -77,7 +98,7 @@ class Llava(nn.Module):
         return 0 if self.config.vision_feature_select_strategy == "full" or pruner and pruner.cls else 1
 
     def embed(self, ids, images=(), pruner=None, trace=None):
-        """ids (T,) with one image mark an image, and each image's pixels -> Tokens that enter the decoder.
+        """ids (T,) with one image mark an image, and each image's pixels or Tiles -> Tokens that enter the decoder.
 
         Raises UserError if marks and images do not match.
         """
@@ -88,9 +109,10 @@ class Llava(nn.Module):
         trace = Trace() if trace is None else trace
         trace.cells = torch.empty(0, 3, dtype=torch.long)
         parts, start, tile = [], 0, 0
-        for mark, pixels in zip(marks, images):
-            parts += [(self.language_model.embed_tokens(ids[start:mark]),), self._image(pixels, tile, pruner, trace)]
-            start, tile = mark + 1, tile + len(pixels)
+        for mark, image in zip(marks, images):
+            read = self._tiles if isinstance(image, Tiles) else self._image
+            parts += [(self.language_model.embed_tokens(ids[start:mark]),), read(image, tile, pruner, trace)]
+            start, tile = mark + 1, tile + (2 if isinstance(image, Tiles) else len(image))
         parts.append((self.language_model.embed_tokens(ids[start:]),))
         tokens = _spliced(parts)
         if tokens.n and pruner and pruner.at("embed"):
@@ -102,12 +124,27 @@ class Llava(nn.Module):
     def _image(self, pixels, tile, pruner, trace):
         """One image's embeddings (k, D), cell and origin; tiles and tokens counted over all images of the prompt."""
         features, cell, origin = self.features(pixels.to(self.device), pruner, trace)
-        first, whole = trace.N, len(pixels) * (self.vision_tower.embeddings.position_embedding.num_embeddings)
-        every = _cells(len(pixels), whole // len(pixels), "cpu")[:, self._skip(pruner):].flatten(0, 1)
-        shift = torch.tensor([tile, 0, 0])
-        trace.images.append(range(first, first + len(every)))
-        trace.cells = torch.cat([trace.cells, every + shift])
+        shift, first = torch.tensor([tile, 0, 0]), trace.N
+        trace.image(self._every(len(pixels), pruner) + shift)
         return self.multi_modal_projector(features), cell + shift.to(cell.device), origin + first
+
+    def _tiles(self, tiles, tile, pruner, trace):
+        """The same of one image's Tiles, whose base tile and map count as two tiles."""
+        mosaic, shift, first = self.mosaic(tiles), torch.tensor([tile, 0, 0]), trace.N
+        features, cell, origin = self.features(tiles.pixels.to(self.device), pruner, trace, mosaic)
+        if pruner and pruner.at("vision"):
+            trace.image(mosaic.on_map(self._every(len(tiles), pruner)) + shift, (0, 0))
+            return self.multi_modal_projector(features), mosaic.on_map(cell) + shift.to(cell.device), origin + first
+        order, cell = (x.to(self.device) for x in mosaic.lines())
+        hidden = self.image_newline.repeat(len(order), 1)                          # (n, D)
+        hidden[order >= 0] = self.multi_modal_projector(features[order[order >= 0]])
+        trace.image(cell.cpu() + shift, mosaic.padding)
+        return hidden, cell + shift.to(cell.device), torch.arange(first, trace.N, device=cell.device)
+
+    def _every(self, tiles, pruner):
+        """(N, 3) cells of all visual tokens that the tower can give of so many tiles."""
+        rows = self.vision_tower.embeddings.position_embedding.num_embeddings
+        return _cells(tiles, rows, "cpu")[:, self._skip(pruner):].flatten(0, 1)
 
     def prefill(self, tokens, pruner=None, trace=None):
         """Tokens of the whole prompt -> logits of the next token (V,) and the cache. UserError if it is too long."""

@@ -1,4 +1,4 @@
-"""Text in and out: a checkpoint's tokenizer, and Vicuna's prompts with their <image> marks.
+"""Text in and out: a checkpoint's tokenizer, and Vicuna's and Mistral's prompts with their <image> marks.
 
 LLaMA's tokenizer is byte-pair encoding without any cutting into words. A space is written "▁", and every run of text
 gets one before it. Marks (<s>, </s>, <image>) cut the text first, so the runs on both sides of a mark get their own
@@ -15,12 +15,14 @@ from minivlm.sentencepiece import from_sentencepiece
 from pruning.base import UserError
 
 IMAGE = "<image>"
-TEMPLATES = {                                      # the system sentence; all that follows it is the same
-    "llava-hf": "",                                # chat template of the llava-1.5-*-hf checkpoints
-    "llava_v1": "A chat between a curious human and an artificial intelligence assistant. "        # LLaVA's own chat
-                "The assistant gives helpful, detailed, and polite answers to the human's questions. ",
-    "vicuna_v1": "A chat between a curious user and an artificial intelligence assistant. "        # its evaluations
-                 "The assistant gives helpful, detailed, and polite answers to the user's questions. "}
+HUMAN = ("A chat between a curious human and an artificial intelligence assistant. "
+         "The assistant gives helpful, detailed, and polite answers to the human's questions. ")
+VICUNA = "USER: {} ASSISTANT:", " {}</s>"
+TEMPLATES = {                                      # the system sentence, a question, the answer after it
+    "llava-hf": ("", *VICUNA),                     # chat template of the llava-1.5-*-hf checkpoints
+    "llava_v1": (HUMAN, *VICUNA),                  # LLaVA's own chat, and the llava-v1.6-vicuna-*-hf checkpoints
+    "vicuna_v1": (HUMAN.replace("human", "user"), *VICUNA),        # its evaluations
+    "mistral": ("", "[INST] {} [/INST]", " {} </s>")}              # llava-v1.6-mistral-7b
 
 
 def prompt(turns, images=1, template="llava-hf"):
@@ -33,17 +35,19 @@ def prompt(turns, images=1, template="llava-hf"):
     """
     if template not in TEMPLATES:
         raise UserError(f"template {template!r} is not known: use one of {', '.join(TEMPLATES)}")
+    system, asked, answered = TEMPLATES[template]
     questions = _marked([question for question, _ in turns], images)
-    answers = ["" if answer is None else f" {answer}</s>" for _, answer in turns]
-    return TEMPLATES[template] + "".join(f"USER: {q} ASSISTANT:{a}" for q, a in zip(questions, answers))
+    answers = ["" if answer is None else answered.format(answer) for _, answer in turns]
+    return system + "".join(asked.format(q) + a for q, a in zip(questions, answers))
 
 
-def next_turn(question, ended=False, images=0):
+def next_turn(question, ended=False, images=0, template="llava-hf"):
     """The text that goes on after an answer of the model. `ended`: the answer's </s> has been read already.
 
     Encode it with bos=False: next_turn("Old?") -> "</s>USER: Old? ASSISTANT:"
     """
-    return ("" if ended else "</s>") + prompt([(question, None)], images)
+    text = prompt([(question, None)], images, template)
+    return ("" if ended else "</s>") + text.removeprefix(TEMPLATES[template][0])
 
 
 def _marked(questions, images):

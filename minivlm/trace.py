@@ -25,13 +25,24 @@ class Step:
 
 @dataclass
 class Trace:
-    """Filled during a prefill. `cells` (N, 3) says where in the picture each original visual token lies."""
+    """Filled during a prefill. `cells` (N, 3) says where in the picture each original visual token lies.
+
+    N counts what the tower gave where a method acts at the vision site, else what enters the decoder unpruned. They differ
+    for tiles: there are newlines, or patches that show nothing of the picture.
+    """
 
     cells: Tensor | None = None
     images: list = field(default_factory=list)     # of each image: its range of original visual tokens
+    padding: list = field(default_factory=list)    # of each image of tiles: rows above, columns left that its map is without
     steps: list = field(default_factory=list)
     tokens: list = field(default_factory=list)     # entering each decoder layer, text and visual
     visual: list = field(default_factory=list)     # visual tokens entering each decoder layer
+
+    def image(self, cells, padding=None):
+        """Note the cells of another image's original visual tokens."""
+        self.images.append(range(self.N, self.N + len(cells)))
+        self.cells = torch.cat([self.cells, cells])
+        self.padding.append(padding)
 
     def enter(self, tokens):
         """Note the tokens that enter a decoder layer; masked ones count, since they are computed."""

@@ -194,6 +194,13 @@ class Pruner:
         """Visual tokens left of n, or None where the method does not fix it."""
         return None
 
+    def assemble(self, cell, mosaic):
+        """Vision site, several tiles: which of the tokens left (k, 3) go on to the decoder, and in which order. (k',) indices
+
+        cell: tile, row and column of each; mosaic: how the tiles lie (mosaic.py). Here all do, in the order of the picture.
+        """
+        return mosaic.order(cell)
+
     def schedule(self, n, layers):
         """Visual tokens that enter each of `layers` decoder layers, n at first; None where the prompt decides it."""
         cuts, k = self.reduce_at(layers), self.budget(n)

@@ -13,9 +13,9 @@ the default; grid=(2, 2) are four quadrants). Budgets are rounded down, so that 
 alpha = 1 leaves no content patch the code divides by zero; here the tiles are alike, and the base tile keeps at least one
 patch. `keep` is for all tiles of an image together.
 
-The tokens stand tile after tile, row by row. LLaVA-NeXT sends them on in the order of the mosaic that the tiles make, and
-loses those in its padding: `packed` says which and in which order. There the released code confuses the rows and columns
-of a mosaic that is not square (swapped=True).
+LLaVA-NeXT is sent the kept tokens in the order of the mosaic that the tiles make, without those in its padding, which are
+lost, and without newlines: `packed`. There the released code confuses the rows and columns of a mosaic that is not square
+(swapped=True).
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.mosaic import padding
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class HiRED(Pruner):
     alpha: float = 0.5                 # share of the budget for the base tile; 1 - alpha: of its patches, the content
     content: str = "count"             # of a part: its "count" of content patches (code) or its "sum" of attention (paper)
     grid: tuple = ()                   # rows and columns of the tiles, whose parts are regions (paper); (): bands (code)
+    swapped: bool = False              # rows and columns of the mosaic exchanged, as in the released code
 
     site = "vision"
     needs = frozenset({"attn", "first_attn"})
@@ -60,6 +62,10 @@ class HiRED(Pruner):
         base, *parts = self.budgets(tokens.n, len(tiles), initial[tiles[0]], tokens.cell[tiles[0]])
         keep = [here[top(final[here], k)] for here, k in zip(tiles, [base, *parts])]
         return Reduction(torch.cat(keep), score=final)
+
+    def assemble(self, cell, mosaic):
+        """In the order of the picture, without what lies in the padding."""
+        return packed(cell, mosaic.side, mosaic.grid, mosaic.size, self.swapped)
 
     def budgets(self, n, tiles, attn, cell):
         """Of each tile its number of tokens, from the base tile's attention (m,) and cells (m, 3) in the first block."""
@@ -106,9 +112,3 @@ def packed(cell, side, grid, size, swapped=False):
     order = place.argsort(stable=True)
     return order[(inside | (tile == 0))[order]]
 
-
-def padding(rows, columns, height, width):
-    """How many rows above, and columns left, of a mosaic of rows x columns patches are padding of the picture."""
-    if width / height > columns / rows:
-        return (rows - int(height * (columns / width))) // 2, 0
-    return 0, (columns - int(width * (rows / height))) // 2

@@ -16,8 +16,9 @@ of the rest in exchange (duplicates=True); here the next strongest fills up. It 
 is an outlier of PruMerge+; here at least one patch counts, and the grid is at most all. 32 neighbours and a grid three
 times as dense as the outliers, without the last patch, are the code's constants.
 
-Each tile is reduced by itself. Its tokens stand by falling attention, then the grid, then the pooled one, in the place of
-the strongest patch not kept; where all are kept there is none (in the released code a zero vector).
+Each tile is reduced by itself; in LLaVA-NeXT its tokens follow those of the tile before, without newlines. They stand by
+falling attention, then the grid, then the pooled one, in the place of the strongest patch not kept; where all are kept there
+is none (in the released code a zero vector).
 """
 
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ class PruMerge(Pruner):
             keep.append(here[place])
             merge.append(weights.new_zeros(len(place), tokens.n).index_copy(1, here, weights))
         return Reduction(torch.cat(keep), torch.cat(merge), attn)
+
+    def assemble(self, cell, mosaic):
+        """Tile after tile, as they are."""
+        return torch.arange(len(cell), device=cell.device)
 
     def merged(self, attn, key):
         """One tile's attention (m,) and keys (m, C) -> places (k,) and weights (k, m) of the tokens left."""

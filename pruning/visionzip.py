@@ -11,8 +11,9 @@ token as the first dominant token and sends its embedding to the decoder (cls=Tr
 of targets is rounded down, so that the end of the rest has none. The released numbers are 54 + 10 of 577; 108 + 20 and
 162 + 30 are customary, the same share of contextual tokens; the function's default is 191 + 30.
 
-Each tile is reduced by itself, at LLaVA-NeXT too, without newline tokens. Its tokens stand in the order of the picture,
-the contextual ones after the dominant ones.
+Each tile is reduced by itself, at LLaVA-NeXT too, padding like the picture, without newline tokens. Its tokens stand in the
+order of the picture, the contextual ones after the dominant ones. LLaVA-NeXT is sent those of the base tile, then the other
+tiles' dominant patches in the order of the whole picture, their class tokens, and their contextual tokens.
 """
 
 from dataclasses import dataclass
@@ -68,6 +69,14 @@ class VisionZip(Pruner):
             keep.append(here[place])
             merge.append(weights.new_zeros(len(place), tokens.n).index_copy(1, here, weights))
         return Reduction(torch.cat(keep), torch.cat(merge), attn)
+
+    def assemble(self, cell, mosaic):
+        """The base tile's as they are; the others' dominant patches in the order of the picture, class tokens, contextual ones."""
+        tile, k = cell[:, 0], int((cell[:, 0] == 0).sum())
+        contextual = torch.arange(len(cell), device=cell.device) % k >= self.counts(k)[0]
+        last = contextual & (tile > 0)                     # every tile has k tokens, the contextual ones at its end
+        order = mosaic.order(cell)
+        return torch.cat([order[~last[order]], last.nonzero().squeeze(1)])
 
     def zipped(self, attn, metric, is_cls):
         """One tile's attention (m,), keys (m, Dh), class token or not (m,) -> places (k,) and weights (k, m)."""

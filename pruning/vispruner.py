@@ -9,7 +9,8 @@ Paper and code: no difference is known, but these are facts of the released code
 (`removed`) and takes the halves in turn from a list that is ordered by attention at first and by likeness later. It
 stops with an error where the rest is odd in number; here the first half is then the larger one. It gives T as a number;
 a share is ours. T is per tile, each tile having its class token: 5 tiles of LLaVA-NeXT at keep=128 give 640 tokens, and
-its newline tokens are dropped. The kept tokens stand tile after tile, row by row.
+its newline tokens are dropped. There the released code cuts every picture into 2 x 2 tiles, prunes padding like the picture,
+and sends the kept tokens on in the order of the picture, the base tile's first; here the tiles are the model's.
 """
 
 from dataclasses import dataclass

@@ -22,6 +22,8 @@ NAMES = {
     "D": ("model.language_model.", "lm_head.", *("model." + name for name in HUB), "model.vision_tower."),
     "E": ("model.", "lm_head.", "model.mm_projector.0.", "model.mm_projector.2.", "model.vision_tower.vision_tower.vision_model."),
 }
+NEWLINE = {"A": "image_newline", "B": "model.image_newline", "C": "image_newline", "D": "model.image_newline",
+           "E": "model.image_newline", "ours": "image_newline"}
 OURS = ("language_model.", "lm_head.", *HUB, "vision_tower.")
 
 TINY = LlavaConfig(VisionConfig(32, 64, 4, 4, image_size=28),
@@ -29,7 +31,15 @@ TINY = LlavaConfig(VisionConfig(32, 64, 4, 4, image_size=28),
 HF_7B = LlavaConfig(text=TextConfig(32064, rms_norm_eps=1e-5, max_position_embeddings=4096), dtype="float16", pad_token_id=32001)
 HF_13B = replace(HF_7B, text=TextConfig(32064, 5120, 13824, 40, 40, rms_norm_eps=1e-5, max_position_embeddings=4096))
 ORIGINAL_7B = LlavaConfig(text=TextConfig(32000, rms_norm_eps=1e-5, max_position_embeddings=4096), dtype="float16", original=True,
-                          image_aspect_ratio="pad", vision_tower="openai/clip-vit-large-patch14-336", pad_token_id=0)
+                          image_aspect_ratio="pad", vision_tower="openai/clip-vit-large-patch14-336", pad_token_id=0, template="llava_v1")
+
+# LLaVA-NeXT: the grids in the order of the files, which the original reads as width, height.
+GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+MISTRAL_7B = TextConfig(32064, 4096, 14336, 32, 32, 8, rms_norm_eps=1e-5, rope_theta=1e6, max_position_embeddings=32768)
+NEXT_7B = replace(HF_7B, image_aspect_ratio="anyres", image_grid_pinpoints=GRIDS, pad_token_id=None, template="llava_v1")
+NEXT_MISTRAL = replace(NEXT_7B, text=MISTRAL_7B, template="mistral")
+ORIGINAL_NEXT = replace(ORIGINAL_7B, image_aspect_ratio="anyres", image_grid_pinpoints=[pair[::-1] for pair in GRIDS], dtype="bfloat16")
+ORIGINAL_MISTRAL = replace(ORIGINAL_NEXT, text=replace(MISTRAL_7B, vocab_size=32000), template="mistral")
 
 
 def vision_shapes(c, prefix, layers):
@@ -65,7 +75,8 @@ def shapes(c, layout, vision=True):
     return (vision_shapes(c.vision, tower, "" if layout == "ours" else "encoder.") if vision else {}) | {
         first + "weight": (width, c.vision.hidden_size), first + "bias": (width,),
         second + "weight": (width, width), second + "bias": (width,),
-        **text_shapes(c.text, text), head + "weight": (c.text.vocab_size, width)}
+        **text_shapes(c.text, text), head + "weight": (c.text.vocab_size, width),
+        **({NEWLINE[layout]: (width,)} if c.image_grid_pinpoints else {})}
 
 
 def random(c, dtype=torch.float32, seed=0):
@@ -84,14 +95,21 @@ def config_json(c, new=False):
     text, vision = asdict(c.text) | {"model_type": "llama"}, asdict(c.vision) | {"model_type": "clip_vision_model"}
     theta = text.pop("rope_theta")
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": theta}} if new else {"rope_theta": theta, "rope_scaling": None}
-    top = {name: value for name, value in asdict(c).items() if name not in ("vision", "text", "original", "vision_tower", "dtype")}
-    return top | {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "text_config": text,
+    top = {name: value for name, value in asdict(c).items() if name not in ("vision", "text", "original", "vision_tower", "dtype", "template")}
+    text["model_type"] = "mistral" if c.template == "mistral" else "llama"
+    kind, name = ("llava_next", "LlavaNext") if c.image_grid_pinpoints else ("llava", "Llava")
+    return top | {"model_type": kind, "architectures": [name + "ForConditionalGeneration"], "text_config": text,
                   "vision_config": vision, "dtype" if new else "torch_dtype": c.dtype}
 
 
 def original_json(c, **more):
     """A config.json of the original LLaVA."""
     text = {name: value for name, value in asdict(c.text).items() if not name.endswith("bias")}
+    if c.image_grid_pinpoints:
+        more = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", "unfreeze_mm_vision_tower": True,
+                "image_grid_pinpoints": [pair[::-1] for pair in c.image_grid_pinpoints]} | more
+    if c.template == "mistral":
+        more = {"model_type": "llava_mistral", "architectures": ["LlavaMistralForCausalLM"]} | more
     return text | {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_hidden_size": c.vision.hidden_size,
                    "mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2,
                    "mm_vision_tower": c.vision_tower, "image_aspect_ratio": "pad", "mm_use_im_start_end": False,

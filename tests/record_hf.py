@@ -1,4 +1,4 @@
-"""Record what transformers computes with tiny random LLaVA checkpoints, at least one for each layout found on the hub.
+"""Record what transformers computes with tiny random LLaVA and LLaVA-NeXT checkpoints, at least one for each layout on the hub.
 
     python tests/record_hf.py [CASE ...] [--out tests/parity]
 
@@ -20,8 +20,11 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
@@ -29,7 +32,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from minivlm.lab import hf
-from tiny_llava import PAD, PIECES, Case, bpe, build, tokenizer_json
+from tiny_llava import PAD, PIECES, Case, bpe, build, grids, tokenizer_json
 
 SYSTEM = ("A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
           "detailed, and polite answers to the human's questions.")
@@ -38,8 +41,10 @@ TWO = "USER: <image>\n<image>\nWhich one is brighter, and why? ASSISTANT:"
 READ = "USER: <image>\nRead the text on the sign and answer with a single word or phrase. ASSISTANT:"
 APART = f"{SYSTEM} USER: Here is <image>\nand here is <image>\nWhich one is brighter? ASSISTANT:"
 TURNS = "USER: How many boats are on the lake? ASSISTANT: There are three boats.</s>USER: Why? ASSISTANT:"
+NEXT = f"{SYSTEM} USER: <image>\nWhat is shown in this image? ASSISTANT:"
+INST, INST_TWO = "[INST] <image>\nWhat is shown here? [/INST]", "[INST] <image>\n<image>\nWhich one is brighter? [/INST]"
 LAND, PORT, WIDE = "land_500x333.png", "port_333x500.png", "wide_2000x100.png"
-GRAY, TINY = "gray_250x170.png", "tiny_7x5.png"
+GRAY, TINY, SQUARE, TALL = "gray_250x170.png", "tiny_7x5.png", "square_48x48.png", "tall_40x900.png"
 STEPS = 20                             # greedy ids, where no end token comes first
 
 CASES = {
@@ -61,25 +66,38 @@ CASES = {
         "hf5", [(ONE, [GRAY])], text=dict(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True),
         top=dict(vision_feature_select_strategy="full", multimodal_projector_bias=False)),
     "llava15_original": Case("original", [(ONE, [LAND]), (READ, [PORT])]),
+    "next_vicuna": Case(
+        "hf5-saved", [(ONE, [PORT]), (NEXT, [LAND]), *((ONE, [name]) for name in (TINY, WIDE, TALL, SQUARE)), (TWO, [LAND, TALL]),
+                      (APART, [PORT, TINY]), ([ONE, READ], [WIDE, GRAY])],
+        text=dict(num_key_value_heads=2), top=dict(image_grid_pinpoints=grids(28)), next=True),
+    "next_mistral": Case(
+        "hub", [(INST, [LAND]), *((INST, [name]) for name in (PORT, TINY, WIDE, TALL, SQUARE)), (INST_TWO, [GRAY, WIDE])],
+        dtype=torch.float16, shards=2,
+        text=dict(model_type="mistral", num_key_value_heads=1, rope_theta=1e6, sliding_window=None),
+        top=dict(image_grid_pinpoints=grids(28)), next=True),
+    "next_original": Case(
+        "original", [(ONE, [LAND]), (ONE, [WIDE]), (ONE, [TINY])], top=dict(image_grid_pinpoints=grids(28)), next=True),
 }
 
 
 def record(case, folder, reference, images):
     """expected.json and expected.safetensors for the checkpoint in `folder`, whose form for transformers is `reference`."""
-    from transformers import LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
     torch.set_num_threads(1)
-    model = LlavaForConditionalGeneration.from_pretrained(reference, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForImageTextToText.from_pretrained(reference, dtype=torch.float32, attn_implementation="eager").eval()
     tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json(*bpe())))
     size = model.config.vision_config.image_size
-    processor = LlavaImageProcessorPil(size=dict(shortest_edge=size), crop_size=dict(height=size, width=size),
-                                       do_pad=case.layout == "original")
+    own = dict(image_grid_pinpoints=model.config.image_grid_pinpoints) if case.next else dict(do_pad=case.layout == "original")
+    processor = (LlavaNextImageProcessorPil if case.next else LlavaImageProcessorPil)(
+        size=dict(shortest_edge=size), crop_size=dict(height=size, width=size), **own)
     only = dict(suppress_tokens=range(PIECES, 512)) if case.layout == "original" else {}   # the rows its file lacks
     prompts, tensors, runs = [], {}, []
     for n, (text, names) in enumerate(case.prompts):
         pictures = [hf.picture(images / name) for name in names]
-        pixels = processor(pictures, return_tensors="pt").pixel_values if names else None
-        run = batch(model, tokenizer, text) + (pixels,)
+        inputs = dict(processor(pictures, return_tensors="pt")) if names else None
+        run = batch(model, tokenizer, text, inputs) + (inputs,)
         prompt, seen = measure(model, run, only)
         ids = {} if isinstance(text, list) else dict(ids_unexpanded=tokenizer.encode(text).ids)
         prompts.append(dict(text=text, images=names, **ids, **prompt))
@@ -92,10 +110,11 @@ def record(case, folder, reference, images):
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "expected.safetensors")
 
 
-def batch(model, tokenizer, text):
+def batch(model, tokenizer, text, images):
     """ids (B, S) with expanded marks, padded on the left, and their mask."""
     texts = text if isinstance(text, list) else [text]
-    rows = [hf.expand(tokenizer.encode(t).ids, model.config) for t in texts]
+    sizes = iter((images or {}).get("image_sizes", ()))
+    rows = [hf.expand(tokenizer.encode(t).ids, model.config, sizes) for t in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
     return ids, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -103,7 +122,7 @@ def batch(model, tokenizer, text):
 
 def measure(model, run, only):
     """What one prompt gives: the numbers for expected.json, and its stages."""
-    ids, mask, pixels = run
+    ids, mask, images = run
     seen, (generated, lead) = hf.stages(model, *run), hf.greedy(model, *run, STEPS, **only)
     assert min(lead) > 2e-3, f"a greedy winner leads by {min(lead)} only: choose another seed"
     longest = max(map(len, generated))
@@ -111,17 +130,41 @@ def measure(model, run, only):
     numbers = dict(generated=generated, n_image_tokens=int((ids == model.config.image_token_id).sum()), seq_len=ids.shape[1],
                    min_top2_margin=min(lead), max_abs_logit=float(seen["logits"][mask.bool()].abs().max()))
     if mask.all():                                     # in float64 a row with no key to look at is not a number
-        exact = hf.stages(copy.deepcopy(model).double(), ids, mask, None if pixels is None else pixels.double())["logits"]
+        double = {name: x.double() if x.is_floating_point() else x for name, x in (images or {}).items()}
+        exact = hf.stages(copy.deepcopy(model).double(), ids, mask, double)["logits"]
         numbers["max_abs_diff_fp32_vs_fp64_logits"] = float((seen["logits"] - exact).abs().max())
     return numbers | dict(n_generated=STEPS), seen
 
 
 def trimmed(seen, n, case):
-    """The stages worth their bytes: attentions of the first prompt alone, logits of a batch too; columns that a file has."""
+    """The stages worth their bytes: attentions, and each tile's features, of the first prompt alone; columns that a file has."""
     if case.layout == "original":
         seen["logits"] = seen["logits"][..., :PIECES]
     large = {"attentions", "logits"} if n and len(seen["input_ids"]) == 1 else {"attentions"} if n else set()
+    large |= {"vision_hidden_0", "vision_hidden_m2", "projected"} if n and case.next else set()
     return {name: value for name, value in seen.items() if name not in large}
+
+
+def draw(folder):
+    """Pictures of coloured fields, for shapes that no photograph here has."""
+    for width, height, name in ((48, 48, SQUARE), (40, 900, TALL)):
+        y, x = np.mgrid[:height, :width]
+        fields = np.stack([x * 255 // width, (x // 9 + y // 13) * 37 % 256, y * 255 // height], axis=-1)
+        Image.fromarray(fields.astype(np.uint8)).save(folder / name)
+
+
+SIDES = (1, 2, 3, 5, 7, 13, 20, 35, 40, 47, 55, 88, 99, 100, 176, 224, 235, 250, 333, 336, 337, 376, 480, 500, 640, 671, 672, 673, 799,
+         899, 900, 987, 1008, 1009, 1024, 1128, 1500, 2000, 3000, 4096, 10000)
+
+
+def counts():
+    """{"sides", "tokens"}: of LLaVA-NeXT's pictures of every height (row) and width of `sides`, the number of visual tokens."""
+    from transformers import LlavaNextProcessor
+    processor = LlavaNextProcessor.__new__(LlavaNextProcessor)
+    processor.patch_size, processor.num_additional_image_tokens = 14, 1
+    processor.image_processor = SimpleNamespace(image_grid_pinpoints=grids(336))
+    told = [[processor._get_number_of_features(height, width, 336, 336) - 1 for width in SIDES] for height in SIDES]
+    return dict(image_grid_pinpoints=grids(336), sides=SIDES, tokens=told)
 
 
 def write(path, value):
@@ -137,6 +180,9 @@ def main():
     asked = parser.parse_args()
     if unknown := [name for name in asked.case if name not in CASES]:
         parser.error(f"no case {unknown[0]}: there are {', '.join(CASES)}")
+    draw(asked.images)
+    if not asked.case:
+        (asked.out / "next_counts.json").write_text(json.dumps(counts()) + "\n")
     for name in asked.case or CASES:
         folder = asked.out / name
         shutil.rmtree(folder, ignore_errors=True)

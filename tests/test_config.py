@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 import layouts
-from layouts import HF_7B, HF_13B, ORIGINAL_7B, TINY
+from layouts import HF_7B, HF_13B, NEXT_7B, NEXT_MISTRAL, ORIGINAL_7B, ORIGINAL_MISTRAL, ORIGINAL_NEXT, TINY
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig, read_config
 from pruning.base import UserError
 
@@ -31,6 +31,25 @@ def test_hub_configs_are_partial(tmp_path):
     """llava-1.5-7b-hf names neither width nor depth of its decoder, 13b does."""
     assert read(tmp_path, HUB) == HF_7B
     assert read(tmp_path, HUB | {"text_config": HUB_TEXT | WIDE}) == HF_13B
+
+
+def test_hub_configs_of_llava_next(tmp_path):
+    """Mistral's text_config is partial too; the grids may be missing; a pad token is not told. Prompts are those of the decoder."""
+    raw = {k: v for k, v in HUB.items() if k != "pad_token_id"} | {"model_type": "llava_next", "image_grid_pinpoints": layouts.GRIDS}
+    mistral = {"model_type": "mistral", "intermediate_size": 14336, "max_position_embeddings": 32768, "num_key_value_heads": 8,
+               "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None, "vocab_size": 32064}
+    assert read(tmp_path, raw) == NEXT_7B
+    assert read(tmp_path, raw | {"text_config": mistral}) == NEXT_MISTRAL
+    del raw["image_grid_pinpoints"]
+    assert read(tmp_path, raw) == NEXT_7B
+
+
+def test_original_llava_next_reads_its_grids_as_width_and_height(tmp_path):
+    """The same list as the hub's: there the first grid is 336 high and 672 wide, here 672 high and 336 wide."""
+    raw = layouts.original_json(ORIGINAL_NEXT)
+    assert raw["image_grid_pinpoints"] == NEXT_7B.image_grid_pinpoints and raw["model_type"] == "llava"
+    assert read(tmp_path, raw) == ORIGINAL_NEXT and ORIGINAL_NEXT.image_grid_pinpoints[0] == [672, 336]
+    assert read(tmp_path, layouts.original_json(ORIGINAL_MISTRAL)) == ORIGINAL_MISTRAL
 
 
 def test_nothing_written_means_the_classes_defaults(tmp_path):
@@ -112,9 +131,14 @@ def test_original_crops_unless_it_says_pad(tmp_path):
 REFUSED = {
     "wrong family": (HUB | {"model_type": "bert"}, "model_type 'bert'"),
     "no family": ({}, "model_type None"),
-    "LLaVA-NeXT": (HUB | {"model_type": "llava_next"}, "model_type 'llava_next' .LLaVA-NeXT. is not supported yet"),
     "InternVL": ({"model_type": "internvl_chat"}, "model_type 'internvl_chat' .InternVL. is not supported yet"),
-    "any resolution": (layouts.original_json(ORIGINAL_7B, image_aspect_ratio="anyres"), "image_aspect_ratio 'anyres'"),
+    "any resolution": (layouts.original_json(ORIGINAL_NEXT, image_aspect_ratio="anyres_max_9"), "image_aspect_ratio 'anyres_max_9'"),
+    "merge type": (layouts.original_json(ORIGINAL_NEXT, mm_patch_merge_type="flat"), "mm_patch_merge_type 'flat'"),
+    "no merge type": (layouts.original_json(ORIGINAL_7B, image_aspect_ratio="anyres"), "mm_patch_merge_type 'flat'"),
+    "no grids": (layouts.original_json(ORIGINAL_NEXT, image_grid_pinpoints="(1x1),...,(6x6)"), "image_grid_pinpoints must be pairs"),
+    "grids": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": [[336, 600]]}, "pairs of multiples of image_size 336"),
+    "grid of one side": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": [[336]]}, "image_grid_pinpoints must be pairs"),
+    "tiles with class tokens": (HUB | {"model_type": "llava_next", "vision_feature_select_strategy": "full"}, "the class token"),
     "rope, old": (HUB | {"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}}, "type 'linear' is not supported"),
     "rope, new": (HUB | {"text_config": {"rope_parameters": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
     "text family": (HUB | {"text_config": {"model_type": "gemma"}}, "model_type 'gemma' is not supported, only llama or mistral or qwen2"),

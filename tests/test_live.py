@@ -22,7 +22,7 @@ from pruning.base import UserError
 
 PARITY = Path(__file__).parent / "parity"
 CASES = sorted(path.parent.name for path in PARITY.glob("*/expected.json"))
-HUGGING_FACE = [case for case in CASES if case != "llava15_original"]
+HUGGING_FACE = [case for case in CASES if not case.endswith("_original")]
 PICTURES = sorted(PARITY.glob("images/*.png"))
 
 
@@ -53,11 +53,12 @@ def test_every_stage(case):
 
 
 @live
+@pytest.mark.parametrize("case", ["llava15_full", "next_vicuna"])
 @pytest.mark.parametrize("image", PICTURES, ids=lambda path: path.stem)
-def test_pictures(image):
+def test_pictures(case, image):
     """Each picture: pixels, features, and the answer."""
-    expected = hf.live(PARITY / "llava15_full", image, "Why?")
-    rows = verify(weights.load(PARITY / "llava15_full"), PARITY / "llava15_full", expected)
+    expected = hf.live(PARITY / case, image, "Why?")
+    rows = verify(weights.load(PARITY / case), PARITY / case, expected)
     assert failing(rows) == []
     assert {"pixel_values", "image_features_packed", "greedy ids"} <= {row.stage for row in rows}
 

@@ -58,7 +58,8 @@ def test_every_stage(case):
 
 
 def test_cases_cover_what_they_should():
-    """Each layout once; heads all, grouped and one; each dtype; two images apart; a padded batch; text alone."""
+    """Each layout once; heads all, grouped and one; each dtype; two images apart; a padded batch; text alone. LLaVA-NeXT with LLaMA
+    and with Mistral: every shape of picture, maps without rows and without columns, a batch of maps of several sizes."""
     told = [json.loads((PARITY / case / "expected.json").read_text()) for case in CASES]
     assert {t["layout"] for t in told} == set(LAYOUTS)
     models = [weights.load(PARITY / case) for case in CASES]
@@ -67,6 +68,13 @@ def test_cases_cover_what_they_should():
     prompts = [prompt for t in told for prompt in t["prompts"]]
     assert any(prompt["text"].count("<image>") == 2 and "<image>\n<image>" not in prompt["text"] for prompt in prompts)
     assert any(isinstance(prompt["text"], list) for prompt in prompts) and any(not prompt["images"] for prompt in prompts)
+    for t, model in zip(told, models):
+        shapes = {p["images"][0] if len(p["images"]) == 1 else len(p["images"]) for p in t["prompts"]}
+        if model.config.image_grid_pinpoints and not model.config.original:
+            assert shapes >= {f"{name}.png" for name in ("land_500x333", "port_333x500", "tiny_7x5", "wide_2000x100", "tall_40x900",
+                                                         "square_48x48")} | {2}
+            counts = {p["images"][0]: p["n_image_tokens"] for p in t["prompts"] if len(p["images"]) == 1}
+            assert counts["wide_2000x100.png"] == 16 and counts["tall_40x900.png"] == 16 + 12
 
 
 def test_batch_sample_by_sample():
@@ -91,7 +99,8 @@ def test_vision_tower(case):
     c = model.config
     chosen = c.vision_feature_layer if isinstance(c.vision_feature_layer, list) else [c.vision_feature_layer]
     chosen = [l % (c.vision.num_hidden_layers + 1) for l in chosen]
-    (first, *states), _ = model.vision_tower(recorded["p0.pixel_values"], [0, *chosen])
+    pixels = recorded["p0.pixel_values"]
+    (first, *states), _ = model.vision_tower(pixels.flatten(0, 1) if pixels.ndim == 5 else pixels, [0, *chosen])
     assert close(first, recorded["p0.vision_hidden_0"])
     assert close(torch.cat(states, dim=-1), recorded["p0.vision_hidden_m2"])
 
@@ -106,8 +115,10 @@ def test_projector_and_splice(case):
     ids, embeds = recorded["p0.input_ids"][0], recorded["p0.inputs_embeds"][0]
     is_image = ids == model.config.image_token_index
     assert embeds[is_image].equal(recorded["p0.image_features_packed"])
-    tokens = model.embed(prompts[0]["ids_unexpanded"], [recorded["p0.pixel_values"]])
-    assert tokens.visual.equal(is_image.nonzero().squeeze(1))
+    image = model.processor.pixels(PARITY / "images" / prompts[0]["images"][0])
+    tokens = model.embed(prompts[0]["ids_unexpanded"], [image])
+    assert tokens.visual.equal(is_image.nonzero().squeeze(1)) and tokens.n == model.visual_tokens(image)
+    assert close(tokens.hidden[tokens.visual], recorded["p0.image_features_packed"])
     assert tokens.hidden[~is_image].equal(embeds[~is_image])
 
 
@@ -163,13 +174,14 @@ def test_attention_fused_and_explicit(T, S, Hk, masked):
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("case", ["llava15_mha", "next_vicuna"])
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "original"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_layouts_give_the_same_model(tmp_path, layout, shards):
+def test_layouts_give_the_same_model(tmp_path, case, layout, shards):
     """One checkpoint under four sets of names, in one file and in three: the same parameters to the bit."""
-    for path in (PARITY / "llava15_mha").glob("*.json"):
+    for path in (PARITY / case).glob("*.json"):
         shutil.copy(path, tmp_path)
-    state = weights.load(PARITY / "llava15_mha").state_dict()
+    state = weights.load(PARITY / case).state_dict()
     native = {("" if name.startswith("lm_head") else "model.") + name.replace("tower.layers", "tower.encoder.layers"): value
               for name, value in state.items()}
     save({name: value.clone() for name, value in rename(native, layout).items()}, tmp_path, shards)

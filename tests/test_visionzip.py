@@ -10,6 +10,7 @@ import torch
 
 from golden import golden
 from pruning.base import UserError
+from pruning.mosaic import Mosaic
 from pruning.visionzip import VisionZip
 from test_vispruner import plane, vision
 
@@ -117,8 +118,8 @@ def test_recorded(c):
 @pytest.mark.parametrize("grid, name", [((2, 2), "assembled"), ((1, 4), "assembled_w4h1"), ((4, 1), "assembled_w1h4")])
 def test_recorded_tiles(grid, name):
     """LLaVA-NeXT: 28 + 4 of each of 5 tiles. The inputs are not recorded; here they are such that each tile gives its recorded
-    tokens. There the base tile comes first, then the mosaic's dominant patches in its raster, the tiles' class tokens and
-    their contextual tokens; here the tokens stand tile by tile."""
+    tokens. The base tile is sent on first, then the mosaic's dominant patches in its raster, the tiles' class tokens and their
+    contextual tokens."""
     recorded, index = NEXT["per_tile_tokens"], NEXT["all_indices"].long()
     attn, hidden = torch.zeros(5, 1, 577), torch.zeros(5, 577, 4)
     attn[:, 0].scatter_(1, index, torch.arange(28, 0, -1.).expand(5, 28))
@@ -128,12 +129,9 @@ def test_recorded_tiles(grid, name):
         hidden[t, rest[::len(rest) // 4][:4]] = recorded[t, 28:]
     tokens = vision(hidden, skip=0, attn=attn, past_key=torch.ones(5, 577, 2))
     new = tokens.reduced(VisionZip(32, 4).reduce(tokens))
-    values, cell = new.hidden[new.visual].view(5, 32, 4), new.cell.view(5, 32, 3)
+    values = new.hidden[new.visual].view(5, 32, 4)
     assert values.equal(recorded)
-    tile, row, column = cell[1:, 1:28].flatten(0, 1).T
-    raster = ((tile - 1) // grid[1] * 24 + row) * 10_000 + (tile - 1) % grid[1] * 24 + column
-    mosaic = values[1:, 1:28].flatten(0, 1)[raster.argsort()]
-    packed = torch.cat([values[0], mosaic, values[1:, 0], values[1:, 28:].flatten(0, 1)])
+    packed = values.flatten(0, 1)[VisionZip(32, 4).assemble(new.cell, Mosaic(24, grid, (1, 1)))]
     torch.testing.assert_close(packed, NEXT[name], atol=1e-6, rtol=0)
 
 

@@ -11,6 +11,7 @@ import torch
 from golden import golden
 from minivlm.llava import _cells, _vision_tokens
 from pruning.base import UserError
+from pruning.mosaic import Mosaic
 from pruning.vispruner import VisPruner, cosine
 
 SELECT, SELECT_FACTS = golden("vispruner_select")
@@ -116,14 +117,11 @@ def test_recorded(c):
 
 @pytest.mark.parametrize("k", [16, 12])
 def test_recorded_tiles(k):
-    """LLaVA-NeXT: T of each of 5 tiles. There the mosaic's tokens stand in the raster of the whole mosaic; here tile by tile."""
-    tokens = patches(NEXT["features"], NEXT["cls_attn"])
-    keep = VisPruner(keep=k).reduce(tokens).keep
-    tile, row, column = tokens.cell[keep].T
-    side, width = NEXT_FACTS["patches_per_side"], NEXT_FACTS["grid"][1]
-    y, x = (tile - 1) // width * side + row, (tile - 1) % width * side + column
-    raster = torch.where(tile == 0, row * side + column, 10_000 + y * width * side + x)
-    packed = keep[raster.argsort()]
+    """LLaVA-NeXT: T of each of 5 tiles; the mosaic's are sent on in the raster of the whole mosaic."""
+    tokens, method = patches(NEXT["features"], NEXT["cls_attn"]), VisPruner(keep=k)
+    keep = method.reduce(tokens).keep
+    mosaic = Mosaic(NEXT_FACTS["patches_per_side"], tuple(NEXT_FACTS["grid"]), (1, 1))
+    packed = keep[method.assemble(tokens.cell[keep], mosaic)]
     assert packed.tolist() == NEXT[f"T{k}.r50.source_flat"].tolist()
     assert tokens.hidden[tokens.visual[packed]].equal(NEXT[f"T{k}.r50.visual_tokens"])
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import layouts
 import weights
-from layouts import HF_7B, HF_13B, NAMES, ORIGINAL_7B, TINY
+from layouts import HF_7B, HF_13B, NAMES, NEXT_7B, NEXT_MISTRAL, ORIGINAL_7B, ORIGINAL_MISTRAL, ORIGINAL_NEXT, TINY
 from pruning.base import UserError
 
 CHECKPOINT = "model.safetensors"
@@ -108,6 +108,11 @@ RELEASED = {                                       # tensors, bytes
     "transformers 5": (HF_7B, layouts.shapes(HF_7B, "D"), 14_126_854_144),
     "liuhaotian/llava-v1.5-7b": (ORIGINAL_7B, layouts.shapes(ORIGINAL_7B, "E", vision=False) | ROTARY, 13_518_798_848),
     "tower inside": (ORIGINAL_7B, {"model.image_newline": (4096,)} | layouts.shapes(ORIGINAL_7B, "E"), 14_125_813_760),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": (NEXT_7B, layouts.shapes(NEXT_7B, "A"), 14_126_862_336),
+    "llava-hf/llava-v1.6-mistral-7b-hf": (NEXT_MISTRAL, layouts.shapes(NEXT_MISTRAL, "A"), 15_133_495_296),
+    "transformers 5, LLaVA-NeXT": (NEXT_7B, layouts.shapes(NEXT_7B, "D"), 14_126_862_336),
+    "liuhaotian/llava-v1.6-vicuna-7b": (ORIGINAL_NEXT, layouts.shapes(ORIGINAL_NEXT, "E"), 14_125_813_760),
+    "liuhaotian/llava-v1.6-mistral-7b": (ORIGINAL_MISTRAL, layouts.shapes(ORIGINAL_MISTRAL, "E"), 15_132_446_720),
 }
 
 
@@ -121,11 +126,12 @@ def test_released_names_and_shapes(tmp_path, name):
     layouts.write_sparse(tmp_path / "clip-vit-large-patch14-336", clip, {"model_type": "clip", "vision_config": layouts.config_json(
         c)["vision_config"]})
     model = weights.skeleton(tmp_path / "llava")
+    assert model.config == replace(c, vision_tower=model.config.vision_tower)
     found, shapes = weights.find(model, tmp_path / "llava"), layouts.shapes(c, "ours")
     assert {name: tensor.shape for name, tensor in found.items()} == shapes
     assert model.state_dict().keys() == shapes.keys()
     in_llava = sum(tensor.file.parent.name == "llava" for tensor in found.values())
-    assert in_llava == len(set(tensors) - set(ROTARY) - {"model.image_newline"})
+    assert in_llava == len(set(tensors) - set(ROTARY) - (set() if c.image_grid_pinpoints else {"model.image_newline"}))
 
 
 def test_loading_takes_no_memory(tmp_path):

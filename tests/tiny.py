@@ -11,11 +11,13 @@ from torch import nn
 from minivlm.cache import Cache
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.llava import Llava
+from minivlm.tiles import Tiles, best_grid
 from minivlm.trace import Trace
 from pruning import METHODS
 from pruning.atp import Thresholds
 from pruning.base import Pruner, Reduction, UserError
 
+GRIDS = (16, 32), (32, 16), (32, 32), (48, 16), (16, 48)       # of a tiny LLaVA-NeXT
 MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words
 SETTINGS = settings(deadline=None, max_examples=25, derandomize=True, database=None)
 
@@ -41,9 +43,9 @@ def llava(layers=32, kv_heads=2, blocks=24, grid=4, context=512, tied=False, **f
     generator = torch.Generator().manual_seed(0)
     for name, p in sorted(model.named_parameters()):
         noise = torch.randn(p.shape, generator=generator)
-        if p.ndim == 1:
+        if p.ndim == 1 and name != "image_newline":
             p.copy_(noise * .1 + name.endswith("norm.weight"))
-        elif "embed_tokens" in name:
+        elif "embed_tokens" in name or name == "image_newline":
             p.copy_(noise)
         else:                                  # sharp attention, and a stream that no single layer takes over
             gain = 2 if "q_proj" in name or "k_proj" in name else .5 if "o_proj" in name or "down_proj" in name else 1
@@ -64,6 +66,19 @@ def picture(model, seed=0, tiles=1):
     """(tiles, 3, size, size) random pixels."""
     size = model.config.vision.image_size
     return torch.randn(tiles, 3, size, size, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def next_llava(**fields):
+    """The same as LLaVA-NeXT, with tiles of 4 x 4 patches."""
+    return llava(image_grid_pinpoints=GRIDS, **fields)
+
+
+def tiled(model, height, width, seed=0):
+    """Tiles of random pixels, as a picture of that many pixels gives them."""
+    high, wide = best_grid(height, width, model.config.image_grid_pinpoints)
+    side = model.config.vision.image_size
+    grid = high // side, wide // side
+    return Tiles(picture(model, seed, 1 + grid[0] * grid[1]), grid, (height, width))
 
 
 def prefill(model, prompt, images=(), pruner=None, last=True):

@@ -1,4 +1,4 @@
-"""Tiny random LLaVA checkpoints in every layout found on the hub: weights, config, tokenizer, image processor.
+"""Tiny random LLaVA and LLaVA-NeXT checkpoints in every layout found on the hub: weights, config, tokenizer, image processor.
 
 The tokenizer is LLaMA's in small: 500 pieces learned on the spot (byte pairs, byte fallback), then <image> and <pad>.
 transformers is imported only where a model is made.
@@ -32,16 +32,19 @@ class Case:
     dtype: torch.dtype = torch.float32
     shards: int = 1
     seed: int = 0
+    next: bool = False                                 # LLaVA-NeXT
 
 
 # Prefixes of the five layouts, from the module names of transformers 5 ("hf5").
 LAYOUTS = {
     "hf5": {},
     "hf5-saved": {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
-                  "model.vision_tower.": "vision_tower.", "model.multi_modal_projector.": "multi_modal_projector."},
+                      "model.vision_tower.": "vision_tower.", "model.multi_modal_projector.": "multi_modal_projector.",
+                  "model.image_newline": "image_newline"},
     "hf4.52": {"model.vision_tower.": "model.vision_tower.vision_model."},
     "hub": {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
-            "model.vision_tower.": "vision_tower.vision_model.", "model.multi_modal_projector.": "multi_modal_projector."},
+            "model.vision_tower.": "vision_tower.vision_model.", "model.multi_modal_projector.": "multi_modal_projector.",
+            "model.image_newline": "image_newline"},
     "original": {"model.language_model.": "model.", "model.vision_tower.": "model.vision_tower.vision_tower.vision_model.",
                  "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
                  "model.multi_modal_projector.linear_2.": "model.mm_projector.2."},
@@ -54,7 +57,8 @@ def config(case):
                 rms_norm_eps=1e-5, max_position_embeddings=4096, vocab_size=ROWS) | case.text
     vision = dict(model_type="clip_vision_model", hidden_size=32, intermediate_size=64, num_hidden_layers=3,
                   num_attention_heads=4, image_size=28, patch_size=7) | case.vision
-    return dict(architectures=["LlavaForConditionalGeneration"], model_type="llava", text_config=text, vision_config=vision,
+    name, kind = ("LlavaNext", "llava_next") if case.next else ("Llava", "llava")
+    return dict(architectures=[name + "ForConditionalGeneration"], model_type=kind, text_config=text, vision_config=vision,
                 image_token_index=IMAGE, pad_token_id=PAD, torch_dtype=str(case.dtype)[6:],
                 tie_word_embeddings=text.get("tie_word_embeddings", False)) | case.top
 
@@ -62,11 +66,13 @@ def config(case):
 def original_config(hf):
     """The same facts in the fields of the original code, where the Llama fields lie at the top."""
     text = {k: v for k, v in hf["text_config"].items() if k != "model_type"}
+    grids = hf.get("image_grid_pinpoints")
+    anyres = dict(image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad", image_grid_pinpoints=grids and [g[::-1] for g in grids])
     return text | dict(
         architectures=["LlavaLlamaForCausalLM"], model_type="llava", vocab_size=PIECES, pad_token_id=0, bos_token_id=1,
         eos_token_id=2, torch_dtype=hf["torch_dtype"], mm_vision_tower="clip", mm_projector_type="mlp2x_gelu",
         mm_hidden_size=hf["vision_config"]["hidden_size"], mm_vision_select_layer=-2, mm_vision_select_feature="patch",
-        image_aspect_ratio="pad", unfreeze_mm_vision_tower=True)
+        image_aspect_ratio="pad", unfreeze_mm_vision_tower=True) | (anyres if grids else {})
 
 
 @torch.no_grad()
@@ -172,20 +178,26 @@ def sentencepiece_model(pieces, merges):
     return b"".join(one(id, piece) for id, piece in enumerate(pieces)) + trainer + normalizer
 
 
-def preprocessor(size):
-    """preprocessor_config.json of CLIP at this size."""
+def grids(size):
+    """image_grid_pinpoints of LLaVA-NeXT, for tiles of this size."""
+    return [[size * height, size * width] for height, width in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+
+
+def preprocessor(size, pinpoints=None):
+    """preprocessor_config.json of CLIP, or of LLaVA-NeXT, at this size."""
+    anyres = dict(image_processor_type="LlavaNextImageProcessor", image_grid_pinpoints=pinpoints, do_pad=True)
     return dict(image_processor_type="CLIPImageProcessor", size=dict(shortest_edge=size), resample=3,
                 crop_size=dict(height=size, width=size), do_center_crop=True, do_convert_rgb=True, do_normalize=True,
                 do_rescale=True, do_resize=True, image_mean=[0.48145466, 0.4578275, 0.40821073],
-                image_std=[0.26862954, 0.26130258, 0.27577711])
+                image_std=[0.26862954, 0.26130258, 0.27577711]) | (anyres if pinpoints else {})
 
 
 def build(case, folder, reference):
     """Write the checkpoint to `folder`, and to `reference` the form of it that transformers reads (where it is another)."""
-    from transformers import AutoConfig, LlavaForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
     fields, (pieces, merges) = config(case), bpe()
     write(reference / "config.json", fields)
-    model = LlavaForConditionalGeneration(AutoConfig.from_pretrained(reference))
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(reference), dtype=torch.float32)
     randomise(model, case.seed)
     if case.layout == "hf5-saved":
         model.to(case.dtype).save_pretrained(folder)                               # the library's own file and config
@@ -198,7 +210,8 @@ def build(case, folder, reference):
         write(folder / "clip" / "config.json", fields["vision_config"])
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(pieces, merges))
     else:
-        write(folder / "preprocessor_config.json", preprocessor(fields["vision_config"]["image_size"]))
+        size, pinpoints = fields["vision_config"]["image_size"], fields.get("image_grid_pinpoints")
+        write(folder / "preprocessor_config.json", preprocessor(size, pinpoints))
         tokenizer = tokenizer_json(pieces, merges, pairs=case.shards > 1)
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
         write(folder / "tokenizer_config.json", dict(tokenizer_class="LlamaTokenizer", unk_token="<unk>", bos_token="<s>",

@@ -199,7 +199,7 @@ def _length(add):
 
 def _model(add):
     add("--model", required=True, help="a checkpoint folder or a hub id")
-    add("--template", help="llava-hf, llava_v1 or vicuna_v1 (default: the checkpoint's)")
+    add("--template", help="llava-hf, llava_v1, vicuna_v1 or mistral (default: the checkpoint's)")
     add("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
     _device(add)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 
+from minivlm.config import read_config
 from minivlm.files import folder_of, read_json
 from minivlm.image import open_image
 from minivlm.lab.recorded import Expected
@@ -29,12 +30,12 @@ def live(folder, image, question, dtype=torch.float32, device="cpu", max_new_tok
     """
     open_image(image)                      # raises before the long part
     model, tokenizer, processor = reference(folder_of(folder), dtype, device)
-    text = written([(question, None)])
+    text = written([(question, None)], template=read_config(folder_of(folder)).template)
     ids = tokenizer(text).input_ids
-    pixels = processor(picture(image), return_tensors="pt").pixel_values           # (1, 3, size, size) float32
-    expanded = torch.tensor([expand(ids, model.config)], device=device)            # (1, S)
-    run = model, expanded, torch.ones_like(expanded), pixels.to(device, dtype)
-    seen, (generated, lead) = stages(*run) | dict(pixel_values=pixels), greedy(*run, max_new_tokens)
+    images = dict(processor(picture(image), return_tensors="pt"))                  # pixel_values, float32, and image_sizes
+    expanded = torch.tensor([expand(ids, model.config, iter(images.get("image_sizes", ())))], device=device)    # (1, S)
+    run = model, expanded, torch.ones_like(expanded), images | dict(pixel_values=images["pixel_values"].to(device, dtype))
+    seen, (generated, lead) = stages(*run) | images, greedy(*run, max_new_tokens)
     prompt = dict(text=text, images=[str(image)], ids_unexpanded=ids, generated=generated, seq_len=expanded.shape[1],
                   n_image_tokens=expanded.shape[1] - len(ids) + 1, min_top2_margin=min(lead), top2_margins=lead,
                   n_generated=max_new_tokens, max_abs_logit=seen["logits"].abs().max().item())
@@ -49,7 +50,7 @@ def live(folder, image, question, dtype=torch.float32, device="cpu", max_new_tok
 def reference(folder, dtype, device):
     """The model (eager attention), tokenizer and PIL image processor that transformers makes of the folder."""
     try:
-        from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration, __version__
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, __version__
     except ImportError:
         raise UserError("verify --live runs the reference library: pip install 'transformers>=5'") from None
     if int(__version__.split(".")[0]) < 5:
@@ -58,7 +59,7 @@ def reference(folder, dtype, device):
         raise UserError(f"{folder}: an original LLaVA checkpoint, which transformers cannot read: "
                         "give a llava-hf folder of the same weights, such as llava-hf/llava-1.5-7b-hf")
     try:
-        model, info = LlavaForConditionalGeneration.from_pretrained(
+        model, info = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", output_loading_info=True, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
@@ -75,23 +76,37 @@ def picture(path):
     return ImageOps.exif_transpose(Image.open(path))
 
 
-def expand(ids, config):
-    """[1, <image>, 5] -> [1, <image> * n, 5], n the visual tokens of one picture."""
+def expand(ids, config, sizes=iter(())):
+    """[1, <image>, 5] -> [1, <image> * n, 5], n the visual tokens of that picture; LLaVA-NeXT: of the next of these sizes."""
     vision, mark = config.vision_config, config.image_token_id
     n = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
-    return [i for id in ids for i in [id] * (n if id == mark else 1)]
+    count = lambda: n + sum(_map(next(sizes), config)) if hasattr(config, "image_grid_pinpoints") else n
+    return [i for id in ids for i in [id] * (count() if id == mark else 1)]
+
+
+def _map(size, config):
+    """LLaVA-NeXT: (patches, newlines) of the high-resolution map of a picture of this height and width."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+    vision = config.vision_config
+    grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, vision.image_size)
+    whole = torch.empty(1, *(n * (vision.image_size // vision.patch_size) for n in grid))
+    _, rows, columns = unpad_image(whole, size).shape
+    return rows * columns, rows
 
 
 @torch.inference_mode()
-def stages(model, ids, mask, pixels=None):
-    """{stage: tensor} of one forward pass, (B, S) ids whose image marks are expanded; padding on the left has mask 0."""
+def stages(model, ids, mask, images=None):
+    """{stage: tensor} of one forward pass, (B, S) ids whose image marks are expanded; padding on the left has mask 0.
+
+    images: what the image processor gave, pixel_values and, for LLaVA-NeXT, image_sizes.
+    """
     core, text, position = model.model, model.config.text_config, (mask.cumsum(dim=-1) - 1).clamp(min=0)
     layers = core.language_model.layers
     small = len(layers) * text.num_attention_heads * ids.numel() * ids.shape[1] * model.dtype.itemsize < LARGEST_ATTENTIONS
     with _outputs(vision=core.vision_tower, vision_hidden_0=core.vision_tower.pre_layrnorm,
                   projected=core.multi_modal_projector, decoder=core.language_model, final_hidden=core.language_model.norm,
                   **{f"layer {l}": layer for l, layer in enumerate(layers)}) as (seen, given):
-        out = model(input_ids=ids, attention_mask=mask, position_ids=position, pixel_values=pixels, use_cache=False,
+        out = model(input_ids=ids, attention_mask=mask, position_ids=position, **images or {}, use_cache=False,
                     output_attentions=small)
     outs = [seen[f"layer {l}"] for l in range(len(layers))]
     outs = [x[0] if isinstance(x, tuple) else x for x in outs]
@@ -99,8 +114,8 @@ def stages(model, ids, mask, pixels=None):
                   layer_out=torch.stack(outs), final_hidden=seen["final_hidden"], logits=out.logits)
     if small:
         result["attentions"] = torch.stack(out.attentions)                         # (L, B, H, S, S)
-    if pixels is not None:
-        result.update(pixel_values=pixels, vision_hidden_0=seen["vision_hidden_0"], projected=seen["projected"],
+    if images:
+        result.update(images, vision_hidden_0=seen["vision_hidden_0"], projected=seen["projected"],
                       vision_hidden_m2=_selected(seen["vision"].hidden_states, model.config.vision_feature_layer),
                       image_features_packed=out.image_hidden_states)
     return result
@@ -129,10 +144,9 @@ def _outputs(**modules):
 
 
 @torch.inference_mode()
-def greedy(model, ids, mask, pixels=None, max_new_tokens=20, **options):
+def greedy(model, ids, mask, images=None, max_new_tokens=20, **options):
     """Greedy ids, a list a sample, its end token last; and the lead of each step's winner, the smallest of the batch."""
-    pixels = {} if pixels is None else {"pixel_values": pixels}
-    out = model.generate(input_ids=ids, attention_mask=mask, **pixels, max_new_tokens=max_new_tokens, do_sample=False,
+    out = model.generate(input_ids=ids, attention_mask=mask, **images or {}, max_new_tokens=max_new_tokens, do_sample=False,
                          output_scores=True, return_dict_in_generate=True, **options)
     ends = model.generation_config.eos_token_id if "eos_token_id" not in options else options["eos_token_id"]
     ends = {ends} if isinstance(ends, int) else set(ends or ())

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pruning.base import UserError
 
+VISION = "pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed"       # image after image
+
 
 @dataclass
 class Expected:
@@ -32,11 +34,12 @@ class Expected:
         for n, prompt in enumerate(self.prompts):
             texts = prompt["text"] if isinstance(prompt["text"], list) else [prompt["text"]]
             tensors = {name[len(f"p{n}."):]: value for name, value in self.tensors.items() if name.startswith(f"p{n}.")}
+            shares = _shares(tensors, prompt) if len(texts) > 1 else {}
             for b, text in enumerate(texts):
                 valid, one = tensors["attention_mask"][b].bool(), dict(prompt, text=text, generated=prompt["generated"][b])
                 if len(texts) > 1:
                     one["images"] = prompt["images"][b:b + 1]                      # a batch has one image a sample
-                own = {name: _own(name, value, b, valid, len(texts)) for name, value in tensors.items()}
+                own = {name: _own(name, value, b, valid, shares.get(name)) for name, value in tensors.items()}
                 yield own | one, f"prompt {n}" + (f", sample {b}" if len(texts) > 1 else "")
 
 
@@ -61,12 +64,22 @@ def find_picture(name, places):
     return found
 
 
-def _own(name, value, b, valid, samples):
+def _shares(tensors, prompt):
+    """Of a batch with an image a sample, what is laid one after the other: {name: how much of it is each sample's}."""
+    if "pixel_values" not in tensors:
+        return {}
+    pixels, ids = tensors["pixel_values"], tensors["input_ids"]
+    tiles = pixels.flatten(2).any(dim=2).sum(dim=1).tolist() if pixels.ndim == 5 else [1] * len(pixels)        # padding is 0
+    marks = next(ids == id for id in ids.unique() if (ids == id).sum() == prompt["n_image_tokens"])            # (B, S)
+    return dict(zip(VISION, ([1] * len(pixels), tiles, tiles, tiles, marks.sum(dim=1).tolist())))
+
+
+def _own(name, value, b, valid, shares):
     """One sample's share of a tensor."""
-    if name in ("pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed"):
-        return value.chunk(samples)[b]
+    if name in VISION:
+        return value if shares is None else value.split(shares)[b]
     value = value[:, b] if name in ("attentions", "layer_out") else value[b]
-    if valid.all() or name == "generated":
+    if valid.all() or name in ("generated", "image_sizes"):
         return value
     if name == "attentions":
         return value[:, :, valid][..., valid]                                      # (L, H, T, T)

@@ -14,6 +14,7 @@ from minivlm.attention import Look
 from minivlm.chat import Conversation
 from minivlm.image import open_image
 from minivlm.lab.recorded import Expected, find_picture, read_expected
+from minivlm.tiles import Tiles
 from pruning.base import UserError
 
 # Of the largest value in a token's row: rounding grows with it, and some rows of a real decoder reach 20000 (its thirty
@@ -78,6 +79,8 @@ def _prompt(model, sample, places, where):
             yield _ids(stage, ours, sample[stage].tolist(), where)
         elif stage in sample:
             recorded = sample[stage][int(layer):][:1].squeeze(0) if layer else sample[stage]           # empty: no such layer
+            if stage == "pixel_values" and recorded.ndim == 5:             # (images, most tiles, 3, S, S): the others are 0
+                recorded = recorded[recorded.flatten(2).any(dim=2)]
             yield _compare(name, ours, recorded, tolerance, where)
     talk = _read(model, sample, places)
     if "logits" in sample:
@@ -89,12 +92,13 @@ def _prompt(model, sample, places, where):
 
 def _stages(model, sample, places):
     """(name, value) of each stage of one prompt, computed by the model's own modules in turn."""
-    ids, pixels = _inputs(model, sample, places)
+    ids, images = _inputs(model, sample, places)
+    pixels = [image.pixels if isinstance(image, Tiles) else image for image in images]
     if pixels:
-        yield "pixel_values", torch.cat(pixels)                                    # (images, 3, S, S)
+        yield "pixel_values", torch.cat(pixels)                                    # (tiles, 3, S, S)
         yield from _vision(model, torch.cat(pixels).to(model.device))
-    tokens = model.embed(ids, pixels)
-    yield "input_ids", _expanded(model, ids, tokens.n // max(1, len(pixels)))
+    tokens = model.embed(ids, images)
+    yield "input_ids", _expanded(model, ids, map(model.visual_tokens, images))
     if pixels:
         yield "image_features_packed", tokens.hidden[tokens.visual]                # (n, D)
     yield "inputs_embeds", tokens.hidden                                           # (T, D)
@@ -115,7 +119,7 @@ def _vision(model, pixels):
     chosen, count = model.config.vision_feature_layer, model.config.vision.num_hidden_layers + 1
     chosen = [l % count for l in (chosen if isinstance(chosen, list) else [chosen])]
     (first, *states), _ = model.vision_tower(pixels, [0, *chosen])
-    yield "vision_hidden_0", first                                                 # (images, 1+P, C)
+    yield "vision_hidden_0", first                                                 # (tiles, 1+P, C)
     yield "vision_hidden_m2", torch.cat(states, dim=-1)
     yield "projected", torch.stack([model.multi_modal_projector(model.features(p[None])[0]) for p in pixels])
 
@@ -135,8 +139,8 @@ def _read(model, sample, places):
     return talk
 
 
-def _expanded(model, ids, n):
-    return [i for id in ids for i in [id] * (n if id == model.config.image_token_index else 1)]
+def _expanded(model, ids, counts):
+    return [i for id in ids for i in [id] * (next(counts) if id == model.config.image_token_index else 1)]
 
 
 def _sure(sample, tolerance):
