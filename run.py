@@ -10,11 +10,12 @@ import torch
 
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import bench, compare, cost, draw, fit, hf, inspect, methods, report, shapes, tables, train_atp, verify
+from minivlm.lab import bench, compare, cost, draw, fit, hf, inspect, methods, report, shapes, shipped, tables, train_atp, verify
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.instruct import Instructions
-from minivlm.lab.options import averaged, build, build_all, check
+from minivlm.lab.options import averaged, build, build_all, check, own_settings
 from minivlm.text import next_turn, prompt
+from minivlm.toy import benchmark
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.cost import Formula
@@ -30,6 +31,7 @@ def ask(args):
     _writable(args.json)
     talk, images, pixels = _conversation(args, pictures)
     model = talk.model
+    _note(model, question, images)
     turn = prompt([(question, None)], len(images), _template(args, model))
     talk.read(model.tokenizer.encode(turn), pixels)
     answer = _stream(talk, args)
@@ -50,6 +52,11 @@ def chat(args):
     if sys.stdin.isatty():
         print("One question a line; an empty line ends. What the first question dropped stays dropped.")
     while question := _line():
+        try:
+            _note(model, question, () if turns else images)
+        except UserError as error:
+            print(error, file=sys.stderr)              # the next question may do
+            continue
         if turns:
             text = next_turn(question, template=_template(args, model))
             talk.read(model.tokenizer.encode(_unended(talk, text), bos=False))
@@ -66,15 +73,18 @@ def compare_(args):
     _writable(args.out, ".png")
     _writable(args.json)
     _one_budget(args)
-    image, model = open_image(args.image), _model(args)
+    image, model, evidence = open_image(args.image), _model(args), shipped.evidence(args.image, args.question)
+    _note(model, args.question, [image])
     ids = model.tokenizer.encode(prompt([(args.question, None)], 1, _template(args, model)))
     pixels = model.processor.pixels(image)
-    pruners = build_all(args.method, args.keep, args.average, args.set, model.visual_tokens(pixels), model.config.text.num_hidden_layers)
+    pruners = build_all(args.method, args.keep, args.average, args.set, model.visual_tokens(pixels),
+                        model.config.text.num_hidden_layers, own_settings(model.folder))
     runs = compare.compare(model, ids, [pixels], pruners, args.max_new_tokens)
-    told = compare.facts(runs, model.config)
+    told = compare.facts(runs, model.config, evidence)
     print("\n".join(compare.lines(told)))
     if args.out:
-        _save(args.out, compare.picture(runs, image, model.processor.box(*image.size), args.question).save)
+        box = model.processor.box(*image.size)
+        _save(args.out, compare.picture(runs, image, box, args.question, evidence=evidence).save)
     if args.json:
         _save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
 
@@ -87,6 +97,18 @@ def fit_(args):
     pruner = fit.fit(model, args.fitted, prompts, args.ratio, args.eta)
     print(pruner)
     _save(args.out, lambda path: Path(path).write_text(fit.saved(args.fitted, pruner)))
+
+
+def scenes_(args):
+    """Draw the world of the shipped model: pictures, and a questions file with answers and evidence, for any code to be scored on."""
+    if args.count < 1:
+        raise UserError(f"--count {args.count}: ask for at least one question of each family")
+    if Path(args.out).exists():
+        raise UserError(f"{args.out} is there already: name a new folder")
+    beside = Path(args.out).with_name("." + Path(args.out).name)
+    count = benchmark.write(beside, args.name, args.count, args.seed)
+    beside.replace(args.out)
+    print(f"wrote {count} questions to {args.out}")
 
 
 def train_(args):
@@ -163,14 +185,19 @@ def bench_(args):
 def _conversation(args, pictures):
     """A conversation whose method fits the model and the pictures; the pictures; their pixels."""
     _one_budget(args)
-    pruner, images = build(args.method, args.keep, args.set, args.schedule), [open_image(path) for path in pictures]
-    args.sampling = Sampling(args.temperature, args.top_p, args.seed)
+    images, args.sampling = [open_image(path) for path in pictures], Sampling(args.temperature, args.top_p, args.seed)
     model = _model(args)
+    pruner = build(args.method, args.keep, args.set, args.schedule, own_settings(model.folder))
     pixels = [model.processor.pixels(image) for image in images]
     if images:                                         # without one there is nothing to reduce
         n = sum(model.visual_tokens(tiles) for tiles in pixels)
         pruner = averaged(pruner, args.average, n, model.config.text.num_hidden_layers)
     return Conversation(model, check(pruner, model)), images, pixels
+
+
+def _note(model, question, images):
+    for note in shipped.checked(model, question, images):
+        print(note, file=sys.stderr)
 
 
 def _one_budget(args):
@@ -181,6 +208,7 @@ def _one_budget(args):
 def _model(args, dtype=None):
     if getattr(args, "max_new_tokens", 1) < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: ask for at least one")
+    args.model = shipped.model_or(args.model)
     model = load(args.model, dtype or args.dtype, args.device)
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
@@ -232,7 +260,7 @@ def _save(path, write):
     print(f"wrote {path}")
 
 
-COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "train": train_, "inspect": inspect_, "verify": verify_,
+COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "scenes": scenes_, "train": train_, "inspect": inspect_, "verify": verify_,
             "methods": methods_, "tables": tables_, "cost": cost_, "bench": bench_}
 
 

@@ -72,6 +72,17 @@ def test_chat_goes_on_from_the_pruned_cache(capsys, monkeypatch):
     assert status == 0 and len(out.splitlines()) == 2 and "4 of them visual" in err
 
 
+def test_scenes_are_a_folder_of_questions(capsys, tmp_path):
+    """Two questions of each of eight families; the folder is not written over, and not left half-written."""
+    status, out, _ = done(capsys, "scenes", "--out", tmp_path / "s", "--count", "2")
+    rows = [json.loads(line) for line in (tmp_path / "s" / "questions.jsonl").read_text().splitlines()]
+    assert status == 0 and len(rows) == 16 and all((tmp_path / "s" / row["image"]).is_file() for row in rows)
+    assert set(rows[0]) >= {"image", "family", "question", "answer", "evidence"}
+    for words, told in ((["--out", tmp_path / "s"], "already"), (["--out", tmp_path / "t", "--count", "0"], "--count")):
+        status, _, err = done(capsys, "scenes", *words)
+        assert status == 2 and told in err and [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
 def test_inspect(capsys):
     status, out, _ = done(capsys, "inspect", MODEL)
     assert status == 0 and "language_model.layers.*.self_attn.q_proj.weight" in out

@@ -4,6 +4,7 @@ import argparse
 
 from minivlm.lab import bench, fit, shapes, tables
 from minivlm.lab.train_atp import Recipe
+from minivlm.toy import scenes
 from pruning import METHODS
 from pruning.base import UserError
 
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
   python run.py compare photo.jpg "What is this?" --model DIR --average 128 --out sheet.png          every method
   python run.py fit fitprune --model DIR --questions q.jsonl --ratio 0.6 --out fitted.json           then --method fitted.json
   python run.py train atp --model DIR --data toy --target-tokens 36 --layers 1,3,6 --freeze-lm --out TRAINED
+  python run.py scenes --out scenes --count 300        a drawn benchmark: pictures, questions, answers, evidence
   python run.py inspect DIR                  which stored tensor fills which module
   python run.py verify DIR                   every stage against recorded outputs of transformers
   python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
@@ -86,6 +88,13 @@ def _fit(add):
     add("--eta", type=float, default=0.003, help="vtw: the divergence allowed (default: 0.003)")
     add("--out", required=True, metavar="JSON", help="the file that --method reads")
     _model(add)
+
+
+def _scenes(add):
+    add("--out", required=True, metavar="DIR", help="a new folder")
+    add("--count", type=int, default=300, help="questions of each of the eight families (default: 300)")
+    add("--set", dest="name", choices=scenes.SETS, default="heldout", help="pairs: kinds of objects never shown in training (default: heldout)")
+    add("--seed", type=int, default=0)
 
 
 def _train(add):
@@ -198,7 +207,7 @@ def _length(add):
 
 
 def _model(add):
-    add("--model", required=True, help="a checkpoint folder or a hub id")
+    add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
     add("--template", help="llava-hf, llava_v1, vicuna_v1 or mistral (default: the checkpoint's)")
     add("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
     _device(add)
@@ -208,5 +217,5 @@ def _device(add):
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ..")
 
 
-ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "train": _train, "inspect": _inspect, "verify": _verify,
+ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "scenes": _scenes, "train": _train, "inspect": _inspect, "verify": _verify,
              "methods": _methods, "tables": _tables, "cost": _cost, "bench": _bench}

@@ -57,30 +57,40 @@ def agreement(run, unpruned):
     return f"{alike} of {len(unpruned.ids)} ids"
 
 
-def facts(runs, config):
-    """The table as data: for each run the visual tokens that enter each layer, their average, FLOPs and bytes as shares."""
+def evidence_kept(run, evidence):
+    """How many of the patches that hold the answer are left, as tokens of their own, after the last reduction."""
+    kept = run.trace.steps[-1].kept.tolist() if run.trace.steps else range(run.trace.N)
+    return len(set(evidence) & set(kept))
+
+
+def facts(runs, config, evidence=()):
+    """The table as data: for each run the visual tokens that enter each layer, their average, FLOPs and bytes as shares.
+
+    evidence: original indices of the visual tokens that hold the answer, where they are known.
+    """
     first, shape = runs[0], (config.text.hidden_size, config.text.intermediate_size)
     whole = cost.flops(first.trace.tokens, *shape)
     return [dict(method=run.name, why_not=run.why_not) if run.why_not else dict(
         method=run.name, answer=run.answer, agreement=agreement(run, first), visual=run.trace.visual,
         average=cost.average(run.trace.visual), flops_share=cost.flops(run.trace.tokens, *shape) / whole,
-        kv_bytes=run.kv_bytes) for run in runs]
+        kv_bytes=run.kv_bytes, **(dict(evidence=[evidence_kept(run, evidence), len(evidence)]) if evidence else {})) for run in runs]
 
 
 def lines(told):
     """The same as text."""
     wide = max(len(row["method"]) for row in told)
-    yield f"{'method':{wide}}  average  FLOPs   KV cache  agreement     visual tokens entering the layers; answer"
+    known = "evidence" in told[0]
+    yield f"{'method':{wide}}  average  FLOPs   KV cache  {'evidence  ' * known}agreement     visual tokens entering the layers; answer"
     for row in told:
         if "answer" not in row:
             yield f"{row['method']:{wide}}  does not run here: {row['why_not']}"
             continue
         yield (f"{row['method']:{wide}}  {row['average']:7.1f}  {row['flops_share']:5.1%}  {report.size(row['kv_bytes']):>8}  "
-               f"{row['agreement']:12}  {report.runs(row['visual'])}; {' '.join(row['answer'].split())}")
+               f"{'{:3} of {:<3}'.format(*row['evidence']) + ' ' if known else ''}{row['agreement']:12}  {report.runs(row['visual'])}; {' '.join(row['answer'].split())}")
 
 
-def picture(runs, image, box, header, index=0, columns=4):
-    """One sheet: for each method the picture after its last reduction, with its name and answer below."""
+def picture(runs, image, box, header, index=0, columns=4, evidence=()):
+    """One sheet: for each method the picture after its last reduction, with its name and answer below, evidence outlined."""
     shown = [run for run in runs if not run.why_not]
-    panels = [draw.panels(image, box, run.trace, image=index, title=f"{run.name}: {run.answer}")[-1] for run in shown]
+    panels = [draw.panels(image, box, run.trace, image=index, title=f"{run.name}: {run.answer}", evidence=evidence)[-1] for run in shown]
     return draw.sheet([panels[i:i + columns] for i in range(0, len(panels), columns)], header)

@@ -3,7 +3,9 @@
 import json
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 
+from minivlm.files import read_json
 from minivlm.lab import modules
 from minivlm.llama import plan
 from pruning import METHODS
@@ -11,12 +13,13 @@ from pruning.base import PRECONDITIONS, UserError
 from pruning.schedule import Both, Schedule
 
 
-def build(name, keep=None, settings=(), schedule=None):
+def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({})):
     """The pruner called `name` with keep ("0.25", "128") and settings ("layer=3", ..); None without a name.
 
     "a+b" is two methods of different sites, with keep "256+64" and settings "a.layer=3"; "FILE.json" a method that
-    `fit` has saved; `schedule` "4:136,14:68" lets a method act before several layers. Raises UserError that lists what is
-    known for an unknown method, an unknown option or a value of the wrong kind.
+    `fit` has saved; `schedule` "4:136,14:68" lets a method act before several layers; `own` are the model's settings in place
+    of a method's defaults (own_settings). Raises UserError that lists what is known for an unknown method, an unknown option or
+    a value of the wrong kind.
     """
     if name is None:
         if keep is not None or settings or schedule:
@@ -26,23 +29,30 @@ def build(name, keep=None, settings=(), schedule=None):
         names, keeps = name.split("+"), keep.split("+") if keep is not None else [None] * (name.count("+") + 1)
         if len(keeps) != len(names):
             raise UserError(f"--keep {keep}: give one number for each of {name}, like 256+64")
-        own = share(settings, names)
-        return Both(tuple(build(part, k, own[part], schedule if part == names[-1] else None) for part, k in zip(names, keeps)))
+        given = share(settings, names)
+        return Both(tuple(build(part, k, given[part], schedule if part == names[-1] else None, own) for part, k in zip(names, keeps)))
+    settings = [*own.get(name, ()), *settings]
     pruner = _fitted(name, keep, settings) if name.endswith(".json") else _single(name, f"--method {name}", keep, settings)
     return pruner if schedule is None else Schedule(pruner, *_stages(schedule))
 
 
-def build_all(names, keep, average, settings, n, layers):
+def own_settings(folder):
+    """{method: ["option=value", ..]} of the folder's methods.json: what its model asks for in place of the defaults."""
+    path = Path(folder) / "methods.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def build_all(names, keep, average, settings, n, layers, own=MappingProxyType({})):
     """{name: pruner} of "all" or "a,b,..", each with this keep or average; with "all" a UserError in place of one that cannot.
 
     With "all", methods without a keep of their own have their own schedule. Settings are "method.option=value".
     """
     chosen = list(METHODS) if names == "all" else names.split(",")
-    own, pruners = share(settings, chosen), {}
+    given, pruners = share(settings, chosen), {}
     for name in chosen:
         try:
             has_keep = names != "all" or "keep" in {f.name for f in fields(METHODS[name])}
-            pruner = build(name, keep if has_keep else None, own[name])
+            pruner = build(name, keep if has_keep else None, given[name], own=own)
             pruners[name] = averaged(pruner, average, n, layers)
         except UserError as error:
             if names != "all":

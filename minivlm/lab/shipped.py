@@ -1,0 +1,52 @@
+"""The shipped model on the command line: where it lies, its sample questions, and what it can be asked."""
+
+import json
+from pathlib import Path
+
+from minivlm.toy.questions import ID, SPECIAL, WORDS
+from minivlm.toy.scenes import SIDE
+from pruning.base import UserError
+
+FOLDER = Path(__file__).parent.parent / "toy"
+SAMPLES = FOLDER / "samples"                       # pictures and questions.jsonl, as `run.py scenes` writes them
+
+
+def model_or(named):
+    """The folder or hub id that was named, or the shipped model's folder. UserError where neither is there."""
+    if named is None and not (FOLDER / "model.safetensors").is_file():
+        raise UserError("--model is needed: name a checkpoint folder or a hub id")
+    return FOLDER if named is None else named
+
+
+def checked(model, question, images):
+    """Notes for the reader, where the model is the shipped one. UserError for words that it does not know."""
+    if Path(model.folder).resolve() != FOLDER.resolve():
+        return []
+    unknown = sorted({word for word in words(question) if word not in ID})
+    if unknown:
+        known = " ".join(word for word in WORDS if word not in SPECIAL)
+        raise UserError(f"the shipped model does not know {', '.join(map(repr, unknown))}; its words: {known}")
+    foreign = any(image.size != (SIDE, SIDE) for image in images)
+    return ["note: the shipped model knows its drawn world alone; to a photograph its answer means nothing"] if foreign else []
+
+
+def words(question):
+    """What the tokenizer makes tokens of: "Is it red?" -> ["is", "it", "red", "?"]"""
+    spaced = "".join(c if c.isalnum() or c.isspace() or c == "_" else f" {c} " for c in question.replace("<image>", " ").lower())
+    return spaced.split()
+
+
+def samples():
+    """The sample questions: [{"image": path, "family", "question", "answer", "evidence"}, ..]"""
+    rows = map(json.loads, (SAMPLES / "questions.jsonl").read_text().splitlines())
+    return [dict(row, image=SAMPLES / row["image"]) for row in rows]
+
+
+def evidence(picture, question):
+    """The patches that hold the answer, where the picture lies beside a questions.jsonl that has the question; else ()."""
+    file = Path(picture).parent / "questions.jsonl"
+    if not file.is_file():
+        return ()
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    same = lambda row: row.get("image") == Path(picture).name and words(row.get("question", "")) == words(question)
+    return next((tuple(row["evidence"]) for row in rows if "evidence" in row and same(row)), ())

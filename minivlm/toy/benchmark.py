@@ -1,0 +1,66 @@
+"""The drawn world as a benchmark: as many questions of every family as asked for, and the same as a folder of files.
+
+    DIR/00000.png ...       the pictures
+    DIR/questions.jsonl     a line a question: image, family, question, answer, and the patches (row * 12 + column) that
+                            are its evidence
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from minivlm.toy import questions, scenes
+from minivlm.toy.questions import FAMILIES, WORDS
+from pruning.base import UserError
+
+BATCH = 32                                         # pictures drawn at once: the set depends on it
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question about one picture."""
+
+    image: int                                     # the picture's number in its set
+    picture: Image.Image
+    family: str
+    question: str
+    answer: str
+    evidence: tuple                                # patches, row by row from 0, that hold the answer
+
+
+def items(name="heldout", count=300, seed=0):
+    """`count` questions of each family of the set `name`, one a family a picture; the same at every call."""
+    if name not in scenes.SETS:
+        raise UserError(f"set {name!r} is not known: use one of {', '.join(scenes.SETS)}")
+    left, found, batch = dict.fromkeys(FAMILIES, count), [], 0
+    while any(left.values()):
+        worlds, rng = scenes.worlds(name, seed, batch, BATCH), np.random.default_rng((seed, 90, batch))
+        pictures = [Image.fromarray(pixels) for pixels in worlds.pixels]
+        for family in FAMILIES:                    # drawn even where none is left, so that fewer are the first of more
+            new = _asked(rng, family, worlds, pictures, batch, name == "pairs")[:left[family]]
+            left[family] -= len(new)
+            found += new
+        batch += 1
+    return sorted(found, key=lambda item: item.image)
+
+
+def _asked(rng, family, worlds, pictures, batch, unseen):
+    asked = questions.ask(rng, family, worlds, unseen)
+    right, need = questions.answer(family, asked, worlds, worlds.present), questions.evidence(family, asked, worlds)
+    return [Item(batch * BATCH + i, pictures[i], family, " ".join(questions.text(family, asked[i])), WORDS[right[i]],
+                 tuple(need[i].nonzero()[0].tolist())) for i in range(BATCH) if right[i] >= 0]
+
+
+def write(folder, name="heldout", count=300, seed=0):
+    """The set as a folder of pictures and questions.jsonl -> how many questions."""
+    folder, found = Path(folder), items(name, count, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for item in {item.image: item for item in found}.values():
+        item.picture.save(folder / f"{item.image:05}.png")
+    lines = [dict(image=f"{i.image:05}.png", family=i.family, question=i.question, answer=i.answer, evidence=i.evidence)
+             for i in found]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return len(found)

@@ -1,0 +1,62 @@
+"""Many questions about one picture in one row of text, and what may be asked of it once patches are hidden.
+
+    <s> user : [picture] | is there a red circle ? assistant : yes | what color is the ring ? assistant : red | ...
+
+Every question ("block") stands at the positions that it would have alone.
+"""
+
+import numpy as np
+import torch
+
+from minivlm.toy import questions
+from minivlm.toy.questions import FAMILIES, ID, TEMPLATES
+from minivlm.toy.scenes import GRID
+
+MIX = ("exist", "exist", "color", "shape", "count", "count", "count", "count", "relpos", "relpos", "relpos", "relpos",
+       "read", "scene", "abspos")                  # what is learned late is asked most
+PREFIX = [ID["<s>"], ID["user"], ID[":"]]
+
+
+def _slot(family):
+    """Tokens of a packed question: its words, "assistant :" and the answer."""
+    return len(TEMPLATES[family].split()) + 3
+
+
+def layout(device):
+    """(T,) each: the number of the block, from 1, and the offset in it, of every packed token."""
+    sizes = [_slot(family) for family in MIX]
+    block = torch.repeat_interleave(torch.arange(1, len(MIX) + 1), torch.tensor(sizes))
+    return block.to(device), torch.cat([torch.arange(n) for n in sizes]).to(device)
+
+
+def pack(rng, worlds, hidden, mix=MIX):
+    """Text (B, T), labels (B, T) (the id that comes next; -1 where nothing is asked) and patches shown (B, k).
+
+    `hidden`: how many of the patches are hidden. A question is not asked where what is left does not tell its answer.
+    """
+    B = len(worlds.scene)
+    shown = np.sort(rng.random((B, GRID ** 2)).argsort(axis=1)[:, hidden:], axis=1)                  # (B, k)
+    bright = np.zeros((B, GRID ** 2), bool)
+    bright[np.arange(B)[:, None], shown] = True
+    sure, perhaps = questions.visible(worlds, bright)
+    text, labels = [], []
+    for family in mix:
+        asked = questions.ask(rng, family, worlds)
+        right = questions.answer(family, asked, worlds, sure)
+        right = np.where(right == questions.answer(family, asked, worlds, perhaps), right, -1)
+        rows, label = np.full((B, _slot(family)), ID["<pad>"]), np.full((B, _slot(family)), -1)
+        for row, out, question, word in zip(rows, label, asked.tolist(), right):
+            words = questions.ids(questions.text(family, question) + ["assistant", ":"])
+            row[:len(words)], row[len(words)] = words, max(word, 0)
+            if word >= 0:
+                out[len(words) - 1], out[len(words)] = word, ID["</s>"]
+        text.append(rows), labels.append(label)
+    return *(torch.from_numpy(np.concatenate(x, axis=1)) for x in (text, labels)), torch.from_numpy(shown)
+
+
+def score(logits, labels, asked):
+    """(2, 8): right answers, and answers asked, of each family."""
+    family = torch.tensor([FAMILIES.index(f) for f in MIX], device=labels.device)[layout(labels.device)[0] - 1]
+    right = asked & (logits.argmax(dim=-1) == labels)
+    count = torch.zeros(2, len(FAMILIES), device=labels.device)
+    return count.index_add(1, family, torch.stack([right.sum(dim=0), asked.sum(dim=0)]).float())

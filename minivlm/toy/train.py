@@ -1,0 +1,199 @@
+"""Training of the shipped model, from nothing, on drawn scenes: a vision stage, then the whole network.
+
+Stage 1, vision. The tower alone. From the features that LLaVA reads (output of layer 3 of 4) linear heads tell, of
+each patch, what it shows (none, a shape, a sign), its colour (a sign's too), its glyph, and where on the grid it is;
+from the CLS row at the top, as in CLIP, which objects and which scene the picture has. Without the target for the place,
+features learn none, and no decoder learns left from right.
+
+Stage 2, joint. Tower, projector and decoder answer questions. One picture carries 15 of them: each question sees the
+picture and itself alone, at the positions it would have if it were the only one, so a packed row equals one question.
+Loss: cross entropy of the answer, 0.1 times that of </s>, 0.3 times the patch targets of stage 1.
+
+Hiding. In `hide` of the steps a random subset of all patches, of a random size, is dropped before the decoder as a
+method would drop it, and the answers are those of what is left (see questions.visible). So the number of tokens tells
+nothing, and the subsets favour no kind of method.
+
+Optimiser. Muon (Jordan et al. 2024) for matrices inside the network: momentum 0.95, made orthogonal by five
+Newton-Schulz steps. Adam (0.9, 0.98) for embeddings, norms, biases and heads. Warm-up, a plateau, a line to zero:
+what needs two objects is learned late and all at once, and a cosine would have fallen by then.
+
+All randomness comes from (seed, step), every batch is computed in two halves on two threads and summed in that order,
+and a checkpoint has the whole state: a run that was interrupted and resumed gives the same bits as one that was not.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from minivlm.toy import scenes
+from minivlm.toy.optimiser import Optimiser
+from minivlm.toy.packing import pack, score
+from minivlm.toy.questions import FAMILIES, ID
+from minivlm.toy.student import PATCHES, Student, config, pixels
+from pruning.base import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, but the precision of the machine."""
+
+    seed: int = 0
+    vision_steps: int = 500
+    vision_batch: int = 64
+    joint_steps: int = 3600
+    joint_batch: int = 24
+    hide: float = 0.5                              # share of the steps with hidden patches
+    warmup: int = 60                               # steps to the full rate, in each stage
+    decay: float = 0.5                             # last share of each stage, in which it falls to zero in a line
+    matrix_rate: float = 0.02                      # Muon's learning rate
+    other_rate: float = 0.002                      # Adam's
+    tower_share: float = 0.3                       # of both, for the tower in stage 2
+
+
+def joint_loss(student, rng, worlds, hidden):
+    """Loss of stage 2 on a few pictures, and right and asked answers of each family (2, 8)."""
+    text, labels, shown = (x.to(student.llava.device) for x in pack(rng, worlds, hidden))
+    seen, features = student.vision_loss(worlds, content=False)
+    logits = student.answers(features, text, shown).float()
+    asked, ends = (labels >= 0) & (labels != ID["</s>"]), labels == ID["</s>"]
+    loss = F.cross_entropy(logits[asked], labels[asked]) + 0.1 * F.cross_entropy(logits[ends], labels[ends]) + 0.3 * seen
+    return loss, score(logits, labels, asked)
+
+
+class Run:
+    """One training run in a folder: its state, its steps, its checkpoints."""
+
+    def __init__(self, folder, recipe=Recipe(), device="cpu", dtype=None):
+        torch.manual_seed(recipe.seed)
+        self.folder, self.recipe, self.device = Path(folder), recipe, torch.device(device)
+        self.dtype = dtype or fast_dtype(self.device)
+        self.student = Student(config()).to(self.device)
+        self.optimiser, self.at, self.best = Optimiser(self.student, recipe), 0, 0.0
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def total(self):
+        """Steps of both stages."""
+        return self.recipe.vision_steps + self.recipe.joint_steps
+
+    def step(self, pool=None):
+        """One update of the stage that it is in -> loss, right and asked (2, 8) or None."""
+        r, at = self.recipe, self.at
+        joint = at >= r.vision_steps
+        first, last = (r.vision_steps, self.total) if joint else (0, r.vision_steps)
+        done = (at - first) / (last - first)
+        rate = min((at - first + 1) / r.warmup, 1, (1 - done) / r.decay)
+        halves = list((pool.map if pool else map)(lambda half: self._half(at, half, joint), (0, 1)))
+        grads = {name: (a + b) / 2 for (name, a), b in zip(halves[0][0].items(), halves[1][0].values())}
+        self.optimiser.step(grads, at - first, rate, joint)
+        self.at += 1
+        return (halves[0][1] + halves[1][1]) / 2, halves[0][2] + halves[1][2] if joint else None
+
+    def _half(self, at, half, joint):
+        """Gradients, loss and scores of one half of the batch. Both halves hide as many patches."""
+        r, rng = self.recipe, np.random.default_rng((self.recipe.seed, 77, at))
+        hidden = int(rng.integers(10, PATCHES - 10)) if rng.random() < r.hide else 0
+        worlds = scenes.worlds("train", r.seed, 2 * at + half, (r.joint_batch if joint else r.vision_batch) // 2)
+        counts = None
+        with self._precision():
+            if joint:
+                loss, counts = joint_loss(self.student, np.random.default_rng((r.seed, 78 + half, at)), worlds, hidden)
+            else:
+                loss, _ = self.student.vision_loss(worlds)
+        params = self.optimiser.params
+        grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        return {n: g for n, g in zip(params, grads) if g is not None}, loss.item(), counts
+
+    def _precision(self):
+        """Where operations run in the run's dtype; the weights are float32 in any case."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def save(self, name="state"):
+        """The whole state, written beside the old file and then put in its place."""
+        tensors = {f"student.{k}": v for k, v in self.student.state_dict().items()} | self.optimiser.state
+        told = dict(at=str(self.at), best=repr(self.best), recipe=repr(self.recipe), dtype=str(self.dtype)[6:])
+        save_file({k: v.contiguous() for k, v in tensors.items()}, self.folder / f"{name}.new", metadata=told)
+        (self.folder / f"{name}.new").replace(self.folder / f"{name}.safetensors")
+
+    def resume(self, name="state"):
+        """Go on from a saved state. UserError where there is none, or where it is of another recipe."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise UserError(f"{path}: no run to resume: start one without --resume")
+        with safe_open(path, "pt", device=str(self.device)) as file:
+            told, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
+        if told["recipe"] != repr(self.recipe):
+            raise UserError(f"{path}: a run with {told['recipe']}: resume it with the same options")
+        self.at, self.best, self.dtype = int(told["at"]), float(told["best"]), getattr(torch, told["dtype"])
+        self.student.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("student.")})
+        self.optimiser.state = {k: v for k, v in tensors.items() if not k.startswith("student.")}
+
+    def check(self, name="validation", batches=4, pool=None):
+        """(8,) share of right answers of each family on that set, all patches shown."""
+        def one(batch):
+            worlds = scenes.worlds(name, self.recipe.seed, batch, 32)
+            rng = np.random.default_rng((self.recipe.seed, 80, batch))
+            with torch.no_grad(), self._precision():
+                text, labels, shown = (x.to(self.device) for x in pack(rng, worlds, 0))
+                features = self.student.llava.vision_tower(pixels(worlds).to(self.device), [3])[0][0][:, 1:]
+                logits = self.student.answers(features, text, shown)
+            return score(logits, labels, (labels >= 0) & (labels != ID["</s>"]))
+        right, asked = sum((pool.map if pool else map)(one, range(batches)))
+        return right / asked
+
+
+def fast_dtype(device):
+    """bfloat16 where the processor multiplies it in hardware, else float32."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    fast = device.type == "cuda" or any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def train(folder, recipe=Recipe(), device="cpu", resume=False, minutes=None, every=100):
+    """Train to the end, or for some minutes, with a progress bar -> the Run. Checkpoints lie in `folder`.
+
+    `state.safetensors` is where it stands, every `every` steps and at the end; `best.safetensors` the joint state with
+    the best mean on the validation set; `log.txt` a line a checkpoint.
+    """
+    run, started = Run(folder, recipe, device), monotonic()
+    if resume:
+        run.resume()
+    print(f"training on {run.device} in {str(run.dtype)[6:]}: {run.total} steps, now at {run.at}")
+    torch.set_num_threads(1)                       # two halves on two threads: steadier than two threads an operation
+    recent = torch.zeros(2, len(FAMILIES))
+    with ThreadPoolExecutor(2) as pool, tqdm(total=run.total, initial=run.at, mininterval=5) as bar:
+        while run.at < run.total and (minutes is None or monotonic() - started < 60 * minutes):
+            loss, counts = run.step(pool)
+            recent = recent if counts is None else 0.95 * recent + counts.cpu()
+            bar.update()
+            bar.set_postfix_str(f"loss {loss:.2f} " + _line(recent[0] / recent[1]), refresh=False)
+            if run.at % every == 0 or run.at == run.total:
+                _checkpoint(run, loss, pool)
+        run.save()
+    return run
+
+
+def _line(accuracy):
+    return " ".join(f"{name} {100 * x:.0f}" for name, x in zip(FAMILIES, accuracy.tolist()) if x == x)
+
+
+def _checkpoint(run, loss, pool):
+    """Save the state; score it on the validation set; keep it if it is the best so far."""
+    line = f"step {run.at} loss {loss:.3f}"
+    if run.at > run.recipe.vision_steps:
+        accuracy = run.check(pool=pool).cpu()
+        line += f" validation {100 * accuracy.mean():.2f}: {_line(accuracy)}"
+        if accuracy.mean() > run.best:
+            run.best = float(accuracy.mean())
+            run.save("best")
+    run.save()
+    with open(run.folder / "log.txt", "a") as log:
+        log.write(line + "\n")

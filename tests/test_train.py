@@ -1,0 +1,149 @@
+"""Training of the shipped model: it learns, resumes to the bit, trains the network that is shipped, and hides fairly."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import weights
+from minivlm.toy import folder, questions, scenes
+from minivlm.toy.questions import FAMILIES, ID, WORDS
+from minivlm.toy.optimiser import orthogonal
+from minivlm.toy.packing import MIX, layout, pack, score
+from minivlm.toy.student import PATCHES, pixels
+from minivlm.toy.train import Recipe, Run, train
+from pruning.base import Reduction, UserError
+from test_scenes import slow
+
+MICRO = Recipe(seed=3, vision_steps=3, vision_batch=4, joint_steps=3, joint_batch=2, warmup=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_with_gradients():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.enable_grad():
+        yield
+    torch.set_num_threads(before)
+
+
+def same(a, b):
+    """Whether two runs have the same bits everywhere."""
+    first, second = ({**run.student.state_dict(), **run.optimiser.state} for run in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_loss_falls(tmp_path):
+    """Over ten steps of each stage the mean of the last three is a tenth below that of the first three."""
+    recipe = Recipe(vision_steps=10, vision_batch=16, joint_steps=10, joint_batch=4, warmup=2)
+    run = Run(tmp_path, recipe, dtype=torch.float32)
+    losses = [run.step()[0] for _ in range(20)]
+    for stage in (losses[:10], losses[10:]):
+        assert sum(stage[-3:]) < 0.9 * sum(stage[:3]), stage
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_resumed_run_gives_the_same_bits(tmp_path, stop):
+    """Interrupted in stage 1, between the stages, in stage 2; and run with threads or without."""
+    whole = Run(tmp_path / "whole", MICRO)
+    for _ in range(6):
+        whole.step()
+    part = Run(tmp_path / "part", MICRO)
+    for _ in range(stop):
+        part.step()
+    part.save()
+    rest = train(tmp_path / "part", MICRO, resume=True, every=100)
+    assert rest.at == 6 and same(whole, rest)
+    assert not same(whole, part)
+
+
+def test_resume_of_another_recipe_is_refused(tmp_path):
+    run = Run(tmp_path, MICRO)
+    with pytest.raises(UserError, match="no run to resume"):
+        run.resume()
+    run.save()
+    with pytest.raises(UserError, match="seed=3.*same options"):
+        Run(tmp_path, replace(MICRO, seed=4)).resume()
+
+
+@pytest.mark.parametrize("hidden", [0, 60, 134])
+def test_packed_questions_equal_single_ones(tmp_path, hidden):
+    """Every answer's logits in a packed row are those of its question alone, in the model as loaded from its folder."""
+    run = Run(tmp_path / "run", MICRO, dtype=torch.float32)
+    folder.save(run.student.llava, tmp_path / "model")
+    model = weights.load(tmp_path / "model", dtype="float32")
+    run.student.llava.load_state_dict(model.state_dict())                          # as rounded to float16
+    worlds = scenes.worlds("heldout", 0, 0, 2)
+    text, labels, shown = pack(np.random.default_rng(0), worlds, hidden)
+    with torch.no_grad():
+        features = run.student.llava.vision_tower(pixels(worlds), [3])[0][0][:, 1:]
+        packed = run.student.answers(features, text, shown)
+    block, _ = layout("cpu")
+    for i in range(2):
+        assert torch.equal(pixels(worlds)[i:i + 1], model.processor.pixels(Image.fromarray(worlds.pixels[i])))
+        for q in range(len(MIX)):
+            at = (block == q + 1).nonzero().squeeze(1)
+            colon = at[(text[i, at] == ID[":"])][-1]
+            ids = [ID["<s>"], ID["user"], ID[":"], ID["<image>"], *text[i, at[0]:colon + 1].tolist()]
+            tokens = model.embed(ids, [pixels(worlds)[i:i + 1]]).reduced(Reduction(shown[i]))
+            assert torch.allclose(model.prefill(tokens)[0], packed[i, colon], atol=2e-5)
+
+
+@pytest.mark.parametrize("hidden", [0, 72, 120])
+def test_labels_are_what_is_left_to_see(hidden):
+    """A label is the answer from the things still visible, found by the slow check; none where one thing is in doubt."""
+    worlds = scenes.worlds("train", 0, 0, 30)
+    text, labels, shown = pack(np.random.default_rng(0), worlds, hidden)
+    bright, (block, _) = np.zeros((30, PATCHES), bool), layout("cpu")
+    np.put_along_axis(bright, shown.numpy(), True, axis=1)
+    lights = [replace(worlds, present=worlds.present & seen) for seen in questions.visible(worlds, bright)]
+    for i in range(30):
+        for q, family in enumerate(MIX):
+            words = [WORDS[id] for id in text[i, block == q + 1].tolist()]
+            told = {slow(family, words[:words.index("assistant")], light, i) for light in lights}
+            label = [WORDS[id] for id in labels[i, block == q + 1].tolist() if id >= 0]
+            assert label == ([*told, "</s>"] if len(told) == 1 and told != {None} else []), words
+
+
+def test_hiding_favours_no_patch():
+    """Over many pictures every patch, with an object or without, is hidden equally often."""
+    worlds = scenes.worlds("train", 0, 0, 400)
+    _, _, shown = pack(np.random.default_rng(0), worlds, 72, mix=("scene",))
+    bright = np.zeros((400, PATCHES), bool)
+    np.put_along_axis(bright, shown.numpy(), True, axis=1)
+    objects = worlds.area.sum(axis=1) > 0
+    assert abs(bright[objects].mean() - 0.5) < 0.02 and abs(bright[~objects].mean() - 0.5) < 0.02
+
+
+def test_orthogonal():
+    """Muon's update has singular values near 1, whatever those of the gradient are."""
+    x = torch.randn(2, 96, 40, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -1, 40)
+    for way in (x, x.mT):
+        values = torch.linalg.svdvals(orthogonal(way))
+        assert values.min() > 0.4 and values.max() < 1.4
+
+
+def test_score_counts_by_family():
+    """One picture, every label right but those of count."""
+    _, labels, _ = pack(np.random.default_rng(0), scenes.worlds("train", 0, 0, 1), 0)
+    asked = (labels >= 0) & (labels != ID["</s>"])
+    logits = torch.nn.functional.one_hot(labels.clamp(min=0), 96).float()
+    count = (layout("cpu")[0][None] - 1).apply_(lambda q: MIX[q] == "count").bool()
+    logits[count] = 0
+    right, all_ = score(logits, labels, asked)
+    assert right[FAMILIES.index("count")] == 0 and all_[FAMILIES.index("count")] == MIX.count("count")
+    assert (right == all_).sum() == len(FAMILIES) - 1
+
+
+def test_words(tmp_path):
+    """Questions in any case and spacing become the ids of training; a word that is not known is <unk>, and shows as such."""
+    folder.save(Run(tmp_path / "run", MICRO).student.llava, tmp_path / "model")
+    model = weights.load(tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size < 8e6 and model.eos == (ID["</s>"],)
+    ids = model.tokenizer.encode("USER: <image>\nWhere is the red Circle? ASSISTANT:")
+    words = "<s> user : <image> where is the red circle ? assistant :".split()
+    assert model.tokenizer.pieces(ids) == words and ids == [ID[word] for word in words]
+    assert ID["<unk>"] in model.tokenizer.encode("where is the dog ?")
+    assert model.tokenizer.decode([ID["two"], ID["</s>"]]) == "two"
