@@ -107,7 +107,7 @@ class Llava(nn.Module):
         if len(marks) != len(images):
             raise UserError(f"the prompt has {len(marks)} <image> marks for {len(images)} images: write one mark an image")
         trace = Trace() if trace is None else trace
-        trace.cells = torch.empty(0, 3, dtype=torch.long)
+        trace.cells, trace.unpruned = torch.empty(0, 3, dtype=torch.long), sum(map(self.visual_tokens, images))
         parts, start, tile = [], 0, 0
         for mark, image in zip(marks, images):
             read = self._tiles if isinstance(image, Tiles) else self._image

@@ -34,6 +34,7 @@ class Trace:
     cells: Tensor | None = None
     images: list = field(default_factory=list)     # of each image: its range of original visual tokens
     padding: list = field(default_factory=list)    # of each image of tiles: rows above, columns left that its map is without
+    unpruned: int = 0                              # visual tokens that would enter the decoder without a method
     steps: list = field(default_factory=list)
     tokens: list = field(default_factory=list)     # entering each decoder layer, text and visual
     visual: list = field(default_factory=list)     # visual tokens entering each decoder layer

@@ -10,9 +10,11 @@ from PIL import Image
 from minivlm.image import ImageProcessor, open_image
 from minivlm.lab import draw
 from minivlm.lab.sheet import sheet, stack, words, wrap
+from minivlm.tiles import TilesProcessor
 from minivlm.trace import Trace
 from pruning.base import Reduction
-from tiny import MARK, Told, ids, llava, one_thread, picture, prefill  # noqa: F401
+from pruning.hired import HiRED
+from tiny import GRIDS, MARK, Told, ids, llava, next_llava, one_thread, picture, prefill, tiled  # noqa: F401
 
 IMAGES = Path(__file__).parent / "parity" / "images"
 WHITE, PINK, GREY, BLACK = (255, 255, 255), (255, 0, 200), (150, 150, 150), (20, 20, 20)
@@ -266,3 +268,60 @@ def test_a_page_from_a_file():
     trace = traced(("decoder", 2, range(576), kept(*range(0, 576, 9), score=torch.arange(576.))), grid=24)
     page = sheet(draw.rows(photo, processor.box(*photo.size), trace), header="What is shown?")
     assert page.mode == "RGB" and 480 < page.width < 720 and 700 < page.height < 900
+
+
+# --- tiles ---------------------------------------------------------------------------------------------------------------
+
+def tiles_traced(*kept_, cells=((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 0, 2), (1, 0, 3), (1, -1, -1)),
+                 padding=(0, 0)):
+    """A trace of a base tile of 2 x 2 patches and a map, here of one row of four and its newline."""
+    trace = Trace(torch.tensor(cells), [range(len(cells))], [padding])
+    trace.reduce("decoder", 2, SimpleNamespace(origin=torch.arange(len(cells))), kept(*kept_))
+    return trace
+
+
+def test_base_tile_and_map_side_by_side(told):
+    """240 x 120 pixels, enlarged twice: on the left the base tile's four patches of 240 x 120, and 12 pixels on the right of them
+    the map's, of 120 x 240. Kept are the base tile's second, the map's first and its newline."""
+    panel, = draw.panels(checks(240, 120), ((0, 0, 240, 120), (0, 0, 240, 120)), tiles_traced(1, 4, 8))
+    assert panel.width == 480 + 12 + 480
+    for left, top, column, row, lit in [(0, 0, 0, 0, 0), (240, 0, 4, 0, 1), (0, 120, 0, 2, 0), (240, 120, 4, 2, 0), (492, 0, 0, 0, 1),
+                                        (492, 180, 0, 3, 1), (612, 0, 2, 0, 0), (732, 180, 4, 3, 0), (852, 120, 6, 2, 0)]:
+        assert panel.getpixel((left + 20, top + 20)) == (color if lit else lambda *c: dark(color(*c)))(column, row)
+    assert {panel.getpixel((x, 100)) for x in range(482, 490)} == {WHITE}
+    assert told == [("", "before layer 2: 3 of 9 tokens; 1 on the base tile, 1 on the map; 1 of them on no patch")]
+
+
+def test_map_without_its_padding():
+    """The tiles show 240 x 240 pixels of which the picture's 120 rows are the middle; of four rows of patches the map has two,
+    whose box is the picture's: two patches a column of it, as if there were no padding."""
+    cells = [(0, 0, 0), *((1, row, column) for row in range(2) for column in range(4))]
+    boxes = (0, 0, 240, 120), (0, -60, 240, 180)
+    panel, = draw.panels(checks(240, 120), boxes, tiles_traced(1, cells=cells, padding=(1, 0)))
+    assert panel.getpixel((492 + 30, 30)) == color(0, 0) and panel.getpixel((492 + 150, 30)) == dark(color(2, 0))
+    assert panel.getpixel((492 + 30, 150)) == dark(color(0, 2))
+    rows = [(0, 0, 0), *((1, row, column) for row in range(4) for column in range(4))]
+    panel, = draw.panels(checks(240, 120), boxes, tiles_traced(5, cells=rows))                     # with it: grey above and below
+    assert panel.getpixel((492 + 30, 130)) == color(0, 0) and panel.getpixel((492 + 30, 30)) == dark(GREY)
+
+
+def test_no_map(told):
+    """A picture too long for a row of the map: the base tile alone."""
+    trace = Trace(torch.tensor([(0, 0, 0), (0, 0, 1)]), [range(2)], [(1, 0)])
+    panel, = draw.panels(checks(240, 120), ((0, 0, 240, 120), (0, -60, 240, 180)), trace)
+    assert panel.width == 480 and told == [("", "nothing dropped: 2 of 2 tokens")]
+
+
+@pytest.mark.parametrize("method", [None, HiRED(), Told({2: range(9)}), Told(range(9), site="embed")], ids=str)
+@pytest.mark.parametrize("size", [(480, 330), (330, 480), (2000, 100), (100, 2000), (7, 5)])
+def test_pictures_of_tiles_in_the_model(method, size, told):
+    """Whatever the shape and the site: all maps are drawn, the words count what the trace has."""
+    model, photo = next_llava(layers=6), checks(*size)
+    image = tiled(model, size[1], size[0])
+    trace = prefill(model, ids(2, MARK, 3), [image], method)[2]
+    box = TilesProcessor(16, grids=GRIDS).box(*size)
+    kept_, N = (trace.steps[0].kept if trace.steps else torch.arange(trace.N)), trace.N
+    assert draw.rows(photo, box, trace) and told[0][1].split(": ")[1].startswith(f"{len(kept_)} of {N} tokens")
+    base, on_map = (int(((cell[:, 0] == t) & (cell[:, 1] >= 0)).sum()) for cell in [trace.cells[kept_]] for t in range(2))
+    has_map = ((trace.cells[:, 0] == 1) & (trace.cells[:, 1] >= 0)).any()
+    assert (f"; {base} on the base tile, {on_map} on the map" in told[0][1]) == bool(has_map)

@@ -36,7 +36,8 @@ def panels(picture, box, trace, image=0, title="", evidence=()):
     """One panel a reduction, what was kept lit and the rest dark; one lit panel where nothing was reduced.
 
     picture: the upright RGB photograph; box: `processor.box` of its size; image: which of the prompt's images it is;
-    evidence: original indices of visual tokens, whose patches are outlined.
+    evidence: original indices of visual tokens, whose patches are outlined. Of an image of tiles a panel has the photograph
+    twice: with the base tile's patches, and with those of the map.
     """
     view = View(picture, box, trace, image)
     return [_finished(view, _kept(view, step), title, _counts(view, step, evidence), evidence) for step in _steps(view, trace)]
@@ -85,6 +86,7 @@ def _counts(view, step, evidence):
     told = [f"{_where(view, step)}: {len(kept)} of {N} tokens"]
     told += [f"{len(before)} until then"] if len(before) < N else []
     told += ["the rest masked"] if not step.reduction.drop else []
+    told += ["{} on the base tile, {} on the map".format(*view.per_grid(kept))] if len(view.grids) > 1 else []
     off = view.off_grid(kept)
     told += [f"{off} of them on no patch"] if off else []
     wanted = view.own(torch.tensor(sorted(evidence))) if evidence else ()

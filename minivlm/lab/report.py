@@ -34,7 +34,7 @@ def unpruned_bytes(talk):
     layers = [c for c in talk.cache.layers if c.length]
     a_token = sum(2 * c.key.shape[1] * c.key.shape[3] * c.key.element_size() for c in layers) // len(layers)
     text = talk.trace.tokens[0] - talk.trace.visual[0]
-    return a_token * len(layers) * (text + talk.trace.N + layers[0].length - talk.trace.tokens[0])
+    return a_token * len(layers) * (text + talk.trace.unpruned + layers[0].length - talk.trace.tokens[0])
 
 
 def cost_lines(talk):
