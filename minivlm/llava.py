@@ -73,12 +73,13 @@ class Llava(nn.Module):
             return hidden[:, skip:].flatten(0, 1), cell, torch.arange(len(cell), device=cell.device)
         tokens = _vision_tokens(hidden, cell, seen, max(wanted), skip)
         r = pruner.reduce(tokens)
-        order = pruner.assemble(tokens.cell[r.keep], mosaic) if mosaic else slice(None)
+        if mosaic:
+            order = pruner.assemble(tokens.cell[r.keep], mosaic)
+            r = replace(r, keep=r.keep[order], merge=None if r.merge is None else r.merge[order])
         if trace is not None:
-            sent = replace(r, keep=r.keep[order], merge=None if r.merge is None else r.merge[order])
-            trace.reduce("vision", tokens.layer, replace(tokens, origin=tokens.origin + trace.N), sent)
-        tokens = tokens.reduced(r)
-        return tokens.hidden[tokens.visual][order], tokens.cell[order], tokens.origin[order]
+            trace.reduce("vision", tokens.layer, replace(tokens, origin=tokens.origin + trace.N), r)
+        tokens = _alone(tokens).reduced(r)
+        return tokens.hidden[tokens.visual], tokens.cell, tokens.origin
 
     def visual_tokens(self, image):
         """How many visual tokens an image becomes, unpruned."""
@@ -183,6 +184,12 @@ def _vision_tokens(hidden, cell, seen, layer, skip):
         flat[name] = weights.flatten(2)                                            # (H, tiles, tiles*(1+P))
     return Tokens(hidden.flatten(0, 1), index.flatten(), visual, cell[:, skip:].flatten(0, 1),
                   torch.arange(len(visual), device=hidden.device), 0, layer=layer, rows=index[:, 0], **flat)
+
+
+def _alone(tokens):
+    """The visual tokens without the class tokens between them, which would keep each tile's together."""
+    rows = tokens.visual
+    return replace(tokens, hidden=tokens.hidden[rows], position=tokens.position[rows], visual=tokens.origin)
 
 
 def _spliced(parts):

@@ -99,13 +99,17 @@ class Last(Control):
 
 @dataclass(frozen=True)
 class Uniform(Control):
-    """Rows and columns evenly spaced over each tile; over the sequence, where a tile is no whole grid."""
+    """Rows and columns evenly spaced over each tile; over the sequence, where a tile is no whole grid, or less than `keep`.
+
+    Line breaks are on no grid.
+    """
 
     def reduce(self, tokens):
         keep = []
         for here, k in shares(tokens.cell, self.budget(tokens.n)):
-            grid = side(tokens.cell[here])
-            keep.append(here[spaced(k, *grid) if grid else spaced(k, 1, len(here))])
+            patches = here[tokens.cell[here, 1] >= 0]                              # (m,)
+            grid = side(tokens.cell[patches]) if k <= len(patches) else None
+            keep.append(patches[spaced(k, *grid)] if grid else here[spaced(k, 1, len(here))])
         return Reduction(torch.cat(keep))
 
 
@@ -123,8 +127,9 @@ class Resized(Control):
 
     def reduce(self, tokens):
         keep, merge = [], []
-        for here, k in shares(tokens.cell, super().budget(tokens.n)):
-            here = here[tokens.cell[here, 1] >= 0]                                 # (m,)  without line breaks
+        patches = (tokens.cell[:, 1] >= 0).nonzero().squeeze(1)                    # without line breaks
+        for here, k in shares(tokens.cell[patches], super().budget(tokens.n)):
+            here = patches[here]                                                   # (m,)
             grid = side(tokens.cell[here])
             if not grid:
                 raise UserError(f"{type(self).__name__} needs the whole grid of patches: let no other method act before it")

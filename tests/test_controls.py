@@ -199,6 +199,15 @@ def test_line_breaks():
     assert r.merge.tolist() == [[.25, .25, 0, .25, .25, 0]] and r.keep.tolist() == [4]
     torch.testing.assert_close(AverageScores(keep=1).reduce(t).score, torch.tensor([.25, .25, .9, .25, .25, .8]))
     assert all(len(method(keep=2).reduce(t).keep) == 2 for method in KEEPING)
+    assert Uniform(keep=4).reduce(t).keep.tolist() == [0, 1, 3, 4] and Uniform(keep=5).reduce(t).keep.tolist() != [0, 1, 2, 3, 4]
+
+
+def test_a_tile_of_line_breaks_alone():
+    """The map of a very long picture: no patch, so no part of a smaller map."""
+    t = replace(tokens([.1] * 6), cell=torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [1, -1, -1], [1, -1, -1]]))
+    assert AveragePool(keep=6).reduce(t).keep.tolist() == [0, 1, 2, 3]
+    assert AveragePool(keep=1).reduce(t).merge.tolist() == [[.25, .25, .25, .25, 0, 0]]
+    assert Uniform(keep=6).reduce(t).keep.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 # --- the whole model -----------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ class Around(Pruner):
 
     def __init__(self, pruner, reduce, **changed):
         self.pruner, self.reduce = pruner, reduce
-        for name in ("site", "needs", "rows", "positions", "cls", "rerank"):
+        for name in ("site", "needs", "rows", "positions", "cls", "rerank", "assemble"):
             setattr(self, name, changed.get(name, getattr(pruner, name)))
 
     def reduce_at(self, layers):
