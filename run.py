@@ -78,7 +78,7 @@ def compare_(args):
     ids = model.tokenizer.encode(prompt([(args.question, None)], 1, _template(args, model)))
     pixels = model.processor.pixels(image)
     pruners = build_all(args.method, args.keep, args.average, args.set, model.visual_tokens(pixels),
-                        model.config.text.num_hidden_layers, own_settings(model.folder))
+                        model.config.text.num_hidden_layers, model.parts([pixels]), own_settings(model.folder))
     runs = compare.compare(model, ids, [pixels], pruners, args.max_new_tokens)
     told = compare.facts(runs, model.config, evidence)
     print("\n".join(compare.lines(told)))
@@ -191,7 +191,7 @@ def _conversation(args, pictures):
     pixels = [model.processor.pixels(image) for image in images]
     if images:                                         # without one there is nothing to reduce
         n = sum(model.visual_tokens(tiles) for tiles in pixels)
-        pruner = averaged(pruner, args.average, n, model.config.text.num_hidden_layers)
+        pruner = averaged(pruner, args.average, n, model.config.text.num_hidden_layers, model.parts(pixels))
     return Conversation(model, check(pruner, model)), images, pixels
 
 

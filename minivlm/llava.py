@@ -87,6 +87,11 @@ class Llava(nn.Module):
             return len(self.mosaic(image).lines()[0])
         return len(image) * (self.vision_tower.embeddings.position_embedding.num_embeddings - self._skip(None))
 
+    def parts(self, images):
+        """{"tile": (how many, patches of each), "image": (how many, patches of each, on average)}"""
+        tiles, patches = sum(map(len, images)), self.vision_tower.embeddings.position_embedding.num_embeddings - 1
+        return {"tile": (tiles, patches), "image": (len(images), tiles * patches // len(images))}
+
     def mosaic(self, image):
         """How the patches of an image's Tiles lie; None for one without."""
         c = self.config

@@ -152,6 +152,11 @@ LAWS = {
     "scale": "attention times a positive constant selects the same",
     "needle": "a token that gets nearly all the attention is kept",
 }
+PER = {
+    "prompt": "all visual tokens of a prompt together, whatever images and tiles they are of",
+    "image": "the tokens of each image, all its tiles together",
+    "tile": "the tokens of each tile, as many of every one",
+}
 PRECONDITIONS = {
     "cls": "a vision tower with a class token",
     "grid": "every patch of the image's grid, none dropped before",
@@ -170,6 +175,7 @@ class Pruner:
     laws: ClassVar = frozenset({"select"})        # promises the tests hold it to, of LAWS
     positions: ClassVar = "keep"                  # or "renumber"
     preconditions: ClassVar = frozenset()         # what it asks of model and prompt, of PRECONDITIONS
+    per: ClassVar = "prompt"                      # what `keep` counts, of PER
     cls: ClassVar = False                         # vision: the class tokens are visual tokens too, on no grid
     prune_past_kv: ClassVar = False               # drop from the caches of the layers before, too
     rerank: ClassVar = False                      # reduce again, from the whole cache, at each generated token

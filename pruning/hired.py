@@ -37,6 +37,7 @@ class HiRED(Pruner):
     swapped: bool = False              # rows and columns of the mosaic exchanged, as in the released code
 
     site = "vision"
+    per = "image"
     needs = frozenset({"attn", "first_attn"})
     preconditions = frozenset({"cls"})
 

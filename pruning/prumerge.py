@@ -44,6 +44,7 @@ class PruMerge(Pruner):
     attention: str = "last"            # block that is looked at: "last" (code) or "penultimate" (paper)
 
     site = "vision"
+    per = "tile"
     preconditions = frozenset({"cls"})
 
     def __post_init__(self):

@@ -34,6 +34,7 @@ class VisionZip(Pruner):
     cls: bool = True                   # the class token is a visual token, and the first dominant one
 
     site = "vision"
+    per = "tile"
     needs = frozenset({"attn", "past_key"})
     preconditions = frozenset({"cls"})
 

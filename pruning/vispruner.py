@@ -30,6 +30,7 @@ class VisPruner(Pruner):
     removed: int = 8                   # tokens removed from the rest in one round
 
     site = "vision"
+    per = "tile"
     laws = frozenset({"select", "ordered", "budget", "scale"})
     preconditions = frozenset({"cls"})
 

@@ -1,6 +1,7 @@
 """Methods side by side, methods composed, scheduled and fitted, all from the command line, on a tiny checkpoint."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,22 @@ def test_ask_with_an_average(capsys):
                         (["--method", "fitprune"], "run.py fit"), (["--method", "pyramiddrop"], "layer 8")):
         status, out, err = done(capsys, *ask, *words)
         assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+
+
+def test_average_of_tiles(capsys):
+    """5 tiles of 16 patches: 41 on average are 9 of each tile for VisPruner, which counts them so, and 41 of all for DivPrune, of which
+    the prompt has 70. One after the other they would count different things."""
+    next_ask = ["ask", PICTURE, "What is shown?", "--model", Path(MODEL).parent / "next_vicuna", "--max-new-tokens", "2"]
+    for method, entering in (("vispruner", 45), ("divprune", 41)):
+        status, out, _ = done(capsys, *next_ask, "--method", method, "--average", "41")
+        assert status == 0 and f"{entering} of them visual" in out
+    status, _, err = done(capsys, *next_ask, "--method", "vispruner+fastv", "--average", "41")
+    assert status == 2 and "counts the tokens of each tile: give --keep for both" in err
+
+
+@pytest.mark.parametrize("name, counted", [("vispruner", "each tile"), ("hired", "each image"), ("fastv", "a prompt together")])
+def test_methods_says_what_keep_counts(capsys, name, counted):
+    assert re.search(f"keep counts .*{counted}", done(capsys, "methods", name)[1])
 
 
 def test_methods_describes_each(capsys):

@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields
 
 from pruning import METHODS
-from pruning.base import LAWS, PRECONDITIONS, UserError
+from pruning.base import LAWS, PER, PRECONDITIONS, UserError
 
 
 def facts(name):
@@ -16,7 +16,7 @@ def facts(name):
     method, default = METHODS[name], METHODS[name]()
     module = sys.modules[method.__module__]
     return dict(name=name, file=method.__module__.replace(".", "/") + ".py", what=" ".join(method.__doc__.split()),
-                source=_source(module.__doc__), site=default.site, reads=sorted(default.needs),
+                source=_source(module.__doc__), site=default.site, per=default.per, reads=sorted(default.needs),
                 asks=sorted(default.preconditions), laws=sorted(default.laws),
                 options=[dict(name=f.name, default=f.default, about=_about(method, f.name)) for f in fields(method)])
 
@@ -51,6 +51,8 @@ def described(row):
     yield f"{row['name']} ({row['file']}): {row['what']}"
     yield row["source"]
     yield f"acts at the {row['site']} site; reads {', '.join(row['reads']) or 'nothing'}"
+    if any(option["name"] == "keep" for option in row["options"]):
+        yield f"keep counts {PER[row['per']]}"
     yield from (f"asks for {PRECONDITIONS[word]}" for word in row["asks"])
     yield from (f"law {word}: {LAWS[word]}" for word in row["laws"])
     wide = max((len(f"{o['name']}={o['default']}") for o in row["options"]), default=0)

@@ -42,7 +42,7 @@ def own_settings(folder):
     return read_json(path) if path.is_file() else {}
 
 
-def build_all(names, keep, average, settings, n, layers, own=MappingProxyType({})):
+def build_all(names, keep, average, settings, n, layers, parts=None, own=MappingProxyType({})):
     """{name: pruner} of "all" or "a,b,..", each with this keep or average; with "all" a UserError in place of one that cannot.
 
     With "all", methods without a keep of their own have their own schedule. Settings are "method.option=value".
@@ -53,7 +53,7 @@ def build_all(names, keep, average, settings, n, layers, own=MappingProxyType({}
         try:
             has_keep = names != "all" or "keep" in {f.name for f in fields(METHODS[name])}
             pruner = build(name, keep if has_keep else None, given[name], own=own)
-            pruners[name] = averaged(pruner, average, n, layers)
+            pruners[name] = averaged(pruner, average, n, layers, parts)
         except UserError as error:
             if names != "all":
                 raise
@@ -61,14 +61,28 @@ def build_all(names, keep, average, settings, n, layers, own=MappingProxyType({}
     return pruners
 
 
-def averaged(pruner, average, n, layers):
-    """The pruner whose schedule has this average, or as it is; UserError if n tokens cannot meet its budget."""
+def averaged(pruner, average, n, layers, parts=None):
+    """The pruner whose schedule has this average, or as it is; UserError if n tokens cannot meet its budget.
+
+    parts: what the method counts, where that is not the n tokens together: {"tile": (how many, tokens of each), "image": ..}.
+    """
     if average is not None and pruner is None:
         raise UserError("--average is for a method: name one with --method")
-    pruner = pruner if average is None else pruner.with_average(average, n, layers)
-    if pruner is not None:
-        pruner.schedule(n, layers)
+    if pruner is None:
+        return None
+    count, each = (parts or {}).get(pruner.per, (1, n))
+    if average is not None:
+        _check_parts(pruner, parts or {})
+        pruner = pruner.with_average(average / count, each, layers)
+    pruner.schedule(each, layers)
     return pruner
+
+
+def _check_parts(pruner, parts):
+    """UserError for methods one after the other, where the first counts parts of what the next one counts."""
+    for method in pruner.methods if isinstance(pruner, Both) else ():
+        if parts.get(method.per, (1, 0))[0] > 1:
+            raise UserError(f"{type(method).__name__} counts the tokens of each {method.per}: give --keep for both, not --average")
 
 
 def check(pruner, model):
