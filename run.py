@@ -10,7 +10,8 @@ import torch
 
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import bench, compare, cost, draw, fit, hf, inspect, methods, report, shapes, shipped, tables, train_atp, verify
+from minivlm.lab import (bench, compare, cost, draw, fit, hf, inspect, methods, plot, report, shapes, shipped, tables, train_atp,
+                         verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.instruct import Instructions
 from minivlm.lab.options import averaged, build, build_all, check, own_settings
@@ -178,8 +179,23 @@ def cost_(args):
 
 
 def bench_(args):
-    """Measure prefill, decoding and the vision tower, as ratios in one run."""
-    bench.main(args)
+    """Measure encoding, prefill, decoding and memory, unpruned and under methods, beside what the counted FLOPs predict."""
+    _writable(args.out, ".png")
+    _writable(args.json)
+    for name in ("text", "repeat", "steps", "threads"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: give a number from 1 on")
+    torch.set_num_threads(args.threads)
+    shape = shapes.shape_of(args.shape or (None if args.model else "small"), args.model, args.layers)
+    chosen = (args.method, args.keep, args.average) if args.method or args.keep or args.average else ("fastv,divprune", "0.25", None)
+    pruners = shapes.lineup(*chosen, args.set, shape)
+    against = ("sdpa", "eager") if args.against else ()
+    told = bench.measure(shape, pruners, args.model, args.text, args.steps, args.repeat, getattr(torch, args.dtype), args.device, against)
+    print("\n".join(verdict.lines(told)))
+    if args.json:
+        _save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+    if args.out:
+        _save(args.out, plot.plot(told).save)
 
 
 def _conversation(args, pictures):

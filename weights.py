@@ -48,7 +48,7 @@ def load(source, dtype=None, device="cpu"):
     Besides the network it has .config, .folder, .tokenizer (None where the folder has none), .processor, and .eos: the
     ids that end an answer. Raises UserError naming the file or the key that is wrong.
     """
-    dtype, device = _dtype(dtype), _device(device)
+    dtype, device = _dtype(dtype), device_of(device)
     folder = folder_of(source)
     model = skeleton(folder)
     found = find(model, folder)
@@ -174,7 +174,8 @@ def _dtype(dtype):
     return known.get(dtype, dtype)
 
 
-def _device(name):
+def device_of(name):
+    """The torch device called so; UserError where it cannot be used here."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

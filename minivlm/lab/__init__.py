@@ -1,1 +1,1 @@
-"""What is done with a model and a method: verify, hf (live comparison), draw, bench."""
+"""What is done with a model and a method: verify, hf (live comparison), draw, cost and tables, bench."""

@@ -2,7 +2,7 @@
 
 import argparse
 
-from minivlm.lab import bench, fit, shapes, tables
+from minivlm.lab import fit, shapes, tables
 from minivlm.lab.train_atp import Recipe
 from minivlm.toy import scenes
 from pruning import METHODS
@@ -173,17 +173,16 @@ def _methods_and_budgets(add):
 
 
 def _bench(add):
-    add("--shape", default="small", choices=bench.SHAPES, help="width and depth of the decoder (default: small)")
-    add("--layers", type=int, help="measure this many layers of it")
-    add("--method", default="fastv")
-    add("--keep", default="128", help="one or several, with commas (default: 128)")
-    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method")
-    add("--against", choices=("hf",), help="also run transformers (sdpa) on the same weights")
-    add("--repeat", type=int, default=9, help="rounds; medians are shown (default: 9)")
-    add("--steps", type=int, default=20, help="tokens decoded a round (default: 20)")
+    _shape(add, "small")
+    _methods_and_budgets(add)
+    add("--against", choices=("hf",), help="also run transformers (sdpa and eager) on the same weights")
+    add("--text", type=int, default=64, help="text tokens of the prompt (default: 64)")
+    add("--repeat", type=int, default=5, help="rounds; medians are shown (default: 5)")
+    add("--steps", type=int, default=10, help="tokens decoded a round (default: 10)")
     add("--dtype", default="float32", choices=DTYPES)
     add("--threads", type=int, default=2)
     add("--json", metavar="FILE", help="write every time")
+    add("--out", metavar="PNG", help="draw the prefill's time against the tokens kept, with the line that FLOPs predict")
     _device(add)
 
 

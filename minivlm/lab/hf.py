@@ -163,9 +163,9 @@ def _until(ids, ends):
 
 
 class Twins:
-    """The reference's decoder and vision tower (sdpa attention) on the very weights of ours: what `bench` races against."""
+    """The reference's decoder and vision tower ("sdpa" or "eager" attention) on the very weights of ours: what `bench` races against."""
 
-    def __init__(self, decoder, head, tower):
+    def __init__(self, decoder, head, tower, attention="sdpa"):
         try:
             from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
         except ImportError:
@@ -173,11 +173,11 @@ class Twins:
         c, weights = decoder.config, {f"model.{name}": p for name, p in decoder.state_dict().items()}
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
                  "num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
-        config = LlamaConfig(**{name: getattr(c, name) for name in names}, attn_implementation="sdpa")
+        config = LlamaConfig(**{name: getattr(c, name) for name in names}, attn_implementation=attention)
         self.cache = lambda: DynamicCache(config=config)
         self.decoder = self._filled(LlamaForCausalLM, config, weights | {"lm_head.weight": head.weight})
         vision = {name.replace("layers.", "encoder.layers.", 1): p for name, p in tower.state_dict().items()}
-        self.tower = self._filled(CLIPVisionModel, CLIPVisionConfig(**vars(tower.config), attn_implementation="sdpa"), vision)
+        self.tower = self._filled(CLIPVisionModel, CLIPVisionConfig(**vars(tower.config), attn_implementation=attention), vision)
 
     @staticmethod
     def _filled(kind, config, weights):

@@ -41,7 +41,7 @@ def _llava(**text):
 
 SEVEN, THIRTEEN = _llava(), _llava(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
 SMALL = replace(_llava(hidden_size=1024, intermediate_size=2752, num_hidden_layers=12, num_attention_heads=16),
-                vision=VisionConfig(num_hidden_layers=12))
+                vision=VisionConfig(num_hidden_layers=4))
 SHAPES = {
     "small": Shape("small", SMALL),
     "llava-1.5-7b": Shape("llava-1.5-7b", SEVEN),

@@ -1,0 +1,77 @@
+"""A benchmark as text: the table of times and ratios, and for each contestant the sentence that says what bounds it."""
+
+from minivlm.lab.report import size
+
+
+def lines(told):
+    """The head, the table, the sentences."""
+    rows, first = told["rows"], told["rows"][0]
+    wide = max(len(row["method"]) for row in rows)
+    yield (f"{told['shape']}: {told['layers']} decoder layers, {told['image_tokens']} image and {told['text_tokens']} text tokens, {told['dtype']}, "
+           f"{told['device']}, {told['threads']} threads, torch {told['torch']}")
+    yield f"milliseconds, medians of {told['repeat']} rounds in turn, +- half the distance of the quartiles; end to end: {told['steps']} tokens"
+    yield ""
+    yield f"{'':{wide}}       encode       method           prefill        a token   end to end        peak   prefill  FLOPs say  of that"
+    for row in rows:
+        cells = [_cell(row, stage) for stage in ("encode", "method", "prefill", "decode", "total")]
+        peak = "?" if row["peak"] is None else size(row["peak"])
+        yield (f"{row['method']:{wide}}  {cells[0]:>11}  {cells[1]:>11}  {cells[2]:>16}  {cells[3]:>13}  {cells[4]:>11}  {peak:>10}  {_ratios(row, first)}").rstrip()
+    yield ""
+    yield f"peak: memory above the weights. prefill: how much faster, the method's own time in; FLOPs say: by the counted FLOPs, decoder and head"
+    yield ""
+    for row in rows:
+        yield f"{row['method']:{wide}}  {sentence(row, first, told)}"
+
+
+def _cell(row, stage):
+    return f"{row['median'][stage] * 1e3:.1f}+-{row['spread'][stage] * 1e3:.1f}"
+
+
+def speedup(row, first):
+    """Of the prefill with the method's own time, measured."""
+    return first["median"]["prefill"] / (row["median"]["prefill"] + row["median"]["method"])
+
+
+def predicted(row, first):
+    """Of the prefill, by counted FLOPs; None where they are not known beforehand."""
+    return first["flops"]["prefill"] / row["flops"]["prefill"] if "flops" in row else None
+
+
+def _ratios(row, first):
+    expected, measured = predicted(row, first), speedup(row, first)
+    return f"{measured:5.2f} x" + ("" if expected is None else f"  {expected:7.2f} x  {measured / expected:7.2f}")
+
+
+def sentence(row, first, told):
+    """What bounds this one: one sentence."""
+    if row is first:
+        return _unpruned(row, told)
+    if "flops" not in row:
+        return _other(row, first)
+    time, expected = row["median"], predicted(row, first)
+    part = (time["encode"] / (time["encode"] + time["method"] + time["prefill"]))
+    reached = speedup(row, first) / expected
+    why = (f"its own time is {time['method'] / (time['method'] + time['prefill']):.0%} of the prefill's" if time["method"] > .05 * time["prefill"]
+           else "the rest is not matrix products")
+    prefill = f"the prefill gets {reached:.0%} of what its FLOPs allow" + (f": {why}" if reached < .92 else "")
+    decode = first["median"]["decode"] / time["decode"]
+    return (f"{prefill}; encoding, which it does not shorten, is now {part:.0%} of the time to the first token; decoding is {decode:.2f} x as fast, "
+            f"for the cache was {_cached(first, told):.1%} of the bytes")
+
+
+def _unpruned(row, told):
+    time, total = row["median"], row["median"]["total"]
+    decode = time["decode"] * told["steps"]
+    return (f"encoding is {time['encode'] / total:.0%} of the time, the prefill {time['prefill'] / total:.0%}, {told['steps']} tokens {decode / total:.0%}; "
+            f"decoding will not speed up: a token reads {size(told['read_a_token'])} of weights, and the cache is {_cached(row, told):.1%} of the bytes")
+
+
+def _cached(row, told):
+    """Share of the unpruned cache in the bytes that a generated token reads."""
+    return row["kv_bytes"] / (row["kv_bytes"] + told["read_a_token"])
+
+
+def _other(row, first):
+    share = {stage: first["median"][stage] / row["median"][stage] for stage in ("encode", "prefill", "decode")}
+    told = ", ".join(f"{name} {value:.2f}" for name, value in share.items())
+    return f"ours takes of its time: {told}" if row["method"].startswith("transformers") else "its FLOPs are not known before the prompt is"
