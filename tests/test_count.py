@@ -102,6 +102,11 @@ def test_tiles():
     assert cell[577].tolist() == [1, 0, 1] and cell[-1].tolist() == [4, 23, 23]
 
 
+def test_a_next_checkpoint_has_five_tiles():
+    shape = shapes.shape_of(model=MODEL.replace("llava15_mha", "next_vicuna"))
+    assert shape.tiles == 5 and count(shape, FastV(keep=4, layer=1), text=10).visual[-1] == 4 and count(shape).visual[0] == shape.n == 5 * shape.grid ** 2
+
+
 def test_the_command(capsys):
     """FastV's first two layers keep all 576 tokens; more can be had from DivPrune, but not more than the bound."""
     status, out, _ = done(capsys, "cost", "--method", "fastv,divprune", "--average", "192", "--layers", "32")

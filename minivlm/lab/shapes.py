@@ -54,13 +54,18 @@ def shape_of(shape=None, model=None, layers=None):
     """The Shape called `shape`, or that of the checkpoint `model`, with only so many decoder layers. UserError if there is none."""
     if shape and model:
         raise UserError("give --shape or --model, not both")
-    found = Shape(model, read_config(folder_of(model))) if model else SHAPES[shape or "llava-1.5-7b"]
+    found = _checkpoint(model) if model else SHAPES[shape or "llava-1.5-7b"]
     if layers is None:
         return found
     if not 1 <= layers <= found.layers:
         raise UserError(f"--layers {layers}: {found.name} has 1 to {found.layers}")
     text = replace(found.config.text, num_hidden_layers=layers)
     return replace(found, name=f"{layers} layers of {found.name}", config=replace(found.config, text=text))
+
+
+def _checkpoint(model):
+    config = read_config(folder_of(model))
+    return Shape(model, config, tiles=5 if config.image_aspect_ratio == "anyres" else 1)       # a square picture's; no newline tokens
 
 
 def prompt(shape, text, hidden):
