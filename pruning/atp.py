@@ -8,7 +8,7 @@ nothing is dropped: soft masks inside the softmax let gradients reach the thresh
 Paper and code: no code is public and the paper leaves much open. What is chosen here, and the options that change it:
     Eq. 3-4  A(v_n, v_m) is what v_n receives from v_m, as the prose says (self_rows). Means are over heads too; logits are
              those of Eq. 1, after the rotary embedding and before the causal mask (self_source); t_m is the text after the
-             image, in training without the answers. Logits and probabilities have no common scale, and theta is in (0, 1):
+             image, in training the first question's, which has seen no answer. Logits and probabilities have no common scale, and theta is in (0, 1):
              each score is brought to [0, 1] over the tokens that are left (score_norm).
     Eq. 5    The sampling rates are not given: nested strides, R = 1/stride^2 of the original grid, for good. "Higher rates
              are given higher scores" contradicts the equation, which is followed.
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning.base import Pruner, Reduction, UserError, top
+from pruning.base import Pruner, Reduction, UserError, staged, top
 
 ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "gelu": F.gelu}
 WORDS = dict(strategy=("both", "redundant", "spatial"), score=("both", "self", "cross"), self_rows=("received", "given"),
@@ -78,12 +78,13 @@ class ATP(Pruner):
     own_key: bool = True               # training: the softmax mask leaves the diagonal alone
     position_ids: str = "keep"         # of survivors: "keep", "renumber", or "2d": kept, and rows and columns for the image
     min_keep: int = 1                  # so many are left at least: the best by S_redundant
+    counts: tuple = ()                 # Table 2's pre-defined ratio: so many are left after each layer, without thresholds
     depth: int | None = None           # decoder layers of the model that the module was trained for
 
     needs = frozenset({"attn", "logits"})
     rows = "all"
     laws = frozenset({"select", "ordered"})
-    preconditions = frozenset({"training", "text"})
+    preconditions = property(lambda self: frozenset({"text"} | (set() if self.counts else {"training"})))
     positions = property(lambda self: "renumber" if self.position_ids == "renumber" else "keep")
 
     def __post_init__(self):
@@ -98,6 +99,8 @@ class ATP(Pruner):
         if not self.lambda_sample >= 0 or not self.temperature > 0 or not self.eps > 0 or self.min_keep < 0:
             raise UserError(f"ATP: temperature and eps are above 0, lambda_sample and min_keep are not below; got "
                             f"{self.temperature}, {self.eps}, {self.lambda_sample}, {self.min_keep}")
+        if self.counts and (len(self.counts) != len(self.layers) or min(self.counts) < 1):
+            raise UserError(f"ATP: counts are numbers from 1 on, one a layer; got {self.counts} for layers {self.layers}")
         if self.module is not None and len(self.module) != len(self.layers):
             raise UserError(f"ATP: {len(self.layers)} layers {self.layers} need as many modules, and {len(self.module)} were "
                             "trained")
@@ -105,15 +108,20 @@ class ATP(Pruner):
     def reduce_at(self, layers):
         return tuple(self.layers)
 
+    def schedule(self, n, layers):
+        return staged(zip(self.layers, (min(n, k) for k in self.counts)), n, layers) if self.counts else None
+
     @torch.no_grad()
     def reduce(self, tokens):
         is_text = torch.zeros(len(tokens.hidden), device=tokens.visual.device).index_fill_(0, tokens.text(), 1)
         if not is_text.any():
             raise UserError("ATP: no text follows the image, so no row looks at it: put the question after <image>")
-        alive = torch.ones(tokens.n, device=tokens.visual.device)                  # (n,)
+        alive, i = torch.ones(tokens.n, device=tokens.visual.device), self.layers.index(tokens.layer)
         S_self, S_cross, S_redundant = self.redundant_pruning_score(tokens.logits, tokens.attn, tokens.visual, is_text, alive)
+        if self.counts:
+            return Reduction(top(S_redundant, min(self.counts[i], tokens.n)), score=S_redundant)
         S_spatial = self.spatial_pruning_score(tokens.cell)
-        theta_r, theta_s = self.thresholds(self.layers.index(tokens.layer), S_self, S_cross, tokens.origin, tokens.entered)
+        theta_r, theta_s = self.thresholds(i, S_self, S_cross, tokens.origin, tokens.entered)
         passes = torch.stack(self.above(S_redundant, S_spatial, theta_r, theta_s)).amax(dim=0) >= 0        # (n,)
         k = max(int(passes.sum()), min(self.min_keep, tokens.n))
         return Reduction(top(S_redundant.masked_fill(passes, torch.inf), k), score=S_redundant)
@@ -179,6 +187,9 @@ class ATP(Pruner):
         """The running mask (.., N) after module k, from that before it: differentiable, and close to what `reduce` keeps."""
         S_self, S_cross, S_redundant = self.redundant_pruning_score(logits, attn, visual, is_text, mask)
         N = mask.shape[-1]
+        if self.counts:
+            best = S_redundant.masked_fill(mask < 0.5, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+            return mask * torch.zeros_like(mask).scatter(-1, best[..., :self.counts[k]], 1)
         theta_r, theta_s = self.thresholds(k, S_self * mask, S_cross * mask, torch.arange(N, device=mask.device), N)
         above = self.above(S_redundant, self.spatial_pruning_score(cell), theta_r, theta_s)
         masks = [(x * self.temperature).sigmoid() for x in above]                  # Eq. 9, Eq. 10

@@ -255,6 +255,17 @@ def test_extreme_thresholds(theta_r, theta_s, kept):
         assert prefill(llava(), PROMPT, [picture(llava())], replace(atp, min_keep=6))[2].visual[4] == max(6, kept)
 
 
+def test_counts_keep_the_best():
+    """The pre-defined ratio of Table 2: so many, by S_redundant, or what is there; soft masks are hard then."""
+    tokens = seen([-1., 0, 1, 1], [.1, .3, .2, .1], grid(2, 2))
+    atp = ATP(counts=(3,), layers=(4,))
+    assert atp.reduce(tokens).keep.tolist() == [1, 2, 3] and replace(atp, counts=(9,)).reduce(tokens).keep.tolist() == [0, 1, 2, 3]
+    mask = replace(atp, counts=(2,)).soft_mask(0, tokens.logits, tokens.attn, tokens.visual, torch.tensor([0., 0, 0, 0, 0, 1]),
+                                              tokens.cell, torch.tensor([1., 0, 1, 1]))
+    assert mask.tolist() == [0, 0, 1, 1]
+    assert ATP(counts=(126, 88, 20)).schedule(100, 32) == [100] * 14 + [88] * 10 + [20] * 8 and ATP().schedule(100, 32) is None
+
+
 def test_min_keep_0_may_keep_nothing():
     atp = ATP(told(1 - 1e-6, 1 - 1e-6, 16, 3), score="cross", eps=.1, min_keep=0)
     logits, cache, trace = prefill(llava(), PROMPT, [picture(llava())], atp)
@@ -411,7 +422,7 @@ def test_a_module_in_the_models_folder_is_found(tmp_path):
     (dict(layers=()), "layers rise"), (dict(layers=(0, 4)), "layers rise"), (dict(layers=(4, 4)), "layers rise"),
     (dict(strides=(1, 2)), "lambda_sample"), (dict(strides=(2,), lambda_sample=4.), "lambda_sample"), (dict(strides=()), "strides"),
     (dict(temperature=0.), "temperature"), (dict(min_keep=-1), "min_keep"), (dict(score="all"), "score is one of"),
-    (dict(module=thresholds(), layers=(4, 14)), "2 layers")])
+    (dict(module=thresholds(), layers=(4, 14)), "2 layers"), (dict(counts=(9, 4)), "counts"), (dict(counts=(9, 4, 0)), "counts")])
 def test_bad_options(changed, words):
     with pytest.raises(UserError, match=words) as error:
         ATP(**changed)

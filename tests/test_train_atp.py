@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 import run
 from minivlm.cache import Cache
-from minivlm.lab import instruct, train_atp
+from minivlm.lab import instruct
+from minivlm.lab.atp_student import Student, prepared
 from minivlm.lab.instruct import Instructions, batch, tokenised
-from minivlm.lab.train_atp import Recipe, Run, Student, prepared
+from minivlm.lab.train_atp import Recipe, Run
 from minivlm.text import prompt
 from minivlm.trace import Trace
 from pruning.atp import ATP
@@ -110,9 +111,9 @@ def test_batch(data):
     assert b.ids.shape == b.answer.shape == b.is_text.shape == (2, max(T)) and b.pixels.shape[0] == 2
     for i in range(2):
         assert (b.ids[i, b.visual[i]] == llava.config.image_token_index).all() and len(b.visual[i]) == 16
-        after = slice(b.visual[i][-1] + 1, T[i])
-        assert (b.is_text[i] + b.answer[i])[after].eq(1).all() and (b.is_text[i] + b.answer[i]).sum() == T[i] - after.start
-        assert not b.answer[i, :after.start].any()
+        start, answer = int(b.visual[i][-1]) + 1, b.answer[i].nonzero()
+        assert b.is_text[i].nonzero().squeeze(1).tolist() == list(range(start, int(answer[0])))
+        assert start < answer[0] and answer[-1] == T[i] - 1
 
 
 # --- what a step computes ----------------------------------------------------------------------------------------------------
@@ -122,12 +123,12 @@ def student(method, recipe=RECIPE, seed=0):
     llava = model()
     method = prepared(llava, method, recipe)
     generator = torch.Generator().manual_seed(seed)
-    for p in method.module.parameters():
+    for p in method.module.parameters() if method.module else ():
         p.copy_(torch.randn(p.shape, generator=generator) * .5)
     return Student(llava, method, recipe)
 
 
-@pytest.mark.parametrize("options", [{}, dict(position_ids="2d"), dict(strategy="redundant"), dict(score="cross", own_key=False)])
+@pytest.mark.parametrize("options", [{}, dict(position_ids="2d"), dict(counts=(9, 4)), dict(strategy="redundant"), dict(score="cross", own_key=False)])
 def test_at_a_high_temperature_it_is_what_inference_does(data, options):
     """Rows of the question: as in a prefill that drops what the same thresholds say, though answers follow and others are beside it."""
     learner = student(atp(temperature=1e8, **options))
@@ -139,13 +140,11 @@ def test_at_a_high_temperature_it_is_what_inference_does(data, options):
         ids = llava.tokenizer.encode(prompt([(turns[0][0], None)], 1))
         trace = Trace()
         tokens = llava.embed(ids, [llava.processor.pixels(picture)], trace=trace)
-        if n == 0:                                 # one turn: the text that asks is the prompt's
-            pruned = llava.language_model.prefill(tokens, Cache.empty(3), learner.atp, trace, last=False)
-            kept = [step.kept.tolist() for step in trace.steps]
-            assert [m.nonzero().squeeze(1).tolist() for m in masks[:, i].round()] == kept and len(kept[-1]) < 16
-            text = len(tokens.hidden) - 1 - int(tokens.visual[-1])
-            start = int(b.visual[i][-1]) + 1
-            torch.testing.assert_close(hidden[i, start:start + text], pruned[-text:], atol=1e-4, rtol=0)
+        pruned = llava.language_model.prefill(tokens, Cache.empty(3), learner.atp, trace, last=False)
+        kept = [step.kept.tolist() for step in trace.steps]
+        assert [m.nonzero().squeeze(1).tolist() for m in masks[:, i].round()] == kept and len(kept[-1]) < 16
+        text, start = len(tokens.hidden) - 1 - int(tokens.visual[-1]), int(b.visual[i][-1]) + 1
+        torch.testing.assert_close(hidden[i, start:start + text], pruned[-text:], atol=1e-4, rtol=0)
 
 
 def test_prompts_side_by_side_are_prompts_alone(data):
@@ -157,6 +156,18 @@ def test_prompts_side_by_side_are_prompts_alone(data):
         hidden, masks = learner.hidden(b)
         torch.testing.assert_close(both[0][i, :hidden.shape[1]], hidden[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(both[1][:, i], masks[:, 0], atol=1e-5, rtol=0)
+
+
+def test_answers_decide_nothing(data):
+    """Another answer, first or second, changes no mask and no row before it."""
+    learner = student(atp(temperature=10.))
+    b = batch(learner.llava, [data[1]], "llava-hf")
+    hidden, masks = learner.hidden(b)
+    for at in b.answer[0].nonzero().squeeze(1)[[0, -2]]:
+        ids = b.ids.clone()
+        ids[0, at] = (ids[0, at] + 7) % 400
+        other, now = learner.hidden(replace(b, ids=ids))
+        assert now.equal(masks) and other[0, :at].equal(hidden[0, :at]) and not other[0, at:].equal(hidden[0, at:])
 
 
 def test_the_loss_is_of_the_answers_alone(data):
@@ -203,6 +214,14 @@ def test_what_is_trained(data, tmp_path, frozen):
 def test_a_threshold_that_does_not_count_is_not_trained(data, tmp_path, strategy, idle):
     run = trained(data, tmp_path / "a", replace(RECIPE, steps=2), atp(strategy=strategy))
     assert {name.split(".")[2] for name in run.trained if name.startswith("module.")} == {"linear", "linear_r", "linear_s"} - {idle}
+
+
+def test_a_pre_defined_ratio(data, tmp_path, capsys):
+    """Table 2: as many are left as is told, the model learns, and the folder says how it was trained."""
+    assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--set", "counts=6,3"))[0] == 0
+    assert [json.loads(line)["kept"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()] == [[6, 3]] * 3
+    ask = ["ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", tmp_path / "out", "--method", "atp"]
+    assert "layer 2: 12 tokens, 3 of them visual" in done(capsys, *ask)[1]
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -324,6 +343,7 @@ def test_other_layouts_are_saved_whole(data, tmp_path, capsys, layout):
     (["--target-tokens", "20"], "out of reach"), (["--target-tokens", "3"], "out of reach"), (["--layers", "1,3"], "layer 3"),
     (["--layers", "2,1"], "layers rise"), (["--data", "none.json"], "none.json"), (["--steps", "0"], "at least 1"),
     (["--set", "nothing=1"], "no option 'nothing'"), (["--resume"], "no state to resume"), (["--save-every", "0"], "save-every"),
+    (["--theta-r", "1"], "thresholds lie"), (["--freeze-lm", "--set", "counts=4,2"], "nothing else is trained"),
     (["--activation", "tanh"], "activation"), (["--images", "nowhere"], "nowhere"), (["--model", "nowhere"], "nowhere")])
 def test_bad_input_is_one_line(data, tmp_path, capsys, changed, words):
     status, _, err = done(capsys, *arguments(tmp_path, tmp_path / "out"), *changed)

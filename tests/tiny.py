@@ -110,7 +110,7 @@ def has_keep(name):
 def built(name, keep=.5):
     """A method of the registry with its defaults, but for `keep`, whose default is meant for more tokens than ours, and for
     a trained module, in whose place stands a random one that is fitted to prompts of any length."""
-    if "training" in METHODS[name].preconditions:
+    if "training" in METHODS[name]().preconditions:
         return METHODS[name](module=thresholds(), fit="pool")
     return METHODS[name](keep=keep) if has_keep(name) else METHODS[name]()
 

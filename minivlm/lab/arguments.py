@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   python run.py bench --against hf           speed, as ratios in one run
 bad input ends with one line and exit status 2"""
 TRAINED = dict(steps=int, batch=int, accumulate=int, lr=float, lr_module=float, lambda_atp=float, lambda_target=float, warmup=float,
-               width=int, activation=str, seed=int)
+               theta_r=float, theta_s=float, width=int, activation=str, seed=int)
 DTYPES = ("float32", "bfloat16", "float16")
 
 

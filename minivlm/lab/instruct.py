@@ -23,7 +23,7 @@ class Batch:
 
     ids: Tensor                        # (B, T)    the mark of the picture repeated N times
     answer: Tensor                     # (B, T)    True: a token to be learnt
-    is_text: Tensor                    # (B, T)    1: text after the picture that is no answer
+    is_text: Tensor                    # (B, T)    1: text after the picture and before the first answer, the first question
     visual: Tensor                     # (B, N)    rows of the visual tokens
     pixels: Tensor                     # (B, 3, size, size)
 
@@ -100,6 +100,6 @@ def batch(model, samples, template):
     ids = torch.tensor([row + [0] * (T - len(row)) for row in rows])
     answer = torch.tensor([row + [False] * (T - len(row)) for row in flags])
     index, length, last = torch.arange(T), torch.tensor([[len(row)] for row in rows]), torch.tensor(first)[:, None] + N
-    is_text = (index >= last) & (index < length) & ~answer
+    is_text = (index >= last) & (index < length) & (answer.cumsum(dim=1) == 0)
     visual = torch.tensor(first)[:, None] + torch.arange(N)
     return Batch(*(x.to(model.device) for x in (ids, answer, is_text.float(), visual, pixels)))

@@ -18,8 +18,9 @@ NAME = "atp.safetensors"
 def save(atp, folder):
     """Write the modules and options of an ATP to folder/atp.safetensors."""
     options = {f.name: getattr(atp, f.name) for f in fields(atp) if f.name != "module"}
-    told = dict(method="atp", options=json.dumps(options), activation=atp.module[0].activation)
-    tensors = {name: x.detach().float().cpu().contiguous() for name, x in atp.module.state_dict().items()}
+    told = dict(method="atp", options=json.dumps(options), activation=atp.module[0].activation if atp.module else "none")
+    tensors = atp.module.state_dict() if atp.module else {}
+    tensors = {name: x.detach().float().cpu().contiguous() for name, x in tensors.items()}
     beside = Path(folder) / f".{NAME}"
     save_file(tensors, beside, metadata=told)
     beside.replace(Path(folder) / NAME)
@@ -34,7 +35,7 @@ def read(source, **settings):
             told, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
         options, activation = json.loads(told["options"]), told["activation"]
         options = {name: tuple(x) if isinstance(x, list) else x for name, x in options.items()}
-        module = _modules(tensors, activation)
+        module = _modules(tensors, activation) if tensors else None
         return ATP(**options | settings, module=module)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, UserError):
@@ -56,6 +57,8 @@ def found(atp, model):
     if atp.module is None and (model.folder / NAME).is_file():
         default = ATP()
         atp = read(model.folder, **{f.name: getattr(atp, f.name) for f in fields(atp) if getattr(atp, f.name) != getattr(default, f.name)})
+    if atp.counts:
+        return atp
     if atp.module is None:
         raise UserError("ATP needs a module trained for the model: make one with `python run.py train atp`, then give its folder "
                         "as --set module=DIR")

@@ -89,8 +89,8 @@ def check(pruner, model):
     """The pruner, with the trained module that it needs; UserError, before anything runs, that says what the model has not."""
     if isinstance(pruner, Both):
         return replace(pruner, methods=tuple(check(method, model) for method in pruner.methods))
+    pruner = modules.found(pruner, model) if pruner and "training" in pruner.preconditions else pruner
     layers, name, asks = len(model.language_model.layers), type(pruner).__name__, pruner.preconditions if pruner else ()
-    pruner = modules.found(pruner, model) if "training" in asks else pruner
     plan(pruner and pruner.at("decoder"), layers)
     if "calibration" in asks and pruner.fitted != layers:
         raise UserError(f"{name} needs {PRECONDITIONS['calibration']}: this one is for {pruner.fitted} layers and the model has "

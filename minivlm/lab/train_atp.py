@@ -14,27 +14,22 @@ import json
 import math
 import os
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from minivlm.attention import Look, rope
 from minivlm.lab import checkpoint, modules
+from minivlm.lab.atp_student import LOGGED, Student, prepared
 from minivlm.lab.instruct import batch
-from minivlm.llama import plan
-from pruning.atp import Thresholds, budget_losses, full_loss
-from pruning.base import Tokens, UserError
-
-LOGGED = ("loss", "ntp", "atp", "target", "average")
+from pruning.base import UserError
 
 
 @dataclass(frozen=True)
@@ -52,88 +47,13 @@ class Recipe:
     target_unit: str = "tokens"                    # Eq. 13 in "tokens", or as a "share" of N
     warmup: float = 0.03                           # share of the steps
     freeze_lm: bool = False
+    theta_r: float = 0.3                           # thresholds at first, in (0, 1)
+    theta_s: float = 0.5
     width: int = 256                               # of z in Eq. 6
     activation: str = "none"                       # of z
     dtype: str = "float32"                         # or "bfloat16": products in it, trained weights in float32
     template: str = "llava-hf"
     seed: int = 0
-
-
-class Student(nn.Module):
-    """The model with soft masks where ATP stands: a Batch -> what Eq. 14 adds up, and the tokens kept after each module."""
-
-    def __init__(self, llava, atp, recipe):
-        super().__init__()
-        self.llava, self.atp, self.recipe, self.module = llava, atp, recipe, atp.module
-        llava.requires_grad_(not recipe.freeze_lm).vision_tower.requires_grad_(False)
-        self.module.requires_grad_(True)
-        for name, other in (("linear_s", "redundant"), ("linear_r", "spatial")):
-            for module in self.module:             # a head that counts for nothing
-                getattr(module, name).requires_grad_(atp.strategy != other)
-
-    def forward(self, b):
-        """{name: number} of LOGGED, and kept (modules,)"""
-        hidden, masks = self.hidden(b)
-        ahead = b.answer[:, 1:]                    # the row before a token predicts it
-        logits = self.llava.lm_head(hidden[:, :-1][ahead]).float()                 # (answers, V)
-        ntp = F.cross_entropy(logits, b.ids[:, 1:][ahead], reduction="sum") / ahead.sum().clamp_min(1)
-        depth = len(self.llava.language_model.layers)
-        atp, target, average = budget_losses(masks, self.atp.layers, depth, self.recipe.target)
-        unit = masks.shape[-1] if self.recipe.target_unit == "share" else 1
-        loss = full_loss(ntp, atp, target / unit, self.recipe.lambda_atp, self.recipe.lambda_target)
-        return dict(loss=loss, ntp=ntp, atp=atp, target=target, average=average, kept=masks.detach().sum(dim=-1).mean(dim=1))
-
-    def hidden(self, b):
-        """Normed hidden states (B, T, D), and the running masks after each module (modules, B, N)."""
-        decoder, T = self.llava.language_model, b.ids.shape[1]
-        hidden, cell = self.embedded(b)
-        turn, row, masks = self.turn(hidden, b.visual, cell), torch.arange(T, device=hidden.device), []
-        mask = torch.ones(b.visual.shape, device=hidden.device)                    # (B, N)
-        for l, layer in enumerate(decoder.layers):
-            if l in self.atp.layers:
-                with torch.autocast(hidden.device.type, enabled=False):
-                    mask = self.atp.soft_mask(len(masks), look.logits, look.attn, b.visual, b.is_text, cell, mask)
-                masks.append(mask)
-            look = None
-            if masks:
-                look = Look(mask=lambda logits, causal, mask=mask: self.atp.softmax_mask(causal, b.visual, mask))
-            elif l + 1 in self.atp.layers:
-                look = Look(row)
-            hidden = layer(hidden, turn, look=look)
-        return decoder.norm(hidden), torch.stack(masks)
-
-    def embedded(self, b):
-        """What enters layer 0, (B, T, D), and the cells (N, 3) of an image."""
-        with torch.no_grad():
-            features, cell, _ = self.llava.features(b.pixels)                      # (B*N, C), (B*N, 3)
-        words = self.llava.language_model.embed_tokens(b.ids.clamp_max(self.llava.config.text.vocab_size - 1))
-        image = torch.zeros_like(b.answer).scatter(1, b.visual, True)              # (B, T)
-        features = self.llava.multi_modal_projector(features).to(words.dtype)
-        return words.masked_scatter(image[..., None], features), cell[:b.visual.shape[1]]
-
-    def turn(self, hidden, visual, cell):
-        """cos and sin of all rows; of each prompt its own, (B, 1, T, Dh), where positions have two dimensions."""
-        c, row = self.llava.config.text, torch.arange(hidden.shape[1], device=hidden.device)
-        if self.atp.position_ids != "2d":
-            return rope(row, c.head_dim, c.rope_theta, hidden.dtype)
-        placed = [self.atp.placed(Tokens(h, row, v, cell, row[:len(v)], len(row))).position for h, v in zip(hidden, visual)]
-        turns = [rope(position, c.head_dim, c.rope_theta, hidden.dtype) for position in placed]
-        return tuple(torch.stack(part)[:, None] for part in zip(*turns))
-
-
-def prepared(model, atp, recipe):
-    """The ATP with new modules for this model. UserError where the two, or the recipe, do not go together."""
-    depth, N = len(model.language_model.layers), model.visual_tokens(torch.empty(1))
-    plan(atp, depth)
-    least = N * atp.layers[0] / depth
-    if not least <= recipe.target <= N:
-        raise UserError(f"--target-tokens {recipe.target:g} is out of reach: {N} tokens enter each layer before {atp.layers[0]} of "
-                        f"{depth}, so the average is {least:.4g} to {N}")
-    if min(recipe.steps, recipe.batch, recipe.accumulate, recipe.width) < 1 or not min(recipe.lr, recipe.lr_module) >= 0:
-        raise UserError("steps, batch, accumulate and width are at least 1, learning rates not below 0")
-    torch.manual_seed(recipe.seed)
-    made = [Thresholds(N, recipe.width, recipe.activation) for _ in atp.layers]
-    return replace(atp, module=nn.ModuleList(made).to(model.device), depth=depth)
 
 
 class Run:
@@ -203,7 +123,8 @@ class Run:
     def told(self):
         """What a checkpoint must agree in with the run that goes on from it."""
         options = {name: x for name, x in vars(self.atp).items() if name != "module"}
-        return json.dumps(dict(recipe=asdict(self.recipe), atp=options, samples=len(self.data)))
+        text = asdict(self.student.llava.config.text)
+        return json.dumps(dict(recipe=asdict(self.recipe), atp=options, text=text, data=dict(samples=len(self.data))))
 
     def save(self):
         """The whole state, written beside the old file and then put in its place; the log; the modules."""
@@ -229,10 +150,11 @@ class Run:
         path = self.folder / "state.safetensors"
         try:
             with safe_open(path, "pt") as file:
-                told, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
-        except (SafetensorError, OSError) as error:
+                told, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
+            theirs = json.loads(told["told"])
+        except (SafetensorError, OSError, KeyError) as error:
             raise UserError(f"{path}: there is no state to resume ({error}): start without --resume") from None
-        self._same(path, json.loads(told["told"]), json.loads(self.told()))
+        self._same(path, theirs, json.loads(self.told()))
         self.at, self.log, state = int(told["step"]), json.loads(told["log"]), {}
         for name, i in self.indices().items():
             self.trained[name].copy_(tensors[f"weight.{name}"])
@@ -241,12 +163,11 @@ class Run:
 
     @staticmethod
     def _same(path, theirs, ours):
-        for part in ours:
-            pairs = ours[part].items() if isinstance(ours[part], dict) else [(part, ours[part])]
-            for name, x in pairs:
-                was = theirs[part][name] if isinstance(ours[part], dict) else theirs[part]
-                if was != x:
-                    raise UserError(f"{path} is of a run with {name} {was}, not {x}: resume with the same options, or name another --out")
+        for part, options in ours.items():
+            for name, x in options.items():
+                if theirs[part][name] != x:
+                    raise UserError(f"{path} is of a run with {name} {theirs[part][name]}, not {x}: resume with the same options, "
+                                    "or name another --out")
 
 
 def train(model, atp, recipe, data, folder, save_every=100, resume=False, rank=0, size=1):

@@ -1,0 +1,97 @@
+"""The network that ATP is trained in: the model with soft masks where its modules stand, 3.3.2, and the loss of 3.3.3."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minivlm.attention import Look, rope
+from minivlm.llama import plan
+from pruning.atp import Thresholds, budget_losses, full_loss
+from pruning.base import Tokens, UserError
+
+LOGGED = ("loss", "ntp", "atp", "target", "average")
+
+
+class Student(nn.Module):
+    """The model with soft masks where ATP stands: a Batch -> what Eq. 14 adds up, and the tokens kept after each module."""
+
+    def __init__(self, llava, atp, recipe):
+        super().__init__()
+        self.llava, self.atp, self.recipe, self.module = llava, atp, recipe, atp.module or nn.ModuleList()
+        llava.requires_grad_(not recipe.freeze_lm).vision_tower.requires_grad_(False)
+        self.module.requires_grad_(True)
+        for name, other in (("linear_s", "redundant"), ("linear_r", "spatial")):
+            for module in self.module:             # a head that counts for nothing
+                getattr(module, name).requires_grad_(atp.strategy != other)
+
+    def forward(self, b):
+        """{name: number} of LOGGED, and kept (modules,)"""
+        hidden, masks = self.hidden(b)
+        ahead = b.answer[:, 1:]                    # the row before a token predicts it
+        logits = self.llava.lm_head(hidden[:, :-1][ahead]).float()                 # (answers, V)
+        ntp = F.cross_entropy(logits, b.ids[:, 1:][ahead], reduction="sum") / ahead.sum().clamp_min(1)
+        depth = len(self.llava.language_model.layers)
+        atp, target, average = budget_losses(masks, self.atp.layers, depth, self.recipe.target)
+        unit = masks.shape[-1] if self.recipe.target_unit == "share" else 1
+        loss = full_loss(ntp, atp, target / unit, self.recipe.lambda_atp, self.recipe.lambda_target)
+        return dict(loss=loss, ntp=ntp, atp=atp, target=target, average=average, kept=masks.detach().sum(dim=-1).mean(dim=1))
+
+    def hidden(self, b):
+        """Normed hidden states (B, T, D), and the running masks after each module (modules, B, N)."""
+        decoder, T = self.llava.language_model, b.ids.shape[1]
+        hidden, cell = self.embedded(b)
+        turn, row, masks = self.turn(hidden, b.visual, cell), torch.arange(T, device=hidden.device), []
+        mask = torch.ones(b.visual.shape, device=hidden.device)                    # (B, N)
+        for l, layer in enumerate(decoder.layers):
+            if l in self.atp.layers:
+                with torch.autocast(hidden.device.type, enabled=False):
+                    mask = self.atp.soft_mask(len(masks), look.logits, look.attn, b.visual, b.is_text, cell, mask)
+                masks.append(mask)
+            look = None
+            if masks:
+                look = Look(mask=lambda logits, causal, mask=mask: self.atp.softmax_mask(causal, b.visual, mask))
+            elif l + 1 in self.atp.layers:
+                look = Look(row)
+            hidden = layer(hidden, turn, look=look)
+        return decoder.norm(hidden), torch.stack(masks)
+
+    def embedded(self, b):
+        """What enters layer 0, (B, T, D), and the cells (N, 3) of an image."""
+        with torch.no_grad():
+            features, cell, _ = self.llava.features(b.pixels)                      # (B*N, C), (B*N, 3)
+        words = self.llava.language_model.embed_tokens(b.ids.clamp_max(self.llava.config.text.vocab_size - 1))
+        image = torch.zeros_like(b.answer).scatter(1, b.visual, True)              # (B, T)
+        features = self.llava.multi_modal_projector(features).to(words.dtype)
+        return words.masked_scatter(image[..., None], features), cell[:b.visual.shape[1]]
+
+    def turn(self, hidden, visual, cell):
+        """cos and sin of all rows; of each prompt its own, (B, 1, T, Dh), where positions have two dimensions."""
+        c, row = self.llava.config.text, torch.arange(hidden.shape[1], device=hidden.device)
+        if self.atp.position_ids != "2d":
+            return rope(row, c.head_dim, c.rope_theta, hidden.dtype)
+        placed = [self.atp.placed(Tokens(h, row, v, cell, row[:len(v)], len(row))).position for h, v in zip(hidden, visual)]
+        turns = [rope(position, c.head_dim, c.rope_theta, hidden.dtype) for position in placed]
+        return tuple(torch.stack(part)[:, None] for part in zip(*turns))
+
+
+def prepared(model, atp, recipe):
+    """The ATP with new modules for this model. UserError where the two, or the recipe, do not go together."""
+    depth, N = len(model.language_model.layers), model.visual_tokens(torch.empty(1))
+    plan(atp, depth)
+    least = N * atp.layers[0] / depth
+    if not least <= recipe.target <= N:
+        raise UserError(f"--target-tokens {recipe.target:g} is out of reach: {N} tokens enter each layer before {atp.layers[0]} of "
+                        f"{depth}, so the average is {least:.4g} to {N}")
+    if min(recipe.steps, recipe.batch, recipe.accumulate, recipe.width) < 1 or not min(recipe.lr, recipe.lr_module) >= 0:
+        raise UserError("steps, batch, accumulate and width are at least 1, learning rates not below 0")
+    if not 0 < min(recipe.theta_r, recipe.theta_s) <= max(recipe.theta_r, recipe.theta_s) < 1:
+        raise UserError(f"thresholds lie in (0, 1); got {recipe.theta_r} and {recipe.theta_s}")
+    if atp.counts and recipe.freeze_lm:
+        raise UserError("with counts there are no thresholds, and with --freeze-lm nothing else is trained: leave one of them out")
+    if atp.counts:
+        return replace(atp, depth=depth)
+    torch.manual_seed(recipe.seed)
+    made = [Thresholds(N, recipe.width, recipe.activation, recipe.theta_r, recipe.theta_s) for _ in atp.layers]
+    return replace(atp, module=nn.ModuleList(made).to(model.device), depth=depth)
