@@ -186,7 +186,9 @@ def test_the_loss_is_of_the_answers_alone(data):
     assert seen["ntp"].item() == pytest.approx(expected.item(), abs=1e-4) and seen["kept"].tolist() == pytest.approx([16, 16], abs=.01)
     assert seen["average"].item() == pytest.approx(16, abs=.01) and seen["atp"].item() == pytest.approx(3, abs=.01)
     total = seen["ntp"] + .05 * seen["atp"] + .2 * seen["target"]
-    assert seen["loss"].item() == pytest.approx(total.item(), rel=1e-5)
+    assert seen["loss"].item() == pytest.approx(total.item(), rel=1e-5) and seen["target"].item() == pytest.approx(8, abs=.01)
+    learner.recipe = replace(RECIPE, target_unit="share")
+    assert learner(b)["loss"].item() == pytest.approx(total.item() - .2 * 8 * 15 / 16, abs=.01)
 
 
 # --- training ----------------------------------------------------------------------------------------------------------------
@@ -370,6 +372,13 @@ def test_another_run_in_the_folder(data, tmp_path, capsys):
     assert status == 2 and "lambda_atp 0.05, not 0.1" in err
     assert "layers" in done(capsys, *arguments(tmp_path, tmp_path / "out", "--resume", "--layers", "1"))[2]
     assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--resume"))[0] == 0
+
+
+def test_a_model_that_cuts_pictures_into_tiles(data, tmp_path, capsys):
+    argv = arguments(tmp_path, tmp_path / "out")
+    argv[argv.index("--model") + 1] = str(PARITY / "next_vicuna")
+    status, _, err = done(capsys, *argv)
+    assert status == 2 and "into tiles" in err
 
 
 def test_a_loss_that_is_not_finite(data, tmp_path):

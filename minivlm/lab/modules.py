@@ -55,8 +55,8 @@ def _modules(tensors, activation):
 def found(atp, model):
     """The ATP with its module: its own, or that in the model's folder. UserError where there is none, or none for this model."""
     if atp.module is None and (model.folder / NAME).is_file():
-        default = ATP()
-        atp = read(model.folder, **{f.name: getattr(atp, f.name) for f in fields(atp) if getattr(atp, f.name) != getattr(default, f.name)})
+        told = {f.name: getattr(atp, f.name) for f in fields(atp)}
+        atp = read(model.folder, **{name: x for name, x in told.items() if x != getattr(ATP(), name)})
     if atp.counts:
         return atp
     if atp.module is None:
@@ -65,7 +65,7 @@ def found(atp, model):
     depth, N = len(model.language_model.layers), model.visual_tokens(torch.empty(1))
     if atp.depth not in (None, depth):
         raise UserError(f"this ATP module was trained for {atp.depth} decoder layers and the model has {depth}: train one for it")
-    if atp.fit == "exact" and atp.module[0].N != N:
+    if atp.fit == "exact" and atp.module[0].N != N and not model.config.image_grid_pinpoints:       # with tiles it depends
         raise UserError(f"this ATP module was trained on {atp.module[0].N} visual tokens and an image of this model has {N}: train "
                         "one for it, or --set fit=pool")
     return replace(atp, module=atp.module.to(model.device))
