@@ -59,8 +59,9 @@ def chat(args):
             print(error, file=sys.stderr)              # the next question may do
             continue
         if turns:
-            text = next_turn(question, template=_template(args, model))
-            talk.read(model.tokenizer.encode(_unended(talk, text), bos=False))
+            ended = talk.pending == [model.tokenizer.eos]          # by the model itself: it is read with what follows
+            text = next_turn(question, ended, template=_template(args, model))
+            talk.read(model.tokenizer.encode(text, bos=False))
         else:
             text = prompt([(question, None)], len(images), _template(args, model))
             talk.read(model.tokenizer.encode(text), pixels)
@@ -245,12 +246,6 @@ def _stream(talk, args):
     parts.append(text.finish())
     print(parts[-1], flush=True)
     return "".join(parts).strip()
-
-
-def _unended(talk, text):
-    """The text of a further turn, without its </s> where the model ended its answer with that itself."""
-    end = talk.model.tokenizer.eos
-    return text.removeprefix("</s>") if talk.pending == [end] else text
 
 
 def _line():

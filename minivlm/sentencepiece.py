@@ -12,14 +12,21 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
-def from_sentencepiece(data):
+def from_sentencepiece(data, added=()):
     """The tokenizer of the bytes of a SentencePiece tokenizer.model that is byte-pair encoding, as LLaMA's is.
 
     The file has scores in place of merges: the pair whose union scores highest is merged first. So the merges are all
     splits of pieces into two pieces, best score first; LLaMA's tokenizer.json has this very list. Raises ValueError.
+
+    `added` {id: {"content": .., "special": ..}} renames pieces, or adds some at the end, as tokenizer_config.json tells.
     """
     message = list(_message(data))
     pieces = [_piece(value) for field, value in message if field == 1]             # (piece, score, type), by id
+    for id, token in sorted((int(id), token) for id, token in dict(added).items()):
+        if id > len(pieces):
+            raise ValueError(f"tokenizer_config.json adds the token {id}, and there are {len(pieces)} before it")
+        if id == len(pieces) or pieces[id][0] != token["content"]:
+            pieces[id:id + 1] = [(token["content"], 0.0, CONTROL if token.get("special") else USER_DEFINED)]
     parts = dict(message)
     trainer, normalizer = (dict(_message(parts.get(field, b""))) for field in (2, 3))
     if not pieces or trainer.get(3, 2) != 2:

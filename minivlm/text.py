@@ -6,15 +6,18 @@ gets one before it. Marks (<s>, </s>, <image>) cut the text first, so the runs o
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer as FastTokenizer
 
+from minivlm.chatml import CHATML, END
 from minivlm.files import read_json
 from minivlm.sentencepiece import from_sentencepiece
 from pruning.base import UserError
 
 IMAGE = "<image>"
+CONTEXT = "<IMG_CONTEXT>"                          # InternVL's mark, which stands between <img> and </img>
 HUMAN = ("A chat between a curious human and an artificial intelligence assistant. "
          "The assistant gives helpful, detailed, and polite answers to the human's questions. ")
 VICUNA = "USER: {} ASSISTANT:", " {}</s>"
@@ -22,7 +25,8 @@ TEMPLATES = {                                      # the system sentence, a ques
     "llava-hf": ("", *VICUNA),                     # chat template of the llava-1.5-*-hf checkpoints
     "llava_v1": (HUMAN, *VICUNA),                  # LLaVA's own chat, and the llava-v1.6-vicuna-*-hf checkpoints
     "vicuna_v1": (HUMAN.replace("human", "user"), *VICUNA),        # its evaluations
-    "mistral": ("", "[INST] {} [/INST]", " {} </s>")}              # llava-v1.6-mistral-7b
+    "mistral": ("", "[INST] {} [/INST]", " {} </s>"),              # llava-v1.6-mistral-7b
+    **CHATML}
 
 
 def prompt(turns, images=1, template="llava-hf"):
@@ -42,12 +46,15 @@ def prompt(turns, images=1, template="llava-hf"):
 
 
 def next_turn(question, ended=False, images=0, template="llava-hf"):
-    """The text that goes on after an answer of the model. `ended`: the answer's </s> has been read already.
+    """The text that goes on after an answer of the model. `ended`: the answer's </s> (or <|im_end|>) has been read already.
 
     Encode it with bos=False: next_turn("Old?") -> "</s>USER: Old? ASSISTANT:"
     """
-    text = prompt([(question, None)], images, template)
-    return ("" if ended else "</s>") + text.removeprefix(TEMPLATES[template][0])
+    system, _, answered = TEMPLATES[template]
+    close = answered.partition("{}")[2].strip(" ")
+    if ended:
+        close = close.removeprefix("</s>").removeprefix(END)
+    return close + prompt([(question, None)], images, template).removeprefix(system)
 
 
 def _marked(questions, images):
@@ -63,18 +70,21 @@ class Tokenizer:
     """Text <-> ids, from a folder's tokenizer.json, or else from its tokenizer.model. Raises UserError without either.
 
     bos, eos, image: the ids of <s> (None: texts start without), </s> and <image>. The last is `image_token_index` where
-    that is given, whatever id the file has for the mark: the original LLaVA's files have none.
+    that is given, whatever id the file has for the mark: the original LLaVA's files have none. In InternVL it is that of
+    <IMG_CONTEXT>, <image> is short for <img><IMG_CONTEXT></img>, and eos is <|im_end|>, which closes a turn.
     """
 
     def __init__(self, folder, image_token_index=None):
         settings = Path(folder) / "tokenizer_config.json"
         told = read_json(settings) if settings.is_file() else {}
-        self.fast = _fast(Path(folder))
+        self.fast = _fast(Path(folder), told.get("added_tokens_decoder") or {})
         self.bos = self._start(told)
-        self.eos = self._named(told, "eos_token", "</s>")
-        if image_token_index is not None and self.fast.token_to_id(IMAGE) is None:
+        context = image_token_index is not None and self.fast.token_to_id(CONTEXT) == image_token_index
+        if image_token_index is not None and not context and self.fast.token_to_id(IMAGE) is None:
             self.fast.add_special_tokens([AddedToken(IMAGE, normalized=False)])
-        self._mark = self.fast.token_to_id(IMAGE)
+        self.eos = self.fast.token_to_id(END) if context else self._named(told, "eos_token", "</s>")
+        self._written = f"<img>{CONTEXT}</img>" if context else IMAGE
+        self._mark = self.fast.token_to_id(CONTEXT if context else IMAGE)
         self.image = self._mark if image_token_index is None else image_token_index
         self._special = {i for i, token in self.fast.get_added_tokens_decoder().items() if token.special}
 
@@ -86,13 +96,14 @@ class Tokenizer:
     def _start(self, told):
         bos, wanted = self._named(told, "bos_token", "<s>"), told.get("add_bos_token")
         if wanted is None:                         # then the file tells by doing; LLaMA's class adds it in any case
-            wanted = bos in self.fast.encode("").ids or "Llama" in (told.get("tokenizer_class") or "Llama")
+            wanted = bos in self.fast.encode("").ids or any(
+                name in (told.get("tokenizer_class") or "Llama") for name in ("Llama", "InternLM2"))
         return bos if wanted else None
 
     def encode(self, text, bos=True):
         """Ids of the text, one a mark; <s> first, once. bos=False: for text that goes on after ids read before."""
         try:
-            ids = self.fast.encode(text, add_special_tokens=False).ids
+            ids = self.fast.encode(text.replace(IMAGE, self._written), add_special_tokens=False).ids
         except TypeError as error:                 # a shell's bytes that are not UTF-8
             raise UserError(f"the text {text!r} is not valid Unicode: write it in UTF-8") from error
         ids = [self.image if i == self._mark else i for i in ids]
@@ -145,8 +156,9 @@ class Stream:
         return text
 
 
-def _fast(folder):
-    for name, read in (("tokenizer.json", FastTokenizer.from_buffer), ("tokenizer.model", from_sentencepiece)):
+def _fast(folder, added):
+    """`added`: {id: token} as tokenizer_config.json names those that are not, or otherwise, in tokenizer.model."""
+    for name, read in (("tokenizer.json", FastTokenizer.from_buffer), ("tokenizer.model", partial(from_sentencepiece, added=added))):
         if (folder / name).exists():
             try:
                 fast = read((folder / name).read_bytes())

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer as FastTokenizer, decoders, models, pre_tokenizers
 
+from minivlm.chatml import INTERNVL2, INTERNVL2_5
 from minivlm.text import TEMPLATES, Stream, Tokenizer, next_turn, prompt
 from pruning.base import UserError
 
@@ -209,6 +210,23 @@ def test_a_question_may_place_its_marks_itself():
     assert prompt([("Is <image> like <image>?", None)], images=2) == "USER: Is <image> like <image>? ASSISTANT:"
     assert prompt([("Hello", "Hi"), ("<image>?", None)]) == "USER: Hello ASSISTANT: Hi</s>USER: <image>? ASSISTANT:"
     assert next_turn("and <image>?", images=1).endswith("USER: and <image>? ASSISTANT:")
+
+
+def test_internvls_templates_by_the_letter():
+    """The three templates differ in what they tell the assistant to be, and in the line break after a turn."""
+    asked = "<|im_start|>user\n<image>\nWhat?<|im_end|>{0}<|im_start|>assistant\n"
+    two, two_five = INTERNVL2, INTERNVL2_5
+    assert prompt([("What?", None)], template="internvl-hf") == asked.format("\n")
+    assert prompt([("What?", None)], template="internlm2-chat") == f"<|im_start|>system\n{two}<|im_end|>" + asked.format("")
+    assert prompt([("What?", None)], template="internvl2_5") == f"<|im_start|>system\n{two_five}<|im_end|>\n" + asked.format("\n")
+    assert prompt([("What?", None)], template="Hermes-2") == prompt([("What?", None)], template="internlm2-chat")
+    assert "商汤" in two and "书生·万象" in two_five
+
+
+def test_pictures_of_a_chatml_prompt():
+    assert prompt([("Both?", None)], 2, "internvl-hf").startswith("<|im_start|>user\n<image>\n<image>\nBoth?")
+    with pytest.raises(UserError, match="1 <image> marks for 2 pictures"):
+        prompt([("<image>?", None)], 2, "internvl-hf")
 
 
 @pytest.mark.parametrize("question, images", [("<image>", 0), ("<image>", 2), ("<image> and <image>", 1)])

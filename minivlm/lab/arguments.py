@@ -4,6 +4,7 @@ import argparse
 
 from minivlm.lab import fit, shapes, tables
 from minivlm.lab.train_atp import Recipe
+from minivlm.text import TEMPLATES
 from minivlm.toy import scenes
 from pruning import METHODS
 from pruning.base import UserError
@@ -207,7 +208,7 @@ def _length(add):
 
 def _model(add):
     add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
-    add("--template", help="llava-hf, llava_v1, vicuna_v1 or mistral (default: the checkpoint's)")
+    add("--template", help=f"{', '.join(TEMPLATES)} (default: the checkpoint's)")
     add("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
     _device(add)
 
