@@ -1,4 +1,4 @@
-"""Checkpoints in: LLaVA-1.5 or LLaVA-NeXT from a folder of safetensors files or from the hub, whichever way its tensors are named.
+"""Checkpoints in: LLaVA and InternVL from a folder of safetensors files or from the hub, whichever way its tensors are named.
 
     config.json   -> LlavaConfig -> a Llava on torch's meta device: every parameter's name and shape, no storage
     *.safetensors -> headers     -> `find`: which stored tensor is which parameter; none missing, none spare, right shapes
@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from minivlm.config import read_config, tower_folder
 from minivlm.files import DTYPES, folder_of, read_json, stored
 from minivlm.image import ImageProcessor
+from minivlm.internvl import InternVL, TileProcessor
+from minivlm.internvl_config import LAYOUTS as INTERNVL_LAYOUTS, InternVLConfig, split
 from minivlm.llava import Llava
 from minivlm.text import Tokenizer
 from minivlm.tiles import TilesProcessor
@@ -53,11 +55,11 @@ def load(source, dtype=None, device="cpu"):
     model = skeleton(folder)
     found = find(model, folder)
     _assign(model, _read(found, dtype or _stored_dtype(found, model.config), device))
-    processor = TilesProcessor if model.config.image_grid_pinpoints else ImageProcessor
+    processor = TileProcessor if isinstance(model, InternVL) else TilesProcessor if model.config.image_grid_pinpoints else ImageProcessor
     model.folder, model.processor = folder, processor.from_folder(folder, model.config)
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     model.tokenizer = Tokenizer(folder, model.config.image_token_index) if has_tokenizer else None
-    model.eos = _eos(folder, model.tokenizer)
+    model.eos = _eos(folder, model)
     return model.eval().requires_grad_(False)
 
 
@@ -65,7 +67,7 @@ def skeleton(folder):
     """The network that config.json describes, on the meta device."""
     config = read_config(folder)
     with torch.device("meta"), Unfilled():
-        return Llava(config)
+        return (InternVL if isinstance(config, InternVLConfig) else Llava)(config)
 
 
 class Unfilled(TorchFunctionMode):
@@ -85,6 +87,8 @@ def find(model, folder):
     config, shapes = model.config, {name: tuple(p.shape) for name, p in model.state_dict().items()}
     optional = _unused(config) + ["lm_head"] * config.text.tie_word_embeddings
     tensors = stored(folder)
+    if isinstance(model, InternVL):
+        return _match(folder, split(tensors, config), shapes, INTERNVL_LAYOUTS, optional)
     if not config.image_grid_pinpoints:            # some files of LLaVA-1.5 have a newline that nobody reads
         tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith("image_newline")}
     inside = config.image_grid_pinpoints or any("vision_tower." in key for key in tensors)     # LLaVA-NeXT trained its tower
@@ -97,7 +101,9 @@ def find(model, folder):
 
 
 def _unused(config):
-    """What LLaVA never runs: the layers above the hidden states that it reads, and the norm after them."""
+    """What LLaVA never runs: the layers above the hidden states that it reads, and the norm after them. InternVL runs all."""
+    if isinstance(config, InternVLConfig):
+        return []
     count, layers = config.vision.num_hidden_layers, config.vision_feature_layer
     highest = max(l % (count + 1) for l in ([layers] if isinstance(layers, int) else layers))
     return ["vision_tower.post_layernorm"] + [f"vision_tower.layers.{l}" for l in range(highest, count)]
@@ -124,6 +130,8 @@ def _match(folder, tensors, shapes, layouts, optional):
 
 def named(layout, ours):
     """A parameter's name in the file."""
+    if callable(layout):
+        return layout(ours)
     part = next(part for part in layout if ours.startswith(part))
     rest = ours.removeprefix(part)
     return layout[part] + ("encoder." if part == "vision_tower." and rest.startswith("layers.") else "") + rest
@@ -137,12 +145,18 @@ def _read(found, dtype, device):
     """{parameter name: tensor}. Where dtype and device are the file's, a tensor is a view of the mapped file."""
     files, state = defaultdict(dict), {}
     for name, tensor in found.items():
-        files[tensor.file][name] = tensor.key
-    for file, keys in files.items():               # one by one: a file whose tensors were converted is unmapped again
+        files[tensor.file][name] = tensor
+    for file, named in files.items():              # one by one: a file whose tensors were converted is unmapped again
         with safe_open(file, "pt") as opened, ThreadPoolExecutor() as pool:
-            tensors = pool.map(lambda key: opened.get_tensor(key).to(device=device, dtype=dtype), keys.values())
-            state |= zip(keys, tensors)
+            tensors = pool.map(lambda tensor: _tensor(opened, tensor).to(device=device, dtype=dtype), named.values())
+            state |= zip(named, tensors)
     return state
+
+
+def _tensor(opened, stored):
+    """The stored tensor, or the part of it that is meant."""
+    whole = opened.get_tensor(stored.key)
+    return whole if stored.cut is None else stored.cut(whole)
 
 
 def _assign(model, state):
@@ -182,11 +196,15 @@ def device_of(name):
         raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from None
 
 
-def _eos(folder, tokenizer):
-    """The ids that end an answer: generation_config.json's, else config.json's, else the tokenizer's </s>."""
-    for path in (folder / "generation_config.json", folder / "config.json"):
+def _eos(folder, model):
+    """The ids that end an answer: generation_config.json's, else config.json's, else the tokenizer's </s>.
+
+    InternVL's config.json names the end of a text, which is not that of an answer: the tokenizer's <|im_end|> is.
+    """
+    names = ["generation_config.json"] + ["config.json"] * (not isinstance(model, InternVL))
+    for path in (folder / name for name in names):
         raw = read_json(path) if path.is_file() else {}
         eos = raw.get("eos_token_id", (raw.get("text_config") or {}).get("eos_token_id"))
         if eos is not None:
             return tuple(eos) if isinstance(eos, list) else (eos,)
-    return () if tokenizer is None or tokenizer.eos is None else (tokenizer.eos,)
+    return () if model.tokenizer is None or model.tokenizer.eos is None else (model.tokenizer.eos,)

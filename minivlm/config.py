@@ -89,17 +89,17 @@ CLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_a
 # ... and for the towers that an original config only names.
 TOWERS = {"clip-vit-large-patch14-336": {}, "clip-vit-large-patch14": dict(image_size=224)}
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-NOT_YET = {"internvl": "InternVL", "internvl_chat": "InternVL"}
 
 
 def read_config(folder):
-    """The LlavaConfig of a checkpoint folder. UserError names the file and the key of what is not supported."""
+    """The LlavaConfig (or InternVLConfig) of a checkpoint folder. UserError names the file and the key of what is not supported."""
     path = Path(folder) / "config.json"
     raw = read_json(path)
     kind = raw.get("model_type")
-    if isinstance(kind, str) and kind in NOT_YET:
-        raise UserError(f"{path}: model_type {kind!r} ({NOT_YET[kind]}) is not supported yet, only llava is")
-    _only(path, {"model_type": None} | raw, model_type=("llava", "llava_next", "llava_llama", "llava_mistral"))
+    if kind in ("internvl", "internvl_chat"):
+        from minivlm.internvl_config import read_internvl      # here: that file is built on this one
+        return read_internvl(path, raw)
+    _only(path, {"model_type": None} | raw, model_type=("llava", "llava_next", "llava_llama", "llava_mistral", "internvl", "internvl_chat"))
     if raw.get("quantization_config"):
         raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
     original = kind in ("llava_llama", "llava_mistral") or any(key.startswith("mm_") for key in raw)

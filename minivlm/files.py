@@ -6,7 +6,7 @@ A checkpoint is one model.safetensors, or several files that model.safetensors.i
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -75,6 +75,7 @@ class Stored(NamedTuple):
     key: str
     shape: tuple
     dtype: torch.dtype
+    cut: Callable | None = None        # of a tensor that holds several parameters: tensor -> the part of this shape
 
 
 def stored(folder):

@@ -40,11 +40,14 @@ class Projector(nn.Module):
 class Llava(nn.Module):
     """The whole model. `weights.load` makes one from a checkpoint folder and adds tokenizer, processor and eos."""
 
+    tower, projector = ClipVision, Projector       # another family has others
+    lacks = {}                                     # which PRECONDITIONS of methods it does not meet, and why
+
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.vision_tower = ClipVision(config.vision)
-        self.multi_modal_projector = Projector(config)
+        self.vision_tower = self.tower(config.vision)
+        self.multi_modal_projector = self.projector(config)
         self.language_model = Decoder(config.text)
         self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         if config.text.tie_word_embeddings:

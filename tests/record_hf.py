@@ -32,6 +32,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from minivlm.lab import hf
+import tiny_internvl
 from tiny_llava import PAD, PIECES, Case, bpe, build, grids, tokenizer_json
 
 SYSTEM = ("A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
@@ -77,29 +78,27 @@ CASES = {
         top=dict(image_grid_pinpoints=grids(28)), next=True),
     "next_original": Case(
         "original", [(ONE, [LAND]), (ONE, [WIDE]), (ONE, [TINY])], top=dict(image_grid_pinpoints=grids(28)), next=True),
+    **tiny_internvl.CASES,
 }
 
 
 def record(case, folder, reference, images):
     """expected.json and expected.safetensors for the checkpoint in `folder`, whose form for transformers is `reference`."""
     from transformers import AutoModelForImageTextToText
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
     torch.set_num_threads(1)
     model = AutoModelForImageTextToText.from_pretrained(reference, dtype=torch.float32, attn_implementation="eager").eval()
-    tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json(*bpe())))
-    size = model.config.vision_config.image_size
-    own = dict(image_grid_pinpoints=model.config.image_grid_pinpoints) if case.next else dict(do_pad=case.layout == "original")
-    processor = (LlavaNextImageProcessorPil if case.next else LlavaImageProcessorPil)(
-        size=dict(shortest_edge=size), crop_size=dict(height=size, width=size), **own)
+    if case.layout in tiny_internvl.LAYOUTS:
+        tokenizer, processor = tiny_internvl.tools(case)
+    else:
+        tokenizer, processor = tools(case, model.config)
     only = dict(suppress_tokens=range(PIECES, 512)) if case.layout == "original" else {}   # the rows its file lacks
     prompts, tensors, runs = [], {}, []
     for n, (text, names) in enumerate(case.prompts):
         pictures = [hf.picture(images / name) for name in names]
-        inputs = dict(processor(pictures, return_tensors="pt")) if names else None
-        run = batch(model, tokenizer, text, inputs) + (inputs,)
+        inputs, sizes = hf.inputs(processor, pictures) if names else (None, ())
+        run = batch(model, tokenizer, text, iter(sizes)) + (inputs,)
         prompt, seen = measure(model, run, only)
-        ids = {} if isinstance(text, list) else dict(ids_unexpanded=tokenizer.encode(text).ids)
+        ids = {} if isinstance(text, list) else dict(ids_unexpanded=tokenizer.encode(hf.marked(text, model.config)).ids)
         prompts.append(dict(text=text, images=names, **ids, **prompt))
         tensors |= {f"p{n}.{name}": value for name, value in trimmed(seen, n, case).items()}
         runs.append(run)
@@ -110,11 +109,21 @@ def record(case, folder, reference, images):
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "expected.safetensors")
 
 
-def batch(model, tokenizer, text, images):
+def tools(case, config):
+    """The tokenizer and image processor that the case is recorded with."""
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+    size = config.vision_config.image_size
+    own = dict(image_grid_pinpoints=config.image_grid_pinpoints) if case.next else dict(do_pad=case.layout == "original")
+    processor = (LlavaNextImageProcessorPil if case.next else LlavaImageProcessorPil)(
+        size=dict(shortest_edge=size), crop_size=dict(height=size, width=size), **own)
+    return Tokenizer.from_str(json.dumps(tokenizer_json(*bpe()))), processor
+
+
+def batch(model, tokenizer, text, sizes):
     """ids (B, S) with expanded marks, padded on the left, and their mask."""
     texts = text if isinstance(text, list) else [text]
-    sizes = iter((images or {}).get("image_sizes", ()))
-    rows = [hf.expand(tokenizer.encode(t).ids, model.config, sizes) for t in texts]
+    rows = [hf.expand(tokenizer.encode(hf.marked(t, model.config)).ids, model.config, sizes) for t in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
     return ids, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -188,8 +197,9 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with tempfile.TemporaryDirectory() as other:
-            reference = Path(other) if CASES[name].layout == "original" else folder
-            build(CASES[name], folder, reference)
+            reference = Path(other) if CASES[name].layout.endswith("original") else folder
+            write_it = tiny_internvl.build if CASES[name].layout in tiny_internvl.LAYOUTS else build
+            write_it(CASES[name], folder, reference)
             record(CASES[name], folder, reference, asked.images)
         print(name, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) // 1000, "kB")
 

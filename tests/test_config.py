@@ -131,7 +131,6 @@ def test_original_crops_unless_it_says_pad(tmp_path):
 REFUSED = {
     "wrong family": (HUB | {"model_type": "bert"}, "model_type 'bert'"),
     "no family": ({}, "model_type None"),
-    "InternVL": ({"model_type": "internvl_chat"}, "model_type 'internvl_chat' .InternVL. is not supported yet"),
     "any resolution": (layouts.original_json(ORIGINAL_NEXT, image_aspect_ratio="anyres_max_9"), "image_aspect_ratio 'anyres_max_9'"),
     "merge type": (layouts.original_json(ORIGINAL_NEXT, mm_patch_merge_type="flat"), "mm_patch_merge_type 'flat'"),
     "no merge type": (layouts.original_json(ORIGINAL_7B, image_aspect_ratio="anyres"), "mm_patch_merge_type 'flat'"),

@@ -22,7 +22,7 @@ from pruning.base import UserError
 
 PARITY = Path(__file__).parent / "parity"
 CASES = sorted(path.parent.name for path in PARITY.glob("*/expected.json"))
-HUGGING_FACE = [case for case in CASES if not case.endswith("_original")]
+HUGGING_FACE = [case for case in CASES if not case.endswith(("_original", "_internlm2"))]
 PICTURES = sorted(PARITY.glob("images/*.png"))
 
 

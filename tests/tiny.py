@@ -10,6 +10,8 @@ from torch import nn
 
 from minivlm.cache import Cache
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig
+from minivlm.internvl import InternVL
+from minivlm.internvl_config import InternVLConfig, InternViTConfig
 from minivlm.llava import Llava
 from minivlm.tiles import Tiles, best_grid
 from minivlm.trace import Trace
@@ -39,7 +41,23 @@ def llava(layers=32, kv_heads=2, blocks=24, grid=4, context=512, tied=False, **f
                           image_size=4 * grid, patch_size=4)
     text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
                       num_key_value_heads=kv_heads, max_position_embeddings=context, tie_word_embeddings=tied)
-    model = Llava(LlavaConfig(vision, text, image_token_index=MARK, **fields)).eval().requires_grad_(False)
+    return randomised(Llava(LlavaConfig(vision, text, image_token_index=MARK, **fields)))
+
+
+@lru_cache(maxsize=4)
+@torch.no_grad()
+def internvl(layers=32, kv_heads=2, grid=4):
+    """An InternVL like it; a tile has grid x grid patches, of which pixel shuffle makes a quarter as many visual tokens."""
+    vision = InternViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=4 * grid,
+                             patch_size=4)
+    text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+                      num_key_value_heads=kv_heads, max_position_embeddings=512)
+    return randomised(InternVL(InternVLConfig(vision, text, image_token_index=MARK)))
+
+
+def randomised(model):
+    """The model with random weights, always the same."""
+    model = model.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for name, p in sorted(model.named_parameters()):
         noise = torch.randn(p.shape, generator=generator)

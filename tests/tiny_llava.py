@@ -164,8 +164,11 @@ def tokenizer_json(pieces, merges, pairs=False, marks=("<image>", "<pad>")):
                    merges=[list(m) if pairs else " ".join(m) for m in merges]))
 
 
-def sentencepiece_model(pieces, merges):
-    """The bytes of tokenizer.model: a protocol buffer; field 1 is a piece {1: text, 2: score, 3: type}, 2 and 3 settings."""
+def sentencepiece_model(pieces, merges, space=True):
+    """The bytes of tokenizer.model: a protocol buffer; field 1 is a piece {1: text, 2: score, 3: type}, 2 and 3 settings.
+
+    `space`: whether one is put in front of a text.
+    """
     rank = {a + b: -float(n) for n, (a, b) in enumerate(merges)}
 
     def one(id, piece):
@@ -174,7 +177,7 @@ def sentencepiece_model(pieces, merges):
         body = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind])
         return b"\x0a" + bytes([len(body)]) + body
     trainer = b"\x12\x02\x18\x02"                     # byte-pair encoding
-    normalizer = b"\x1a\x04\x18\x01\x20\x00"          # a space is put in front, none is removed
+    normalizer = b"\x1a\x04\x18" + bytes([space]) + b"\x20\x00"                  # no space is removed
     return b"".join(one(id, piece) for id, piece in enumerate(pieces)) + trainer + normalizer
 
 

@@ -31,9 +31,9 @@ def live(folder, image, question, dtype=torch.float32, device="cpu", max_new_tok
     open_image(image)                      # raises before the long part
     model, tokenizer, processor = reference(folder_of(folder), dtype, device)
     text = written([(question, None)], template=read_config(folder_of(folder)).template)
-    ids = tokenizer(text).input_ids
-    images = dict(processor(picture(image), return_tensors="pt"))                  # pixel_values, float32, and image_sizes
-    expanded = torch.tensor([expand(ids, model.config, iter(images.get("image_sizes", ())))], device=device)    # (1, S)
+    ids = tokenizer(marked(text, model.config)).input_ids
+    images, sizes = inputs(processor, picture(image))
+    expanded = torch.tensor([expand(ids, model.config, iter(sizes))], device=device)               # (1, S)
     run = model, expanded, torch.ones_like(expanded), images | dict(pixel_values=images["pixel_values"].to(device, dtype))
     seen, (generated, lead) = stages(*run) | images, greedy(*run, max_new_tokens)
     prompt = dict(text=text, images=[str(image)], ids_unexpanded=ids, generated=generated, seq_len=expanded.shape[1],
@@ -55,7 +55,10 @@ def reference(folder, dtype, device):
         raise UserError("verify --live runs the reference library: pip install 'transformers>=5'") from None
     if int(__version__.split(".")[0]) < 5:
         raise UserError(f"verify --live needs transformers 5, not {__version__}: pip install 'transformers>=5'")
-    if "text_config" not in read_json(Path(folder) / "config.json"):
+    told = read_json(Path(folder) / "config.json")
+    if told.get("model_type") == "internvl_chat":
+        raise UserError(f"{folder}: an original InternVL checkpoint, which transformers cannot read: give one whose name ends with -hf")
+    if "text_config" not in told:
         raise UserError(f"{folder}: an original LLaVA checkpoint, which transformers cannot read: "
                         "give a llava-hf folder of the same weights, such as llava-hf/llava-1.5-7b-hf")
     try:
@@ -68,6 +71,8 @@ def reference(folder, dtype, device):
         raise UserError(f"{folder}: transformers cannot read it: {told}") from error
     if info["missing_keys"]:
         raise UserError(f"{folder}: transformers misses {sorted(info['missing_keys'])[0]}: the file is not complete")
+    if model.config.model_type == "internvl":
+        processor.crop_to_patches = True   # as its processor for text and images asks it to
     return model.to(device).eval(), tokenizer, processor
 
 
@@ -76,9 +81,26 @@ def picture(path):
     return ImageOps.exif_transpose(Image.open(path))
 
 
+def inputs(processor, pictures):
+    """What the model takes in of pictures (pixel_values, float32, and image_sizes), and of each what `expand` asks for."""
+    images = dict(processor(pictures, return_tensors="pt"))
+    return images, images.pop("num_patches", images.get("image_sizes", ()))
+
+
+def marked(text, config):
+    """The text with the marks that the model's tokenizer knows in the place of <image>."""
+    return text.replace("<image>", "<img><IMG_CONTEXT></img>") if config.model_type == "internvl" else text
+
+
 def expand(ids, config, sizes=iter(())):
-    """[1, <image>, 5] -> [1, <image> * n, 5], n the visual tokens of that picture; LLaVA-NeXT: of the next of these sizes."""
+    """[1, <image>, 5] -> [1, <image> * n, 5], n the visual tokens of that picture.
+
+    LLaVA-NeXT: of the next of these sizes; InternVL: of so many tiles.
+    """
     vision, mark = config.vision_config, config.image_token_id
+    if config.model_type == "internvl":
+        a_tile = round(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio) ** 2
+        return [i for id in ids for i in [id] * (a_tile * int(next(sizes)) if id == mark else 1)]
     n = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
     count = lambda: n + sum(_map(next(sizes), config)) if hasattr(config, "image_grid_pinpoints") else n
     return [i for id in ids for i in [id] * (count() if id == mark else 1)]
@@ -103,7 +125,8 @@ def stages(model, ids, mask, images=None):
     core, text, position = model.model, model.config.text_config, (mask.cumsum(dim=-1) - 1).clamp(min=0)
     layers = core.language_model.layers
     small = len(layers) * text.num_attention_heads * ids.numel() * ids.shape[1] * model.dtype.itemsize < LARGEST_ATTENTIONS
-    with _outputs(vision=core.vision_tower, vision_hidden_0=core.vision_tower.pre_layrnorm,
+    first = getattr(core.vision_tower, "pre_layrnorm", core.vision_tower.embeddings)           # InternVL has no such norm
+    with _outputs(vision=core.vision_tower, vision_hidden_0=first,
                   projected=core.multi_modal_projector, decoder=core.language_model, final_hidden=core.language_model.norm,
                   **{f"layer {l}": layer for l, layer in enumerate(layers)}) as (seen, given):
         out = model(input_ids=ids, attention_mask=mask, position_ids=position, **images or {}, use_cache=False,
@@ -116,13 +139,14 @@ def stages(model, ids, mask, images=None):
         result["attentions"] = torch.stack(out.attentions)                         # (L, B, H, S, S)
     if images:
         result.update(images, vision_hidden_0=seen["vision_hidden_0"], projected=seen["projected"],
-                      vision_hidden_m2=_selected(seen["vision"].hidden_states, model.config.vision_feature_layer),
-                      image_features_packed=out.image_hidden_states)
+                      vision_hidden_m2=_selected(seen["vision"], model.config.vision_feature_layer),
+                      image_features_packed=out.image_hidden_states.flatten(0, -2).clone())
     return result
 
 
-def _selected(states, chosen):
+def _selected(vision, chosen):
     """(tiles, 1+P, C): the hidden states that the projector reads, several side by side."""
+    states = vision.hidden_states or [vision.last_hidden_state]                    # InternVL keeps no other
     return torch.cat([states[l] for l in ([chosen] if isinstance(chosen, int) else chosen)], dim=-1)
 
 

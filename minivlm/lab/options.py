@@ -95,9 +95,9 @@ def check(pruner, model):
     if "calibration" in asks and pruner.fitted != layers:
         raise UserError(f"{name} needs {PRECONDITIONS['calibration']}: this one is for {pruner.fitted} layers and the model has "
                         f"{layers}; make another with `python run.py fit`")
-    if "cls" in asks and not hasattr(model.vision_tower.embeddings, "class_embedding"):
-        raise UserError(f"{name} needs {PRECONDITIONS['cls']}, which this model has not: use a method of the embed or decoder "
-                        "site (python run.py methods)")
+    for lacking in sorted(model.lacks.keys() & asks):
+        raise UserError(f"{name} needs {PRECONDITIONS[lacking]}, {model.lacks[lacking]}: use a method of the embed or decoder site "
+                        "(python run.py methods)")
     return pruner
 
 

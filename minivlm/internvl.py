@@ -1,0 +1,198 @@
+"""InternVL 2 and 2.5: InternViT, pixel shuffle, projector; the decoder and what is done with a prompt are LLaVA's.
+
+    picture -> tiles of 448 pixels, and all of it once more as a thumbnail -> InternViT: 32 x 32 patches a tile
+            -> pixel shuffle: 16 x 16 visual tokens of four patches each -> projector -> [embed] -> decoder [decoder]
+
+There is no vision site: pixel shuffle needs the whole grid, and what the class token looks at are patches, of which a
+visual token has four.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from minivlm.attention import attention
+from minivlm.clip import ACTIVATIONS, MLP
+from minivlm.image import ImageProcessor, _fields, _told, open_image
+from minivlm.llava import Llava
+from pruning.base import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)               # of ImageNet: red, green, blue
+
+
+class Embeddings(nn.Module):
+    """Patches by a strided convolution, the CLS row before them, learned positions."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, c.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, (c.image_size // c.patch_size) ** 2 + 1, c.hidden_size))
+        self.patch_embeddings = nn.ModuleDict({"projection": nn.Conv2d(3, c.hidden_size, c.patch_size, c.patch_size)})
+
+    def forward(self, pixels):
+        """(tiles, 3, size, size) -> (tiles, 1+P, C)"""
+        patches = self.patch_embeddings["projection"](pixels).flatten(2).transpose(1, 2)           # (tiles, P, C)
+        return torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1) + self.position_embeddings
+
+
+class Attention(nn.Module):
+    """Multi-head attention without a mask."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.heads = c.num_attention_heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(c.hidden_size, c.hidden_size, bias=c.attention_bias) for _ in range(3))
+        self.projection_layer = nn.Linear(c.hidden_size, c.hidden_size)
+
+    def forward(self, x):
+        """(tiles, T, C) -> (tiles, T, C)"""
+        query, key, value = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        return self.projection_layer(attention(query, key, value, causal=False).transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """x + lambda_1 * attention(norm x), then x + lambda_2 * mlp(norm x): each channel of a branch has its own scale."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.attention, self.mlp = Attention(c), MLP(c)
+        self.layernorm_before = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
+        self.lambda_1, self.lambda_2 = (nn.Parameter(torch.ones(c.hidden_size)) for _ in range(2))
+
+    def forward(self, x):
+        """(tiles, T, C) -> (tiles, T, C)"""
+        x = x + self.lambda_1 * self.attention(self.layernorm_before(x))
+        return x + self.lambda_2 * self.mlp(self.layernorm_after(x))
+
+
+class InternViT(nn.Module):
+    """Pixels to hidden states; no norm before the first layer and none after the last."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.config = c
+        self.embeddings = Embeddings(c)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+
+    def forward(self, pixels, wanted):
+        """(tiles, 3, size, size) -> hidden states of the indices `wanted`, a list of (tiles, 1+P, C), and {}: nothing is observed."""
+        states = [self.embeddings(pixels.to(self.embeddings.cls_token))]
+        for layer in self.layers[:max(wanted)]:
+            states.append(layer(states[-1]))
+        return [states[i] for i in wanted], {}
+
+
+class Projector(nn.Module):
+    """linear_2(act(linear_1(norm x))): from the width of four patches to that of the decoder."""
+
+    def __init__(self, c):
+        super().__init__()
+        width = c.vision.hidden_size * c.join ** 2
+        self.layer_norm = nn.LayerNorm(width)
+        self.linear_1, self.linear_2 = nn.Linear(width, c.text.hidden_size), nn.Linear(c.text.hidden_size, c.text.hidden_size)
+        self.act = ACTIVATIONS[c.projector_hidden_act]
+
+    def forward(self, x):
+        """(.., 4C) -> (.., D)"""
+        return self.linear_2(self.act(self.linear_1(self.layer_norm(x))))
+
+
+class InternVL(Llava):
+    """The whole model. `weights.load` makes one from a checkpoint folder and adds tokenizer, processor and eos."""
+
+    tower, projector = InternViT, Projector
+    lacks = {"cls": "and InternVL's rates patches, of which pixel shuffle joins four to a visual token"}
+
+    def features(self, pixels, pruner=None, trace=None):
+        """One image, (tiles, 3, size, size) -> features (n, 4C), cell (n, 3) and origin (n,). There is no vision site."""
+        if pruner and pruner.at("vision"):
+            raise UserError(f"{type(pruner.at('vision')).__name__} acts inside the vision tower, and InternVL's pixel shuffle needs "
+                            "all patches: use a method of the embed or decoder site (python run.py methods)")
+        (state,), _ = self.vision_tower(pixels, [self.config.vision.num_hidden_layers])            # (tiles, 1+P, C)
+        cell = self._every(len(pixels)).to(pixels.device)
+        return pixel_shuffle(state[:, 1:], self.config.join).flatten(0, 1), cell, torch.arange(len(cell), device=cell.device)
+
+    def visual_tokens(self, image):
+        """How many visual tokens an image's pixels (tiles, 3, size, size) become, unpruned."""
+        return len(self._every(len(image)))
+
+    def _every(self, tiles, pruner=None):
+        """(n, 3): tile, row and column of every visual token of so many tiles; the row and column on the shuffled grid."""
+        side = self.config.vision.image_size // self.config.vision.patch_size // self.config.join
+        return torch.cartesian_prod(torch.arange(tiles), torch.arange(side), torch.arange(side))
+
+
+def pixel_shuffle(x, join=2):
+    """(tiles, P, C) -> (tiles, P / 4, 4C): squares of 2 x 2 patches to one row each, the grid of squares row by row.
+
+    Within a row of the result: the upper left patch, the upper right, the lower left, the lower right.
+    """
+    side = round(x.shape[1] ** 0.5)
+    x = x.unflatten(1, (side // join, join, side // join, join))                   # (tiles, row, 2, column, 2, C)
+    return x.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class TileProcessor(ImageProcessor):
+    """A picture as tiles: the grid of tiles nearest to its shape, the picture squashed to it, and a thumbnail after them.
+
+    TileProcessor(448).grid(1000, 500) -> (2, 1): two tiles side by side; pixels: these and the thumbnail, (3, 3, 448, 448).
+    """
+
+    size: int = 448
+    mean: tuple = MEAN
+    std: tuple = STD
+    resize: None = None                    # each tile is cut to size
+    crop: bool = False
+    min_tiles: int = 1
+    max_tiles: int = 12
+    thumbnail: bool = True
+
+    @classmethod
+    def from_folder(cls, folder, config):
+        """As config.json says in OpenGVLab's layout; else as preprocessor_config.json or processor_config.json do."""
+        size, told = config.vision.image_size, {} if config.original else _told(folder)
+        if not told:
+            return cls(size, min_tiles=config.min_tiles, max_tiles=config.max_tiles, thumbnail=config.use_thumbnail)
+        try:
+            known = _fields({"image_mean": MEAN, "image_std": STD} | told | {"do_center_crop": False, "do_resize": True}, size)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{folder}: preprocessor_config.json cannot be followed: {error}") from error
+        if known["size"] != size:
+            raise UserError(f"{folder}: preprocessor_config.json makes pixels of side {known['size']}, "
+                            f"but config.json's image_size is {size}")
+        return cls(**known | {"resize": None}, min_tiles=told.get("min_patches", 1), max_tiles=told.get("max_patches", 12))
+
+    def grid(self, width, height):
+        """(columns, rows) of tiles: the shape nearest to the picture's; of equals the larger, if it is not far too large."""
+        grids = [(i, j) for i in range(1, self.max_tiles + 1) for j in range(1, self.max_tiles + 1)
+                 if self.min_tiles <= i * j <= self.max_tiles]
+        best, least = (1, 1), float("inf")
+        for i, j in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+            far = abs(width / height - i / j)
+            if far < least or far == least and width * height > 0.5 * self.size ** 2 * i * j:
+                best, least = (i, j), far
+        return best
+
+    def pixels(self, image):
+        """(tiles, 3, S, S) float32 pixels of a PIL image (or a path): tiles row by row, the thumbnail last."""
+        image = open_image(image)
+        columns, rows = self.grid(*image.size)
+        whole, S = image.resize((columns * self.size, rows * self.size), self.resample), self.size
+        tiles = [whole.crop((S * i, S * j, S * (i + 1), S * (j + 1))) for j in range(rows) for i in range(columns)]
+        if self.thumbnail and len(tiles) > 1:
+            tiles.append(image.resize((S, S), self.resample))
+        return torch.cat([super(TileProcessor, self).pixels(tile) for tile in tiles])
+
+    def box(self, width, height):
+        """(left, top, right, bottom) of what the tiles show together, in the picture's pixels: all of it."""
+        return 0, 0, width, height
+
+    def boxes(self, width, height):
+        """The same for each tile, the thumbnail last."""
+        columns, rows = self.grid(width, height)
+        boxes = [(width * i / columns, height * j / rows, width * (i + 1) / columns, height * (j + 1) / rows)
+                 for j in range(rows) for i in range(columns)]
+        return boxes + [(0, 0, width, height)] * (self.thumbnail and len(boxes) > 1)
