@@ -41,6 +41,10 @@ NEXT_MISTRAL = replace(NEXT_7B, text=MISTRAL_7B, template="mistral")
 ORIGINAL_NEXT = replace(ORIGINAL_7B, image_aspect_ratio="anyres", image_grid_pinpoints=[pair[::-1] for pair in GRIDS], dtype="bfloat16")
 ORIGINAL_MISTRAL = replace(ORIGINAL_NEXT, text=replace(MISTRAL_7B, vocab_size=32000), template="mistral")
 
+# InternVL's decoders.
+INTERNLM2_2B = TextConfig(92553, 2048, 8192, 24, 16, 8, max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1e6)
+INTERNLM2_8B = replace(INTERNLM2_2B, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)
+
 
 def vision_shapes(c, prefix, layers):
     """{name: shape} of the vision tower."""
@@ -77,6 +81,60 @@ def shapes(c, layout, vision=True):
         second + "weight": (width, width), second + "bias": (width,),
         **text_shapes(c.text, text), head + "weight": (c.text.vocab_size, width),
         **({NEWLINE[layout]: (width,)} if c.image_grid_pinpoints else {})}
+
+
+def internvl_shapes(text, original=True):
+    """{name: shape} of an InternVL with the 300M tower and InternLM2's sizes `text`, in OpenGVLab's layout or the hub's -hf files."""
+    C, D, M = 1024, text.hidden_size, text.intermediate_size
+    q, kv = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    if original:
+        top = {"class_embedding": (1, 1, C), "position_embedding": (1, 1025, C), "patch_embedding.weight": (C, 3, 14, 14),
+               "patch_embedding.bias": (C,)}
+        block = {"ls1": (C,), "ls2": (C,), **_both("attn.qkv", 3 * C, C), **_both("attn.proj", C, C), **_both("norm1", C)} | {
+            **_both("mlp.fc1", 4 * C, C), **_both("mlp.fc2", C, 4 * C), **_both("norm2", C)}
+        layer = {"attention.wqkv": (q + 2 * kv, D), "attention.wo": (D, q), "feed_forward.w1": (M, D), "feed_forward.w3": (M, D),
+                 "feed_forward.w2": (D, M), "attention_norm": (D,), "ffn_norm": (D,)}
+        names = "vision_model.embeddings.", "vision_model.encoder.layers.", "tok_embeddings", "language_model.output.weight"
+        projector = {**_both("mlp1.0", 4 * C), **_both("mlp1.1", D, 4 * C), **_both("mlp1.3", D, D)}
+    else:
+        top = {"cls_token": (1, 1, C), "position_embeddings": (1, 1025, C), "patch_embeddings.projection.weight": (C, 3, 14, 14),
+               "patch_embeddings.projection.bias": (C,)}
+        block = {"lambda_1": (C,), "lambda_2": (C,), **_both("layernorm_before", C), **_both("layernorm_after", C)} | {
+            **_both("mlp.fc1", 4 * C, C), **_both("mlp.fc2", C, 4 * C), **_both("attention.projection_layer", C, C)}
+        for name in "qkv":
+            block |= _both(f"attention.{name}_proj", C, C)
+        layer = {"self_attn.q_proj": (q, D), "self_attn.k_proj": (kv, D), "self_attn.v_proj": (kv, D), "self_attn.o_proj": (D, q),
+                 "mlp.gate_proj": (M, D), "mlp.up_proj": (M, D), "mlp.down_proj": (D, M), "input_layernorm": (D,),
+                 "post_attention_layernorm": (D,)}
+        names = "vision_tower.embeddings.", "vision_tower.encoder.layer.", "embed_tokens", "language_model.lm_head.weight"
+        projector = {**_both("multi_modal_projector.layer_norm", 4 * C), **_both("multi_modal_projector.linear_1", D, 4 * C),
+                     **_both("multi_modal_projector.linear_2", D, D)}
+    embeddings, blocks, words, head = names
+    shapes = {embeddings + name: shape for name, shape in top.items()}
+    shapes |= {f"{blocks}{l}.{name}": shape for l in range(24) for name, shape in block.items()}
+    shapes |= {f"language_model.model.{words}.weight": (text.vocab_size, D), "language_model.model.norm.weight": (D,)}
+    shapes |= {f"language_model.model.layers.{l}.{name}.weight": shape for l in range(text.num_hidden_layers)
+               for name, shape in layer.items()}
+    return shapes | {head: (text.vocab_size, D)} | projector
+
+
+def _both(name, *shape):
+    """A weight and its bias."""
+    return {name + ".weight": shape, name + ".bias": shape[:1]}
+
+
+def internvl_json(text, template):
+    """The config.json of OpenGVLab's InternVL2 and 2.5, or (template None) of a -hf checkpoint; no more than is read."""
+    llm = asdict(text) | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    if template is None:
+        return {"model_type": "internvl", "text_config": llm | {"model_type": "llama", "attention_bias": False}, "image_token_id": 92546,
+                "vision_config": {"model_type": "internvl_vision", "attention_bias": True, "image_size": [448, 448], "patch_size": [14, 14]},
+                "tie_word_embeddings": False, "torch_dtype": "bfloat16"}
+    return {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "llm_config": llm | {"model_type": "internlm2", "bias": False},
+            "vision_config": {"model_type": "intern_vit_6b", "image_size": 448, "patch_size": 14, "qkv_bias": True, "qk_normalization": False,
+                              "hidden_act": "gelu", "norm_type": "layer_norm", "layer_norm_eps": 1e-06},
+            "ps_version": "v2", "template": template, "downsample_ratio": 0.5, "force_image_size": 448, "select_layer": -1,
+            "dynamic_image_size": True, "min_dynamic_patch": 1, "max_dynamic_patch": 12, "use_thumbnail": True, "torch_dtype": "bfloat16"}
 
 
 def random(c, dtype=torch.float32, seed=0):

@@ -226,11 +226,14 @@ def test_tokens_that_the_config_renames_or_adds():
     assert all(tokenizer.fast.token_to_id(piece) is None for piece in renamed)
 
 
-def test_end_of_an_answer(tmp_path):
-    """generation_config.json's; else <|im_end|>, and never </s>, which config.json's decoder names."""
-    for path in ORIGINAL.iterdir():
+@pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
+def test_end_of_an_answer(tmp_path, folder):
+    """generation_config.json's; else <|im_end|>, and never </s>, which config.json names."""
+    for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert weights.load(tmp_path).eos == (499,)
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"eos_token_id": 2}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [499, 498]}))
+    assert weights.load(tmp_path).eos == (499, 498)
     (tmp_path / "generation_config.json").unlink()
     assert weights.load(tmp_path).eos == (499,)
 
@@ -276,6 +279,29 @@ def test_layouts_give_the_same_model(tmp_path, names, shards):
     config = told if names is not opengvlab else tiny_internvl.original_config(told) | {"llm_config": told["text_config"]}
     again = weights.load(layouts.write(tmp_path, names(state), config, shards)).state_dict()
     assert again.keys() == state.keys() and all(again[name].equal(value) for name, value in state.items())
+
+
+RELEASED = {                                       # decoder, template, bytes
+    "OpenGVLab/InternVL2-2B": (layouts.INTERNLM2_2B, "internlm2-chat", 4_411_508_736),
+    "OpenGVLab/InternVL2-8B": (layouts.INTERNLM2_8B, "internlm2-chat", 16_150_730_752),
+    "OpenGVLab/InternVL2_5-8B": (layouts.INTERNLM2_8B, "internvl2_5", 16_150_730_752),
+    "OpenGVLab/InternVL2_5-8B-MPO-hf": (layouts.INTERNLM2_8B, None, 16_150_730_752),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_names_and_shapes(tmp_path, name):
+    """At full size, without content: every stored row is in one parameter, and every parameter is stored."""
+    text, template, size = RELEASED[name]
+    tensors = layouts.internvl_shapes(text, template is not None)
+    assert layouts.write_sparse(tmp_path, tensors, layouts.internvl_json(text, template), "BF16") == size
+    model = weights.skeleton(tmp_path)
+    found, shapes = weights.find(model, tmp_path), {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert {name: tensor.shape for name, tensor in found.items()} == shapes and {t.key for t in found.values()} == tensors.keys()
+    assert sum(p.numel() for p in model.parameters()) * 2 == size
+    c = model.config
+    assert c.template == (template or "internvl-hf") and c.image_token_index == 92546 and model.visual_tokens(range(13)) == 13 * 256
+    assert (c.text.head_dim, c.text.rope_theta, c.text.max_position_embeddings) == (128, 1e6, 32768)
 
 
 DAMAGE = {
@@ -331,7 +357,7 @@ def test_hugging_face_config(tmp_path):
     c = read(tmp_path, hugging_face())
     assert (c.vision.image_size, c.vision.patch_size, c.vision.attention_bias, c.text.qkv_bias) == (28, 7, True, True)
     raw = hugging_face(vision_config={"image_size": 56, "patch_size": 14})
-    del raw["tie_word_embeddings"]
+    del raw["tie_word_embeddings"], raw["text_config"]["tie_word_embeddings"]
     c = read(tmp_path, raw)
     assert (c.vision.image_size, c.vision.attention_bias, c.text.tie_word_embeddings) == (56, False, True)
     assert (c.template, c.original, c.image_token_index) == ("internvl-hf", False, 500)
