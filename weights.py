@@ -65,7 +65,11 @@ def load(source, dtype=None, device="cpu"):
 
 def skeleton(folder):
     """The network that config.json describes, on the meta device."""
-    config = read_config(folder)
+    return on_meta(read_config(folder))
+
+
+def on_meta(config):
+    """The network of a configuration, every parameter's name and shape, without storage."""
     with torch.device("meta"), Unfilled():
         return (InternVL if isinstance(config, InternVLConfig) else Llava)(config)
 

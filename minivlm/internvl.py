@@ -76,8 +76,9 @@ class InternViT(nn.Module):
         self.embeddings = Embeddings(c)
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
 
-    def forward(self, pixels, wanted):
+    def forward(self, pixels, wanted, needs=frozenset()):
         """(tiles, 3, size, size) -> hidden states of the indices `wanted`, a list of (tiles, 1+P, C), and {}: nothing is observed."""
+        assert not needs, "InternVL has no vision site"
         states = [self.embeddings(pixels.to(self.embeddings.cls_token))]
         for layer in self.layers[:max(wanted)]:
             states.append(layer(states[-1]))

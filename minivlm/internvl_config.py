@@ -44,7 +44,8 @@ class InternVLConfig:
     template: str = "internvl-hf"                  # a key of CHATML
     dtype: str = "float32"                         # as written in config.json
     original: bool = False                         # OpenGVLab's layout
-    image_grid_pinpoints = None                    # no field: LLaVA-NeXT alone has such
+    # What LLaVA may have otherwise, and InternVL never has.
+    image_grid_pinpoints, vision_tower, vision_feature_select_strategy = None, None, "default"
 
     @property
     def join(self):

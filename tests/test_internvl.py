@@ -15,6 +15,7 @@ from minivlm.chatml import CHATML
 from minivlm.config import read_config
 from minivlm.internvl import TileProcessor, pixel_shuffle
 from minivlm.internvl_config import InternVLConfig, InternViTConfig
+from minivlm.lab import checkpoint, count, shapes
 from minivlm.lab.options import build, check
 from minivlm.text import Tokenizer, next_turn, prompt
 from pruning import METHODS
@@ -385,3 +386,20 @@ def test_refused_in_one_line_that_names_file_and_key(tmp_path, what):
     with pytest.raises(UserError, match=words) as told:
         read(tmp_path, raw)
     assert "config.json" in str(told.value) and "\n" not in str(told.value)
+
+
+# --- what else is done with a model ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
+def test_saved_in_the_layout_it_was_read_from(tmp_path, folder):
+    """Fused tensors are whole again: the files hold the same, under the same names."""
+    checkpoint.save(weights.load(folder), tmp_path)
+    before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path))
+    assert before.keys() == after.keys() and all(after[name].equal(value) for name, value in before.items())
+
+
+def test_cost_is_counted():
+    """A tile's 4 tokens of 4 x 32 channels through the projector: two operations a multiplication with its addition."""
+    shape = shapes.shape_of(model=str(ORIGINAL))
+    told = count.count(shape, text=3)
+    assert shape.n == 4 and told.visual == (4, 4) and told.projector == 2 * 4 * (128 * 32 + 32 * 32)

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from minivlm.config import tower_folder
@@ -19,7 +20,13 @@ def save(model, folder):
     tensors = {}
     for name, tensor in found.items():                 # a tower that lay elsewhere comes along
         key = tensor.key if tensor.file.parent == model.folder else named(LAYOUTS[-1], name)
-        tensors[key] = state[name].detach().to("cpu", tensor.dtype).contiguous()
+        part = state[name].detach().to("cpu", tensor.dtype).contiguous()
+        if tensor.cut is not None:                     # some rows of a tensor that holds several parameters
+            rows = sum(other.shape[0] for other in found.values() if other.key == key)
+            whole = tensors.setdefault(key, part.new_empty(rows, *part.shape[1:]))
+            whole[tensor.cut(torch.arange(rows))] = part
+        else:
+            tensors[key] = part
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / ".model.safetensors", metadata={"format": "pt"})
     (folder / ".model.safetensors").replace(folder / "model.safetensors")

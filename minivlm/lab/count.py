@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import weights
 from minivlm.cache import Cache
 from minivlm.lab import shapes
 from minivlm.lab.options import check
-from minivlm.llava import Llava
 from minivlm.trace import Trace
 from pruning.base import Pruner, Reduction, UserError
-from weights import Unfilled
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ class Count:
 
 def on_meta(shape, dtype=torch.float16):
     """The model of that shape without any storage."""
-    with torch.device("meta"), Unfilled():
-        return Llava(shape.config).to(dtype).eval()
+    return weights.on_meta(shape.config).to(dtype).eval()
 
 
 @torch.inference_mode()
@@ -123,7 +121,7 @@ def _encode(model, shape, pruner):
     looks = pruner and pruner.at("vision")
     tower, states = _counted(lambda: model.vision_tower(pixels, wanted, looks.needs if looks else frozenset())[0])
     rows = shapes.entering(looks, shape)[0]
-    features = torch.empty(rows, c.vision.hidden_size * len(states), dtype=states[0].dtype, device="meta")
+    features = torch.empty(rows, model.multi_modal_projector.linear_1.in_features, dtype=states[0].dtype, device="meta")
     return tower, _counted(lambda: model.multi_modal_projector(features))[0]
 
 

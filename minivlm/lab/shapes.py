@@ -21,8 +21,8 @@ class Shape:
 
     @property
     def grid(self):
-        """Patches on a side of a tile."""
-        return self.config.vision.image_size // self.config.vision.patch_size
+        """Visual tokens on a side of a tile: patches, or InternVL's squares of them."""
+        return self.config.vision.image_size // self.config.vision.patch_size // getattr(self.config, "join", 1)
 
     @property
     def n(self):
