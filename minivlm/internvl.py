@@ -119,6 +119,11 @@ class InternVL(Llava):
         """How many visual tokens an image's pixels (tiles, 3, size, size) become, unpruned."""
         return len(self._every(len(image)))
 
+    def parts(self, images):
+        """{"tile": (how many, visual tokens of each), "image": (how many, visual tokens of each, on average)}"""
+        tiles, tokens = sum(map(len, images)), len(self._every(1))
+        return {"tile": (tiles, tokens), "image": (len(images), tiles * tokens // len(images))}
+
     def _every(self, tiles, pruner=None):
         """(n, 3): tile, row and column of every visual token of so many tiles; the row and column on the shuffled grid."""
         side = self.config.vision.image_size // self.config.vision.patch_size // self.config.join
@@ -188,12 +193,11 @@ class TileProcessor(ImageProcessor):
         return torch.cat([super(TileProcessor, self).pixels(tile) for tile in tiles])
 
     def box(self, width, height):
-        """(left, top, right, bottom) of what the tiles show together, in the picture's pixels: all of it."""
-        return 0, 0, width, height
+        """(left, top, right, bottom) of what the one tile shows of a picture, in its own pixels; of several tiles each one's.
 
-    def boxes(self, width, height):
-        """The same for each tile, the thumbnail last."""
+        TileProcessor(448).box(1000, 500) -> ((0, 0, 500, 500), (500, 0, 1000, 500), (0, 0, 1000, 500)), the thumbnail's last.
+        """
         columns, rows = self.grid(width, height)
         boxes = [(width * i / columns, height * j / rows, width * (i + 1) / columns, height * (j + 1) / rows)
                  for j in range(rows) for i in range(columns)]
-        return boxes + [(0, 0, width, height)] * (self.thumbnail and len(boxes) > 1)
+        return (0, 0, width, height) if len(boxes) == 1 else (*boxes, *[(0, 0, width, height)] * self.thumbnail)

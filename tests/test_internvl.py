@@ -9,14 +9,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import layouts
+import run
 import tiny_internvl
 import weights
 from minivlm.chatml import CHATML
 from minivlm.config import read_config
 from minivlm.internvl import TileProcessor, pixel_shuffle
 from minivlm.internvl_config import InternVLConfig, InternViTConfig
-from minivlm.lab import checkpoint, count, shapes
+from minivlm.lab import checkpoint, count, draw, shapes
 from minivlm.lab.options import build, check
+from minivlm.lab.view import View
 from minivlm.text import Tokenizer, next_turn, prompt
 from pruning import METHODS
 from pruning.base import UserError
@@ -70,13 +72,13 @@ def test_tiles_row_by_row_and_the_thumbnail_last():
     assert processor.grid(6, 4) == (3, 2) and pixels.shape == (7, 3, 4, 4)
     assert [round(float(tile[0].mean() * 255)) for tile in pixels[:6]] == [0, 40, 80, 120, 160, 200]
     assert (pixels[:6].flatten(2).std(dim=2) < 1e-6).all() and pixels[6, 0].unique().numel() == 6
-    assert processor.boxes(6, 4)[1] == (2, 0, 4, 2) and processor.boxes(6, 4)[3] == (0, 2, 2, 4)
-    assert processor.boxes(6, 4)[6] == processor.box(6, 4) == (0, 0, 6, 4)
+    boxes = processor.box(6, 4)
+    assert len(boxes) == 7 and (boxes[1], boxes[3], boxes[6]) == ((2, 0, 4, 2), (0, 2, 2, 4), (0, 0, 6, 4))
 
 
 def test_one_tile_needs_no_thumbnail():
     square = Image.new("RGB", (10, 10))
-    assert TileProcessor(28).pixels(square).shape == (1, 3, 28, 28) and len(TileProcessor(28).boxes(10, 10)) == 1
+    assert TileProcessor(28).pixels(square).shape == (1, 3, 28, 28) and TileProcessor(28).box(10, 10) == (0, 0, 10, 10)
     assert len(TileProcessor(28, thumbnail=False).pixels(Image.new("RGB", (20, 10)))) == 2
 
 
@@ -403,3 +405,42 @@ def test_cost_is_counted():
     shape = shapes.shape_of(model=str(ORIGINAL))
     told = count.count(shape, text=3)
     assert shape.n == 4 and told.visual == (4, 4) and told.projector == 2 * 4 * (128 * 32 + 32 * 32)
+
+
+def test_pictures_undo_the_tiles():
+    """A picture of 3 x 2 tiles of 2 x 2 visual tokens: they lie on one map of 4 rows and 6 columns, the thumbnail beside it. Kept
+    are the lower right token of tile 1, the upper left one of tile 5 and the last of the thumbnail."""
+    model = internvl(layers=4)
+    photo, processor = Image.new("RGB", (600, 400), (200, 200, 200)), TileProcessor(16)
+    assert processor.grid(600, 400) == (3, 2)
+    *_, trace = prefill(model, ids(1, MARK, 2, MARK, 1), [picture(model), picture(model, tiles=7)], Told({1: [11, 24, 31]}))
+    panel, view = draw.panels(photo, processor.box(600, 400), trace, image=1)[0], View(photo, processor.box(600, 400), trace, 1)
+    assert [(grid.rows, grid.columns) for grid in view.grids] == [(4, 6), (2, 2)] and len(view.cells) == 28
+    assert view.cells[view.own(trace.steps[0].kept)].tolist() == [[0, 1, 3], [0, 2, 4], [1, 1, 1]]
+    lit = [panel.getpixel((round(480 * (column + .5) / 6), round(320 * (row + .5) / 4)))[0] for row in range(4) for column in range(6)]
+    assert [i for i, light in enumerate(lit) if light == 200] == [9, 16] and set(lit) == {200, 60}
+
+
+def test_pictures_of_one_tile_and_of_tiles_alone():
+    """One tile is drawn as ever; without a thumbnail there is the map alone."""
+    model, square, wide = internvl(layers=2), Image.new("RGB", (40, 40)), Image.new("RGB", (80, 40))
+    *_, trace = prefill(model, ids(1, MARK, 1), [picture(model)])
+    assert [(g.rows, g.columns) for g in View(square, TileProcessor(16).box(40, 40), trace).grids] == [(2, 2)]
+    *_, trace = prefill(model, ids(1, MARK, 1), [picture(model, tiles=2)])
+    assert [(g.rows, g.columns) for g in View(wide, TileProcessor(16, thumbnail=False).box(80, 40), trace).grids] == [(2, 4)]
+
+
+def test_from_the_command_line(capsys, tmp_path, monkeypatch):
+    """ask with a picture of what was kept, compare with every method, a chat of two turns, inspect."""
+    photo, model = str(PARITY / "images" / "land_500x333.png"), str(ORIGINAL)
+    said = ["--model", model, "--max-new-tokens", "3"]
+    assert run.main(["ask", photo, "What?", *said, "--method", "fastv", "--keep", "9", "--set", "layer=1", "--maps", "--out",
+                     str(tmp_path / "kept.png")]) == 0
+    assert "layer 1: 190 tokens, 9 of them visual" in capsys.readouterr().out and (tmp_path / "kept.png").stat().st_size
+    assert run.main(["compare", photo, "What?", *said, "--method", "divprune,vispruner", "--keep", "4", "--out",
+                     str(tmp_path / "sheet.png")]) == 0
+    assert "VisPruner needs a vision tower with a class token, and InternVL" in capsys.readouterr().out
+    turns = iter(["What?", "Why?", ""])
+    monkeypatch.setattr(run, "_line", lambda: next(turns))
+    assert run.main(["chat", photo, *said]) == 0 and run.main(["inspect", model]) == 0
+    assert "attention.wqkv.weight" in capsys.readouterr().out

@@ -86,7 +86,7 @@ def _counts(view, step, evidence):
     told = [f"{_where(view, step)}: {len(kept)} of {N} tokens"]
     told += [f"{len(before)} until then"] if len(before) < N else []
     told += ["the rest masked"] if not step.reduction.drop else []
-    told += ["{} on the base tile, {} on the map".format(*view.per_grid(kept))] if len(view.grids) > 1 else []
+    told += [view.counted.format(*view.per_grid(kept))] if len(view.grids) > 1 else []
     off = view.off_grid(kept)
     told += [f"{off} of them on no patch"] if off else []
     wanted = view.own(torch.tensor(sorted(evidence))) if evidence else ()

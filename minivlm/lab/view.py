@@ -1,6 +1,7 @@
 """Where the patches of one image lie on a panel: the photograph scaled, crop and padding undone; light, tint, outlines.
 
-Of an image of tiles the panel has the photograph twice: under the base tile's patches and, beside it, under the map's.
+Of an image of tiles the panel has the photograph twice: under the base tile's patches and, beside it, under the map's; of
+InternVL's under all tiles and, beside it, under the thumbnail's visual tokens.
 """
 
 import torch
@@ -21,12 +22,16 @@ class View:
     """
 
     def __init__(self, picture, box, trace, image=0):
-        """box: of one grid, or of an image of tiles the boxes of the base tile and of all tiles, as the processor gives them."""
+        """box: of one grid, or of an image of tiles the boxes of the base tile and of all tiles, or (InternVL) of each tile, as
+        the processor gives them."""
         self.name = f"image {image + 1}, " if len(trace.images) > 1 else ""
         self.tokens = trace.images[image]                                          # a range of original indices
         self.cells = trace.cells[self.tokens.start:self.tokens.stop]               # (N, 3)
         padding = trace.padding[image] if trace.padding else None
-        boxes = [box] if padding is None else list(box)
+        boxes, self.counted = [box] if padding is None else list(box), "{} on the base tile, {} on the map"
+        if padding is None and isinstance(box[0], tuple):
+            self.cells, boxes, self.counted = *joined(self.cells, box), "{} on the tiles, {} on the thumbnail"
+            padding = (0, 0)
         assert padding is not None or len(self.cells[:, 0].unique()) == 1, "the box tells where one tile lies"
         self.grids = [Grid(picture, box, self.cells, self.cells[0, 0] + i, padding if i else None) for i, box in enumerate(boxes)]
         self.grids = [grid for grid in self.grids if grid.rows or grid is self.grids[0]]           # a long picture may have no map
@@ -141,6 +146,18 @@ class Grid:
         self.square = (-corner[0], -corner[1], side[0] - corner[0], side[1] - corner[1])
         self.photo = _hatched(panel)
         self.photo.paste(panel.crop(self.square), self.square)
+
+
+def joined(cells, boxes):
+    """Cells (n, 3) of tiles that cover a picture row by row, and of its thumbnail after them, if there is one -> the same
+    as cells of two grids, 0 and 1, and the boxes of these grids."""
+    whole = 0, 0, max(box[2] for box in boxes), max(box[3] for box in boxes)
+    columns, small = len({box[0] for box in boxes[:len(boxes) - (boxes[-1] == whole)]}), boxes[-1] == whole
+    (row, column), tile = cells[:, 1:].T, cells[:, 0] - cells[0, 0]
+    high, wide = int(row.max()) + 1, int(column.max()) + 1
+    on_map = torch.stack([0 * tile, row + tile // columns * high, column + tile % columns * wide], dim=1)
+    last = small & (tile == len(boxes) - 1)
+    return torch.where(last[:, None], torch.stack([0 * tile + 1, row, column], dim=1), on_map), [whole] * (1 + small)
 
 
 def _inner(box, above, left, rows, columns):
