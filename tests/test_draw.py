@@ -312,7 +312,8 @@ def test_no_map(told):
     assert panel.width == 480 and told == [("", "nothing dropped: 2 of 2 tokens")]
 
 
-@pytest.mark.parametrize("method", [None, HiRED(), Told({2: range(9)}), Told(range(9), site="embed")], ids=str)
+@pytest.mark.parametrize("method", [None, HiRED(), Told({2: range(9)}), Told(range(9), site="embed")],
+                         ids=["none", "hired", "decoder", "embed"])
 @pytest.mark.parametrize("size", [(480, 330), (330, 480), (2000, 100), (100, 2000), (7, 5)])
 def test_pictures_of_tiles_in_the_model(method, size, told):
     """Whatever the shape and the site: all maps are drawn, the words count what the trace has."""
