@@ -169,7 +169,7 @@ class TileProcessor(ImageProcessor):
         if known["size"] != size:
             raise UserError(f"{folder}: preprocessor_config.json makes pixels of side {known['size']}, "
                             f"but config.json's image_size is {size}")
-        return cls(**known | {"resize": None}, min_tiles=told.get("min_patches", 1), max_tiles=told.get("max_patches", 12))
+        return cls(**known | {"resize": None}, min_tiles=told.get("min_patches") or 1, max_tiles=told.get("max_patches") or 12)
 
     def grid(self, width, height):
         """(columns, rows) of tiles: the shape nearest to the picture's; of equals the larger, if it is not far too large."""

@@ -45,7 +45,7 @@ class InternVLConfig:
     dtype: str = "float32"                         # as written in config.json
     original: bool = False                         # OpenGVLab's layout
     # What LLaVA may have otherwise, and InternVL never has.
-    image_grid_pinpoints, vision_tower, vision_feature_select_strategy = None, None, "default"
+    image_grid_pinpoints, image_aspect_ratio, vision_tower, vision_feature_select_strategy = None, None, None, "default"
 
     @property
     def join(self):

@@ -100,6 +100,8 @@ def test_processor_files(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
     assert TileProcessor.from_folder(tmp_path, config) == TileProcessor(28, mean=(.5, .5, .5), max_tiles=3)
     assert TileProcessor.from_folder(tmp_path, replace(config, original=True)) == TileProcessor(28, max_tiles=4, thumbnail=False)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told | dict(max_patches=None)))
+    assert TileProcessor.from_folder(tmp_path, config).max_tiles == 12
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told | dict(size=dict(height=56, width=56))))
     with pytest.raises(UserError, match="makes pixels of side 56, but config.json's image_size is 28"):
         TileProcessor.from_folder(tmp_path, config)
@@ -146,7 +148,7 @@ def test_trace_counts_tiles():
 # --- methods ---------------------------------------------------------------------------------------------------------------
 
 PROMPT = ids(4, MARK, 6)
-RUNNING = [name for name, method in METHODS.items() if method.site != "vision" and "calibration" not in method.preconditions]
+RUNNING = [name for name in METHODS if METHODS[name].site != "vision" and not built(name).preconditions & {"calibration", "training"}]
 DROPPING = [name for name in RUNNING if built(name).laws >= {"select", "ordered"} and not built(name).mask_at(32)
             and built(name).site == "decoder" and built(name).reduce_at(32)]
 
@@ -430,6 +432,13 @@ def test_pictures_of_one_tile_and_of_tiles_alone():
     assert [(g.rows, g.columns) for g in View(wide, TileProcessor(16, thumbnail=False).box(80, 40), trace).grids] == [(2, 4)]
 
 
+def test_atp_is_not_trained_on_tiles(capsys, tmp_path):
+    """Pictures have one tile or many, and its thresholds are for one number of visual tokens."""
+    assert run.main(["train", "atp", "--model", str(HF), "--data", "toy", "--target-tokens", "3", "--layers", "1", "--freeze-lm",
+                     "--out", str(tmp_path)]) == 2
+    assert "this model cuts pictures into tiles" in capsys.readouterr().err
+
+
 def test_from_the_command_line(capsys, tmp_path, monkeypatch):
     """ask with a picture of what was kept, compare with every method, a chat of two turns, inspect."""
     photo, model = str(PARITY / "images" / "land_500x333.png"), str(ORIGINAL)
@@ -443,4 +452,5 @@ def test_from_the_command_line(capsys, tmp_path, monkeypatch):
     turns = iter(["What?", "Why?", ""])
     monkeypatch.setattr(run, "_line", lambda: next(turns))
     assert run.main(["chat", photo, *said]) == 0 and run.main(["inspect", model]) == 0
+    assert run.main(["cost", "--model", model, "--method", "divprune", "--keep", "2"]) == 0
     assert "attention.wqkv.weight" in capsys.readouterr().out

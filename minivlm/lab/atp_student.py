@@ -79,7 +79,7 @@ class Student(nn.Module):
 def prepared(model, atp, recipe):
     """The ATP with new modules for this model. UserError where the two, or the recipe, do not go together."""
     depth, N = len(model.language_model.layers), model.visual_tokens(torch.empty(1))
-    if model.config.image_grid_pinpoints:
+    if model.config.image_grid_pinpoints or getattr(model.config, "max_tiles", 1) > 1:             # LLaVA-NeXT, InternVL
         raise UserError("ATP is trained where every picture has as many visual tokens, as in LLaVA-1.5: this model cuts pictures into tiles")
     plan(atp, depth)
     least = N * atp.layers[0] / depth
