@@ -116,10 +116,12 @@ def test_what_bounds_it_by_hand():
     """Twice as fast is all of what half the FLOPs allow; with 250 ms of its own the prefill is 1.33 x as fast, two thirds of it."""
     first, row = (told := made_up())["rows"]
     assert verdict.speedup(row, first) == verdict.predicted(row, first) == 2
-    assert "gets 100% of what its FLOPs allow; encoding" in verdict.sentence(row, first, told) and "10.0% of the bytes" in verdict.sentence(row, first, told)
-    assert "900 B of weights" in verdict.sentence(first, first, told)
+    assert "gets 100% of what its FLOPs allow; encoding" in verdict.sentence(row, first, told) and "the bytes read allow 1.05 x" in verdict.sentence(row, first, told)
+    assert "at most: a token reads 900 B of weights, and the cache is 10.0% of the bytes" in verdict.sentence(first, first, told)
+    told["read_a_token"] = 9900
+    assert "decoding will not speed up: a token reads 9.9 kB of weights, and the cache is 1.0% of the bytes" in verdict.sentence(first, first, told)
     first, row = (told := made_up(method=.25))["rows"]
-    assert "gets 67% of what its FLOPs allow: its own time is 33% of the prefill's" in verdict.sentence(row, first, told)
+    assert "gets 67% of what its FLOPs allow: its own time is 33% of it" in verdict.sentence(row, first, told)
     assert any("1.33 x     2.00 x     0.67" in line for line in verdict.lines(told))
 
 
@@ -136,7 +138,7 @@ def test_picture():
 def test_the_command(capsys, tmp_path):
     status, out, err = done(capsys, "bench", "--model", MODEL, "--method", "fastv,vispruner", "--keep", "8,4", "--repeat", "1", "--steps", "2",
                             "--threads", "1", "--json", tmp_path / "a.json", "--out", tmp_path / "a.png")
-    assert status == 0 and "decoding will not speed up" in out and out.count("of what its FLOPs allow") == 4
+    assert status == 0 and "a token reads" in out and out.count("of what its FLOPs allow") == 4
     assert len(json.loads((tmp_path / "a.json").read_text())["rows"]) == 5 and Image.open(tmp_path / "a.png").size == (WIDTH, HEIGHT)
 
 

@@ -72,6 +72,7 @@ def test_masked_tokens_are_computed():
 def test_composed_and_scheduled():
     both, steps = count(TINY, Both((VisPruner(keep=8), FastV(keep=3)))), count(TINY, Schedule(FastV(), (1, 3), (9, 2)))
     assert both.visual == (8, 8, 3, 3) and steps.visual == (16, 9, 9, 2)
+    assert shapes.lineup("fastv", None, None, [], TINY, "1:9,3:2") == {"fastv 1:9,3:2": Schedule(FastV(), (1, 3), (9, 2))}
 
 
 @pytest.mark.parametrize("method", [None, FastV(keep=4), METHODS["random"](keep=4), METHODS["divprune"](keep=4), VisPruner(keep=4)])
@@ -122,7 +123,10 @@ def test_the_command(capsys):
 @pytest.mark.parametrize("words, told", [
     (["--method", "prumerge"], "prompt decides"),
     (["--method", "slowv"], "slowv"),
+    (["--method", "atp"], "train atp"),
     (["--keep", "4"], "--method"),
+    (["--schedule", "4:9"], "--method"),
+    (["--method", "divprune", "--schedule", "4:9"], "cannot be scheduled"),
     (["--method", "fastv", "--keep", "4", "--average", "9"], "not both"),
     (["--method", "fastv", "--keep", "577"], "keep 577"),
     (["--method", "fastv", "--average", "few"], "few"),

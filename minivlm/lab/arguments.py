@@ -170,6 +170,7 @@ def _methods_and_budgets(add):
     add("--method", metavar="A,B,..", help=f"of {', '.join(METHODS)}; a file that `fit` wrote; or A+B")
     add("--keep", metavar="K,K,..", help="image tokens left of the whole prompt: numbers (192,128) or shares (0.25)")
     add("--average", metavar="A,A,..", help="in place of --keep: image tokens entering a layer on average")
+    add("--schedule", metavar="LAYER:KEEP,..", help="act before several layers, like 4:136,14:68,24:34")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option; of several methods, METHOD.OPTION=VALUE")
 
 

@@ -28,8 +28,7 @@ def measure(shape, pruners, checkpoint=None, text=64, steps=20, repeat=5, dtype=
     counts = {name: _count(shape, pruner, text, dtype) for name, pruner in {"unpruned": None, **pruners}.items()}
     model = load(checkpoint, dtype, device) if checkpoint else random(shape, dtype, device)
     model.language_model.layers = model.language_model.layers[:shape.layers]
-    for pruner in pruners.values():
-        check(pruner, model)
+    pruners = {name: check(pruner, model) for name, pruner in pruners.items()}
     races, clock = {}, Clock(device)
     ids, pixels = _prompt(shape, text, dtype, device)
     for name, pruner in {"unpruned": None, **pruners}.items():

@@ -75,7 +75,9 @@ class Count:
 
 def on_meta(shape, dtype=torch.float16):
     """The model of that shape without any storage."""
-    return weights.on_meta(shape.config).to(dtype).eval()
+    model = weights.on_meta(shape.config).to(dtype).eval()
+    model.folder = shape.folder
+    return model
 
 
 @torch.inference_mode()
@@ -85,8 +87,8 @@ def count(shape, pruner=None, text=64, dtype=torch.float16, last=True):
     last=False: the last layer computes every token, where the model computes the last token alone, which is all that is read.
     Raises UserError where only the prompt decides how many tokens are left.
     """
-    model, entering = on_meta(shape, dtype), shapes.entering(pruner, shape)
-    check(pruner, model)
+    model = on_meta(shape, dtype)
+    pruner, entering = check(pruner, model), shapes.entering(pruner, shape)
     if entering is None:
         raise UserError(f"{type(pruner).__name__}: the prompt decides how many tokens are left, so they cannot be counted beforehand")
     return Count(*_encode(model, shape, pruner), *_prefill(model, shape, pruner, text, entering, last))

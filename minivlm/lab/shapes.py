@@ -1,7 +1,9 @@
 """Models by their shape alone, for counting and for timing: those of the papers, or a checkpoint's; and prompts for them."""
 
+import os
 from dataclasses import dataclass, replace
 from inspect import signature
+from pathlib import Path
 
 import torch
 
@@ -18,6 +20,7 @@ class Shape:
     name: str
     config: LlavaConfig
     tiles: int = 1
+    folder: Path = Path(os.devnull)    # of its checkpoint
 
     @property
     def grid(self):
@@ -64,8 +67,10 @@ def shape_of(shape=None, model=None, layers=None):
 
 
 def _checkpoint(model):
-    config = read_config(folder_of(model))
-    return Shape(model, config, tiles=5 if config.image_aspect_ratio == "anyres" else 1)       # a square picture's; no newline tokens
+    folder = folder_of(model)
+    config = read_config(folder)
+    tiles = 5 if config.image_aspect_ratio == "anyres" else 1      # a square picture's; no newline tokens
+    return Shape(model, config, tiles, folder)
 
 
 def prompt(shape, text, hidden):
@@ -93,14 +98,15 @@ def _by_tile(method):
     return "tiles" in signature(method.budget).parameters
 
 
-def lineup(names, keep, average, settings, shape):
+def lineup(names, keep, average, settings, shape, schedule=None):
     """{"fastv 192": pruner, ..}: each method of "a,b" at each budget of "192,128", or of averages; UserError if one cannot be.
 
-    A number is of the whole image: to a method that keeps some of each tile its part is given.
+    A number is of the whole image: to a method that keeps some of each tile its part is given. `schedule` "4:136,14:68,24:34"
+    is for each of the methods.
     """
     if not names:
-        if keep or average or settings:
-            raise UserError("--keep, --average and --set are for a method: name one with --method")
+        if keep or average or settings or schedule:
+            raise UserError("--keep, --average, --schedule and --set are for a method: name one with --method")
         return {}
     if keep and average:
         raise UserError("give --keep or --average, not both: each says how many tokens are left")
@@ -108,10 +114,10 @@ def lineup(names, keep, average, settings, shape):
     own = share(settings, chosen) if len(chosen) > 1 else {names: settings}
     for name in chosen:
         for budget in (keep or average or "").split(","):
-            pruner = build(name, budget if keep else None, own[name])
+            pruner = build(name, budget if keep else None, own[name], schedule)
             if keep and budget.isdigit() and _by_tile(pruner):
-                pruner = build(name, str(int(budget) // shape.tiles), own[name])
-            label = " ".join(filter(None, [name, "average" if average else "", budget]))
+                pruner = build(name, str(int(budget) // shape.tiles), own[name], schedule)
+            label = " ".join(filter(None, [name, schedule, "average" if average else "", budget]))
             made[label] = averaged(pruner, _number(budget) if average else None, shape.n, shape.layers)
     return made
 

@@ -51,24 +51,25 @@ def sentence(row, first, told):
     time, expected = row["median"], predicted(row, first)
     part = (time["encode"] / (time["encode"] + time["method"] + time["prefill"]))
     reached = speedup(row, first) / expected
-    why = (f"its own time is {time['method'] / (time['method'] + time['prefill']):.0%} of the prefill's" if time["method"] > .05 * time["prefill"]
+    why = (f"its own time is {time['method'] / (time['method'] + time['prefill']):.0%} of it" if time["method"] > .05 * time["prefill"]
            else "the rest is not matrix products")
     prefill = f"the prefill gets {reached:.0%} of what its FLOPs allow" + (f": {why}" if reached < .92 else "")
-    decode = first["median"]["decode"] / time["decode"]
+    decode, bytes_allow = first["median"]["decode"] / time["decode"], _read(first, told) / _read(row, told)
     return (f"{prefill}; encoding, which it does not shorten, is now {part:.0%} of the time to the first token; decoding is {decode:.2f} x as fast, "
-            f"for the cache was {_cached(first, told):.1%} of the bytes")
+            f"where the bytes read allow {bytes_allow:.2f} x")
 
 
 def _unpruned(row, told):
     time, total = row["median"], row["median"]["total"]
-    decode = time["decode"] * told["steps"]
+    decode, cached = time["decode"] * told["steps"], row["kv_bytes"] / _read(row, told)
+    hope = "decoding will not speed up" if cached < .1 else f"decoding can get {1 / (1 - cached):.2f} x as fast at most"
     return (f"encoding is {time['encode'] / total:.0%} of the time, the prefill {time['prefill'] / total:.0%}, {told['steps']} tokens {decode / total:.0%}; "
-            f"decoding will not speed up: a token reads {size(told['read_a_token'])} of weights, and the cache is {_cached(row, told):.1%} of the bytes")
+            f"{hope}: a token reads {size(told['read_a_token'])} of weights, and the cache is {cached:.1%} of the bytes")
 
 
-def _cached(row, told):
-    """Share of the unpruned cache in the bytes that a generated token reads."""
-    return row["kv_bytes"] / (row["kv_bytes"] + told["read_a_token"])
+def _read(row, told):
+    """Bytes that the first generated token reads: weights and cache."""
+    return told["read_a_token"] + row["kv_bytes"]
 
 
 def _other(row, first):
