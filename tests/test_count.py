@@ -99,6 +99,8 @@ def test_tiles():
     made = shapes.lineup("vispruner,fastv", "960", None, [], shape)
     assert shape.n == 2880 and made["vispruner 960"].keep == 192 and made["fastv 960"].keep == 960
     assert shapes.entering(made["vispruner 960"], shape) == [960] * 32
+    made = shapes.lineup("vispruner,divprune", None, "640", [], shape)
+    assert made["vispruner average 640"].keep == 128 and made["divprune average 640"].keep == 640
     cell = shapes.prompt(shape, 4, torch.empty(2884, 8)).cell
     assert cell[577].tolist() == [1, 0, 1] and cell[-1].tolist() == [4, 23, 23]
 

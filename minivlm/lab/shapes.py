@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 
 import torch
@@ -90,12 +89,8 @@ def entering(pruner, shape):
     """Image tokens that enter each decoder layer; None where the prompt decides."""
     k, decoder = shape.n, pruner and pruner.at("decoder")
     for method in filter(None, (pruner and pruner.at("vision"), pruner and pruner.at("embed"))):
-        k = None if k is None else method.budget(k, shape.tiles) if _by_tile(method) else method.budget(k)
+        k = None if k is None else method.budget(k, shape.tiles) if method.per == "tile" else method.budget(k)
     return None if k is None else decoder.schedule(k, shape.layers) if decoder else [k] * shape.layers
-
-
-def _by_tile(method):
-    return "tiles" in signature(method.budget).parameters
 
 
 def lineup(names, keep, average, settings, shape, schedule=None):
@@ -110,15 +105,15 @@ def lineup(names, keep, average, settings, shape, schedule=None):
         return {}
     if keep and average:
         raise UserError("give --keep or --average, not both: each says how many tokens are left")
-    chosen, made = names.split(","), {}
+    chosen, made, parts = names.split(","), {}, {"tile": (shape.tiles, shape.n // shape.tiles)}
     own = share(settings, chosen) if len(chosen) > 1 else {names: settings}
     for name in chosen:
         for budget in (keep or average or "").split(","):
             pruner = build(name, budget if keep else None, own[name], schedule)
-            if keep and budget.isdigit() and _by_tile(pruner):
+            if keep and budget.isdigit() and pruner.per == "tile":
                 pruner = build(name, str(int(budget) // shape.tiles), own[name], schedule)
             label = " ".join(filter(None, [name, schedule, "average" if average else "", budget]))
-            made[label] = averaged(pruner, _number(budget) if average else None, shape.n, shape.layers)
+            made[label] = averaged(pruner, _number(budget) if average else None, shape.n, shape.layers, parts)
     return made
 
 
