@@ -142,6 +142,15 @@ def test_the_command(capsys, tmp_path):
     assert len(json.loads((tmp_path / "a.json").read_text())["rows"]) == 5 and Image.open(tmp_path / "a.png").size == (WIDTH, HEIGHT)
 
 
+def test_internvl_is_timed_but_not_against_transformers(capsys):
+    model = MODEL.replace("llava15_mha", "internvl_internlm2")
+    words = ["bench", "--model", model, "--method", "divprune", "--keep", "4", "--repeat", "1", "--steps", "1", "--threads", "1"]
+    status, out, _ = done(capsys, *words)
+    assert status == 0 and "divprune 4" in out
+    status, out, err = done(capsys, *words, "--against", "hf")
+    assert status == 2 and "CLIP tower" in err and not out
+
+
 def test_transformers_on_the_same_weights(capsys):
     pytest.importorskip("transformers")
     status, out, _ = done(capsys, "bench", "--model", MODEL, "--method", "fastv", "--keep", "4", "--repeat", "1", "--steps", "2", "--threads", "1",

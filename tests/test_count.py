@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.lab import shapes
+from minivlm.lab.cost import _tera
 from minivlm.lab.count import count, on_meta, weight_bytes
 from minivlm.lab.shapes import SHAPES, Shape
 from pruning import METHODS
@@ -85,6 +86,10 @@ def test_the_meta_device_counts_what_a_real_run_does(method):
         _, cache = model.prefill(tokens, method)
     counted = count(shapes.shape_of(model=MODEL), method, text=10, dtype=torch.float32)
     assert counter.get_total_flops() == counted.prefill and cache.bytes == counted.kv_bytes
+
+
+def test_units():
+    assert _tera(8.672e12) == "  8.672 T" and _tera(5e10) == "  0.050 T" and _tera(5e9) == "  5.000 G" and _tera(3e5) == "  0.300 M"
 
 
 def test_weights():

@@ -10,6 +10,7 @@ from statistics import median, quantiles
 import torch
 from tqdm import tqdm
 
+from minivlm.clip import ClipVision
 from minivlm.lab import hf
 from minivlm.lab.clock import Clock, Memory, Timed, available
 from minivlm.lab.count import count, on_meta, weight_bytes
@@ -91,7 +92,9 @@ def ours(model, ids, pixels, pruner, steps, clock):
 
 
 def _theirs(model, ids, pixels, attention, steps, clock):
-    """The same of transformers, without the projector."""
+    """The same of transformers, without the projector. UserError for a model that it is not asked to build here."""
+    if not isinstance(model.vision_tower, ClipVision) or model.config.text.qkv_bias:
+        raise UserError("bench --against hf runs LLaMA decoders with a CLIP tower, which this model has not: leave --against out")
     twins = hf.Twins(model.language_model, model.lm_head, model.vision_tower, attention)
     hidden = model.embed(ids, [pixels]).hidden
 

@@ -60,4 +60,6 @@ def _explained(told):
 
 
 def _tera(flops):
-    return f"{flops / 1e12:7.3f} T" if flops >= 1e10 else f"{flops / 1e9:7.3f} G"
+    """8.672e12 -> "  8.672 T"; G and M for models that are small."""
+    scale, unit = next((s, u) for s, u in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if flops >= s / 100 or u == "M")
+    return f"{flops / scale:7.3f} {unit}"

@@ -68,7 +68,7 @@ def shape_of(shape=None, model=None, layers=None):
 def _checkpoint(model):
     folder = folder_of(model)
     config = read_config(folder)
-    tiles = 5 if config.image_aspect_ratio == "anyres" else 1      # a square picture's; no newline tokens
+    tiles = 5 if getattr(config, "image_aspect_ratio", "") == "anyres" else 1      # a square picture's; no newline tokens
     return Shape(model, config, tiles, folder)
 
 
