@@ -76,4 +76,4 @@ class Trace:
 
 
 def _to_cpu(r):
-    return Reduction(*(x.cpu() if isinstance(x, Tensor) else x for x in (r.keep, r.merge, r.score)), r.drop)
+    return Reduction(*(x.cpu() if isinstance(x, Tensor) else x for x in vars(r).values()))

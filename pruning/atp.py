@@ -122,9 +122,11 @@ class ATP(Pruner):
             return Reduction(top(S_redundant, min(self.counts[i], tokens.n)), score=S_redundant)
         S_spatial = self.spatial_pruning_score(tokens.cell)
         theta_r, theta_s = self.thresholds(i, S_self, S_cross, tokens.origin, tokens.entered)
-        passes = torch.stack(self.above(S_redundant, S_spatial, theta_r, theta_s)).amax(dim=0) >= 0        # (n,)
-        k = max(int(passes.sum()), min(self.min_keep, tokens.n))
-        return Reduction(top(S_redundant.masked_fill(passes, torch.inf), k), score=S_redundant)
+        passes = torch.stack(self.above(S_redundant, S_spatial, theta_r, theta_s)) >= 0            # (1 or 2, n)
+        k = max(int(passes.any(dim=0).sum()), min(self.min_keep, tokens.n))
+        keep = top(S_redundant.masked_fill(passes.any(dim=0), torch.inf), k)       # (k,)
+        rule = None if self.strategy != "both" else torch.where(passes[1], 1 + passes[0].long(), 0)[keep]
+        return Reduction(keep, score=S_redundant, rule=rule, rules=("redundant", "spatial", "both"))
 
     def redundant_pruning_score(self, logits, attn, visual, is_text, alive):
         """3.3.1 Normalised S_self and S_cross, and S_redundant, of visual rows (.., n): (.., n) each.

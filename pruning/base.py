@@ -142,6 +142,8 @@ class Reduction:
     merge: Tensor | None = None        # (k, n)    weights
     score: Tensor | None = None        # (n,)      what the method ranked by: for pictures, never for computing
     drop: bool = True                  # False: the tokens stay in the sequence and their keys are masked instead
+    rule: Tensor | None = None         # (k,)      which of `rules`, the method's reasons, kept each: for pictures too
+    rules: tuple = ()                  # their names
 
 
 LAWS = {

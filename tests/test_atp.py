@@ -66,6 +66,10 @@ def test_spatial_pruning():
     keep = lambda theta_s, **options: ATP(told(.99, theta_s, 9), (4,), strides=(4, 2), **options).reduce(tokens).keep.tolist()
     assert keep(.2) == [0, 2, 4, 6, 8] and keep(.5) == [0, 4]
     assert keep(.5, strategy="spatial") == [0] and keep(.5, strategy="redundant") == [4]
+    r = ATP(told(.99, .2, 9), (4,), strides=(4, 2)).reduce(tokens)
+    assert [r.rules[i] for i in r.rule] == ["spatial"] * 2 + ["redundant"] + ["spatial"] * 2
+    r = ATP(told(.9, .2, 4), (4,)).reduce(seen([1., 0, 0, 0], [.1, 0, 0, 0], grid(2, 2)))
+    assert [r.rules[i] for i in r.rule] == ["both"]
 
 
 def test_self_rows_and_source():
