@@ -191,6 +191,24 @@ def test_the_loss_is_of_the_answers_alone(data):
     assert learner(b)["loss"].item() == pytest.approx(total.item() - .2 * 8 * 15 / 16, abs=.01)
 
 
+@pytest.mark.parametrize("factor", [1., 1e-4])
+@torch.enable_grad()
+def test_a_step_takes_the_mean_gradient_clipped_to_norm_1(data, tmp_path, factor):
+    """Of two batches. The loss times 1e-4 has a gradient that is short enough as it is."""
+    llava, recipe = model(), replace(RECIPE, accumulate=2)
+    run = Run(llava, prepared(llava, atp(temperature=10.), recipe), recipe, data, tmp_path)
+    forward = run.student.forward
+    run.student.forward = lambda b: {k: x * factor for k, x in forward(b).items()}
+    batches = [batch(llava, [data[i], data[i + 1]], "llava-hf") for i in (0, 2)]
+    grads = torch.autograd.grad(sum(run.student(b)["loss"] for b in batches) / 2, list(run.trained.values()))
+    norm, seen = torch.cat([g.flatten() for g in grads]).norm(), []
+    run.adam.step = lambda: seen.extend(p.grad.clone() for p in run.trained.values())
+    run.step(batches)
+    assert (norm > 2) == (factor == 1) and (norm < .5) == (factor < 1)
+    for ours, theirs in zip(seen, grads):
+        torch.testing.assert_close(ours, theirs / norm.clamp_min(1), atol=1e-6, rtol=1e-3)
+
+
 # --- training ----------------------------------------------------------------------------------------------------------------
 
 def test_the_loss_falls_and_the_budget_is_met(data, tmp_path):
