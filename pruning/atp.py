@@ -8,8 +8,8 @@ nothing is dropped: soft masks inside the softmax let gradients reach the thresh
 Paper and code: no code is public and the paper leaves much open. What is chosen here, and the options that change it:
     Eq. 3-4  A(v_n, v_m) is what v_n receives from v_m, as the prose says (self_rows). Means are over heads too; logits are
              those of Eq. 1, after the rotary embedding and before the causal mask (self_source); t_m is the text after the
-             image, in training the first question's, which has seen no answer. Logits and probabilities have no common scale, and theta is in (0, 1):
-             each score is brought to [0, 1] over the tokens that are left (score_norm).
+             image, in training the first question, which has seen no answer. Logits and probabilities have no common scale
+             and theta is in (0, 1): each score is brought to [0, 1] over the tokens that are left (score_norm).
     Eq. 5    The sampling rates are not given: nested strides, R = 1/stride^2 of the original grid, for good. "Higher rates
              are given higher scores" contradicts the equation, which is followed.
     Eq. 6    Linear needs a fixed length: 2N of the unpruned image, 0 in the place of what is gone (fit). The width of z and

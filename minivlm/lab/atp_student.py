@@ -79,19 +79,20 @@ class Student(nn.Module):
 def prepared(model, atp, recipe):
     """The ATP with new modules for this model. UserError where the two, or the recipe, do not go together."""
     depth, N = len(model.language_model.layers), model.visual_tokens(torch.empty(1))
-    if model.config.image_grid_pinpoints or getattr(model.config, "max_tiles", 1) > 1:             # LLaVA-NeXT, InternVL
-        raise UserError("ATP is trained where every picture has as many visual tokens, as in LLaVA-1.5: this model cuts pictures into tiles")
+    if model.config.image_grid_pinpoints:
+        raise UserError("ATP is trained where every picture has as many visual tokens, as in LLaVA-1.5: this model cuts pictures "
+                        "into tiles")
     plan(atp, depth)
     least = N * atp.layers[0] / depth
     if not least <= recipe.target <= N:
-        raise UserError(f"--target-tokens {recipe.target:g} is out of reach: {N} tokens enter each layer before {atp.layers[0]} of "
-                        f"{depth}, so the average is {least:.4g} to {N}")
+        raise UserError(f"--target-tokens {recipe.target:g} is out of reach: {N} tokens enter each layer before {atp.layers[0]} "
+                        f"of {depth}, so the average is {least:.4g} to {N}")
     if min(recipe.steps, recipe.batch, recipe.accumulate, recipe.width) < 1 or not min(recipe.lr, recipe.lr_module) >= 0:
         raise UserError("steps, batch, accumulate and width are at least 1, learning rates not below 0")
     if not 0 < min(recipe.theta_r, recipe.theta_s) <= max(recipe.theta_r, recipe.theta_s) < 1:
         raise UserError(f"thresholds lie in (0, 1); got {recipe.theta_r} and {recipe.theta_s}")
     if atp.counts and recipe.freeze_lm:
-        raise UserError("with counts there are no thresholds, and with --freeze-lm nothing else is trained: leave one of them out")
+        raise UserError("with counts there are no thresholds, and with --freeze-lm nothing else is trained: leave out one of them")
     if atp.counts:
         return replace(atp, depth=depth)
     torch.manual_seed(recipe.seed)

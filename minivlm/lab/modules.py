@@ -64,8 +64,10 @@ def found(atp, model):
                         "as --set module=DIR")
     depth, N = len(model.language_model.layers), model.visual_tokens(torch.empty(1))
     if atp.depth not in (None, depth):
-        raise UserError(f"this ATP module was trained for {atp.depth} decoder layers and the model has {depth}: train one for it")
-    if atp.fit == "exact" and atp.module[0].N != N and not model.config.image_grid_pinpoints:       # with tiles it depends
-        raise UserError(f"this ATP module was trained on {atp.module[0].N} visual tokens and an image of this model has {N}: train "
-                        "one for it, or --set fit=pool")
+        raise UserError(f"this ATP module was trained for {atp.depth} decoder layers and the model has {depth}: train one for "
+                        "it")
+    tiles = model.config.image_grid_pinpoints                  # then N depends on the picture
+    if atp.fit == "exact" and atp.module[0].N != N and not tiles:
+        raise UserError(f"this ATP module was trained on {atp.module[0].N} visual tokens and an image of this model has {N}: "
+                        "train one for it, or --set fit=pool")
     return replace(atp, module=atp.module.to(model.device))

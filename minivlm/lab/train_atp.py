@@ -101,7 +101,8 @@ class Run:
         if self.size > 1:
             dist.all_reduce(total)
         if not total.isfinite().all():
-            raise UserError(f"the loss is not finite at step {self.at}: lower --lr, or train in float32; the last checkpoint stands")
+            raise UserError(f"the loss is not finite at step {self.at}: lower --lr, or train in float32; the last checkpoint "
+                            "stands")
         nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
