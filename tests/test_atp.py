@@ -89,8 +89,8 @@ def test_text_rows_after_the_image_alone_rank():
     """The row before the image cannot see it: the mean of Eq. 4 is over the last row alone."""
     tokens = seen([0., 0], [.2, .6], grid(1, 2))
     tokens.attn[:, 0, 1:3] = 99.
-    S_cross = ATP(score_norm="none").redundant_pruning_score(tokens.logits, tokens.attn, tokens.visual, torch.tensor([0., 0, 0, 1]),
-                                                             torch.ones(2))[1]
+    seen_by = torch.tensor([0., 0, 0, 1]), torch.ones(2)
+    _, S_cross, _ = ATP(score_norm="none").redundant_pruning_score(tokens.logits, tokens.attn, tokens.visual, *seen_by)
     torch.testing.assert_close(S_cross, torch.tensor([.2, .6]))
     assert ATP(told(.9, .99, 2), (4,), score="cross", score_norm="none", min_keep=1).reduce(tokens).keep.tolist() == [1]
 
@@ -99,8 +99,9 @@ def test_text_rows_after_the_image_alone_rank():
                                             ("softmax", [.05407, .14697, .39948, .39948])])
 def test_score_norm(norm, expected):
     """-1 0 1 1: the span, the ranks (of equals the first), as they are, e^x over the sum 1/e + 1 + 2e = 6.80444."""
-    logits = seen([-1., 0, 1, 1], [.1] * 4, grid(2, 2))
-    S_self = ATP(score_norm=norm).redundant_pruning_score(logits.logits, logits.attn, logits.visual, torch.ones(6), torch.ones(4))[0]
+    tokens = seen([-1., 0, 1, 1], [.1] * 4, grid(2, 2))
+    everything = tokens.logits, tokens.attn, tokens.visual, torch.ones(6), torch.ones(4)
+    S_self = ATP(score_norm=norm).redundant_pruning_score(*everything)[0]
     torch.testing.assert_close(S_self, torch.tensor(expected, dtype=torch.float), atol=1e-5, rtol=0)
 
 
@@ -148,7 +149,8 @@ def test_losses_by_hand():
         mask[:, :kept] = 1
     example = FACTS["loss_example"]
     L_ATP, L_target, N_bar = budget_losses(masks, (4, 14, 24), 32, 144)
-    assert [L_ATP.item(), L_target.item(), N_bar.item()] == pytest.approx([example["L_ATP"], example["L_target"], example["N_bar"]])
+    expected = [example[name] for name in ("L_ATP", "L_target", "N_bar")]
+    assert [L_ATP.item(), L_target.item(), N_bar.item()] == pytest.approx(expected)
     assert full_loss(2., L_ATP, L_target, .1, .2).item() == pytest.approx(2 + .38472 + .025, abs=1e-4)
 
 
@@ -169,8 +171,9 @@ def test_fixed_averages_of_table_2():
 def recorded(**options):
     made = nn.ModuleList(Thresholds(144, 16) for _ in range(2))
     for g, m in enumerate(made):
-        m.load_state_dict({"linear.weight": SEEN["Wz"], "linear.bias": SEEN["bz"], "linear_r.weight": SEEN["wr"],
-                           "linear_s.weight": SEEN["ws"], "linear_r.bias": SEEN[f"module{g}.br"], "linear_s.bias": SEEN[f"module{g}.bs"]})
+        m.load_state_dict({"linear.weight": SEEN["Wz"], "linear.bias": SEEN["bz"],
+                           "linear_r.weight": SEEN["wr"], "linear_r.bias": SEEN[f"module{g}.br"],
+                           "linear_s.weight": SEEN["ws"], "linear_s.bias": SEEN[f"module{g}.bs"]})
     return ATP(made.requires_grad_(False), (1, 2), strides=tuple(FACTS["strides"]), lambda_sample=FACTS["lambda_sample"],
                temperature=FACTS["temperature"], **options)
 
@@ -194,7 +197,8 @@ def test_golden(g):
     S_self, S_cross, S_redundant = atp.redundant_pruning_score(logits, attn, tokens.visual, is_text, torch.ones(n))
     theta = atp.thresholds(g, S_self, S_cross, here, 144)
     torch.testing.assert_close(torch.cat(theta), SEEN[f"module{g}.theta"], atol=1e-5, rtol=0)
-    soft = torch.stack([(x * atp.temperature).sigmoid() for x in atp.above(S_redundant, atp.spatial_pruning_score(tokens.cell), *theta)])
+    above = atp.above(S_redundant, atp.spatial_pruning_score(tokens.cell), *theta)
+    soft = torch.stack([(x * atp.temperature).sigmoid() for x in above])
     torch.testing.assert_close(soft.amax(dim=0), SEEN[f"module{g}.soft_mask"], atol=1e-3, rtol=0)      # 100 times 1e-5
 
 
@@ -248,7 +252,8 @@ def test_survivors_are_nested_and_differ_between_questions():
     assert len(counts) > 1
 
 
-@pytest.mark.parametrize("theta_r, theta_s, kept", [(1e-6, .5, 16), (1 - 1e-6, .24, 4), (1 - 1e-6, .3, 1), (1 - 1e-6, 1 - 1e-6, 1)])
+@pytest.mark.parametrize("theta_r, theta_s, kept",
+                         [(1e-6, .5, 16), (1 - 1e-6, .24, 4), (1 - 1e-6, .3, 1), (1 - 1e-6, 1 - 1e-6, 1)])
 def test_extreme_thresholds(theta_r, theta_s, kept):
     """4 x 4 patches. theta_r near 0: all; above every score: what the samples of stride 2 (4 patches) and 4 (one) have; none:
     min_keep. Each is independent of what is read."""
@@ -376,7 +381,8 @@ def test_batched_is_one_by_one():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 21, 21, generator=generator)
     attn, visual = logits.softmax(dim=-1), torch.stack([torch.arange(2, 18), torch.arange(3, 19)])
-    is_text, mask, atp = (torch.rand(2, 21, generator=generator) > .5).float(), torch.rand(2, 16, generator=generator), ATP(thresholds())
+    is_text, mask = (torch.rand(2, 21, generator=generator) > .5).float(), torch.rand(2, 16, generator=generator)
+    atp = ATP(thresholds())
     both = atp.soft_mask(0, logits, attn, visual, is_text, grid(4, 4), mask)
     for b in range(2):
         one = atp.soft_mask(0, logits[b], attn[b], visual[b], is_text[b], grid(4, 4), mask[b])
@@ -424,7 +430,8 @@ def test_a_module_in_the_models_folder_is_found(tmp_path):
 
 @pytest.mark.parametrize("changed, words", [
     (dict(layers=()), "layers rise"), (dict(layers=(0, 4)), "layers rise"), (dict(layers=(4, 4)), "layers rise"),
-    (dict(strides=(1, 2)), "lambda_sample"), (dict(strides=(2,), lambda_sample=4.), "lambda_sample"), (dict(strides=()), "strides"),
+    (dict(strides=(1, 2)), "lambda_sample"), (dict(strides=(2,), lambda_sample=4.), "lambda_sample"),
+    (dict(strides=()), "strides"),
     (dict(temperature=0.), "temperature"), (dict(min_keep=-1), "min_keep"), (dict(score="all"), "score is one of"),
     (dict(module=thresholds(), layers=(4, 14)), "2 layers"), (dict(counts=(9, 4)), "counts"), (dict(counts=(9, 4, 0)), "counts")])
 def test_bad_options(changed, words):
@@ -451,7 +458,8 @@ def test_a_module_for_another_model(tmp_path):
     model = llava(blocks=2, layers=32)
     model.folder = tmp_path
     for atp, words in ((ATP(thresholds(), depth=24), "24 decoder layers and the model has 32"),
-                       (ATP(thresholds(N=9)), "9 visual tokens and an image of this model has 16"), (ATP(thresholds(), (4, 14, 32)), "layer 32")):
+                       (ATP(thresholds(N=9)), "9 visual tokens and an image of this model has 16"),
+                       (ATP(thresholds(), (4, 14, 32)), "layer 32")):
         with pytest.raises(UserError, match=words):
             check(atp, model)
 

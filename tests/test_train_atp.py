@@ -1,5 +1,5 @@
-"""Training ATP on a tiny checkpoint: what is learnt from, what one step computes, that it resumes, spreads over processes, and ends
-as a folder that the command line reads."""
+"""Training ATP on a tiny checkpoint: what is learnt from, what one step computes, that it resumes, spreads over processes, and
+ends as a folder that the command line reads."""
 
 import json
 import os
@@ -75,8 +75,9 @@ def trained(data, folder, recipe=RECIPE, method=None, stop=None, resume=False, s
 # --- what is learnt from -----------------------------------------------------------------------------------------------------
 
 def test_instructions(data):
-    """Twelve of thirteen have a picture; marks are taken out of the questions; all of an epoch come once, each time in another order."""
-    assert len(data) == 12 and data.rows[1] == (PICTURES[1], [("What is the lake?", "lake"), ("And which color?", "white and bright")])
+    """Twelve of thirteen have a picture; marks are taken out of the questions; in each epoch all come once, in another order."""
+    turns = [("What is the lake?", "lake"), ("And which color?", "white and bright")]
+    assert len(data) == 12 and data.rows[1] == (PICTURES[1], turns)
     order = data.order(3)
     first, second = [next(order) for _ in range(12)], [next(order) for _ in range(12)]
     assert sorted(first) == sorted(second) == list(range(12)) and first != second
@@ -128,9 +129,10 @@ def student(method, recipe=RECIPE, seed=0):
     return Student(llava, method, recipe)
 
 
-@pytest.mark.parametrize("options", [{}, dict(position_ids="2d"), dict(counts=(9, 4)), dict(strategy="redundant"), dict(score="cross", own_key=False)])
+@pytest.mark.parametrize("options", [{}, dict(position_ids="2d"), dict(counts=(9, 4)), dict(strategy="redundant"),
+                                     dict(score="cross", own_key=False)])
 def test_at_a_high_temperature_it_is_what_inference_does(data, options):
-    """Rows of the question: as in a prefill that drops what the same thresholds say, though answers follow and others are beside it."""
+    """Rows of the question: as in a prefill that drops what the same thresholds say, though answers follow."""
     learner = student(atp(temperature=1e8, **options))
     llava = learner.llava
     b = batch(llava, [data[1], data[0]], "llava-hf")
@@ -183,7 +185,8 @@ def test_the_loss_is_of_the_answers_alone(data):
     logp = llava.lm_head(llava.language_model.prefill(tokens, Cache.empty(3), last=False)).log_softmax(dim=-1)
     ahead = [(t + 15 - 1, ids[t]) for t, a in enumerate(answer) if a]              # the mark became 16 rows
     expected = -sum(logp[row, i] for row, i in ahead) / len(ahead)
-    assert seen["ntp"].item() == pytest.approx(expected.item(), abs=1e-4) and seen["kept"].tolist() == pytest.approx([16, 16], abs=.01)
+    assert seen["ntp"].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert seen["kept"].tolist() == pytest.approx([16, 16], abs=.01)
     assert seen["average"].item() == pytest.approx(16, abs=.01) and seen["atp"].item() == pytest.approx(3, abs=.01)
     total = seen["ntp"] + .05 * seen["atp"] + .2 * seen["target"]
     assert seen["loss"].item() == pytest.approx(total.item(), rel=1e-5) and seen["target"].item() == pytest.approx(8, abs=.01)
@@ -233,7 +236,8 @@ def test_what_is_trained(data, tmp_path, frozen):
 @pytest.mark.parametrize("strategy, idle", [("redundant", "linear_s"), ("spatial", "linear_r")])
 def test_a_threshold_that_does_not_count_is_not_trained(data, tmp_path, strategy, idle):
     run = trained(data, tmp_path / "a", replace(RECIPE, steps=2), atp(strategy=strategy))
-    assert {name.split(".")[2] for name in run.trained if name.startswith("module.")} == {"linear", "linear_r", "linear_s"} - {idle}
+    parts = {name.split(".")[2] for name in run.trained if name.startswith("module.")}
+    assert parts == {"linear", "linear_r", "linear_s"} - {idle}
 
 
 def test_a_pre_defined_ratio(data, tmp_path, capsys):
@@ -294,8 +298,8 @@ def test_bfloat16(data, tmp_path):
 # --- the command line --------------------------------------------------------------------------------------------------------
 
 def arguments(folder, out, *more, steps=3):
-    return ["train", "atp", "--model", str(MODEL), "--data", str(folder / "data.json"), "--images", str(IMAGES), "--target-tokens", "8",
-            "--layers", "1,2", "--steps", str(steps), "--batch", "2", "--lr", "1e-3", "--lr-module", "1e-2", "--width", "4",
+    return ["train", "atp", "--model", str(MODEL), "--data", str(folder / "data.json"), "--images", str(IMAGES),
+            "--target-tokens", "8", "--layers", "1,2", "--steps", str(steps), "--batch", "2", "--lr", "1e-3", "--lr-module", "1e-2", "--width", "4",
             "--out", str(out), *more]
 
 
@@ -342,14 +346,14 @@ def test_the_folder_is_read_by_load_and_by_the_method(data, tmp_path, capsys):
 def test_frozen_leaves_the_module_alone(data, tmp_path, capsys):
     assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--freeze-lm", "--set", "temperature=50"))[0] == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["atp.safetensors", "log.jsonl", "state.safetensors"]
-    status, out, err = done(capsys, "ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", MODEL, "--method", "atp",
-                            "--set", f"module={tmp_path / 'out'}")
+    status, _, err = done(capsys, "ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", MODEL,
+                          "--method", "atp", "--set", f"module={tmp_path / 'out'}")
     assert status == 0, err
 
 
 @pytest.mark.parametrize("layout", ["llava15_original", "llava15_layers"])
 def test_other_layouts_are_saved_whole(data, tmp_path, capsys, layout):
-    """The original one with its tower in a folder of its own, and one in three files: what is saved loads, and is what was trained."""
+    """The original one with its tower in a folder of its own, and one in three files: what is saved loads."""
     argv = arguments(tmp_path, tmp_path / "out", steps=1)
     argv[argv.index("--model") + 1], argv[argv.index("--layers") + 1] = str(PARITY / layout), "1"
     status, _, err = done(capsys, *argv)
