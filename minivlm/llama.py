@@ -36,7 +36,7 @@ class Linear(nn.Linear):
 
     def forward(self, x):
         """(.., in) -> (.., out)"""
-        if x.numel() > self.in_features or x.dtype != torch.float32 or x.is_cuda or self.out_features % self.PARTS:
+        if x.numel() != self.in_features or x.dtype != torch.float32 or x.is_cuda or self.out_features % self.PARTS:
             return super().forward(x)
         parts = self.weight.view(self.PARTS, -1, self.in_features).mT              # (16, in, out/16), a view
         out = (x.view(1, 1, -1).expand(self.PARTS, 1, -1) @ parts).view(*x.shape[:-1], -1)

@@ -272,6 +272,9 @@ def test_counts_keep_the_best():
     mask = replace(atp, counts=(2,)).soft_mask(0, tokens.logits, tokens.attn, tokens.visual, torch.tensor([0., 0, 0, 0, 0, 1]),
                                               tokens.cell, torch.tensor([1., 0, 1, 1]))
     assert mask.tolist() == [0, 0, 1, 1]
+    one = torch.tensor([1., 0, 0, 0])
+    mask = replace(atp, counts=(2,)).soft_mask(0, tokens.logits, tokens.attn, tokens.visual, torch.ones(6), tokens.cell, one)
+    assert mask.equal(one)                         # what is gone does not come back
     assert ATP(counts=(126, 88, 20)).schedule(100, 32) == [100] * 14 + [88] * 10 + [20] * 8 and ATP().schedule(100, 32) is None
 
 

@@ -3,6 +3,7 @@ ends as a folder that the command line reads."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import run
 from minivlm.cache import Cache
@@ -115,6 +116,19 @@ def test_batch(data):
         start, answer = int(b.visual[i][-1]) + 1, b.answer[i].nonzero()
         assert b.is_text[i].nonzero().squeeze(1).tolist() == list(range(start, int(answer[0])))
         assert start < answer[0] and answer[-1] == T[i] - 1
+
+
+def test_what_does_not_fit_is_cut(data):
+    """A context of 26: both end there, before their answers, and nothing is learnt from them. Of 12: not even the picture fits."""
+    llava = model()
+    llava.config.text.max_position_embeddings = 26
+    b = batch(llava, [data[0], data[1]], "llava-hf")
+    assert b.ids.shape == (2, 26) and not b.answer.any() and b.is_text[0, b.visual[0, -1] + 1:].all()
+    seen = Student(llava, prepared(llava, atp(), RECIPE), RECIPE)(b)
+    assert seen["ntp"] == 0 and seen["loss"].isfinite()
+    llava.config.text.max_position_embeddings = 12
+    with pytest.raises(UserError, match="do not fit"):
+        batch(llava, [data[0]], "llava-hf")
 
 
 # --- what a step computes ----------------------------------------------------------------------------------------------------
@@ -351,16 +365,29 @@ def test_frozen_leaves_the_module_alone(data, tmp_path, capsys):
     assert status == 0, err
 
 
-@pytest.mark.parametrize("layout", ["llava15_original", "llava15_layers"])
+@pytest.mark.parametrize("layout", ["llava15_original", "tower elsewhere", "llava15_layers"])
 def test_other_layouts_are_saved_whole(data, tmp_path, capsys, layout):
-    """The original one with its tower in a folder of its own, and one in three files: what is saved loads."""
+    """The original one with its tower in the file or in a folder of its own, and one in three files: what is saved loads."""
+    folder = parted(tmp_path / "in") if layout == "tower elsewhere" else PARITY / layout
     argv = arguments(tmp_path, tmp_path / "out", steps=1)
-    argv[argv.index("--model") + 1], argv[argv.index("--layers") + 1] = str(PARITY / layout), "1"
+    argv[argv.index("--model") + 1], argv[argv.index("--layers") + 1] = str(folder), "1"
     status, _, err = done(capsys, *argv)
     assert status == 0, err
-    after, before = load(tmp_path / "out").state_dict(), load(PARITY / layout, "float32").state_dict()
+    before = load(folder, "float32").state_dict()
+    if layout == "tower elsewhere":
+        shutil.rmtree(folder)
+    after = load(tmp_path / "out").state_dict()
     assert after.keys() == before.keys()
     assert all(x.equal(after[name]) for name, x in before.items() if "vision_tower" in name)
+
+
+def parted(folder):
+    """The original checkpoint with the weights of its tower in the tower's folder."""
+    shutil.copytree(PARITY / "llava15_original", folder)
+    tensors, inside = load_file(folder / "model.safetensors"), "model.vision_tower.vision_tower."
+    save_file({key: x for key, x in tensors.items() if inside not in key}, folder / "model.safetensors")
+    save_file({key.removeprefix(inside): x for key, x in tensors.items() if inside in key}, folder / "clip" / "model.safetensors")
+    return folder
 
 
 @pytest.mark.parametrize("changed, words", [

@@ -88,18 +88,19 @@ def tokenised(tokenizer, turns, template):
 def batch(model, samples, template):
     """A Batch of (picture, turns). What does not fit into the model's context is cut off."""
     pixels = torch.cat([model.processor.pixels(picture) for picture, _ in samples])
-    N, mark = model.visual_tokens(pixels[:1]), model.config.image_token_index
+    N, mark, context = model.visual_tokens(pixels[:1]), model.config.image_token_index, model.config.text.max_position_embeddings
     rows, flags, first = [], [], []
     for _, turns in samples:
         ids, answer = tokenised(model.tokenizer, turns, template)
         at = ids.index(mark)
+        if at + N >= context:
+            raise UserError(f"a picture's {N} visual tokens do not fit into the model's context of {context}: use another model")
         first.append(at)
-        rows.append((ids[:at] + [mark] * N + ids[at + 1:])[:model.config.text.max_position_embeddings])
+        rows.append((ids[:at] + [mark] * N + ids[at + 1:])[:context])
         flags.append((answer[:at] + [False] * N + answer[at + 1:])[:len(rows[-1])])
     T = max(map(len, rows))
     ids = torch.tensor([row + [0] * (T - len(row)) for row in rows])
     answer = torch.tensor([row + [False] * (T - len(row)) for row in flags])
-    index, length, last = torch.arange(T), torch.tensor([[len(row)] for row in rows]), torch.tensor(first)[:, None] + N
-    is_text = (index >= last) & (index < length) & (answer.cumsum(dim=1) == 0)
-    visual = torch.tensor(first)[:, None] + torch.arange(N)
+    visual = torch.tensor(first)[:, None] + torch.arange(N)                        # (B, N)
+    is_text = (torch.arange(T) > visual[:, -1:]) & (answer.cumsum(dim=1) == 0)     # every row that ends early has an answer
     return Batch(*(x.to(model.device) for x in (ids, answer, is_text.float(), visual, pixels)))
