@@ -119,7 +119,7 @@ class ATP(Pruner):
         alive, i = torch.ones(tokens.n, device=tokens.visual.device), self.layers.index(tokens.layer)
         S_self, S_cross, S_redundant = self.redundant_pruning_score(tokens.logits, tokens.attn, tokens.visual, is_text, alive)
         if self.counts:
-            return Reduction(top(S_redundant, min(self.counts[i], tokens.n)), score=S_redundant)
+            return Reduction(top(S_redundant, self.counts[i]), score=S_redundant)
         S_spatial = self.spatial_pruning_score(tokens.cell)
         theta_r, theta_s = self.thresholds(i, S_self, S_cross, tokens.origin, tokens.entered)
         passes = torch.stack(self.above(S_redundant, S_spatial, theta_r, theta_s)) >= 0            # (1 or 2, n)

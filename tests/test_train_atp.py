@@ -419,6 +419,10 @@ def test_another_run_in_the_folder(data, tmp_path, capsys):
     assert "holds a run already" in done(capsys, *arguments(tmp_path, tmp_path / "out"))[2]
     status, _, err = done(capsys, *arguments(tmp_path, tmp_path / "out", "--resume", "--lambda-atp", "0.1"))
     assert status == 2 and "lambda_atp 0.05, not 0.1" in err
+    argv = arguments(tmp_path, tmp_path / "out", "--resume")
+    written(tmp_path, count=13)
+    assert "samples 12, not 13" in done(capsys, *argv)[2]
+    written(tmp_path)
     assert "layers" in done(capsys, *arguments(tmp_path, tmp_path / "out", "--resume", "--layers", "1"))[2]
     assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--resume"))[0] == 0
 

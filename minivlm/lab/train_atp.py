@@ -95,7 +95,7 @@ class Run:
             last = n == r.accumulate - 1
             with nullcontext() if last or self.size == 1 else self.parallel.no_sync(), self.precision(b.ids.device):
                 seen = self.parallel(b)
-                (seen["loss"] / r.accumulate).backward()
+                (seen["loss"] / r.accumulate).backward()               # the last one averages over the processes
             total = total + torch.cat([torch.stack([seen[k].detach() for k in LOGGED]), seen["kept"]])
         total = total / (r.accumulate * self.size)
         if self.size > 1:
@@ -125,7 +125,8 @@ class Run:
         """What a checkpoint must agree in with the run that goes on from it."""
         options = {name: x for name, x in vars(self.atp).items() if name != "module"}
         text = asdict(self.student.llava.config.text)
-        return json.dumps(dict(recipe=asdict(self.recipe), atp=options, text=text, data=dict(samples=len(self.data))))
+        data = dict(samples=len(self.data), processes=self.size)
+        return json.dumps(dict(recipe=asdict(self.recipe), atp=options, text=text, data=data))
 
     def save(self):
         """The whole state, written beside the old file and then put in its place; the log; the modules."""
