@@ -427,9 +427,10 @@ def test_another_run_in_the_folder(data, tmp_path, capsys):
     assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--resume"))[0] == 0
 
 
-def test_a_model_that_cuts_pictures_into_tiles(data, tmp_path, capsys):
+@pytest.mark.parametrize("folder", ["next_vicuna", "internvl_qwen2"])
+def test_a_model_that_cuts_pictures_into_tiles(data, tmp_path, capsys, folder):
     argv = arguments(tmp_path, tmp_path / "out")
-    argv[argv.index("--model") + 1] = str(PARITY / "next_vicuna")
+    argv[argv.index("--model") + 1] = str(PARITY / folder)
     status, _, err = done(capsys, *argv)
     assert status == 2 and "into tiles" in err
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minivlm.attention import Look, rope
+from minivlm.lab.modules import cuts_tiles
 from minivlm.llama import plan
 from pruning.atp import Thresholds, budget_losses, full_loss
 from pruning.base import Tokens, UserError
@@ -79,7 +80,7 @@ class Student(nn.Module):
 def prepared(model, atp, recipe):
     """The ATP with new modules for this model. UserError where the two, or the recipe, do not go together."""
     depth, N = len(model.language_model.layers), model.visual_tokens(torch.empty(1))
-    if model.config.image_grid_pinpoints:
+    if cuts_tiles(model):
         raise UserError("ATP is trained where every picture has as many visual tokens, as in LLaVA-1.5: this model cuts pictures "
                         "into tiles")
     plan(atp, depth)

@@ -66,8 +66,12 @@ def found(atp, model):
     if atp.depth not in (None, depth):
         raise UserError(f"this ATP module was trained for {atp.depth} decoder layers and the model has {depth}: train one for "
                         "it")
-    tiles = model.config.image_grid_pinpoints                  # then N depends on the picture
-    if atp.fit == "exact" and atp.module[0].N != N and not tiles:
+    if atp.fit == "exact" and atp.module[0].N != N and not cuts_tiles(model):
         raise UserError(f"this ATP module was trained on {atp.module[0].N} visual tokens and an image of this model has {N}: "
                         "train one for it, or --set fit=pool")
     return replace(atp, module=atp.module.to(model.device))
+
+
+def cuts_tiles(model):
+    """Whether the number of visual tokens depends on the picture, as in LLaVA-NeXT and InternVL."""
+    return bool(model.config.image_grid_pinpoints or getattr(model.config, "max_tiles", None))
