@@ -56,7 +56,7 @@ class Look:
 def attention(query, key, value, dead=None, causal=True, look=None):
     """softmax(query key^T / sqrt(Dh)) value. (B, H, T, Dh), (B, Hk, S, Dh) twice -> (B, H, T, Dh)
 
-    The queries are the last T of the S tokens. `dead` (S,) hides keys. `look` says which rows to make explicit: one row
+    The queries are the last T of the S tokens. `dead` hides keys, (S,) from all or (T, S) from each. `look` says which rows to make explicit: one row
     costs one row; with all rows, or a method's own mask, the explicit weights give the output too.
     """
     T, S = query.shape[-2], key.shape[-2]
@@ -89,7 +89,7 @@ def _may(T, S, dead, causal, device, rows=None):
     may = column <= own                                                            # (R, S)
     if dead is None:
         return may
-    may &= ~dead.to(device)
+    may &= ~(dead if dead.ndim == 1 else dead[-T:][rows]).to(device)
     return may | (column == own) & ~may.any(dim=-1, keepdim=True)
 
 

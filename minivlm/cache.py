@@ -15,6 +15,7 @@ class LayerCache:
     length: int = 0                    # tokens held
     next: int = 0                      # position id of the next token in this layer
     dead: Tensor | None = None         # (length at prefill,) keys hidden from every later query
+    position: Tensor | None = None     # (length,) position ids, where the decoder has a sliding window
 
     def append(self, key, value, reserve=256):
         """Add m tokens (1, Hk, m, Dh) each; return all keys and values held, as views.
@@ -34,6 +35,7 @@ class LayerCache:
     def select(self, rows):
         """Hold these of the tokens alone, in this order."""
         self.key, self.value, self.length = self.key[:, :, rows], self.value[:, :, rows], len(rows)
+        self.position = None if self.position is None else self.position[rows]
 
     @staticmethod
     def _grown(old, used, capacity):

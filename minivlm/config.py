@@ -49,7 +49,7 @@ class TextConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    sliding_window: int | None = None              # tokens that a query sees; the context ends with it
+    sliding_window: int | None = None              # positions that a query sees, its own included; None: all
 
     def __post_init__(self):
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
@@ -164,11 +164,11 @@ def _text(path, raw, tied=False):
     given["tie_word_embeddings"] = bool(tied or raw.get("tie_word_embeddings"))
     if kind == "llama":                            # Qwen2 has biases on three of the four projections, whatever it says
         given["qkv_bias"] = given["o_bias"] = raw.get("attention_bias", False)
-    if kind == "qwen2" and not raw.get("use_sliding_window"):
-        given["sliding_window"] = None
     config = _checked(path, TextConfig, given)
-    if config.sliding_window:                      # attention here has no window: up to its width they are the same
-        config.max_position_embeddings = min(config.max_position_embeddings, config.sliding_window)
+    if kind == "qwen2":                            # its window is that of some layers: up to its width they are the same
+        window = config.sliding_window if raw.get("use_sliding_window") else None
+        config.max_position_embeddings = min(config.max_position_embeddings, window or config.max_position_embeddings)
+    config.sliding_window = config.sliding_window if kind == "mistral" else None
     return config
 
 

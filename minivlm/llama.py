@@ -114,6 +114,13 @@ class Decoder(nn.Module):
         """cos and sin for these positions, shared by all layers."""
         return rope(position.to(self.norm.weight.device), self.config.head_dim, self.config.rope_theta, dtype)
 
+    def dead(self, dead, asking, held):
+        """`dead` (S,); with a sliding window (T, S): a row sees as many positions back, itself included. Positions (T,), (S,)."""
+        if self.config.sliding_window is None:
+            return dead
+        far = held <= asking[:, None] - self.config.sliding_window                 # (T, S)
+        return far if dead is None else far | dead.to(far.device)
+
     def prefill(self, tokens, cache, pruner=None, trace=None, last=True):
         """Run the prompt, reducing it on the way. Tokens (T, D) -> normed hidden states of the tokens left, (T', D).
 
@@ -125,22 +132,29 @@ class Decoder(nn.Module):
         tokens = pruner.placed(tokens) if pruner else tokens
         tokens = replace(tokens, prompt=tokens.hidden, prompt_visual=tokens.visual,
                          frequency=frequency(self.config.head_dim, self.config.rope_theta, tokens.hidden.device))
-        turn = self.turn(tokens.position, tokens.hidden.dtype)
+        turn, dead = self._seen_from(tokens)
         for l, layer in enumerate(self.layers):
             if l in cuts and tokens.n:
-                tokens = self._cut(tokens, l, turn, pruner, trace, cache)
-                turn = self.turn(tokens.position, tokens.hidden.dtype)
+                tokens = self._cut(tokens, l, turn, dead, pruner, trace, cache)
+                turn, dead = self._seen_from(tokens)
             look = _look(tokens, pruner, l, l + 1 in cuts, l in masks)
             cache.layers[l].next, cache.layers[l].dead = tokens.next, tokens.dead
+            cache.layers[l].position = None if self.config.sliding_window is None else tokens.position
             if trace is not None:
                 trace.enter(tokens)
-            hidden = layer(tokens.hidden[None], turn, cache.layers[l], tokens.dead, look, last and l == L - 1)[0]
+            hidden = layer(tokens.hidden[None], turn, cache.layers[l], dead, look, last and l == L - 1)[0]
             tokens = replace(tokens, hidden=hidden, layer=l + 1, **_seen(look))
         return self.norm(tokens.hidden)
 
-    def _cut(self, tokens, l, turn, pruner, trace, cache):
+    def _seen_from(self, tokens):
+        """What all layers share: cos and sin of the positions, and which keys are hidden."""
+        turn, window = self.turn(tokens.position, tokens.hidden.dtype), self.config.sliding_window
+        inside = window is None or tokens.next <= window                           # then no mask: the flash kernels stay eligible
+        return turn, tokens.dead if inside else self.dead(tokens.dead, tokens.position, tokens.position)
+
+    def _cut(self, tokens, l, turn, dead, pruner, trace, cache):
         """Call the method before layer l and apply what it says."""
-        tokens = replace(tokens, **self._project(tokens, l, turn, pruner))
+        tokens = replace(tokens, **self._project(tokens, l, turn, dead, pruner))
         r = pruner.reduce(tokens)
         if trace is not None:
             trace.reduce("decoder", l, tokens, r)
@@ -148,7 +162,7 @@ class Decoder(nn.Module):
             held.select(tokens.order(r.keep)[0])
         return tokens.reduced(r, pruner.positions)
 
-    def _project(self, tokens, l, turn, pruner):
+    def _project(self, tokens, l, turn, dead, pruner):
         """Layer l's own query, key and attention on the tokens that enter it, as far as the method needs them."""
         needs, attn = pruner.needs, self.layers[l].self_attn
         if not needs & {"query", "key", "raw_key", "own_attn"}:
@@ -163,7 +177,7 @@ class Decoder(nn.Module):
         if "own_attn" in needs:
             look = Look(tokens.query_rows(pruner.rows))
             key = rotate(attn.split(attn.k_proj(x)[None]), *turn)
-            attention(rotate(attn.split(attn.q_proj(x)[None]), *turn), key, key, tokens.dead, look=look)
+            attention(rotate(attn.split(attn.q_proj(x)[None]), *turn), key, key, dead, look=look)
             seen.update(rows=look.rows, own_attn=look.attn[0])
         return seen
 
@@ -178,6 +192,10 @@ class Decoder(nn.Module):
             look = Look(torch.tensor([m - 1], device=hidden.device)) if l + 1 in cuts else None
             dead = None if held.dead is None else torch.cat([held.hidden_keys(), held.dead.new_zeros(m)])
             turn, held.next = turns[held.next], held.next + m
+            if held.position is not None:
+                position = torch.arange(held.next - m, held.next, device=held.position.device)
+                held.position = torch.cat([held.position, position])
+                dead = self.dead(dead, position, held.position)
             hidden = layer(hidden, turn, held, dead, look)
             if look is not None:
                 self._rerank(l + 1, look, cache, pruner)

@@ -66,6 +66,8 @@ CASES = {
     "llava15_full": Case(
         "hf5", [(ONE, [GRAY])], text=dict(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True),
         top=dict(vision_feature_select_strategy="full", multimodal_projector_bias=False)),
+    "llava15_window": Case(
+        "hf5", [(ONE, [LAND]), (APART, [PORT, TINY])], text=dict(model_type="mistral", num_key_value_heads=2, sliding_window=24)),
     "llava15_original": Case("original", [(ONE, [LAND]), (READ, [PORT])]),
     "next_vicuna": Case(
         "hf5-saved", [(ONE, [PORT]), (NEXT, [LAND]), *((ONE, [name]) for name in (TINY, WIDE, TALL, SQUARE)), (TWO, [LAND, TALL]),
@@ -150,7 +152,7 @@ def trimmed(seen, n, case):
     if case.layout == "original":
         seen["logits"] = seen["logits"][..., :PIECES]
     large = {"attentions", "logits"} if n and len(seen["input_ids"]) == 1 else {"attentions"} if n else set()
-    large |= {"vision_hidden_0", "vision_hidden_m2", "projected"} if n and case.next else set()
+    large |= {"vision_hidden_0", "vision_hidden_m2", "projected"} if "logits" in large and case.next else set()
     return {name: value for name, value in seen.items() if name not in large}
 
 

@@ -63,12 +63,12 @@ def test_text_defaults_are_the_reference_classes(tmp_path, kind):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     reference = transformers.AutoConfig.for_model(kind)
     text = read(tmp_path, {"model_type": "llava", "text_config": {"model_type": kind}}).text
-    window = getattr(reference, "sliding_window", None)
+    window = getattr(reference, "sliding_window", None)            # Qwen2 uses it only where it says so
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "num_key_value_heads", "hidden_act", "rms_norm_eps", "tie_word_embeddings"):
         assert getattr(text, name) == getattr(reference, name), name
     assert text.head_dim == 128 and text.sliding_window == window
-    assert text.max_position_embeddings == (window or reference.max_position_embeddings)
+    assert text.max_position_embeddings == reference.max_position_embeddings
     assert (text.qkv_bias, text.o_bias) == (kind == "qwen2", False)
 
 
@@ -86,12 +86,16 @@ def test_old_and_new_keys_say_the_same(tmp_path):
 
 
 def test_null_window_is_none_and_a_missing_one_is_mistrals(tmp_path):
-    """Attention here has no window, so a context that would need one ends where the window does."""
+    """Not the same: the released LLaVA-NeXT says null. Qwen2's window is that of some layers, so its context ends there."""
     text = {"model_type": "mistral", "max_position_embeddings": 32768, "rope_theta": 1e6}
     missing = read(tmp_path, HUB | {"text_config": text}).text
     null = read(tmp_path, HUB | {"text_config": text | {"sliding_window": None}}).text
-    assert (missing.sliding_window, missing.max_position_embeddings) == (4096, 4096)
+    assert (missing.sliding_window, missing.max_position_embeddings) == (4096, 32768)
     assert (null.sliding_window, null.max_position_embeddings, null.rope_theta) == (None, 32768, 1e6)
+    qwen = {"model_type": "qwen2", "sliding_window": 1024, "use_sliding_window": True}
+    some = read(tmp_path, HUB | {"text_config": qwen}).text
+    assert (some.sliding_window, some.max_position_embeddings) == (None, 1024)
+    assert read(tmp_path, HUB | {"text_config": qwen | {"use_sliding_window": False}}).text.max_position_embeddings == 32768
 
 
 def test_llama_attention_bias_is_on_all_four_projections(tmp_path):

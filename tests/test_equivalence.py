@@ -182,6 +182,29 @@ def test_cached_equals_uncached(name, prompt):
     same_cache(cache, cache_whole)
 
 
+# --- a sliding window ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("pruner", [None, FastV(keep=5), FastV(keep=5, query="all"), Told({2: range(0, 32, 3), 4: range(5)})],
+                         ids=["unpruned", "last row", "all rows", "twice"])
+@pytest.mark.parametrize("window", [9, 30, 500])
+def test_sliding_window(pruner, window):
+    """Counted in position ids: what is dropped leaves a gap. Masked equals dropped, cached equals uncached; a window that reaches
+    further than the prompt is none."""
+    model, prompt = llava(layers=6, window=window), PROMPTS["two images side by side"]
+    logits, cache, trace = prefill(model, prompt, images(prompt), pruner)
+    plain, _, _ = prefill(llava(layers=6), prompt, images(prompt), pruner and replay(pruner, trace))
+    assert logits.equal(plain) == (window == 500)
+    masked, cache_masked, _ = prefill(model, prompt, images(prompt), pruner and replay(pruner, trace, drop=False))
+    close(logits, masked)
+    for word in WORDS:
+        stepped = model.step([word], cache)
+        close(stepped, model.step([word], cache_masked))
+    same_cache(cache, cache_masked)
+    whole, cache_whole, _ = prefill(model, prompt + WORDS, images(prompt), pruner and replay(pruner, trace))
+    close(stepped, whole)
+    same_cache(cache, cache_whole)
+
+
 # --- the last row and all rows, seen and not seen ------------------------------------------------------------------------
 
 def test_last_row_alone():

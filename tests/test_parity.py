@@ -130,11 +130,11 @@ def test_each_layer(case):
     model, _, recorded = loaded(case)
     decoder, hidden = model.language_model, recorded["p0.inputs_embeds"]
     rows = torch.arange(hidden.shape[1])
-    turn = decoder.turn(rows, hidden.dtype)
+    turn, dead = decoder.turn(rows, hidden.dtype), decoder.dead(None, rows, rows)
     for layer, out, attn in zip(decoder.layers, recorded["p0.layer_out"], recorded["p0.attentions"], strict=True):
         look = Look(rows)
-        assert close(layer(hidden, turn), out)
-        assert close(layer(hidden, turn, look=look), out)
+        assert close(layer(hidden, turn, dead=dead), out)
+        assert close(layer(hidden, turn, dead=dead, look=look), out)
         assert close(look.attn, attn)
         hidden = out
     assert close(decoder.norm(hidden), recorded["p0.final_hidden"])

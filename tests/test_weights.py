@@ -77,6 +77,20 @@ def test_original_with_its_tower_in_another_folder(tmp_path, place, prefix, laye
     assert equal(model, state) and {p.dtype for p in model.parameters()} == {torch.float16}
 
 
+def test_original_llava_next_needs_its_own_tower(tmp_path):
+    """It was trained on: the CLIP model that the config names is another one, and is not put in its place."""
+    c = replace(original(tmp_path), image_grid_pinpoints=[[28, 56], [56, 28]], image_aspect_ratio="anyres")
+    state = layouts.renamed(layouts.random(c), c, "E")
+    clip = {name: state.pop(name) for name in list(state) if "vision_tower" in name}
+    layouts.write(tmp_path / "tiny-clip", {name.partition("vision_tower.vision_tower.")[2]: t for name, t in clip.items()},
+                  asdict(TINY.vision) | {"model_type": "clip_vision_model"})
+    layouts.write(tmp_path / "llava", state, layouts.original_json(c))
+    with pytest.raises(UserError, match="vision_tower.* missing"):
+        weights.load(tmp_path / "llava")
+    layouts.write(tmp_path / "llava", state | clip, layouts.original_json(c))
+    assert equal(weights.load(tmp_path / "llava"), layouts.random(c))
+
+
 def test_what_transformers_saves_is_loaded(tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.LlavaConfig(text_config=dict(asdict(TINY.text), model_type="llama"), vision_config=asdict(TINY.vision),

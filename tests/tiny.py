@@ -35,12 +35,13 @@ def one_thread():
 
 @lru_cache(maxsize=8)
 @torch.no_grad()
-def llava(layers=32, kv_heads=2, blocks=24, grid=4, context=512, tied=False, **fields):
+def llava(layers=32, kv_heads=2, blocks=24, grid=4, context=512, tied=False, window=None, **fields):
     """A Llava of width 32 with random weights; an image has grid x grid patches. Tests share it: none may change it."""
     vision = VisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=blocks, num_attention_heads=4,
                           image_size=4 * grid, patch_size=4)
     text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-                      num_key_value_heads=kv_heads, max_position_embeddings=context, tie_word_embeddings=tied)
+                      num_key_value_heads=kv_heads, max_position_embeddings=context, tie_word_embeddings=tied,
+                      sliding_window=window)
     return randomised(Llava(LlavaConfig(vision, text, image_token_index=MARK, **fields)))
 
 

@@ -55,7 +55,7 @@ class Student(nn.Module):
                 look = Look(mask=lambda logits, causal, mask=mask: self.atp.softmax_mask(causal, b.visual, mask))
             elif l + 1 in self.atp.layers:
                 look = Look(row)
-            hidden = layer(hidden, turn, look=look)
+            hidden = layer(hidden, turn, dead=decoder.dead(None, row, row), look=look)
         return decoder.norm(hidden), torch.stack(masks)
 
     def embedded(self, b):

@@ -103,13 +103,13 @@ def _stages(model, sample, places):
         yield "image_features_packed", tokens.hidden[tokens.visual]                # (n, D)
     yield "inputs_embeds", tokens.hidden                                           # (T, D)
     decoder, hidden = model.language_model, tokens.hidden[None]
-    turn = decoder.turn(tokens.position, hidden.dtype)
+    turn, dead = decoder.turn(tokens.position, hidden.dtype), decoder.dead(None, tokens.position, tokens.position)
     for l, layer in enumerate(decoder.layers):
         if "attentions" in sample:
             look = Look(torch.arange(len(tokens.hidden), device=hidden.device))
-            layer.self_attn(layer.input_layernorm(hidden), turn, look=look)
+            layer.self_attn(layer.input_layernorm(hidden), turn, dead=dead, look=look)
             yield f"attentions {l}", look.attn[0]                                  # (H, T, T)
-        hidden = layer(hidden, turn)
+        hidden = layer(hidden, turn, dead=dead)
         yield f"layer_out {l}", hidden[0]                                          # (T, D)
     yield "final_hidden", decoder.norm(hidden)[0]                                  # (T, D)
     yield "logits", model.lm_head(decoder.norm(hidden))[0]                         # (T, V)
