@@ -114,6 +114,18 @@ def test_ask_with_an_average(capsys):
         assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
 
 
+def test_bytes_without_reduction_are_the_prompts(capsys, tmp_path):
+    """Of tiles the tower gives 80 patches, of which 70 tokens would enter the decoder, newlines and all: with and without a method of
+    the vision site."""
+    told = []
+    for method in (["--method", "vispruner", "--keep", "4"], []):
+        status, _, _ = done(capsys, "ask", PICTURE, "What?", "--model", Path(MODEL).parent / "next_vicuna", "--max-new-tokens", "1",
+                            *method, "--json", tmp_path / "a.json")
+        told.append(json.loads((tmp_path / "a.json").read_text()))
+    assert status == 0 and told[0]["visual_tokens"] == 80 and told[1]["visual_tokens"] == 70
+    assert told[0]["kv_bytes_unpruned"] == told[1]["kv_bytes_unpruned"] == told[1]["kv_bytes"] > told[0]["kv_bytes"]
+
+
 def test_average_of_tiles(capsys):
     """5 tiles of 16 patches: 41 on average are 9 of each tile for VisPruner, which counts them so, and 41 of all for DivPrune, of which
     the prompt has 70. One after the other they would count different things."""

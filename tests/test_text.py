@@ -235,6 +235,18 @@ def test_marks_and_pictures_must_match(question, images):
         prompt([(question, None)], images)
 
 
+def test_mistral_by_the_letter():
+    """LLaVA-NeXT's chat: the answer between spaces before </s>, no space after it; a further turn begins with the bracket."""
+    assert prompt([("What?", "A cat."), ("Old?", None)], template="mistral") == "[INST] <image>\nWhat? [/INST] A cat. </s>[INST] Old? [/INST]"
+    assert next_turn("Old?", template="mistral") == "</s>[INST] Old? [/INST]"
+    assert next_turn("Old?", ended=True, template="mistral") == "[INST] Old? [/INST]"
+
+
+@pytest.mark.parametrize("template", ["llava_v1", "vicuna_v1"])
+def test_a_further_turn_has_no_system_sentence(template):
+    assert next_turn("Old?", template=template) == "</s>USER: Old? ASSISTANT:"
+
+
 def test_an_unknown_template_lists_the_known():
     with pytest.raises(UserError, match=", ".join(TEMPLATES)):
         prompt([("What?", None)], template="chatml")
