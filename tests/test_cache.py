@@ -57,6 +57,14 @@ def test_hidden_keys():
     assert cache.hidden_keys().tolist() == [False, True, False, False, False]
 
 
+def test_selected_tokens_keep_their_positions():
+    """Where there is a sliding window, the position ids go with the keys."""
+    cache = LayerCache(position=torch.arange(5) + 10)
+    cache.append(some(5), some(5))
+    cache.select(torch.tensor([0, 3]))
+    assert cache.position.tolist() == [10, 13] and cache.length == cache.key.shape[2] == 2
+
+
 # --- the whole ---------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pruner, visual", [

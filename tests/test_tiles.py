@@ -10,13 +10,13 @@ from PIL import Image
 
 import weights
 from minivlm.config import read_config
-from minivlm.tiles import TilesProcessor, best_grid, fitted
+from minivlm.tiles import Tiles, TilesProcessor, best_grid, fitted
 from minivlm.trace import Trace
 from pruning.hired import HiRED
 from pruning.mosaic import Mosaic
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
-from tiny import GRIDS, MARK, Told, ids, next_llava, one_thread, tiled  # noqa: F401
+from tiny import MARK, Told, ids, llava, next_llava, one_thread, tiled  # noqa: F401
 
 PARITY = Path(__file__).parent / "parity"
 COUNTS = json.loads((PARITY / "next_counts.json").read_text())
@@ -206,6 +206,14 @@ def test_newlines_in_the_prompt():
     whole = parts.view(2, 2, 4, 4, -1).transpose(1, 2).reshape(8, 8, -1)[1:7]
     torch.testing.assert_close(tokens.hidden[tokens.visual][~newline], torch.cat([base[0], whole.flatten(0, 1)]), atol=1e-5, rtol=0)
     assert trace.cells.equal(tokens.cell) and trace.padding == [(1, 0)] and tokens.origin.tolist() == list(range(70))
+
+
+def test_an_original_counts_as_its_own_code():
+    """A true tile of 24 x 24 patches, whatever the width: 47 x 1128 pixels have 4 rows on the map as transformers counts, 2 uncut."""
+    image = Tiles(torch.empty(4, 3, 96, 96), (1, 3), (47, 1128))
+    for original, tokens in ((False, 868), (True, 722)):
+        model = llava(layers=2, blocks=2, grid=24, original=original, image_grid_pinpoints=((96, 288),))
+        assert model.visual_tokens(image) == tokens
 
 
 def test_two_images():
