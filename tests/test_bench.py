@@ -174,3 +174,11 @@ def test_transformers_on_the_same_weights(capsys):
 def test_bad_input_is_one_line(capsys, words, told):
     status, out, err = done(capsys, "bench", *words)
     assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+
+
+def test_the_race_against_transformers(capsys):
+    """One layer of random weights, one round: transformers takes them as they are, and its rows stand beside ours."""
+    pytest.importorskip("transformers")
+    status, out, err = done(capsys, "bench", "--layers", "1", "--repeat", "1", "--steps", "1", "--against", "hf")
+    assert status == 0, err
+    assert "transformers sdpa" in out and "transformers eager" in out and "ours takes of its time" in out

@@ -53,7 +53,7 @@ def _count(shape, pruner, text, dtype):
     return dict(flops=dict(encode=held.encode, prefill=held.prefill), average=cost.average(held.visual), kv_bytes=held.kv_bytes)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def random(shape, dtype, device):
     """A model of that shape with random weights. UserError where they do not fit into memory."""
     need, free = sum(weight_bytes(shape, dtype).values()), available(device)
