@@ -177,8 +177,8 @@ def test_bad_input_is_one_line(capsys, words, told):
 
 
 def test_the_race_against_transformers(capsys):
-    """One layer of random weights, one round: transformers takes them as they are, and its rows stand beside ours."""
+    """Three layers of random weights, one round: transformers takes them as they are, and its rows stand beside ours."""
     pytest.importorskip("transformers")
-    status, out, err = done(capsys, "bench", "--layers", "1", "--repeat", "1", "--steps", "1", "--against", "hf")
+    status, out, err = done(capsys, "bench", "--layers", "3", "--repeat", "1", "--steps", "1", "--against", "hf")
     assert status == 0, err
     assert "transformers sdpa" in out and "transformers eager" in out and "ours takes of its time" in out
