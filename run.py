@@ -8,15 +8,14 @@ from pathlib import Path
 
 import torch
 
-from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import (bench, compare, cost, draw, fit, hf, inspect, methods, plot, report, shapes, shipped, tables, train_atp,
+from minivlm.lab import (bench, compare, cost, draw, fit, hf, inspect, methods, plot, report, session, shapes, shipped, tables, train_atp,
                          verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.instruct import Instructions
-from minivlm.lab.options import averaged, build, build_all, check, own_settings
+from minivlm.lab.options import build, build_all, own_settings
 from minivlm.text import next_turn, prompt
-from minivlm.toy import benchmark
+from minivlm.toy import benchmark, folder, train
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.cost import Formula
@@ -28,56 +27,56 @@ def ask(args):
     *pictures, question = args.input
     if os.path.isfile(question):
         raise UserError(f"{question!r} is a picture and no question follows it: end with the question, in quotes")
-    _writable(args.out, ".png")
-    _writable(args.json)
-    talk, images, pixels = _conversation(args, pictures)
+    session.writable(args.out, ".png")
+    session.writable(args.json)
+    talk, images, pixels = session.conversation(args, pictures)
     model = talk.model
-    _note(model, question, images)
-    turn = prompt([(question, None)], len(images), _template(args, model))
+    session.note(model, question, images)
+    turn = prompt([(question, None)], len(images), session.template(args, model))
     talk.read(model.tokenizer.encode(turn), pixels)
-    answer = _stream(talk, args)
+    answer = session.stream(talk, args)
     print("\n".join(report.cost_lines(talk)))
     if args.out:
         shown = draw.rows if args.maps else lambda *seen: [draw.panels(*seen)]
         rows = [row for i, image in enumerate(images) for row in shown(image, model.processor.box(*image.size), talk.trace, i)]
-        _save(args.out, draw.sheet(rows, header=f"{question}  {answer}").save)
+        session.save(args.out, draw.sheet(rows, header=f"{question}  {answer}").save)
     if args.json:
         told = dict(model=str(args.model), images=pictures, question=question, answer=answer, **report.facts(talk))
-        _save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+        session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
 
 
 def chat(args):
     """Talk about pictures: one question a line; an empty line or the end of the input ends."""
-    talk, images, pixels = _conversation(args, args.images)
+    talk, images, pixels = session.conversation(args, args.images)
     model, turns = talk.model, 0
     if sys.stdin.isatty():
         print("One question a line; an empty line ends. What the first question dropped stays dropped.")
-    while question := _line():
+    while question := session.line():
         try:
-            _note(model, question, () if turns else images)
+            session.note(model, question, () if turns else images)
         except UserError as error:
             print(error, file=sys.stderr)              # the next question may do
             continue
         if turns:
             ended = talk.pending == [model.tokenizer.eos]          # by the model itself: it is read with what follows
-            text = next_turn(question, ended, template=_template(args, model))
+            text = next_turn(question, ended, template=session.template(args, model))
             talk.read(model.tokenizer.encode(text, bos=False))
         else:
-            text = prompt([(question, None)], len(images), _template(args, model))
+            text = prompt([(question, None)], len(images), session.template(args, model))
             talk.read(model.tokenizer.encode(text), pixels)
             print("  " + "\n  ".join(report.cost_lines(talk)), file=sys.stderr)
-        _stream(talk, args)
+        session.stream(talk, args)
         turns += 1
 
 
 def compare_(args):
     """Answer one question under several methods: a table, and one sheet of what each of them kept."""
-    _writable(args.out, ".png")
-    _writable(args.json)
-    _one_budget(args)
-    image, model, evidence = open_image(args.image), _model(args), shipped.evidence(args.image, args.question)
-    _note(model, args.question, [image])
-    ids = model.tokenizer.encode(prompt([(args.question, None)], 1, _template(args, model)))
+    session.writable(args.out, ".png")
+    session.writable(args.json)
+    session.one_budget(args)
+    image, model, evidence = open_image(args.image), session.opened(args), shipped.evidence(args.image, args.question)
+    session.note(model, args.question, [image])
+    ids = model.tokenizer.encode(prompt([(args.question, None)], 1, session.template(args, model)))
     pixels = model.processor.pixels(image)
     pruners = build_all(args.method, args.keep, args.average, args.set, model.visual_tokens(pixels),
                         model.config.text.num_hidden_layers, model.parts([pixels]), own_settings(model.folder))
@@ -86,19 +85,19 @@ def compare_(args):
     print("\n".join(compare.lines(told)))
     if args.out:
         box = model.processor.box(*image.size)
-        _save(args.out, compare.picture(runs, image, box, args.question, evidence=evidence).save)
+        session.save(args.out, compare.picture(runs, image, box, args.question, evidence=evidence).save)
     if args.json:
-        _save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+        session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
 
 
 def fit_(args):
     """Fit a method to a model on a few questions: FitPrune's table, or VTW's layer. --method FILE then uses it."""
-    _writable(args.out, ".json")
-    model = _model(args)
-    prompts = fit.samples(model, args.questions, args.images, args.count, _template(args, model))
+    session.writable(args.out, ".json")
+    model = session.opened(args)
+    prompts = fit.samples(model, args.questions, args.images, args.count, session.template(args, model))
     pruner = fit.fit(model, args.fitted, prompts, args.ratio, args.eta)
     print(pruner)
-    _save(args.out, lambda path: Path(path).write_text(fit.saved(args.fitted, pruner)))
+    session.save(args.out, lambda path: Path(path).write_text(fit.saved(args.fitted, pruner)))
 
 
 def scenes_(args):
@@ -113,18 +112,30 @@ def scenes_(args):
     print(f"wrote {count} questions to {args.out}")
 
 
-def train_(args):
+def train_toy(args):
+    """Train the shipped model anew, from nothing, on its drawn world; DIR/model is then a checkpoint folder."""
+    if (Path(args.out) / "state.safetensors").exists() and not args.resume:
+        raise UserError(f"{args.out} holds a run already: go on with --resume, or name another --out")
+    run = train.train(args.out, train.Recipe(seed=args.seed), args.device, args.resume, args.minutes)
+    if run.at == run.total:
+        folder.save(folder.trained(Path(args.out) / "best.safetensors"), Path(args.out) / "model")
+        print(f"wrote {Path(args.out) / 'model'}")
+    else:
+        print(f"stopped at step {run.at} of {run.total}: go on with --resume")
+
+
+def train_module(args):
     """Train a method's module on a model and instructions, alone or under torchrun: ATP, by its losses. Then --set module=DIR."""
     if args.save_every < 1:
         raise UserError(f"--save-every {args.save_every}: at least every step")
     options = {"layers": f"[{args.layers}]"} | dict(pair.partition("=")[::2] for pair in args.set)
-    atp = build(args.method, settings=[f"{name}={x}" for name, x in options.items()])
+    atp = build("atp", settings=[f"{name}={x}" for name, x in options.items()])
     data = Instructions(args.data, args.images)
     with train_atp.processes(args.device) as (rank, size, args.device):
         frozen = args.freeze_lm and args.dtype == "bfloat16"       # what is trained stays in float32
-        model = _model(args, "bfloat16" if frozen else "float32")
+        model = session.opened(args, "bfloat16" if frozen else "float32")
         chosen = {name: getattr(args, name) for name in (*TRAINED, "target_unit", "freeze_lm", "dtype")}
-        recipe = train_atp.Recipe(args.target_tokens, template=_template(args, model), **chosen)
+        recipe = train_atp.Recipe(args.target_tokens, template=session.template(args, model), **chosen)
         log = train_atp.train(model, atp, recipe, data, args.out, args.save_every, args.resume, rank, size)
         if rank == 0:
             last = log[-1]
@@ -181,8 +192,8 @@ def cost_(args):
 
 def bench_(args):
     """Measure encoding, prefill, decoding and memory, unpruned and under methods, beside what the counted FLOPs predict."""
-    _writable(args.out, ".png")
-    _writable(args.json)
+    session.writable(args.out, ".png")
+    session.writable(args.json)
     for name in ("text", "repeat", "steps", "threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: give a number from 1 on")
@@ -194,85 +205,14 @@ def bench_(args):
     told = bench.measure(shape, pruners, args.model, args.text, args.steps, args.repeat, getattr(torch, args.dtype), args.device, against)
     print("\n".join(verdict.lines(told)))
     if args.json:
-        _save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+        session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
     if args.out:
-        _save(args.out, plot.plot(told).save)
+        session.save(args.out, plot.plot(told).save)
 
 
-def _conversation(args, pictures):
-    """A conversation whose method fits the model and the pictures; the pictures; their pixels."""
-    _one_budget(args)
-    images, args.sampling = [open_image(path) for path in pictures], Sampling(args.temperature, args.top_p, args.seed)
-    model = _model(args)
-    pruner = build(args.method, args.keep, args.set, args.schedule, own_settings(model.folder))
-    pixels = [model.processor.pixels(image) for image in images]
-    if images:                                         # without one there is nothing to reduce
-        n = sum(model.visual_tokens(tiles) for tiles in pixels)
-        pruner = averaged(pruner, args.average, n, model.config.text.num_hidden_layers, model.parts(pixels))
-    return Conversation(model, check(pruner, model)), images, pixels
-
-
-def _note(model, question, images):
-    for note in shipped.checked(model, question, images):
-        print(note, file=sys.stderr)
-
-
-def _one_budget(args):
-    if args.keep is not None and args.average is not None:
-        raise UserError("give --keep or --average, not both: each says how many tokens are left")
-
-
-def _model(args, dtype=None):
-    if getattr(args, "max_new_tokens", 1) < 1:
-        raise UserError(f"--max-new-tokens {args.max_new_tokens}: ask for at least one")
-    args.model = shipped.model_or(args.model)
-    model = load(args.model, dtype or args.dtype, args.device)
-    if model.tokenizer is None:
-        raise UserError(f"{args.model} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
-    return model
-
-
-def _template(args, model):
-    return args.template or model.config.template
-
-
-def _stream(talk, args):
-    """Print the answer as it comes; return it."""
-    text = talk.model.tokenizer.stream()
-    parts = []
-    for id in talk.generate(args.max_new_tokens, args.sampling):
-        parts.append(text.push(id))
-        print(parts[-1], end="", flush=True)
-    parts.append(text.finish())
-    print(parts[-1], flush=True)
-    return "".join(parts).strip()
-
-
-def _line():
-    try:
-        return input("> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""
-
-
-def _writable(path, suffix=None):
-    """UserError, before any work, where a result could not be written."""
-    if path and suffix and Path(path).suffix.lower() != suffix:
-        raise UserError(f"{path}: the picture is written as PNG, so name it *{suffix}")
-    if path and (Path(path).is_dir() or not os.access(Path(path).absolute().parent, os.W_OK)):
-        raise UserError(f"{path} cannot be written: name a file in a folder that exists")
-
-
-def _save(path, write):
-    """Write beside the place and move there, so that an interruption leaves no half file."""
-    beside = Path(path).with_name("." + Path(path).name)
-    write(beside)
-    beside.replace(path)
-    print(f"wrote {path}")
-
-
-COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "scenes": scenes_, "train": train_, "inspect": inspect_, "verify": verify_,
-            "methods": methods_, "tables": tables_, "cost": cost_, "bench": bench_}
+COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "scenes": scenes_, "train toy": train_toy,
+            "train atp": train_module, "inspect": inspect_, "verify": verify_, "methods": methods_, "tables": tables_,
+            "cost": cost_, "bench": bench_}
 
 
 def main(argv=None):

@@ -450,7 +450,7 @@ def test_from_the_command_line(capsys, tmp_path, monkeypatch):
                      str(tmp_path / "sheet.png")]) == 0
     assert "VisPruner needs a vision tower with a class token, and InternVL" in capsys.readouterr().out
     turns = iter(["What?", "Why?", ""])
-    monkeypatch.setattr(run, "_line", lambda: next(turns))
+    monkeypatch.setattr(run.session, "line", lambda: next(turns))
     assert run.main(["chat", photo, *said]) == 0 and run.main(["inspect", model]) == 0
     assert run.main(["cost", "--model", model, "--method", "divprune", "--keep", "2"]) == 0
     assert "attention.wqkv.weight" in capsys.readouterr().out

@@ -83,6 +83,17 @@ def test_scenes_are_a_folder_of_questions(capsys, tmp_path):
         assert status == 2 and told in err and [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
+def test_training_of_the_shipped_model_stops_and_goes_on(capsys, tmp_path):
+    """No minute at all: a state to go on from; without --resume it is not written over."""
+    words = ["train", "toy", "--out", tmp_path / "run", "--minutes", "0"]
+    for _ in range(2):
+        status, out, err = done(capsys, *words)
+        assert status == 0 and "step 0 of" in out, err
+        words += [] if "--resume" in words else ["--resume"]
+    status, _, err = done(capsys, *words[:-1])
+    assert status == 2 and "--resume" in err and (tmp_path / "run" / "state.safetensors").is_file()
+
+
 def test_inspect(capsys):
     status, out, _ = done(capsys, "inspect", MODEL)
     assert status == 0 and "language_model.layers.*.self_attn.q_proj.weight" in out

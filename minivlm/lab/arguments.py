@@ -28,6 +28,7 @@ EXAMPLES = """examples:
 bad input ends with one line and exit status 2"""
 TRAINED = dict(steps=int, batch=int, accumulate=int, lr=float, lr_module=float, lambda_atp=float, lambda_target=float, warmup=float,
                theta_r=float, theta_s=float, width=int, activation=str, seed=int)
+GROUPS = {"train": "Train the shipped model (toy), or the module of a method (atp)."}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -42,9 +43,13 @@ def parser(functions):
     """The parser of {command: function}; the function's docstring is the command's help."""
     whole = OneLine("run.py", description="LLaVA from scratch, with visual token pruning.", epilog=EXAMPLES,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = {"": whole.add_subparsers(dest="command", required=True, metavar="COMMAND")}
     for name, function in functions.items():
-        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        group, _, own = name.rpartition(" ")           # "train toy": toy is a command of train
+        if group not in commands:
+            below = commands[""].add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            commands[group] = below.add_subparsers(required=True, metavar="WHAT")
+        command = commands[group].add_parser(own, help=function.__doc__, description=function.__doc__)
         command.set_defaults(function=function)
         ARGUMENTS[name](command.add_argument)
     return whole
@@ -98,8 +103,15 @@ def _scenes(add):
     add("--seed", type=int, default=0)
 
 
-def _train(add):
-    add("method", choices=("atp",), metavar="METHOD", help="atp")
+def _train_toy(add):
+    add("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")
+    add("--seed", type=int, default=0)
+    add("--minutes", type=float, metavar="M", help="stop after so many, to go on with --resume")
+    add("--resume", action="store_true", help="go on from the state in --out")
+    _device(add)
+
+
+def _train_atp(add):
     add("--data", required=True, metavar="D", help="a json file in LLaVA's instruction format, or toy: the drawn world")
     add("--images", metavar="DIR", help="the folder of its pictures (default: the file's)")
     add("--target-tokens", type=float, required=True, metavar="N", help="visual tokens in a layer on average (N_target)")
@@ -218,5 +230,5 @@ def _device(add):
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ..")
 
 
-ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "scenes": _scenes, "train": _train, "inspect": _inspect, "verify": _verify,
+ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "scenes": _scenes, "train toy": _train_toy, "train atp": _train_atp, "inspect": _inspect, "verify": _verify,
              "methods": _methods, "tables": _tables, "cost": _cost, "bench": _bench}

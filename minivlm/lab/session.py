@@ -1,0 +1,89 @@
+"""What several commands do: open the model, begin a conversation, stream an answer, write a result whole or not at all."""
+
+import os
+import sys
+from pathlib import Path
+
+from minivlm.chat import Conversation, Sampling
+from minivlm.image import open_image
+from minivlm.lab import shipped
+from minivlm.lab.options import averaged, build, check, own_settings
+from pruning.base import UserError
+from weights import load
+
+
+def conversation(args, pictures):
+    """A conversation whose method fits the model and the pictures; the pictures; their pixels."""
+    one_budget(args)
+    images, args.sampling = [open_image(path) for path in pictures], Sampling(args.temperature, args.top_p, args.seed)
+    model = opened(args)
+    pruner = build(args.method, args.keep, args.set, args.schedule, own_settings(model.folder))
+    pixels = [model.processor.pixels(image) for image in images]
+    if images:                                         # without one there is nothing to reduce
+        n = sum(model.visual_tokens(tiles) for tiles in pixels)
+        pruner = averaged(pruner, args.average, n, model.config.text.num_hidden_layers, model.parts(pixels))
+    return Conversation(model, check(pruner, model)), images, pixels
+
+
+def note(model, question, images):
+    """What a reader should know of the answer, on stderr. UserError for words that the shipped model does not know."""
+    for note in shipped.checked(model, question, images):
+        print(note, file=sys.stderr)
+
+
+def one_budget(args):
+    """UserError where two budgets are given."""
+    if args.keep is not None and args.average is not None:
+        raise UserError("give --keep or --average, not both: each says how many tokens are left")
+
+
+def opened(args, dtype=None):
+    """The model that --model names, or the shipped one, with a tokenizer."""
+    if getattr(args, "max_new_tokens", 1) < 1:
+        raise UserError(f"--max-new-tokens {args.max_new_tokens}: ask for at least one")
+    args.model = shipped.model_or(args.model)
+    model = load(args.model, dtype or args.dtype, args.device)
+    if model.tokenizer is None:
+        raise UserError(f"{args.model} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
+    return model
+
+
+def template(args, model):
+    """The prompt's template: --template, or the checkpoint's."""
+    return args.template or model.config.template
+
+
+def stream(talk, args):
+    """Print the answer as it comes; return it."""
+    text = talk.model.tokenizer.stream()
+    parts = []
+    for id in talk.generate(args.max_new_tokens, args.sampling):
+        parts.append(text.push(id))
+        print(parts[-1], end="", flush=True)
+    parts.append(text.finish())
+    print(parts[-1], flush=True)
+    return "".join(parts).strip()
+
+
+def line():
+    """The next line of the input, "" at its end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def writable(path, suffix=None):
+    """UserError, before any work, where a result could not be written."""
+    if path and suffix and Path(path).suffix.lower() != suffix:
+        raise UserError(f"{path}: the picture is written as PNG, so name it *{suffix}")
+    if path and (Path(path).is_dir() or not os.access(Path(path).absolute().parent, os.W_OK)):
+        raise UserError(f"{path} cannot be written: name a file in a folder that exists")
+
+
+def save(path, write):
+    """Write beside the place and move there, so that an interruption leaves no half file."""
+    beside = Path(path).with_name("." + Path(path).name)
+    write(beside)
+    beside.replace(path)
+    print(f"wrote {path}")
