@@ -10,6 +10,7 @@ import math
 import shutil
 from pathlib import Path
 
+import PIL
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,6 +51,8 @@ def failing(rows):
 @pytest.mark.parametrize("case", CASES)
 def test_every_stage(case):
     """From the picture file to the last greedy id, each stage on our own output of the one before."""
+    if case in ("next_vicuna", "next_mistral") and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("recorded with Pillow 13: older ones resize the picture of 40 x 900 to other pixels")
     model, prompts, _ = loaded(case)
     rows = verify(model, PARITY / case)
     assert failing(rows) == []
