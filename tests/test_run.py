@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,10 @@ def test_bad_input_is_one_line_and_status_2(capsys, argv, told):
     status, out, err = done(capsys, *argv)
     assert status == 2 and told in err and "Traceback" not in err
     assert len(err.splitlines()) == 1 and not out
+
+
+def test_a_reader_that_has_enough_ends_it_quietly():
+    """`run.py .. | true`, which reads nothing: no traceback."""
+    words = f"{sys.executable} run.py methods --json | true"
+    told = subprocess.run(words, shell=True, capture_output=True, text=True, cwd=Path(run.__file__).parent)
+    assert told.stderr == ""
