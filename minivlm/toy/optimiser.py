@@ -18,8 +18,8 @@ class Optimiser:
         self.matrices = [n for n, p in self.params.items() if p.ndim == 2 and any(part in n for part in inside)]
 
     @torch.no_grad()
-    def step(self, grads, step, rate, joint):
-        """One update with these gradients {name: tensor}; `rate` is the schedule's share, 0 to 1."""
+    def step(self, grads, step, rate, joint, pool=None):
+        """One update with these gradients {name: tensor}; `rate` is the schedule's share, 0 to 1; shapes go to the pool."""
         r, shapes = self.recipe, {}
         for name, grad in grads.items():
             share = rate * (r.tower_share if joint and "vision_tower" in name else 1)
@@ -27,9 +27,10 @@ class Optimiser:
                 shapes.setdefault(grad.shape, []).append((name, share))
             else:
                 self._adam(name, grad, step, share * r.other_rate)
-        for names in shapes.values():
-            self._muon(names, grads)
+        largest = sorted(shapes.values(), key=len, reverse=True)
+        list((pool.map if pool else map)(lambda names: self._muon(names, grads), largest))
 
+    @torch.no_grad()                               # a thread of the pool has its own switch
     def _muon(self, names, grads):
         moved = []
         for name, _ in names:

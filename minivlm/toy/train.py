@@ -93,7 +93,7 @@ class Run:
         rate = min((at - first + 1) / r.warmup, 1, (1 - done) / r.decay)
         halves = list((pool.map if pool else map)(lambda half: self._half(at, half, joint), (0, 1)))
         grads = {name: (a + b) / 2 for (name, a), b in zip(halves[0][0].items(), halves[1][0].values())}
-        self.optimiser.step(grads, at - first, rate, joint)
+        self.optimiser.step(grads, at - first, rate, joint, pool)
         self.at += 1
         return (halves[0][1] + halves[1][1]) / 2, halves[0][2] + halves[1][2] if joint else None
 
