@@ -1,4 +1,5 @@
-"""minivlm on the command line. `python run.py --help` shows the commands, `python run.py ask --help` the options of one."""
+"""minivlm on the command line. Alone, `python run.py` shows what every method does to a picture and question that are shipped;
+`python run.py --help` shows the commands, `python run.py ask --help` the options of one."""
 
 import json
 import os
@@ -74,18 +75,19 @@ def compare_(args):
     session.writable(args.out, ".png")
     session.writable(args.json)
     session.one_budget(args)
-    image, model, evidence = open_image(args.image), session.opened(args), shipped.evidence(args.image, args.question)
+    image, model, known = open_image(args.image), session.opened(args), shipped.known(args.image, args.question)
     session.note(model, args.question, [image])
     ids = model.tokenizer.encode(prompt([(args.question, None)], 1, session.template(args, model)))
     pixels = model.processor.pixels(image)
     pruners = build_all(args.method, args.keep, args.average, args.set, model.visual_tokens(pixels),
                         model.config.text.num_hidden_layers, model.parts([pixels]), own_settings(model.folder))
     runs = compare.compare(model, ids, [pixels], pruners, args.max_new_tokens)
-    told = compare.facts(runs, model.config, evidence)
-    print("\n".join(compare.lines(told)))
+    told = compare.facts(runs, model.config, known.get("evidence", ()))
+    asked = f"{args.question}  (right: {known['answer']})" if "answer" in known else args.question
+    print("\n".join([asked, "", *compare.lines(told)]))
     if args.out:
         box = model.processor.box(*image.size)
-        session.save(args.out, compare.picture(runs, image, box, args.question, evidence=evidence).save)
+        session.save(args.out, compare.picture(runs, image, box, asked, evidence=known.get("evidence", ())).save)
     if args.json:
         session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
 
@@ -145,7 +147,7 @@ def train_module(args):
 
 def inspect_(args):
     """Show a checkpoint: its configuration, and every group of stored tensors with its module, dtype and size."""
-    told = inspect.inspect(args.model)
+    told = inspect.inspect(shipped.model_or(args.model))
     print(json.dumps(told, indent=1) if args.json else "\n".join(inspect.lines(told)))
 
 
@@ -215,10 +217,10 @@ COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "scenes"
             "cost": cost_, "bench": bench_}
 
 
-def main(argv=None):
-    """Run one command; the exit status."""
+def main(argv):
+    """Run one command, without words the first look; the exit status."""
     try:
-        args = parser(COMMANDS).parse_args(argv)
+        args = parser(COMMANDS).parse_args(shipped.first_look() if argv == [] else argv)
         return args.function(args) or 0
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
@@ -231,4 +233,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,13 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import run
-from minivlm.lab.compare import Run, agreement
+from minivlm.lab.compare import Run, agreement, evidence_kept, on_evidence
 from minivlm.lab.options import build, build_all
+from minivlm.trace import Step, Trace
 from pruning import METHODS
-from pruning.base import UserError
+from pruning.base import Reduction, UserError
 from pruning.fastv import FastV
 from pruning.schedule import Both, Schedule
 from pruning.vispruner import VisPruner
@@ -56,6 +58,25 @@ def test_a_setting_of_one_method(capsys):
 def test_bad_comparisons(capsys, words, told):
     status, out, err = done(capsys, *COMPARE, *words)
     assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+
+
+def test_evidence_is_where_the_picture_says(capsys, tmp_path):
+    """Patches 1 and 26 of 12 x 12 lie on cells (0, 0) of a grid of 4 x 4; 12 r + 11 on its last column. None is invented.
+
+    Before the first of these cells stands the class token, which is on no patch: the indices move on by one.
+    """
+    cells = torch.tensor([(0, -1, -1), *((0, r, c) for r in range(4) for c in range(4))])
+    trace = Trace(cells)
+    assert on_evidence(trace, [1, 26]).tolist() == [1] and on_evidence(trace, [11]).tolist() == [4]
+    assert on_evidence(Trace(cells[1:]), [0, 143]).tolist() == [0, 15] and on_evidence(trace, []).tolist() == []
+    trace.steps.append(Step("vision", 1, torch.arange(17), Reduction(torch.tensor([0, 4, 5]))))
+    assert evidence_kept(Run("a", None, trace=trace), [1, 11, 35]) == [1, 2]
+    assert on_evidence(Trace(torch.cat([cells, cells + 1])), [1]).tolist() == []           # tiles: where is not known
+    Image.open(PICTURE).save(tmp_path / "a.png")
+    row = dict(image="a.png", question="What is shown?", answer="noise", evidence=[0, 143])
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row))
+    status, out, _ = done(capsys, "compare", tmp_path / "a.png", *COMPARE[2:], "--method", "last", "--keep", "4")
+    assert status == 0 and "What is shown?  (right: noise)" in out and "  2 of 2 " in out and "  1 of 2 " in out
 
 
 def test_agreement():

@@ -131,7 +131,7 @@ def _train_atp(add):
 
 
 def _inspect(add):
-    add("model")
+    add("model", nargs="?", help="a checkpoint folder or a hub id (default: the shipped model)")
     add("--json", action="store_true", help="print JSON")
 
 

@@ -4,6 +4,8 @@ import re
 from dataclasses import asdict
 from math import prod
 
+from tokenizers.models import WordLevel
+
 from minivlm.files import folder_of
 from minivlm.lab.report import size
 from minivlm.text import Tokenizer
@@ -12,9 +14,9 @@ from weights import find, skeleton
 
 
 def inspect(source):
-    """{"folder", "config", "tokenizer", "groups": [..]} of a checkpoint; only headers are read. Raises UserError.
+    """{"folder", "config", "tokenizer", "words", "groups": [..]} of a checkpoint; only headers are read. Raises UserError.
 
-    A group is the tensors whose names differ in the layer's number alone.
+    A group is the tensors whose names differ in the layer's number alone. `words` are those of a model that reads whole words.
     """
     folder = folder_of(source)
     model, groups = skeleton(folder), {}
@@ -24,16 +26,18 @@ def inspect(source):
                                             shape=list(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."), bytes=0))
         group["tensors"] += 1
         group["bytes"] += prod(tensor.shape) * tensor.dtype.itemsize
-    return dict(folder=str(folder), config=asdict(model.config), tokenizer=_tokenizer(folder, model.config),
-                groups=list(groups.values()))
+    return dict(folder=str(folder), config=asdict(model.config), **_tokenizer(folder, model.config), groups=list(groups.values()))
 
 
 def _tokenizer(folder, config):
     try:
         tokenizer = Tokenizer(folder, config.image_token_index)
     except UserError as error:
-        return str(error)
-    return f"{tokenizer.fast.get_vocab_size()} pieces, <image> is {tokenizer.image}, end is {tokenizer.eos}"
+        return dict(tokenizer=str(error), words=[])
+    told = f"{tokenizer.fast.get_vocab_size()} pieces, <image> is {tokenizer.image}, end is {tokenizer.eos}"
+    vocabulary = tokenizer.fast.get_vocab(with_added_tokens=False) if isinstance(tokenizer.fast.model, WordLevel) else {}
+    words = [word for word in sorted(vocabulary, key=vocabulary.get) if not word.startswith("<")]
+    return dict(tokenizer=told, words=words)
 
 
 def lines(told):
@@ -45,6 +49,8 @@ def lines(told):
         yield f"{part}: " + ", ".join(f"{name} {value}" for name, value in c[part].items() if value not in (None, False))
     yield "model: " + ", ".join(f"{k} {v}" for k, v in c.items() if k not in ("vision", "text") and v not in (None, False))
     yield f"tokenizer: {told['tokenizer']}"
+    if told["words"]:
+        yield f"words: {' '.join(told['words'])}"
     yield f"\n{'module':{wide}}  count  shape            dtype     size     stored as"
     for g in told["groups"]:
         shape = "x".join(map(str, g["shape"]))

@@ -1,6 +1,8 @@
 """The shipped model on the command line: where it lies, its sample questions, and what it can be asked."""
 
 import json
+import os
+import shlex
 from pathlib import Path
 
 from minivlm.toy.questions import ID, SPECIAL, WORDS
@@ -36,17 +38,19 @@ def words(question):
     return spaced.split()
 
 
-def samples():
-    """The sample questions: [{"image": path, "family", "question", "answer", "evidence"}, ..]"""
-    rows = map(json.loads, (SAMPLES / "questions.jsonl").read_text().splitlines())
-    return [dict(row, image=SAMPLES / row["image"]) for row in rows]
+def first_look():
+    """The command line that stands for none: every method at a tenth of the tokens, on the first sample question."""
+    model_or(None)
+    first = json.loads((SAMPLES / "questions.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    words = ["compare", os.path.relpath(SAMPLES / first["image"]), first["question"], "--keep", "0.1", "--out", "pruned.png"]
+    print(f"python run.py {shlex.join(words)}\n")
+    return words
 
 
-def evidence(picture, question):
-    """The patches that hold the answer, where the picture lies beside a questions.jsonl that has the question; else ()."""
+def known(picture, question):
+    """What the questions.jsonl beside the picture tells of the question: a dict with answer and evidence; {} without one."""
     file = Path(picture).parent / "questions.jsonl"
     if not file.is_file():
-        return ()
+        return {}
     rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    same = lambda row: row.get("image") == Path(picture).name and words(row.get("question", "")) == words(question)
-    return next((tuple(row["evidence"]) for row in rows if "evidence" in row and same(row)), ())
+    return next((row for row in rows if row.get("image") == Path(picture).name and words(row.get("question", "")) == words(question)), {})

@@ -54,9 +54,9 @@ def _asked(rng, family, worlds, pictures, batch, unseen):
                  tuple(need[i].nonzero()[0].tolist())) for i in range(BATCH) if right[i] >= 0]
 
 
-def write(folder, name="heldout", count=300, seed=0):
-    """The set as a folder of pictures and questions.jsonl -> how many questions."""
-    folder, found = Path(folder), items(name, count, seed)
+def write(folder, name="heldout", count=300, seed=0, pictures=None):
+    """The set, or what it asks of its first so many pictures, as a folder of pictures and questions.jsonl -> how many questions."""
+    folder, found = Path(folder), [i for i in items(name, count, seed) if pictures is None or i.image < pictures]
     folder.mkdir(parents=True, exist_ok=True)
     for item in {item.image: item for item in found}.values():
         item.picture.save(folder / f"{item.image:05}.png")

@@ -1,18 +1,18 @@
-"""The trained network as a checkpoint folder in the llava-hf layout: weights, config, tokenizer, image processor, samples.
+"""The trained network as a checkpoint folder in the llava-hf layout: weights, config, tokenizer, image processor.
 
-`weights.load` and transformers' LlavaForConditionalGeneration read it like any other checkpoint.
+`weights.load` and transformers' LlavaForConditionalGeneration read it like any other checkpoint. Beside them lie samples/,
+four pictures with their questions, and methods.json, what methods made for 32 layers should do in eight.
 """
 
 import json
 from pathlib import Path
 
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from minivlm.image import MEAN, STD
 from minivlm.llava import Llava
-from minivlm.toy import scenes
+from minivlm.toy import benchmark, scenes
 from minivlm.toy.questions import ID, SPECIAL, WORDS
 from minivlm.toy.student import config
 
@@ -29,15 +29,14 @@ def trained(path):
 
 
 def save(model, folder, seed=0):
-    """Write the folder: float16 weights, the files that describe them, and four pictures of the held-out set."""
+    """Write the folder: float16 weights, the files that describe them, and four pictures of the held-out set with questions."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {_stored(name): tensor.half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in _files(model.config).items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-    for n, pixels in enumerate(scenes.worlds("heldout", seed, 0, 4).pixels):
-        Image.fromarray(pixels).save(folder / f"scene{n}.png")
+    benchmark.write(folder / "samples", count=benchmark.BATCH, seed=seed, pictures=4)
 
 
 def _stored(name):
