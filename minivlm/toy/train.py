@@ -9,13 +9,12 @@ Stage 2, joint. Tower, projector and decoder answer questions. One picture carri
 picture and itself alone, at the positions it would have if it were the only one, so a packed row equals one question.
 Loss: cross entropy of the answer, 0.1 times that of </s>, 0.3 times the patch targets of stage 1.
 
-Hiding. In `hide` of the steps a random subset of all patches, of a random size, is dropped before the decoder as a
-method would drop it, and the answers are those of what is left (see questions.visible). So the number of tokens tells
-nothing, and the subsets favour no kind of method.
+Hiding. In the last part of stage 2, in `hide` of the steps, a random subset of all patches, of a random size, is dropped
+before the decoder as a method would drop it, and the answers are those of what is left (see questions.visible). So the
+number of tokens tells nothing, and the subsets favour no kind of method.
 
 Optimiser. Muon (Jordan et al. 2024) for matrices inside the network: momentum 0.95, made orthogonal by five
-Newton-Schulz steps. Adam (0.9, 0.98) for embeddings, norms, biases and heads. Warm-up, a plateau, a line to zero:
-what needs two objects is learned late and all at once, and a cosine would have fallen by then.
+Newton-Schulz steps. Adam (0.9, 0.98) for embeddings, norms, biases and heads. In each stage a warm-up, then a line to zero.
 
 All randomness comes from (seed, step), every batch is computed in two halves on two threads and summed in that order,
 and a checkpoint has the whole state: a run that was interrupted and resumed gives the same bits as one that was not.
@@ -48,11 +47,11 @@ class Recipe:
     seed: int = 0
     vision_steps: int = 500
     vision_batch: int = 64
-    joint_steps: int = 3600
+    joint_steps: int = 3000
     joint_batch: int = 24
-    hide: float = 0.5                              # share of the steps with hidden patches
+    whole: float = 0.6                             # first share of stage 2, in which all patches are shown
+    hide: float = 0.5                              # share of the steps after it with hidden patches
     warmup: int = 60                               # steps to the full rate, in each stage
-    decay: float = 0.5                             # last share of each stage, in which it falls to zero in a line
     matrix_rate: float = 0.02                      # Muon's learning rate
     other_rate: float = 0.002                      # Adam's
     tower_share: float = 0.3                       # of both, for the tower in stage 2
@@ -90,7 +89,7 @@ class Run:
         joint = at >= r.vision_steps
         first, last = (r.vision_steps, self.total) if joint else (0, r.vision_steps)
         done = (at - first) / (last - first)
-        rate = min((at - first + 1) / r.warmup, 1, (1 - done) / r.decay)
+        rate = min((at - first + 1) / r.warmup, 1 - done)
         halves = list((pool.map if pool else map)(lambda half: self._half(at, half, joint), (0, 1)))
         grads = {name: (a + b) / 2 for (name, a), b in zip(halves[0][0].items(), halves[1][0].values())}
         self.optimiser.step(grads, at - first, rate, joint, pool)
@@ -100,7 +99,8 @@ class Run:
     def _half(self, at, half, joint):
         """Gradients, loss and scores of one half of the batch. Both halves hide as many patches."""
         r, rng = self.recipe, np.random.default_rng((self.recipe.seed, 77, at))
-        hidden = int(rng.integers(10, PATCHES - 10)) if rng.random() < r.hide else 0
+        hides = at >= r.vision_steps + r.whole * r.joint_steps and rng.random() < r.hide
+        hidden = int(rng.integers(10, PATCHES - 10)) if hides else 0
         worlds = scenes.worlds("train", r.seed, 2 * at + half, (r.joint_batch if joint else r.vision_batch) // 2)
         counts = None
         with self._precision():
