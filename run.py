@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from minivlm.image import open_image
-from minivlm.lab import (bench, compare, cost, draw, fit, hf, inspect, methods, plot, report, session, shapes, shipped, tables, train_atp,
-                         verdict, verify)
+from minivlm.lab import (bench, compare, cost, draw, fit, hf, inspect, methods, parallel, plot, report, session, shapes, shipped, tables,
+                         train_atp, verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.instruct import Instructions
 from minivlm.lab.options import build, build_all, own_settings
@@ -133,7 +133,7 @@ def train_module(args):
     options = {"layers": f"[{args.layers}]"} | dict(pair.partition("=")[::2] for pair in args.set)
     atp = build("atp", settings=[f"{name}={x}" for name, x in options.items()])
     data = Instructions(args.data, args.images)
-    with train_atp.processes(args.device) as (rank, size, args.device):
+    with parallel.processes(args.device) as (rank, size, args.device):
         frozen = args.freeze_lm and args.dtype == "bfloat16"       # what is trained stays in float32
         model = session.opened(args, "bfloat16" if frozen else "float32")
         chosen = {name: getattr(args, name) for name in (*TRAINED, "target_unit", "freeze_lm", "dtype")}

@@ -12,8 +12,7 @@ the language model was trained too, the whole checkpoint.
 
 import json
 import math
-import os
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -185,20 +184,3 @@ def train(model, atp, recipe, data, folder, save_every=100, resume=False, rank=0
     if rank == 0 and not recipe.freeze_lm:
         checkpoint.save(model, folder)
     return run.log
-
-
-@contextmanager
-def processes(device):
-    """(rank, number of processes, this one's device), as torchrun says; alone without it."""
-    if "LOCAL_RANK" not in os.environ:
-        yield 0, 1, device
-        return
-    cuda = str(device).startswith("cuda")
-    if cuda:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield dist.get_rank(), dist.get_world_size(), device
-    finally:
-        dist.destroy_process_group()
