@@ -4,16 +4,19 @@
 import json
 import os
 import sys
+from argparse import Namespace
 from math import isfinite
 from pathlib import Path
 
 import torch
 
 from minivlm.image import open_image
-from minivlm.lab import (bench, compare, cost, draw, fit, hf, inspect, methods, parallel, plot, report, session, shapes, shipped, tables,
-                         train_atp, verdict, verify)
+from minivlm.lab import (bench, compare, cost, curves, draw, evaluate, fit, hf, inspect, methods, parallel, plot, report, score, session, shapes,
+                         shipped, tables, tasks, train_atp, verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
+from minivlm.lab.contestants import contestants
 from minivlm.lab.instruct import Instructions
+from minivlm.lab.log import Log
 from minivlm.lab.options import build, build_all, own_settings
 from minivlm.text import next_turn, prompt
 from minivlm.toy import benchmark, folder, train
@@ -100,6 +103,31 @@ def fit_(args):
     pruner = fit.fit(model, args.fitted, prompts, args.ratio, args.eta)
     print(pruner)
     session.save(args.out, lambda path: Path(path).write_text(fit.saved(args.fitted, pruner)))
+
+
+def eval_(args):
+    """Score the model on a task, unpruned and under methods: accuracy, and what pruning costs on the same questions, with intervals."""
+    session.writable(args.out, ".json")
+    for name in ("count", "draws", "processes", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a number from 1 on")
+    items = tasks.TASKS[args.task](args.data, args.split, args.count, args.seed)
+    with parallel.processes(args.device) as (rank, size, args.device):
+        model = session.opened(args, args.dtype or (None if args.device.startswith("cuda") else "float32"))
+        entered = contestants(model, model.processor.pixels(items[0].picture), args.method, args.keep, args.set)
+        contest = evaluate.Contest(model, items, entered, session.template(args, model), args.draws, args.max_new_tokens)
+        recipe = contest.recipe(model=str(args.model), **{name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")})
+        log = Log(args.out and Path(args.out).with_suffix(".jsonl"), recipe)
+        if size == 1 and (count := args.processes or parallel.worthwhile(model)) > 1:
+            return parallel.spread(main, args.argv, count)
+        torch.set_num_threads(1 if parallel.small(model) else torch.get_num_threads())
+        rows = contest.run(log, rank, size)
+    if rank == 0:
+        told = dict(recipe=recipe, questions=len(items), contestants=score.facts(items, entered, rows))
+        print("\n".join(score.lines(told)))
+        if args.out:
+            session.save(args.out, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+            session.save(Path(args.out).with_suffix(".png"), curves.curves(told).save)
 
 
 def scenes_(args):
@@ -212,7 +240,7 @@ def bench_(args):
         session.save(args.out, plot.plot(told).save)
 
 
-COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "scenes": scenes_, "train toy": train_toy,
+COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "eval": eval_, "scenes": scenes_, "train toy": train_toy,
             "train atp": train_module, "inspect": inspect_, "verify": verify_, "methods": methods_, "tables": tables_,
             "cost": cost_, "bench": bench_}
 
@@ -220,7 +248,7 @@ COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "scenes"
 def main(argv):
     """Run one command, without words the first look; the exit status."""
     try:
-        args = parser(COMMANDS).parse_args(shipped.first_look() if argv == [] else argv)
+        args = parser(COMMANDS).parse_args(shipped.first_look() if argv == [] else argv, Namespace(argv=argv))
         return args.function(args) or 0
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)

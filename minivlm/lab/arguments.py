@@ -2,7 +2,7 @@
 
 import argparse
 
-from minivlm.lab import fit, shapes, tables
+from minivlm.lab import contestants, evaluate, fit, shapes, tables, tasks
 from minivlm.lab.train_atp import Recipe
 from minivlm.text import TEMPLATES
 from minivlm.toy import scenes
@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   python run.py fit fitprune --model DIR --questions q.jsonl --ratio 0.6 --out fitted.json           then --method fitted.json
   python run.py train atp --model DIR --data toy --target-tokens 36 --layers 1,3,6 --freeze-lm --out TRAINED
   python run.py scenes --out scenes --count 300        a drawn benchmark: pictures, questions, answers, evidence
+  python run.py eval --method fastv,divprune --keep 0.25,0.1 --out scores.json          accuracy on it, with intervals
   python run.py inspect DIR                  which stored tensor fills which module
   python run.py verify DIR                   every stage against recorded outputs of transformers
   python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
@@ -94,6 +95,25 @@ def _fit(add):
     add("--eta", type=float, default=0.003, help="vtw: the divergence allowed (default: 0.003)")
     add("--out", required=True, metavar="JSON", help="the file that --method reads")
     _model(add)
+
+
+def _eval(add):
+    add("--task", choices=tasks.TASKS, default="scenes", help="(default: scenes, the drawn world)")
+    add("--data", metavar="DIR", help="a folder of questions, as `scenes` writes it (default: drawn here)")
+    add("--split", metavar="NAME", help="of what is drawn: heldout (default), pairs (kinds of objects never shown in training), validation")
+    add("--count", type=int, metavar="N", help=f"questions of each family (default: {tasks.COUNT}; of a folder all)")
+    add("--seed", type=int, help="of what is drawn (default: 0)")
+    add("--method", default=contestants.DEFAULT, metavar="A,B,..", help=f"methods, or all (default: {contestants.DEFAULT}); none, random and "
+                                                                      "uniform are always beside them")
+    add("--keep", default="0.5,0.25,0.1", metavar="K,K,..", help="visual tokens left after the reduction: shares or numbers (default: 0.5,0.25,0.1)")
+    add("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
+    add("--draws", type=int, default=evaluate.Contest.draws, help=f"answers of a random method to each question (default: {evaluate.Contest.draws})")
+    add("--out", metavar="JSON", help="write every number; beside it .png, accuracy against tokens, and .jsonl, every answer: the same command "
+                                      "goes on from there when it was interrupted")
+    add("--processes", type=int, metavar="N", help="on this machine (default: for a small model on the CPU one a thread of torch's, else 1); "
+                                                   "or start it with torchrun")
+    add("--max-new-tokens", type=int, default=evaluate.Contest.max_new_tokens, metavar="N", help=f"(default: {evaluate.Contest.max_new_tokens})")
+    _model(add, "float32; with --device cuda as stored")
 
 
 def _scenes(add):
@@ -219,10 +239,10 @@ def _length(add):
     add("--max-new-tokens", type=int, default=512, metavar="N")
 
 
-def _model(add):
+def _model(add, dtype="as stored"):
     add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
     add("--template", help=f"{', '.join(TEMPLATES)} (default: the checkpoint's)")
-    add("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
+    add("--dtype", help=f"float32, bfloat16 or float16 (default: {dtype})")
     _device(add)
 
 
@@ -230,5 +250,5 @@ def _device(add):
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ..")
 
 
-ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "scenes": _scenes, "train toy": _train_toy, "train atp": _train_atp, "inspect": _inspect, "verify": _verify,
+ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "eval": _eval, "scenes": _scenes, "train toy": _train_toy, "train atp": _train_atp, "inspect": _inspect, "verify": _verify,
              "methods": _methods, "tables": _tables, "cost": _cost, "bench": _bench}

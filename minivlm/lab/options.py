@@ -51,14 +51,18 @@ def build_all(names, keep, average, settings, n, layers, parts=None, own=Mapping
     given, pruners = share(settings, chosen), {}
     for name in chosen:
         try:
-            has_keep = names != "all" or "keep" in {f.name for f in fields(METHODS[name])}
-            pruner = build(name, keep if has_keep else None, given[name], own=own)
+            pruner = build(name, keep if names != "all" or takes_keep(name) else None, given[name], own=own)
             pruners[name] = averaged(pruner, average, n, layers, parts)
         except UserError as error:
             if names != "all":
                 raise
             pruners[name] = error
     return pruners
+
+
+def takes_keep(name):
+    """Whether --keep is for the method of that name: not for one that has its own schedule, or was fitted. A+B takes 256+64."""
+    return not name.endswith(".json") and (name not in METHODS or "keep" in {f.name for f in fields(METHODS[name])})
 
 
 def averaged(pruner, average, n, layers, parts=None):

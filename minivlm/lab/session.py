@@ -76,7 +76,7 @@ def line():
 def writable(path, suffix=None):
     """UserError, before any work, where a result could not be written."""
     if path and suffix and Path(path).suffix.lower() != suffix:
-        raise UserError(f"{path}: the picture is written as PNG, so name it *{suffix}")
+        raise UserError(f"{path}: what is written is {suffix[1:].upper()}, so name it *{suffix}")
     if path and (Path(path).is_dir() or not os.access(Path(path).absolute().parent, os.W_OK)):
         raise UserError(f"{path} cannot be written: name a file in a folder that exists")
 

@@ -7,11 +7,13 @@
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from minivlm.image import open_image
 from minivlm.toy import questions, scenes
 from minivlm.toy.questions import FAMILIES, WORDS
 from pruning.base import UserError
@@ -23,7 +25,7 @@ BATCH = 32                                         # pictures drawn at once: the
 class Item:
     """One question about one picture."""
 
-    image: int                                     # the picture's number in its set
+    image: int | str                               # the picture's number in its set, or its name in a folder
     picture: Image.Image
     family: str
     question: str
@@ -35,6 +37,8 @@ def items(name="heldout", count=300, seed=0):
     """`count` questions of each family of the set `name`, one a family a picture; the same at every call."""
     if name not in scenes.SETS:
         raise UserError(f"set {name!r} is not known: use one of {', '.join(scenes.SETS)}")
+    if seed < 0:
+        raise UserError(f"seed {seed}: give a number from 0 on")
     left, found, batch = dict.fromkeys(FAMILIES, count), [], 0
     while any(left.values()):
         worlds, rng = scenes.worlds(name, seed, batch, BATCH), np.random.default_rng((seed, 90, batch))
@@ -64,3 +68,31 @@ def write(folder, name="heldout", count=300, seed=0, pictures=None):
              for i in found]
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return len(found)
+
+
+def read(folder):
+    """[Item] of a folder that `write` wrote, or of one like it; `evidence` may be missing. UserError that names the line."""
+    path, opened = Path(folder) / "questions.jsonl", cache(open_image)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no questions that can be read ({error}): `python run.py scenes` writes a folder of them") from None
+    found = [_read(line, Path(folder), f"{path}, line {n}", opened) for n, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise UserError(f"{path}: there is no question in it")
+    return found
+
+
+def _read(line, folder, where, opened):
+    try:
+        row = json.loads(line)
+        words = [row[name] for name in ("image", "family", "question", "answer")]
+        evidence = tuple(map(int, row.get("evidence", ())))
+    except KeyError as error:
+        raise UserError(f"{where}: there is no {error} in it") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: no question in JSON ({error})") from None
+    if not all(isinstance(word, str) for word in words) or not all(0 <= patch < scenes.GRID ** 2 for patch in evidence):
+        raise UserError(f"{where}: image, family, question and answer are words, and evidence numbers of patches below {scenes.GRID ** 2}")
+    image, *told = words
+    return Item(image, opened(folder / image), *told, evidence)

@@ -1,0 +1,117 @@
+"""Every contestant answers every question of a task, greedily, through the same Conversation as `ask`.
+
+A picture is encoded once for all its questions and contestants, and once more for each set of things that methods look at
+inside the tower. A random method answers each question several times, with tokens drawn anew, and counts by the share of
+draws that were right. An answer is right if it is the task's to the letter, spaces around it aside.
+"""
+
+import zlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from minivlm.chat import Conversation
+from minivlm.lab import parallel
+from minivlm.lab.compare import evidence_kept
+from minivlm.text import prompt
+from pruning import cost
+from pruning.base import UserError
+from pruning.controls import Random, Random3x3
+
+
+class Remembering(nn.Module):
+    """A vision tower that gives again what it gave, as long as the picture stays the same."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.tower, self.embeddings, self.layers = tower, tower.embeddings, tower.layers
+        self.pixels, self.given = None, {}
+
+    def forward(self, pixels, wanted, needs=frozenset()):
+        """As the tower does."""
+        if self.pixels is None or not torch.equal(pixels, self.pixels):
+            self.pixels, self.given = pixels, {}
+        if needs not in self.given:                # `wanted` is the model's, the same at every call
+            self.given[needs] = self.tower(pixels, wanted, needs)
+        return self.given[needs]
+
+
+@dataclass
+class Contest:
+    """A model, its contestants, and what they are asked."""
+
+    model: nn.Module
+    items: list
+    contestants: list
+    template: str
+    draws: int = 3                     # of random methods, for each question
+    max_new_tokens: int = 4
+
+    def run(self, log, rank=0, size=1):
+        """[row] of all contestants and questions. What the log has is not asked again; `size` processes divide the pictures."""
+        number = {image: n for n, image in enumerate(dict.fromkeys(item.image for item in self.items))}
+        mine = [i for i, item in enumerate(self.items) if number[item.image] % size == rank]
+        tower, new = self.model.vision_tower, []
+        self.model.vision_tower = Remembering(tower)
+        for i in tqdm(mine, desc="eval", unit=" questions", leave=False, disable=rank > 0):
+            for row in self.rows(i, [one for one in self.contestants if not one.why_not and (one.label, i) not in log.rows]):
+                log.add(row)
+                new.append(row)
+        self.model.vision_tower = tower
+        return [*log.rows.values(), *parallel.gathered(new)]
+
+    def rows(self, i, contestants):
+        """What becomes of question i, a contestant after the other: the answer of each draw and the averages, or why there is none."""
+        item = self.items[i]
+        ids = self.model.tokenizer.encode(prompt([(item.question, None)], 1, self.template))
+        pixels = self.model.processor.pixels(item.picture)
+        for one in contestants:
+            try:
+                answers, *counts = zip(*(self.answer(ids, pixels, pruner, item.evidence) for pruner in self.drawn(one.pruner, i)))
+                told = dict(answers=answers, right=mean([a == item.answer for a in answers]), **dict(zip(("tokens", "evidence"), map(mean, counts))))
+            except UserError as error:
+                told = dict(why_not=str(error))
+            yield dict(contestant=one.label, question=i, **told)
+
+    def drawn(self, pruner, i):
+        """The method; of a random one several, whose seeds no other question has."""
+        if not isinstance(pruner, (Random, Random3x3)):
+            return [pruner]
+        return [replace(pruner, seed=pruner.seed + self.draws * i + draw) for draw in range(self.draws)]
+
+    def answer(self, ids, pixels, pruner, evidence):
+        """The answer, visual tokens entering a layer on average, and the share of the evidence kept (None: not known)."""
+        talk = Conversation(self.model, pruner)
+        talk.read(ids, [pixels])
+        answer = self.model.tokenizer.decode(list(talk.generate(self.max_new_tokens))).strip()
+        kept, needed = evidence_kept(talk, evidence)
+        return answer, cost.average(talk.trace.visual), kept / needed if needed else None
+
+    def recipe(self, **told):
+        """`told`, and everything else that decides the rows, as words and numbers."""
+        weights, asked = self.model.state_dict().values(), [(i.image, i.family, i.question, i.answer) for i in self.items]
+        return told | dict(
+            template=self.template, draws=self.draws, max_new_tokens=self.max_new_tokens, device=self.model.device.type,
+            dtype=str(self.model.lm_head.weight.dtype).removeprefix("torch."), weights=checksum(weights),
+            questions=zlib.crc32(repr(asked).encode()), **{one.label: _described(one.pruner) for one in self.contestants})
+
+
+def mean(values):
+    """Of numbers or truths; None where one is not known."""
+    return None if None in values else sum(values) / len(values)
+
+
+def _described(pruner):
+    """Its options, and where it is trained the checksum of its weights."""
+    trained = getattr(pruner, "module", None)
+    return f"{pruner!r} {checksum(trained.state_dict().values())}" if trained else repr(pruner)
+
+
+def checksum(tensors):
+    """A number that other weights do not have, if only one of the first 64 values of each tensor differs."""
+    number = 0
+    for x in tensors:
+        number = zlib.crc32(x.flatten()[:64].float().cpu().numpy().tobytes(), number)
+    return number
