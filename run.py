@@ -232,7 +232,10 @@ def bench_(args):
     chosen = (args.method, args.keep, args.average) if args.method or args.keep or args.average or args.schedule else ("fastv,divprune", "0.25", None)
     pruners = shapes.lineup(*chosen, args.set, shape, args.schedule)
     against = ("sdpa", "eager") if args.against else ()
-    told = bench.measure(shape, pruners, args.model, args.text, args.steps, args.repeat, getattr(torch, args.dtype), args.device, against)
+    with parallel.processes(args.device) as (rank, size, device):
+        told = bench.measure(shape, pruners, args.model, args.text, args.steps, args.repeat, getattr(torch, args.dtype), device, against, rank, size)
+    if rank:
+        return
     print("\n".join(verdict.lines(told)))
     if args.json:
         session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))

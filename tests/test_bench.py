@@ -108,7 +108,7 @@ def made_up(prefill=.5, method=0.0):
     row = lambda name, flops, prefill, method, average, kv: dict(
         method=name, flops=dict(prefill=flops), average=average, kv_bytes=kv, peak=None,
         median=dict(encode=.1, method=method, prefill=prefill, decode=.01, total=1.3), spread=dict.fromkeys(bench.STAGES, 0.0))
-    return dict(shape="made-up", dtype="float32", device="cpu", layers=2, image_tokens=100, text_tokens=1, threads=1, torch="2", repeat=1,
+    return dict(shape="made-up", dtype="float32", device="cpu", layers=2, image_tokens=100, text_tokens=1, threads=1, processes=1, torch="2", repeat=1,
                 steps=20, read_a_token=900, rows=[row("unpruned", 8, 1.0, 0.0, 100, 100), row("fastv 50", 4, prefill, method, 50, 50)])
 
 

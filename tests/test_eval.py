@@ -386,3 +386,12 @@ def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):
         rows = [json.loads(line) for line in (tmp_path / f"{out}.jsonl").read_text().splitlines()]
         asked = Counter((row["contestant"], row["question"]) for row in rows if "contestant" in row)
         assert len(asked) == 4 * 16 and set(asked.values()) == {1}
+
+
+def test_two_processes_divide_the_rounds_of_a_benchmark(tmp_path):
+    """Three rounds on two processes are three rounds, in one table."""
+    printed = started(*TORCHRUN, "run.py", "bench", "--model", PARITY, "--method", "fastv", "--keep", "4", "--repeat", "3", "--steps", "1",
+                      "--threads", "1", "--json", tmp_path / "a.json")
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert told["processes"] == 2 and [len(row["times"]) for row in told["rows"]] == [3, 3]
+    assert printed.count("2 processes at once") == 1 and printed.count("wrote ") == 1

@@ -211,7 +211,8 @@ def _bench(add):
     _methods_and_budgets(add)
     add("--against", choices=("hf",), help="also run transformers (sdpa and eager) on the same weights")
     add("--text", type=int, default=64, help="text tokens of the prompt (default: 64)")
-    add("--repeat", type=int, default=5, help="rounds; medians are shown (default: 5)")
+    add("--repeat", type=int, default=5, help="rounds; medians are shown (default: 5); torchrun divides them over its processes, "
+                                               "which need a GPU, or --threads cores, each")
     add("--steps", type=int, default=10, help="tokens decoded a round (default: 10)")
     add("--dtype", default="float32", choices=DTYPES)
     add("--threads", type=int, default=2)

@@ -15,6 +15,7 @@ from minivlm.lab import hf
 from minivlm.lab.clock import Clock, Memory, Timed, available
 from minivlm.lab.count import count, on_meta, weight_bytes
 from minivlm.lab.options import check
+from minivlm.lab.parallel import gathered
 from minivlm.lab.report import size
 from pruning import cost
 from pruning.base import UserError
@@ -23,8 +24,11 @@ from weights import device_of, load
 STAGES = ("encode", "method", "prefill", "decode", "total")
 
 
-def measure(shape, pruners, checkpoint=None, text=64, steps=20, repeat=5, dtype=torch.float32, device="cpu", against=()):
-    """Everything that was measured and predicted, as plain data: see `lines`. `against`: "sdpa", "eager" of transformers."""
+def measure(shape, pruners, checkpoint=None, text=64, steps=20, repeat=5, dtype=torch.float32, device="cpu", against=(), rank=0, size=1):
+    """Everything that was measured and predicted, as plain data: see `lines`. `against`: "sdpa", "eager" of transformers.
+
+    Of `size` processes each runs its part of the rounds, number `rank` of them this one, and all get the whole result.
+    """
     device = device_of(device)
     counts = {name: _count(shape, pruner, text, dtype) for name, pruner in {"unpruned": None, **pruners}.items()}
     model = load(checkpoint, dtype, device) if checkpoint else random(shape, dtype, device)
@@ -37,9 +41,9 @@ def measure(shape, pruners, checkpoint=None, text=64, steps=20, repeat=5, dtype=
     for attention in against:
         races[f"transformers {attention}"] = _theirs(model, ids, pixels, attention, steps, clock)
     return dict(shape=shape.name, layers=shape.layers, image_tokens=shape.n, text_tokens=text, steps=steps, repeat=repeat,
-                dtype=str(dtype).removeprefix("torch."), device=_named(device), torch=torch.__version__, threads=torch.get_num_threads(),
+                dtype=str(dtype).removeprefix("torch."), device=_named(device), torch=torch.__version__, threads=torch.get_num_threads(), processes=size,
                 read_a_token=sum(weight_bytes(shape, dtype)[part] for part in ("decoder", "head")),
-                rows=[dict(method=name, **counts.get(name, {}), **seen) for name, seen in _race(races, repeat, device).items()])
+                rows=[dict(method=name, **counts.get(name, {}), **seen) for name, seen in _race(races, repeat, rank, size).items()])
 
 
 def _count(shape, pruner, text, dtype):
@@ -113,13 +117,14 @@ def _theirs(model, ids, pixels, attention, steps, clock):
     return run
 
 
-def _race(races, repeat, device):
-    """{contestant: median, spread and every value of each stage, and the peak}; the first round is not counted."""
+def _race(races, repeat, rank, size):
+    """{contestant: median, spread and every value of each stage, and the peak}; each process's first round is not counted."""
     seen = {name: [] for name in races}
-    for turn in tqdm(range(repeat + 1), desc="bench", leave=False):
+    for turn in tqdm(range(len(range(rank, repeat, size)) + 1), desc="bench", leave=False, disable=rank > 0):
         for name, run in races.items():
             told = run()
             seen[name] += [told] if turn else []
+    seen = {name: gathered(told) for name, told in seen.items()}
     return {name: dict(median={s: median(t[s] for t in told) for s in STAGES}, spread={s: _spread([t[s] for t in told]) for s in STAGES},
                        peak=_most([t["peak"] for t in told]), times=told) for name, told in seen.items()}
 

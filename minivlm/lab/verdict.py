@@ -8,7 +8,7 @@ def lines(told):
     rows, first = told["rows"], told["rows"][0]
     wide = max(len(row["method"]) for row in rows)
     yield (f"{told['shape']}: {told['layers']} decoder layers, {told['image_tokens']} image and {told['text_tokens']} text tokens, {told['dtype']}, "
-           f"{told['device']}, {told['threads']} threads, torch {told['torch']}")
+           f"{told['device']}, {told['threads']} threads, torch {told['torch']}" + (f", {told['processes']} processes at once" if told["processes"] > 1 else ""))
     yield f"milliseconds, medians of {told['repeat']} rounds in turn, +- half the distance of the quartiles; end to end: {told['steps']} tokens"
     yield ""
     yield f"{'':{wide}}       encode       method           prefill        a token   end to end        peak   prefill  FLOPs say  of that"
