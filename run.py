@@ -113,8 +113,8 @@ def eval_(args):
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a number from 1 on")
     items = tasks.TASKS[args.task](args.data, args.split, args.count, args.seed)
     with parallel.processes(args.device) as (rank, size, args.device):
-        model = session.opened(args, args.dtype or (None if args.device.startswith("cuda") else "float32"))
-        entered = contestants(model, model.processor.pixels(items[0].picture), args.method, args.keep, args.set)
+        model = session.opened(args)
+        entered = contestants(model, model.processor.pixels(items[0].picture), args.method, args.keep, args.set, args.oracles)
         contest = evaluate.Contest(model, items, entered, session.template(args, model), args.draws, args.max_new_tokens)
         recipe = contest.recipe(model=str(args.model), **{name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")})
         log = Log(args.out and Path(args.out).with_suffix(".jsonl"), recipe)

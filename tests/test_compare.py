@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import run
-from minivlm.lab.compare import Run, agreement, evidence_kept, on_evidence
+from minivlm.lab.compare import Run, agreement, evidence_kept
 from minivlm.lab.options import build, build_all
+from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Step, Trace
 from pruning import METHODS
 from pruning.base import Reduction, UserError
@@ -67,11 +68,11 @@ def test_evidence_is_where_the_picture_says(capsys, tmp_path):
     """
     cells = torch.tensor([(0, -1, -1), *((0, r, c) for r in range(4) for c in range(4))])
     trace = Trace(cells)
-    assert on_evidence(trace, [1, 26]).tolist() == [1] and on_evidence(trace, [11]).tolist() == [4]
-    assert on_evidence(Trace(cells[1:]), [0, 143]).tolist() == [0, 15] and on_evidence(trace, []).tolist() == []
+    assert on_patches(cells, [1, 26]).tolist() == [1] and on_patches(cells, [11]).tolist() == [4]
+    assert on_patches(cells[1:], [0, 143]).tolist() == [0, 15] and on_patches(cells, []).tolist() == []
     trace.steps.append(Step("vision", 1, torch.arange(17), Reduction(torch.tensor([0, 4, 5]))))
     assert evidence_kept(Run("a", None, trace=trace), [1, 11, 35]) == [1, 2]
-    assert on_evidence(Trace(torch.cat([cells, cells + 1])), [1]).tolist() == []           # tiles: where is not known
+    assert on_patches(torch.cat([cells, cells + 1]), [1]).tolist() == []           # tiles: where is not known
     Image.open(PICTURE).save(tmp_path / "a.png")
     row = dict(image="a.png", question="What is shown?", answer="noise", evidence=[0, 143])
     (tmp_path / "questions.jsonl").write_text(json.dumps(row))

@@ -26,7 +26,7 @@ from minivlm.toy import benchmark, folder
 from minivlm.toy.benchmark import Item
 from minivlm.toy.student import config
 from pruning import METHODS
-from pruning.base import UserError
+from pruning.base import Tokens, UserError
 from pruning.controls import Random
 from test_run import MODEL as PARITY, done
 from weights import load
@@ -195,6 +195,21 @@ def test_random_methods_are_drawn_anew_for_each_question(model):
     contest = Contest(model, [], [], "llava-hf")
     seeds = [pruner.seed for i in range(5) for pruner in contest.drawn(Random(seed=7), i)]
     assert len(set(seeds)) == 15 and contest.drawn(None, 3) == [None] and contest.drawn(METHODS["sparsevlm"](), 0) == [METHODS["sparsevlm"]()]
+
+
+def test_oracles_know_where_the_things_are(model):
+    """14 of 144 tokens: with 20 patches of things 14 of them, or none; with 5, these and 9 others; drawn anew for each question."""
+    many, few = range(40, 60), (3, 4, 5, 77, 143)
+    items = [Item(0, None, "scene", "", "", (), tuple(many)), Item(1, None, "scene", "", "", (), few)]
+    entered = contestants(model, torch.zeros(1, 3, 96, 96), "divprune", "0.1", [], oracles=True)
+    contest = Contest(model, items, entered, "llava-hf")
+    cell = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(12), torch.arange(12))
+    tokens = Tokens(torch.zeros(150, 4), torch.arange(150), torch.arange(3, 147), cell, torch.arange(144), 144)
+    first, last = (next(one.pruner for one in entered if one.label == f"{name} embed 0.1") for name in ("things", "background"))
+    kept = [[set(p.reduce(tokens).keep.tolist()) for p in contest.drawn(pruner, i)] for pruner in (first, last) for i in (0, 1)]
+    assert all(keep < set(many) and len(keep) == 14 for keep in kept[0]) and kept[0][0] != kept[0][1]
+    assert all(keep > set(few) and len(keep) == 14 for keep in kept[1])
+    assert not any(keep & set(many) for keep in kept[2]) and not any(keep & set(few) for keep in kept[3])
 
 
 def test_random_counts_by_its_share_of_right_draws(model, data):

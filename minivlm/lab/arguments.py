@@ -107,13 +107,14 @@ def _eval(add):
                                                                       "uniform are always beside them")
     add("--keep", default="0.5,0.25,0.1", metavar="K,K,..", help="visual tokens left after the reduction: shares or numbers (default: 0.5,0.25,0.1)")
     add("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
+    add("--oracles", action="store_true", help="as well tokens on things first, and on the background first, where it is known what a picture shows")
     add("--draws", type=int, default=evaluate.Contest.draws, help=f"answers of a random method to each question (default: {evaluate.Contest.draws})")
     add("--out", metavar="JSON", help="write every number; beside it .png, accuracy against tokens, and .jsonl, every answer: the same command "
                                       "goes on from there when it was interrupted")
     add("--processes", type=int, metavar="N", help="on this machine (default: for a small model on the CPU one a thread of torch's, else 1); "
                                                    "or start it with torchrun")
     add("--max-new-tokens", type=int, default=evaluate.Contest.max_new_tokens, metavar="N", help=f"(default: {evaluate.Contest.max_new_tokens})")
-    _model(add, "float32; with --device cuda as stored")
+    _model(add)
 
 
 def _scenes(add):
@@ -240,10 +241,10 @@ def _length(add):
     add("--max-new-tokens", type=int, default=512, metavar="N")
 
 
-def _model(add, dtype="as stored"):
+def _model(add):
     add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
     add("--template", help=f"{', '.join(TEMPLATES)} (default: the checkpoint's)")
-    add("--dtype", help=f"float32, bfloat16 or float16 (default: {dtype})")
+    add("--dtype", help="float32, bfloat16 or float16 (default: as stored; a small model on the CPU in float32)")
     _device(add)
 
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from minivlm.chat import Conversation
 from minivlm.lab import draw, report
 from minivlm.lab.options import check
-from minivlm.toy.scenes import GRID
+from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Trace
 from pruning import cost
 from pruning.base import Pruner, UserError
@@ -61,24 +61,9 @@ def agreement(run, unpruned):
 
 def evidence_kept(run, evidence):
     """(left, all): of the visual tokens on the evidence, how many are left, as tokens of their own, after the last reduction."""
-    tokens = on_evidence(run.trace, evidence)
+    tokens = on_patches(run.trace.cells, evidence)
     kept = run.trace.steps[-1].kept if run.trace.steps else tokens
     return [int(torch.isin(tokens, kept).sum()), len(tokens)]
-
-
-def on_evidence(trace, evidence):
-    """Original indices of the visual tokens that share pixels with these patches of a drawn picture, which has 12 x 12 of them."""
-    tile, row, column = trace.cells.T
-    if (tile != tile[0]).any():
-        return tile.new_zeros(0)                   # tiles: where each lies in the picture is not told here
-    evidence, h, w = torch.tensor(evidence, dtype=torch.long), int(row.max()) + 1, int(column.max()) + 1
-    on = _share(row, h, evidence // GRID) & _share(column, w, evidence % GRID)     # (N, patches)
-    return (on.any(dim=1) & (row >= 0)).nonzero().squeeze(1)
-
-
-def _share(cell, cells, patch):
-    """(N, patches) whether place `cell` of `cells` along a side and place `patch` of 12 overlap."""
-    return (cell[:, None] * GRID < (patch + 1) * cells) & (patch * cells < (cell[:, None] + 1) * GRID)
 
 
 def facts(runs, config, evidence=()):
@@ -110,6 +95,6 @@ def lines(told):
 def picture(runs, image, box, header, index=0, columns=4, evidence=()):
     """One sheet: for each method the picture after its last reduction, with its name and answer below, evidence outlined."""
     shown = [run for run in runs if not run.why_not]
-    panels = [draw.panels(image, box, run.trace, index, f"{run.name}: {run.answer}", on_evidence(run.trace, evidence).tolist())[-1]
+    panels = [draw.panels(image, box, run.trace, index, f"{run.name}: {run.answer}", on_patches(run.trace.cells, evidence).tolist())[-1]
               for run in shown]
     return draw.sheet([panels[i:i + columns] for i in range(0, len(panels), columns)], header)

@@ -7,6 +7,7 @@ no layer: that is compared with random tokens dropped there ("random embed"), no
 from dataclasses import dataclass, replace
 
 from minivlm.lab.options import averaged, build, check, own_settings, share, takes_keep
+from minivlm.toy.oracle import Oracle
 from pruning import METHODS
 from pruning.base import Pruner, UserError
 
@@ -40,11 +41,12 @@ class Contestant:
         return "embed" if early else "decoder"
 
 
-def contestants(model, pixels, names, keeps, settings):
+def contestants(model, pixels, names, keeps, settings, oracles=False):
     """[Contestant], no pruning first: `names` "all" or "a,b", `keeps` "0.5,0.1", settings ["method.option=value", ..].
 
     With "all" a method that cannot be built is there with its reason, else it is a UserError; one that cannot run on this
-    model has its reason in any case. pixels: of a picture, whose tokens the budgets are checked against.
+    model has its reason in any case. pixels: of a picture, whose tokens the budgets are checked against. oracles: beside random
+    tokens, those on things first, and those on the background.
     """
     chosen = [name for name in (METHODS if names == "all" else names.split(",")) if name not in ("none", *CONTROLS)]
     given, own, keeps = share(settings, [*CONTROLS, *chosen]), own_settings(model.folder), keeps.split(",")
@@ -62,7 +64,9 @@ def contestants(model, pixels, names, keeps, settings):
     sites = {one.site for one in made if one.pruner} or {"decoder"}
     controls = [entered(_at(site, name), name, keep, [*given[name], f"site={site}"]) for site in sorted(sites) for name in CONTROLS
                 for keep in keeps if "+" not in keep]
-    return list({one.label: _checked(one, model) for one in (Contestant("none"), *controls, *made)}.values())
+    known = [Contestant(one.method.replace("random", name), one.keep, Oracle(**vars(one.pruner), first=name == "things"))
+             for one in controls if one.method.startswith("random") for name in ("things", "background") if oracles]
+    return list({one.label: _checked(one, model) for one in (Contestant("none"), *controls, *known, *made)}.values())
 
 
 def _at(site, name):

@@ -16,6 +16,7 @@ from minivlm.chat import Conversation
 from minivlm.lab import parallel
 from minivlm.lab.compare import evidence_kept
 from minivlm.text import prompt
+from minivlm.toy.oracle import Oracle
 from pruning import cost
 from pruning.base import UserError
 from pruning.controls import Random, Random3x3
@@ -76,9 +77,10 @@ class Contest:
             yield dict(contestant=one.label, question=i, **told)
 
     def drawn(self, pruner, i):
-        """The method; of a random one several, whose seeds no other question has."""
+        """The method; of a random one several, whose seeds no other question has. Oracles are told where the things are."""
         if not isinstance(pruner, (Random, Random3x3)):
             return [pruner]
+        pruner = replace(pruner, things=self.items[i].things) if isinstance(pruner, Oracle) else pruner
         return [replace(pruner, seed=pruner.seed + self.draws * i + draw) for draw in range(self.draws)]
 
     def answer(self, ids, pixels, pruner, evidence):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
-from minivlm.lab import shipped
+from minivlm.lab import parallel, shipped
 from minivlm.lab.options import averaged, build, check, own_settings
 from pruning.base import UserError
 from weights import load
@@ -38,11 +38,13 @@ def one_budget(args):
 
 
 def opened(args, dtype=None):
-    """The model that --model names, or the shipped one, with a tokenizer."""
+    """The model that --model names, or the shipped one, with a tokenizer. A small one is read in float32 on the CPU, which has no fast float16."""
     if getattr(args, "max_new_tokens", 1) < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: ask for at least one")
     args.model = shipped.model_or(args.model)
     model = load(args.model, dtype or args.dtype, args.device)
+    if not dtype and not args.dtype and parallel.small(model) and model.device.type == "cpu":
+        model = model.float()
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
     return model

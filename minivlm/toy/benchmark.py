@@ -2,7 +2,7 @@
 
     DIR/00000.png ...       the pictures
     DIR/questions.jsonl     a line a question: image, family, question, answer, and the patches (row * 12 + column) that
-                            are its evidence
+                            are its evidence, and those that show a thing
 """
 
 import json
@@ -11,11 +11,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from minivlm.image import open_image
 from minivlm.toy import questions, scenes
 from minivlm.toy.questions import FAMILIES, WORDS
+from minivlm.toy.scenes import GRID
 from pruning.base import UserError
 
 BATCH = 32                                         # pictures drawn at once: the set depends on it
@@ -31,6 +33,7 @@ class Item:
     question: str
     answer: str
     evidence: tuple                                # patches, row by row from 0, that hold the answer
+    things: tuple = ()                             # patches that show an object or a sign
 
 
 def items(name="heldout", count=300, seed=0):
@@ -54,8 +57,9 @@ def items(name="heldout", count=300, seed=0):
 def _asked(rng, family, worlds, pictures, batch, unseen):
     asked = questions.ask(rng, family, worlds, unseen)
     right, need = questions.answer(family, asked, worlds, worlds.present), questions.evidence(family, asked, worlds)
-    return [Item(batch * BATCH + i, pictures[i], family, " ".join(questions.text(family, asked[i])), WORDS[right[i]],
-                 tuple(need[i].nonzero()[0].tolist())) for i in range(BATCH) if right[i] >= 0]
+    shows, patches = worlds.area.sum(axis=1) > 0, lambda marked: tuple(marked.nonzero()[0].tolist())
+    return [Item(batch * BATCH + i, pictures[i], family, " ".join(questions.text(family, asked[i])), WORDS[right[i]], patches(need[i]),
+                 patches(shows[i])) for i in range(BATCH) if right[i] >= 0]
 
 
 def write(folder, name="heldout", count=300, seed=0, pictures=None):
@@ -64,14 +68,14 @@ def write(folder, name="heldout", count=300, seed=0, pictures=None):
     folder.mkdir(parents=True, exist_ok=True)
     for item in {item.image: item for item in found}.values():
         item.picture.save(folder / f"{item.image:05}.png")
-    lines = [dict(image=f"{i.image:05}.png", family=i.family, question=i.question, answer=i.answer, evidence=i.evidence)
-             for i in found]
+    lines = [dict(image=f"{i.image:05}.png", family=i.family, question=i.question, answer=i.answer, evidence=i.evidence,
+                  things=i.things) for i in found]
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return len(found)
 
 
 def read(folder):
-    """[Item] of a folder that `write` wrote, or of one like it; `evidence` may be missing. UserError that names the line."""
+    """[Item] of a folder that `write` wrote, or of one like it; patches may be missing. UserError that names the line."""
     path, opened = Path(folder) / "questions.jsonl", cache(open_image)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -87,12 +91,27 @@ def _read(line, folder, where, opened):
     try:
         row = json.loads(line)
         words = [row[name] for name in ("image", "family", "question", "answer")]
-        evidence = tuple(map(int, row.get("evidence", ())))
+        evidence, things = (tuple(map(int, row.get(name, ()))) for name in ("evidence", "things"))
     except KeyError as error:
         raise UserError(f"{where}: there is no {error} in it") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: no question in JSON ({error})") from None
-    if not all(isinstance(word, str) for word in words) or not all(0 <= patch < scenes.GRID ** 2 for patch in evidence):
-        raise UserError(f"{where}: image, family, question and answer are words, and evidence numbers of patches below {scenes.GRID ** 2}")
+    if not all(isinstance(word, str) for word in words) or not all(0 <= patch < GRID ** 2 for patch in evidence + things):
+        raise UserError(f"{where}: image, family, question and answer are words, evidence and things numbers of patches below {GRID ** 2}")
     image, *told = words
-    return Item(image, opened(folder / image), *told, evidence)
+    return Item(image, opened(folder / image), *told, evidence, things)
+
+
+def on_patches(cells, patches):
+    """Indices of the cells (N, 3) that share pixels with these patches of a drawn picture; none of a picture cut into tiles."""
+    tile, row, column = cells.T
+    if (tile != tile[0]).any():
+        return tile.new_zeros(0)
+    patches, h, w = torch.tensor(patches, dtype=torch.long, device=cells.device), int(row.max()) + 1, int(column.max()) + 1
+    on = _overlap(row, h, patches // GRID) & _overlap(column, w, patches % GRID)   # (N, patches)
+    return (on.any(dim=1) & (row >= 0)).nonzero().squeeze(1)
+
+
+def _overlap(cell, cells, patch):
+    """(N, patches) whether place `cell` of `cells` along a side and place `patch` of 12 have pixels in common."""
+    return (cell[:, None] * GRID < (patch + 1) * cells) & (patch * cells < (cell[:, None] + 1) * GRID)
