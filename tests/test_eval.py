@@ -98,7 +98,7 @@ def made_up(fastv=lambda i: i % 10 == 0, n=40):
     """No pruning is always right, random tokens half of the time, FastV as told; a method that does not run."""
     items = [Item(i, None, "ab"[i % 2], "?", "yes", ()) for i in range(n)]
     entered = [Contestant("none"), *(Contestant(name, "0.1", METHODS[name](keep=.1)) for name in ("random", "fastv")), Contestant("atp", why_not="no module")]
-    row = lambda label, i, right: dict(contestant=label, question=i, right=float(right), tokens=10., evidence=.5 if i % 2 else None)
+    row = lambda label, i, right: dict(contestant=label, question=i, right=float(right), visual=[14., 6.], evidence=.5 if i % 2 else None)
     right = {"none": lambda i: 1, "random 0.1": lambda i: .5, "fastv 0.1": fastv}
     return items, entered, [row(label, i, of(i)) for label, of in right.items() for i in range(n)]
 
@@ -218,7 +218,7 @@ def test_random_counts_by_its_share_of_right_draws(model, data):
     entered = [Contestant("random embed", "0.5", Random(keep=.5, site="embed"))]
     rows = Contest(model, items, entered, "llava-hf", max_new_tokens=1).run(Log(None, {}))
     assert all(len(row["answers"]) == 3 and row["right"] == sum(a == items[row["question"]].answer for a in row["answers"]) / 3 for row in rows)
-    assert any(0 < row["right"] < 1 for row in rows) and all(row["tokens"] == 72 for row in rows)
+    assert any(0 < row["right"] < 1 for row in rows) and all(row["visual"] == [72] * 8 for row in rows)
 
 
 def test_pictures_are_encoded_once(model, data, monkeypatch):

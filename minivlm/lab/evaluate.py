@@ -17,7 +17,6 @@ from minivlm.lab import parallel
 from minivlm.lab.compare import evidence_kept
 from minivlm.text import prompt
 from minivlm.toy.oracle import Oracle
-from pruning import cost
 from pruning.base import UserError
 from pruning.controls import Random, Random3x3
 
@@ -70,8 +69,9 @@ class Contest:
         pixels = self.model.processor.pixels(item.picture)
         for one in contestants:
             try:
-                answers, *counts = zip(*(self.answer(ids, pixels, pruner, item.evidence) for pruner in self.drawn(one.pruner, i)))
-                told = dict(answers=answers, right=mean([a == item.answer for a in answers]), **dict(zip(("tokens", "evidence"), map(mean, counts))))
+                answers, visual, evidence = zip(*(self.answer(ids, pixels, pruner, item.evidence) for pruner in self.drawn(one.pruner, i)))
+                told = dict(answers=answers, right=mean([a == item.answer for a in answers]), visual=[mean(layer) for layer in zip(*visual)],
+                            evidence=mean(evidence))
             except UserError as error:
                 told = dict(why_not=str(error))
             yield dict(contestant=one.label, question=i, **told)
@@ -84,12 +84,12 @@ class Contest:
         return [replace(pruner, seed=pruner.seed + self.draws * i + draw) for draw in range(self.draws)]
 
     def answer(self, ids, pixels, pruner, evidence):
-        """The answer, visual tokens entering a layer on average, and the share of the evidence kept (None: not known)."""
+        """The answer, the visual tokens that enter each layer, and the share of the evidence kept (None: not known)."""
         talk = Conversation(self.model, pruner)
         talk.read(ids, [pixels])
         answer = self.model.tokenizer.decode(list(talk.generate(self.max_new_tokens))).strip()
         kept, needed = evidence_kept(talk, evidence)
-        return answer, cost.average(talk.trace.visual), kept / needed if needed else None
+        return answer, talk.trace.visual, kept / needed if needed else None
 
     def recipe(self, **told):
         """`told`, and everything else that decides the rows, as words and numbers."""

@@ -30,7 +30,7 @@ def _numbers(one, seen, items):
     """Of one contestant: on all questions and on those of each family, against no pruning and against random tokens."""
     others = [other for other in ("none", one.rival) if other in seen and other != one.label]
     part = lambda family: _part(seen, one.label, others, [i for i, item in enumerate(items) if family in (None, item.family)])
-    return dict(tokens=mean([row["tokens"] for row in seen[one.label]]), all=part(None),
+    return dict(tokens=mean([mean(row["visual"]) for row in seen[one.label]]), all=part(None),
                 families={family: part(family) for family in sorted({item.family for item in items})})
 
 
