@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from minivlm.image import open_image
-from minivlm.lab import (bench, compare, cost, curves, draw, evaluate, fit, hf, inspect, methods, parallel, plot, report, score, session, shapes,
+from minivlm.lab import (ablate, bench, compare, cost, curves, draw, evaluate, fit, hf, inspect, methods, parallel, plot, report, score, session, shapes,
                          shipped, tables, tasks, train_atp, verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.contestants import contestants
@@ -173,6 +173,20 @@ def train_module(args):
                   f"{', '.join(f'{k:.1f}' for k in last['kept'])} after layers {', '.join(map(str, atp.layers))}\nwrote {args.out}")
 
 
+def ablate_(args):
+    """Train ATP as each row of its paper's Tables 1 to 5 has it, on the drawn world, and print the tables."""
+    names = args.rows.split(",") if args.rows else [row.name for row in ablate.ROWS]
+    if lost := [name for name in names if name not in [row.name for row in ablate.ROWS]]:
+        raise UserError(f"--rows {', '.join(lost)}: use some of {', '.join(row.name for row in ablate.ROWS)}")
+    rows = [row for row in ablate.ROWS if row.name in names]
+    recipe = train_atp.Recipe(0, args.steps, args.batch, lr=args.lr, lr_module=args.lr_module, seed=args.seed)
+    items = benchmark.items("heldout", args.count)
+    found = ablate.study(shipped.model_or(args.model), args.out, recipe, Instructions("toy"), items, rows)
+    told = ablate.facts(found, items)
+    print("\n".join(ablate.lines(told)))
+    session.save(Path(args.out) / "tables.json", lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+
+
 def inspect_(args):
     """Show a checkpoint: its configuration, and every group of stored tensors with its module, dtype and size."""
     told = inspect.inspect(shipped.model_or(args.model))
@@ -244,7 +258,7 @@ def bench_(args):
 
 
 COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "eval": eval_, "scenes": scenes_, "train toy": train_toy,
-            "train atp": train_module, "inspect": inspect_, "verify": verify_, "methods": methods_, "tables": tables_,
+            "train atp": train_module, "ablate": ablate_, "inspect": inspect_, "verify": verify_, "methods": methods_, "tables": tables_,
             "cost": cost_, "bench": bench_}
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from minivlm.lab import contestants, evaluate, fit, shapes, tables, tasks
+from minivlm.lab import ablate, contestants, evaluate, fit, shapes, tables, tasks
 from minivlm.lab.train_atp import Recipe
 from minivlm.text import TEMPLATES
 from minivlm.toy import scenes
@@ -145,9 +145,18 @@ def _train_atp(add):
     for name, kind in TRAINED.items():
         add(f"--{name.replace('_', '-')}", type=kind, default=getattr(Recipe, name), help=f"(default: {getattr(Recipe, name)})")
     add("--target-unit", choices=("tokens", "share"), default=Recipe.target_unit, help="of the distance to the target")
-    add("--model", required=True, help="a checkpoint folder or a hub id")
+    add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
     add("--template", help="llava-hf, llava_v1 or vicuna_v1 (default: the checkpoint's)")
     add("--dtype", choices=("float32", "bfloat16"), default=Recipe.dtype, help="of the products; what is trained is float32")
+    _device(add)
+
+
+def _ablate(add):
+    add("--out", required=True, metavar="DIR", help="the folder for all that is trained, and for the answers: the same command goes on from there")
+    add("--rows", metavar="A,B,..", help=f"of {', '.join(row.name for row in ablate.ROWS)} (default: all)")
+    for name, default in (("steps", 300), ("batch", 16), ("lr", 2e-4), ("lr-module", 3e-3), ("count", 100), ("seed", 0)):
+        add(f"--{name}", type=type(default), default=default, help=f"(default: {default})")
+    add("--model", help="a checkpoint folder (default: the shipped model)")
     _device(add)
 
 
@@ -252,5 +261,5 @@ def _device(add):
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ..")
 
 
-ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "eval": _eval, "scenes": _scenes, "train toy": _train_toy, "train atp": _train_atp, "inspect": _inspect, "verify": _verify,
+ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "eval": _eval, "scenes": _scenes, "train toy": _train_toy, "train atp": _train_atp, "ablate": _ablate, "inspect": _inspect, "verify": _verify,
              "methods": _methods, "tables": _tables, "cost": _cost, "bench": _bench}
