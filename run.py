@@ -120,7 +120,6 @@ def eval_(args):
         log = Log(args.out and Path(args.out).with_suffix(".jsonl"), recipe)
         if size == 1 and (count := args.processes or parallel.worthwhile(model)) > 1:
             return parallel.spread(main, args.argv, count)
-        torch.set_num_threads(1 if parallel.small(model) else torch.get_num_threads())
         rows = contest.run(log, rank, size)
     if rank == 0:
         told = dict(recipe=recipe, questions=len(items), contestants=score.facts(items, entered, rows))

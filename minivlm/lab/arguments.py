@@ -111,7 +111,7 @@ def _eval(add):
     add("--draws", type=int, default=evaluate.Contest.draws, help=f"answers of a random method to each question (default: {evaluate.Contest.draws})")
     add("--out", metavar="JSON", help="write every number; beside it .png, accuracy against tokens, and .jsonl, every answer: the same command "
                                       "goes on from there when it was interrupted")
-    add("--processes", type=int, metavar="N", help="on this machine (default: for a small model on the CPU one a thread of torch's, else 1); "
+    add("--processes", type=int, metavar="N", help="on this machine (default: for a small model on the CPU one a core, else 1); "
                                                    "or start it with torchrun")
     add("--max-new-tokens", type=int, default=evaluate.Contest.max_new_tokens, metavar="N", help=f"(default: {evaluate.Contest.max_new_tokens})")
     _model(add)

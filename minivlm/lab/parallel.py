@@ -42,8 +42,8 @@ def gathered(rows):
 
 
 def worthwhile(model):
-    """How many processes to start on this machine: for a small model on the CPU one a thread of torch's, at most 8; else 1."""
-    return min(8, torch.get_num_threads()) if small(model) and model.device.type == "cpu" and "LOCAL_RANK" not in os.environ else 1
+    """How many processes to start on this machine: for a small model on the CPU one a core, at most 8; else 1."""
+    return min(8, os.cpu_count() or 1) if small(model) and model.device.type == "cpu" and "LOCAL_RANK" not in os.environ else 1
 
 
 def small(model):

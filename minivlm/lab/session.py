@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
 from minivlm.lab import parallel, shipped
@@ -38,13 +40,17 @@ def one_budget(args):
 
 
 def opened(args, dtype=None):
-    """The model that --model names, or the shipped one, with a tokenizer. A small one is read in float32 on the CPU, which has no fast float16."""
+    """The model that --model names, or the shipped one, with a tokenizer.
+
+    On the CPU a small one is read in float32, since there is no fast float16, and runs on one thread: two would wait for each other.
+    """
     if getattr(args, "max_new_tokens", 1) < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: ask for at least one")
     args.model = shipped.model_or(args.model)
     model = load(args.model, dtype or args.dtype, args.device)
-    if not dtype and not args.dtype and parallel.small(model) and model.device.type == "cpu":
-        model = model.float()
+    if parallel.small(model) and model.device.type == "cpu":
+        torch.set_num_threads(1)
+        model = model if dtype or args.dtype else model.float()
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
     return model

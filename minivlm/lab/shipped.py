@@ -39,9 +39,10 @@ def words(question):
 
 
 def first_look():
-    """The command line that stands for none: every method at a tenth of the tokens, on the first sample question."""
+    """The command line that stands for none: every method at a tenth of the tokens, on the first sample question about two objects."""
     model_or(None)
-    first = json.loads((SAMPLES / "questions.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    rows = map(json.loads, (SAMPLES / "questions.jsonl").read_text(encoding="utf-8").splitlines())
+    first = next(row for row in rows if row["family"] == "relpos")
     words = ["compare", os.path.relpath(SAMPLES / first["image"]), first["question"], "--keep", "0.1", "--out", "pruned.png"]
     print(f"python run.py {shlex.join(words)}\n")
     return words

@@ -8,4 +8,8 @@
     optimiser.py   Muon and Adam
     train.py       the two stages, the losses, checkpoints: read this for the recipe
     folder.py      the trained network as a checkpoint folder
+    oracle.py      tokens chosen by what the picture shows, which no method can do
+    samples/       four pictures and their questions
+    methods.json   options of methods for eight layers
+    results.json   how the weights were made, and what they score
 """
