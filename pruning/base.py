@@ -97,7 +97,8 @@ class Tokens:
         hidden, rows = self.hidden[source], (order < k).nonzero().squeeze(1)
         kept = r.keep[order[rows]]                         # (k,) in the order in which they now stand
         if r.merge is not None:                            # float32: half precision loses small weights
-            merged = r.merge.float() @ self.hidden[self.visual].float()            # (k, D)
+            read = r.merge.any(dim=0).nonzero().squeeze(1)                         # (m,)  what weighs nothing is not
+            merged = r.merge[:, read].float() @ self.hidden[self.visual[read]].float()             # (k, D)
             hidden[rows] = merged[order[rows]].to(hidden.dtype)
         return self._forget(hidden=hidden, position=self.position[source], visual=rows, cell=self.cell[kept],
                             origin=self.origin[kept], dead=None if self.dead is None else self.dead[source])

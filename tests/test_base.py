@@ -99,6 +99,12 @@ def test_merged():
     assert tokens.position.tolist() == [0, 3, 1, 4] and tokens.origin.tolist() == [2, 0]
 
 
+def test_what_weighs_nothing_is_not_read():
+    """A token without weight may hold infinity: 0 times that would be NaN."""
+    weights = torch.tensor([[.5, .5, 0]])
+    assert rows(sequence(1, [2., 4., float("inf")], 1).reduced(Reduction(torch.tensor([0]), weights))) == [100, 3, 101]
+
+
 def test_merged_over_two_spans():
     """Row 0 stands in the second image, row 1 in the first: each weight row lands where its token stands.
     Values 1, 2 | 4, 8: row 0 = 1 + 8 = 9 at token 3, row 1 = 2 + 4 = 6 at token 1."""
