@@ -43,14 +43,28 @@ def additive(may, dtype):
     return torch.zeros(may.shape, dtype=dtype, device=may.device).masked_fill_(~may, float("-inf"))
 
 
+STRETCH = 2 ** 23      # explicit weights there at a time: 32 MB, as much as caches hold and as malloc hands out again
+ACROSS = {"each": lambda x: x, "mean": lambda x: x.mean(dim=1, keepdim=True, dtype=torch.float32),
+          "max": lambda x: x.amax(dim=1, keepdim=True)}
+
+
 @dataclass
 class Look:
     """What to observe in one attention layer, and, after the layer has run, what was seen."""
 
     rows: Tensor | None = None                     # (R,) query rows wanted, of the T that the layer computes
-    mask: Callable | None = None                   # (logits (B, H, T, S), causal (T, S)) -> mask, in place of causal
-    logits: Tensor | None = None                   # (B, H, R, S) out: scaled, before mask and softmax
-    attn: Tensor | None = None                     # (B, H, R, S) out: softmax weights, float32
+    mask: Callable | None = None                   # (query, key, causal (T, S)) -> mask, in place of causal
+    wants: frozenset = frozenset({"logits", "attn"})           # what of the below is wanted
+    across_heads: str = "each"                     # of "each" head, or their "mean" or "max": then H' is 1
+    turned_query: Tensor | None = None             # (B, H, T, Dh) out: of all rows, after the rotary embedding
+    turned_key: Tensor | None = None               # (B, Hk, S, Dh) out
+    logits: Tensor | None = None                   # (B, H', R, S) out: scaled, before mask and softmax
+    attn: Tensor | None = None                     # (B, H', R, S) out: softmax weights, float32
+
+    def room(self, query, S):
+        """For what is wanted of the weights of these query rows (B, H, R, Dh) on S keys: {name: (B, H', R, S)}"""
+        (B, H, R, _), wants = query.shape, self.wants & {"logits", "attn"} if self.rows is not None else ()
+        return {name: query.new_empty(B, H if self.across_heads == "each" else 1, R, S, dtype=torch.float32) for name in wants}
 
 
 def attention(query, key, value, dead=None, causal=True, look=None):
@@ -59,12 +73,18 @@ def attention(query, key, value, dead=None, causal=True, look=None):
     The queries are the last T of the S tokens. `dead` hides keys, (S,) from all or (T, S) from each. `look` says which rows to make explicit: one row
     costs one row; with all rows, or a method's own mask, the explicit weights give the output too.
     """
-    T, S = query.shape[-2], key.shape[-2]
-    if look is not None and (look.mask is not None or len(look.rows) == T > 1):
-        return _explicit(query, key, value, dead, causal, look)
-    if look is not None:
-        _see(look, query[..., look.rows, :], key, _may(T, S, dead, causal, query.device, look.rows))
-    return _fused(query, key, value, dead, causal)
+    if look is None:
+        return _fused(query, key, value, dead, causal)
+    look.turned_query, look.turned_key, T = query, key, query.shape[-2]
+    if look.mask is None and (look.rows is None or not len(look.rows) == T > 1):
+        if look.rows is not None:
+            see(look, query[..., look.rows, :], key, _mask(query, key, dead, causal, look.rows))
+        return _fused(query, key, value, dead, causal)
+    mask = _mask(query, key, dead, causal)                                         # (T, S)
+    out = see(look, query, key, mask if look.mask is None else look.mask(query, key, mask), value)
+    if look.rows is not None and len(look.rows) < T:
+        look.logits, look.attn = (x if x is None else x[..., look.rows, :] for x in (look.logits, look.attn))
+    return out
 
 
 def _fused(query, key, value, dead, causal):
@@ -73,47 +93,51 @@ def _fused(query, key, value, dead, causal):
         query = query.unflatten(1, (-1, groups)).squeeze(3)                        # (B, Hk, G, Dh)
         mask = None if dead is None else _may(T, S, dead, causal, query.device)
         return F.scaled_dot_product_attention(query, key, value, mask).flatten(1, 2).unsqueeze(2)
-    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+    key, value = (per_head(x, query.shape[1]) for x in (key, value))
     if dead is None and (not causal or T == 1 or T == S):          # no mask to build: the flash kernels stay eligible
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal and T > 1)
     return F.scaled_dot_product_attention(query, key, value, _may(T, S, dead, causal, query.device))
 
 
+def per_head(x, heads):
+    """The key or value head of each query head: (.., Hk, S, Dh) -> (.., H, S, Dh)"""
+    return x if x.shape[-3] == heads else x.repeat_interleave(heads // x.shape[-3], dim=-3)
+
+
 def _may(T, S, dead, causal, device, rows=None):
-    """(T or R, S) bool mask of what may be looked at, or None where everything may; a row left with nothing sees itself."""
-    if not causal:
-        return None
+    """(T or R, S) bool mask of what may be looked at; a row left with nothing sees itself."""
     rows = torch.arange(T, device=device) if rows is None else rows.to(device)
     column = torch.arange(S, device=device)
     own = (rows + S - T)[:, None]                                                  # (R, 1) each row's own column
-    may = column <= own                                                            # (R, S)
-    if dead is None:
+    may = (column <= own) | (not causal)                                           # (R, S)
+    if dead is None or not causal:
         return may
     may &= ~(dead if dead.ndim == 1 else dead[-T:][rows]).to(device)
     return may | (column == own) & ~may.any(dim=-1, keepdim=True)
 
 
-def _see(look, query, key, may, mask=None):
-    """Fill `look` for these query rows; return the weights."""
-    logits = query @ key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).mT * query.shape[-1] ** -0.5
-    masked = logits.float() if mask is None else logits.float() + mask
-    if may is not None:
-        masked = masked.masked_fill(~may, float("-inf"))
-    look.logits, look.attn = logits, masked.softmax(dim=-1)        # float32 until the ranking is done: fewer ties
-    return look.attn
+def _mask(query, key, dead, causal, rows=None):
+    """(T or R, S) float32: what to add to the logits of all or of these rows."""
+    return additive(_may(query.shape[-2], key.shape[-2], dead, causal, query.device, rows), torch.float32)
 
 
-def _explicit(query, key, value, dead, causal, look):
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-    T, S = query.shape[-2], key.shape[-2]
-    may = _may(T, S, dead, causal, query.device)
-    if look.mask is None:
-        attn = _see(look, query, key, may)
-    else:
-        logits = query @ key.mT * query.shape[-1] ** -0.5                          # (B, H, T, S)
-        attn = (logits.float() + look.mask(logits, additive(may, torch.float32))).softmax(dim=-1)
-        look.logits, look.attn = logits, attn
-    if look.rows is not None and len(look.rows) < T:
-        look.logits, look.attn = look.logits[..., look.rows, :], look.attn[..., look.rows, :]
-    return attn.to(value.dtype) @ value
+def see(look, query, key, mask, value=None):
+    """Fill `look` for these query rows; with `value` give their output (B, H, R, Dh).
+
+    One stretch of rows after the other: the weights of all rows and heads are never there, unless the method wants them.
+    """
+    (B, H, R, Dh), S = query.shape, key.shape[-2]
+    # TRAP: of heads that lie apart, (B, T, H, Dh) in memory, products take seven times as long in bfloat16
+    key, value = (x if x is None else per_head(x, H).contiguous() for x in (key, value))
+    seen, out = look.room(query, S), value if value is None else value.new_empty(B, H, R, value.shape[-1])
+    for start in range(0, R, stretch := max(1, STRETCH // (B * H * S))):
+        rows = slice(start, start + stretch)
+        logits = query[..., rows, :] * Dh ** -0.5 @ key.mT                         # (B, H, stretch, S)
+        attn = (logits.float() + mask[..., rows, :]).softmax(dim=-1)       # float32 until the ranking is done: fewer ties
+        for name, x in seen.items():
+            x[..., rows, :] = ACROSS[look.across_heads](logits if name == "logits" else attn)
+        if value is not None:
+            out[..., rows, :] = attn.to(value.dtype) @ value
+        del logits, attn                                   # before the next are made
+    vars(look).update(seen)
+    return out

@@ -14,6 +14,9 @@ from minivlm.attention import Look, attention, frequency, rope, rotate
 from pruning.base import UserError
 
 
+LOOKS = ("attn", "logits", "turned_query", "turned_key")           # of what a method may need: what a layer shows as it runs
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) in float32, cast back, then times the weight (in that order, as the reference does)."""
 
@@ -175,7 +178,7 @@ class Decoder(nn.Module):
         if "raw_key" in needs:
             seen["raw_key"] = attn.k_proj(tokens.hidden)
         if "own_attn" in needs:
-            look = Look(tokens.query_rows(pruner.rows))
+            look = Look(tokens.query_rows(pruner.rows), wants={"attn"}, across_heads=pruner.across_heads)
             key = rotate(attn.split(attn.k_proj(x)[None]), *turn)
             attention(rotate(attn.split(attn.q_proj(x)[None]), *turn), key, key, dead, look=look)
             seen.update(rows=look.rows, own_attn=look.attn[0])
@@ -224,15 +227,15 @@ def plan(pruner, layers):
 
 def _look(tokens, pruner, l, before_cut, masked):
     """What to observe in layer l."""
-    if not masked and not (before_cut and pruner.needs & {"attn", "logits"}):
+    wants = pruner.needs & set(LOOKS) if before_cut else frozenset()
+    if not masked and not wants:
         return None
-    rows = tokens.query_rows(pruner.rows) if before_cut and pruner.needs & {"attn", "logits"} else None
     here = replace(tokens, layer=l)
-    return Look(rows, (lambda logits, causal: pruner.mask(here, logits[0], causal)) if masked else None)
+    mask = (lambda query, key, causal: pruner.mask(here, query[0], key[0], causal)) if masked else None
+    return Look(tokens.query_rows(pruner.rows) if wants & {"attn", "logits"} else None, mask, wants, pruner.across_heads)
 
 
 def _seen(look):
-    """What the layer showed, as fields of Tokens."""
-    if look is None or look.rows is None:
-        return dict(rows=None, attn=None, logits=None)
-    return dict(rows=look.rows, attn=look.attn[0], logits=look.logits[0])
+    """What the method wanted to see of the layer, as fields of Tokens."""
+    wants = look.wants if look else ()
+    return dict(rows=look and look.rows, **{name: getattr(look, name)[0] if name in wants else None for name in LOOKS})

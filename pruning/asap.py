@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from pruning.base import Reduction, UserError, staged, tokens_to_keep, top
-from pruning.bimask import SGBiMask, same_image
+from pruning.bimask import SGBiMask, images
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ASAP(SGBiMask):
     salvage_dedup: bool = False        # salvage only what is not redundant with what is there
     prune_past_kv: bool = False        # drop from the caches of layers ..K-1 too: Table 4's storage is just that
 
-    needs = frozenset({"attn", "logits"})
     rows = "all"
+    across_heads = "mean"
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,12 +72,20 @@ class ASAP(SGBiMask):
         return tuple(tuple(stage) for stage in self.stages) or ((self.layer, self.keep),)
 
     @property
+    def looks(self):
+        """Whether it ranks by the attention that layer K-1 computes with."""
+        return self.rank_query != "saliency" and (self.apply_to_output or not self.bidirectional)
+
+    @property
+    def needs(self):
+        return frozenset({"turned_query", "turned_key"} | ({"attn"} if self.looks else set()))
+
+    @property
     def laws(self):
         refills = self.salvage and not self.salvage_dedup and isinstance(self.keep, float) and self.keep <= .5
-        looks = self.rank_query != "saliency" and (self.apply_to_output or not self.bidirectional)
         return frozenset({"ordered", "scale", "convex" if self.consolidate else "select"}
                          | ({"budget"} if (refills or not self.consolidate) and not self.stages else set())
-                         | ({"needle"} if looks and not self.consolidate else set()))
+                         | ({"needle"} if self.looks and not self.consolidate else set()))
 
     def reduce_at(self, layers):
         return tuple(l for l, _ in self.cuts)
@@ -93,8 +101,7 @@ class ASAP(SGBiMask):
         return staged(self.cuts, n, layers, self.rounding)
 
     def reduce(self, tokens):
-        W = tokens.logits.mean(dim=0, keepdim=True, dtype=torch.float32)           # (1, T, T)  mean over heads
-        s, s_hat = (x.squeeze(0) for x in self.saliency(W, tokens.visual))         # (n,), (n,)
+        s, s_hat = self.masses(tokens)                                             # (n,), (n,)
         score = s if self.rank_query == "saliency" else self.attention_received(tokens)            # (n,)
         kept = top(score, self._k(tokens))                                         # (k,)   I_keep
         if not self.consolidate:
@@ -104,16 +111,26 @@ class ASAP(SGBiMask):
         keep, order = torch.cat([anchors, salvaged]).sort()
         return Reduction(keep, torch.cat([weight, F.one_hot(salvaged, tokens.n).to(weight)])[order], score)
 
+    def masses(self, tokens):
+        """4.1: s_j and saliency of each visual token, among those of its image. (n,), (n,)"""
+        of = [self.saliency(tokens.turned_query[:, image], tokens.turned_key[:, image]) for image in images(tokens.visual)]
+        return tuple(torch.cat(parts, dim=1).squeeze(0) for parts in zip(*of))
+
     def attention_received(self, tokens):
         """4.1: of each visual token the attention under the mask, mean over heads and over the rows that rank. (n,)"""
-        rows, attn = tokens.query_rows(self.rank_query), tokens.attn
+        rows = tokens.query_rows(self.rank_query)
         rows = rows[rows >= tokens.visual[0]]
         if not len(rows):
             raise UserError('ASAP: no text follows the image, so rank_query="text" has no rows: put the question after <image>')
-        if self.bidirectional and not self.apply_to_output:
-            causal = torch.full_like(tokens.logits[0], float("-inf"), dtype=torch.float32).triu(1)
-            attn = (tokens.logits + self.mask(tokens, tokens.logits, causal)).softmax(dim=-1)      # Eq. 5
-        return attn.mean(dim=0)[rows][:, tokens.visual].mean(dim=0)
+        attn = tokens.attn.mean(dim=0) if self.looks else self.unseen(tokens)      # (T, T)
+        return attn[rows].mean(dim=0)[tokens.visual]
+
+    def unseen(self, tokens):
+        """Eq. 5 where the layer computed with the causal mask: attention under this one, mean over heads. (T, T)"""
+        query, key = tokens.turned_query.float(), tokens.turned_key.float()        # (H, T, Dh), (Hk, T, Dh)
+        (H, T, Dh), key = query.shape, key.repeat_interleave(len(query) // len(key), dim=0)
+        mask = self.mask(tokens, query, key, torch.full((T, T), float("-inf"), device=key.device).triu(1)).expand(H, -1, -1)
+        return sum((q @ k.T / Dh ** 0.5 + m).softmax(dim=-1) for q, k, m in zip(query, key, mask)) / H
 
     def consolidation(self, tokens, s_hat, kept):
         """4.2 Saliency-Weighted Consolidation of I_keep (k,): its anchors and of what they are made, (k-a,), (k-a, n)."""
@@ -137,8 +154,8 @@ class ASAP(SGBiMask):
         if not hidden.isfinite().all():                    # 0 * inf is NaN: one such row would spoil every merged one
             raise UserError("the hidden states are not finite: the model overflowed; load it in float32 or bfloat16")
         unit = F.normalize(hidden[which], dim=1)                                   # (m, D)
-        same = same_image(tokens.visual)[which[:, None], which]
-        return (unit @ unit.T).clamp(max=1).masked_fill(~same, float("-inf"))
+        image = (tokens.visual - torch.arange(tokens.n, device=which.device))[which]               # (m,)  by the text before it
+        return (unit @ unit.T).clamp(max=1).masked_fill(image[:, None] != image, float("-inf"))
 
     def destinations(self, S):
         """Which token absorbs each, of tokens from the most salient on with similarity S (k, k); its own index: none. (k,)

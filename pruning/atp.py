@@ -83,6 +83,7 @@ class ATP(Pruner):
 
     needs = frozenset({"attn", "logits"})
     rows = "all"
+    across_heads = "mean"
     laws = frozenset({"select", "ordered"})
     preconditions = property(lambda self: frozenset({"text"} | (set() if self.counts else {"training"})))
     positions = property(lambda self: "renumber" if self.position_ids == "renumber" else "keep")

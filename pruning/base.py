@@ -41,8 +41,10 @@ class Tokens:
     layer: int = 0
     dead: Tensor | None = None         # (T,)      True: still in the sequence, its key masked (Reduction.drop False)
     rows: Tensor | None = None         # (R,)      the query rows of attn and logits
-    attn: Tensor | None = None         # (H, R, T) softmax weights of layer - 1
+    attn: Tensor | None = None         # (H, R, T) softmax weights of layer - 1; (1, R, T) where asked for across heads
     logits: Tensor | None = None       # (H, R, T) the same before mask and softmax, scaled
+    turned_query: Tensor | None = None  # (H, T, Dh)  queries of layer - 1, after RoPE
+    turned_key: Tensor | None = None   # (Hk, T, Dh)  keys of layer - 1, after RoPE: query @ key.mT / sqrt(Dh) are its logits
     own_attn: Tensor | None = None     # (H, R, T) softmax weights that this layer would compute on these tokens
     query: Tensor | None = None        # (T, H*Dh)   of this layer, after its norm, before RoPE
     key: Tensor | None = None          # (T, Hk*Dh)  of this layer, after its norm, before RoPE
@@ -132,7 +134,7 @@ class Tokens:
         return is_visual.index_fill_(0, self.visual, True)
 
 
-OBSERVED = ("rows", "attn", "logits", "own_attn", "query", "key", "raw_key", "past_key", "first_attn")
+OBSERVED = ("rows", "attn", "logits", "turned_query", "turned_key", "own_attn", "query", "key", "raw_key", "past_key", "first_attn")
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class Pruner:
     site: ClassVar = "decoder"                    # "vision": before the projector; "embed": before layer 0; "decoder"
     needs: ClassVar = frozenset({"attn"})         # which optional quantities of Tokens it reads
     rows: ClassVar = "last"                       # for which query rows: "last", "text", "visual", "all"; vision: CLS
+    across_heads: ClassVar = "each"               # of attn and logits: "each" head's, or over all heads their "mean" or "max"
     laws: ClassVar = frozenset({"select"})        # promises the tests hold it to, of LAWS
     positions: ClassVar = "keep"                  # or "renumber"
     preconditions: ClassVar = frozenset()         # what it asks of model and prompt, of PRECONDITIONS
@@ -233,8 +236,8 @@ class Pruner:
         """The matrix, from what is observed."""
         raise NotImplementedError
 
-    def mask(self, tokens, logits, causal) -> Tensor:
-        """(.., T, T) additive mask in place of `causal`, given this layer's logits (.., H, T, T)."""
+    def mask(self, tokens, query, key, causal) -> Tensor:
+        """(.., T, T) additive mask in place of `causal`, given this layer's query (.., H, T, Dh) and key (.., Hk, T, Dh), after RoPE."""
         raise NotImplementedError
 
 

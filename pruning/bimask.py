@@ -42,26 +42,29 @@ class SGBiMask(Pruner):
             raise UserError(f"SG-BiMask: bidir_layers {self.bidir_layers}: this model has layers 0 to {layers - 1}")
         return tuple(self.bidir_layers) or tuple(l - 1 for l in self.reduce_at(layers))
 
-    def mask(self, tokens, logits, causal):
-        visual = tokens.visual
-        s_hat = self.saliency(logits, visual)[1]                                   # (.., 1 or H, n)
-        penalty = (self.lambda_max * s_hat).clamp_min(self.eps).log()              # (.., 1 or H, n)  of lambda_j
-        later = same_image(visual).triu(1)                                         # (n, n)  i < j
-        mask = causal.expand(*s_hat.shape[:-1], -1, -1).clone()                    # (.., 1 or H, T, T)
-        span = mask[..., visual[:, None], visual]                                  # (.., 1 or H, n, n)
-        mask[..., visual[:, None], visual] = torch.where(later, penalty[..., None, :], span)       # Eq. 4
+    def mask(self, tokens, query, key, causal):
+        mask = causal.expand(query.shape[-3] if self.per_head else 1, -1, -1).clone()              # (1 or H, T, T)
+        for image in images(tokens.visual):
+            s_hat = self.saliency(query[..., image, :], key[..., image, :], self.per_head)[1]      # (1 or H, m)
+            penalty = (self.lambda_max * s_hat).clamp_min(self.eps).log()[..., None, :]            # (1 or H, 1, m)  of lambda_j
+            span = mask[..., image, image]                                         # (1 or H, m, m)
+            later = torch.ones(span.shape[-2:], dtype=torch.bool, device=span.device).triu(1)      # i < j
+            span.copy_(torch.where(later, penalty, span))                          # Eq. 4
         return mask
 
-    def saliency(self, logits, visual):
-        """W (.., H, T, T) -> raw mass s_j and saliency in [0, 1] of each visual token, (.., 1 or H, n) each."""
-        W = logits.float() if self.per_head else logits.mean(dim=-3, keepdim=True, dtype=torch.float32)
-        image = same_image(visual)                                                 # (n, n)
-        seen = image.tril() if self.saliency_rows == "causal" else image           # (n, n)  query i counts for key j
-        s = W[..., visual[:, None], visual].masked_fill(~seen, 0).sum(dim=-2)      # Eq. 2
+    def saliency(self, query, key, per_head=False):
+        """Raw mass s_j and saliency in [0, 1] of the m tokens of one image, (1 or H, m) each; query (H, m, Dh), key (Hk, m, Dh).
+
+        W_ij = q_i . k_j / sqrt(Dh), and the sum over i is (sum of the q_i) . k_j / sqrt(Dh): W itself is not needed.
+        """
+        from_j_on = self.saliency_rows == "causal"
+        asked = query.flip(1).cumsum(1, dtype=torch.float32).flip(1) if from_j_on else query.sum(1, keepdim=True, dtype=torch.float32)
+        grouped = asked.unflatten(0, (len(key), -1))                               # (Hk, H/Hk, m or 1, Dh)
+        s = (grouped * key[:, None]).sum(dim=-1).flatten(0, 1) / key.shape[-1] ** 0.5              # (H, m)  Eq. 2
+        s = s if per_head else s.mean(dim=0, keepdim=True)
         if self.saliency_floor is not None:
             s = s.clamp_min(self.saliency_floor)
-        s_min = s[..., None, :].masked_fill(~image, float("inf")).amin(dim=-1)     # (.., 1 or H, n)
-        s_max = s[..., None, :].masked_fill(~image, float("-inf")).amax(dim=-1)
+        s_min, s_max = s.amin(dim=-1, keepdim=True), s.amax(dim=-1, keepdim=True)
         return s, (s - s_min) / (s_max - s_min + self.eps)                         # Eq. 3
 
 
@@ -76,7 +79,8 @@ class FastVBiMask(SGBiMask, FastV):
         FastV.__post_init__(self)
 
 
-def same_image(visual):
-    """(n, n) which visual rows (n,) have no text between them."""
-    text_before = visual - torch.arange(len(visual), device=visual.device)
-    return text_before[:, None] == text_before
+def images(visual):
+    """The slices of the sequence that visual rows (n,) fill: one for each image, since text ends it."""
+    rows = visual.cpu()
+    ends = (rows.diff() > 1).nonzero().squeeze(1) + 1
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in rows.tensor_split(ends)]

@@ -20,6 +20,7 @@ from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
 class FastV(Pruner):
     """Keep the visual tokens that receive the most attention in layer K-1."""
 
+    across_heads = "mean"
     laws = frozenset({"select", "ordered", "budget", "scale", "needle"})
 
     layer: int = 2                     # K: the first layer that runs on the kept tokens

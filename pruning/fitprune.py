@@ -44,6 +44,7 @@ class FitPrune(Pruner):
     visual: int = 576                  # visual tokens for which the table was fitted
 
     rows = "all"
+    across_heads = "max"
     laws = frozenset({"select", "ordered", "scale", "needle"})
     preconditions = frozenset({"text", "calibration"})
 
@@ -88,6 +89,7 @@ class SingleFitPrune(Pruner):
     rounding: str = "floor"            # of share * n
 
     rows = "all"
+    across_heads = property(lambda self: self.heads)
     laws = frozenset({"select", "ordered", "budget", "scale", "needle"})
     preconditions = frozenset({"text"})
 
@@ -149,6 +151,7 @@ class _Watch(Pruner):
 
     masses: list
     rows = "all"
+    across_heads = "max"
 
     def reduce_at(self, layers):
         return range(1, layers)
@@ -165,6 +168,7 @@ class _Walk(Pruner):
     alpha: float
     masses: list
     rows = "all"
+    across_heads = "max"
 
     def reduce_at(self, layers):
         return range(1, layers)

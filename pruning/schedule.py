@@ -35,6 +35,7 @@ class Schedule(Pruner):
 
     needs = property(lambda self: self.method.needs)
     rows = property(lambda self: self.method.rows)
+    across_heads = property(lambda self: self.method.across_heads)
     positions = property(lambda self: self.method.positions)
     preconditions = property(lambda self: self.method.preconditions)
     laws = property(lambda self: self.method.laws - {"budget"})    # which is that of the last layer
@@ -45,9 +46,9 @@ class Schedule(Pruner):
     def mask_at(self, layers):
         return tuple(sorted({l for stage in self._stages() for l in stage.mask_at(layers)}))
 
-    def mask(self, tokens, logits, causal):
+    def mask(self, tokens, query, key, causal):
         stage = next(s for s in self._stages() if s.layer > tokens.layer)
-        return stage.mask(tokens, logits, causal)
+        return stage.mask(tokens, query, key, causal)
 
     def budget(self, n):
         """Visual tokens left of n after the last layer."""

@@ -35,12 +35,23 @@ def causal(T):
     return torch.full((T, T), -INF).triu(1)
 
 
-def seen(method, tokens, query, key):
+def seen(method, tokens, query, key, across_heads=None):
     """`tokens` with what the method sees of a layer with these queries and keys (H, T, Dh), its mask in force."""
-    masked = bool(method.mask_at(32))
-    look = Look(tokens.query_rows(method.rows), (lambda logits, causal: method.mask(tokens, logits[0], causal)) if masked else None)
+    mask = (lambda query, key, causal: method.mask(tokens, query[0], key[0], causal)) if method.mask_at(32) else None
+    look = Look(tokens.query_rows(method.rows), mask, across_heads=across_heads or method.across_heads)
     attention(query[None], key[None], key[None], look=look)
-    return replace(tokens, rows=look.rows, attn=look.attn[0], logits=look.logits[0])
+    return replace(tokens, rows=look.rows, attn=look.attn[0], turned_query=query, turned_key=key)
+
+
+def asking(logits):
+    """Queries and keys (H, T, T) that have these logits (H, T, T): each key one of the axes."""
+    H, T, _ = logits.shape
+    return logits * T ** .5, torch.eye(T).expand(H, T, T)
+
+
+def of(logits):
+    """The same as fields of Tokens."""
+    return dict(zip(("turned_query", "turned_key"), asking(logits)))
 
 
 def drawn(method, n=12, seed=0, system=2, text=3, D=4, H=2, gap=0):
@@ -71,12 +82,12 @@ def test_recorded(case):
     want = {key.removeprefix(case + "."): x for key, x in RECORDED.items() if key.startswith(case + ".")}
     method = ASAP(keep=facts["k"], threshold=facts["threshold"], lambda_max=facts["lambda_max"])
     tokens = replace(prompt(want["hidden"], facts["sys_len"], facts["grid"]), layer=2)
-    tokens = seen(method, tokens, want["q"], want["k"])
+    tokens = seen(method, tokens, want["q"], want["k"], across_heads="each")
     close = lambda x, name: torch.testing.assert_close(x, want[name], atol=1e-5, rtol=1e-5)
-    s, s_hat = method.saliency(tokens.logits, tokens.visual)
-    close(s[0], "s"), close(s_hat[0], "s_hat")
+    s, s_hat = method.masses(tokens)
+    close(s, "s"), close(s_hat, "s_hat")
     if "A" in want:
-        close(method.mask(tokens, tokens.logits, causal(len(tokens.hidden)))[0], "mask")
+        close(method.mask(tokens, want["q"], want["k"], causal(len(tokens.hidden)))[0], "mask")
         close(tokens.attn, "A")
     r = method.reduce(tokens)
     close(r.score, "score")
@@ -108,11 +119,11 @@ def test_mask_by_hand():
     and the system row count for nothing. A uniform mask would show b and c alike.
     """
     tokens, method = tokens_of([1, 2, 3], 5), ASAP(lambda_max=.5)
-    s, s_hat = method.saliency(W, tokens.visual)
-    assert s.tolist() == [[1, 3, 6]] and s_hat[0].tolist() == pytest.approx([0, .4, 1])
+    s, s_hat = method.masses(replace(tokens, **of(W)))
+    assert s.tolist() == pytest.approx([1, 3, 6]) and s_hat.tolist() == pytest.approx([0, .4, 1])
     want = causal(5)
     want[1, 2], want[1, 3], want[2, 3] = torch.tensor([.2, .5, .5]).log()
-    torch.testing.assert_close(method.mask(tokens, W, causal(5)), want[None])
+    torch.testing.assert_close(method.mask(tokens, *asking(W), causal(5)), want[None])
 
 
 def test_saliency_by_hand():
@@ -120,14 +131,16 @@ def test_saliency_by_hand():
 
     As two images, a | b c, a has 1 alone, b 1 + 2 and c 3 + 1: s = 1 3 4 with s_hat 0, 0 1.
     """
-    saliency = lambda rows=(1, 2, 3), logits=W, **o: [x[0].tolist() for x in ASAP(**o).saliency(logits, torch.tensor(rows))]
-    assert saliency(saliency_rows="causal") == [[1, 3, 1], pytest.approx([0, 1, 0])]
-    assert saliency(saliency_floor=2.) == [[2, 3, 6], pytest.approx([0, .25, 1])]
+    def saliency(rows=(1, 2, 3), logits=W, **options):
+        return [pytest.approx(x.tolist(), abs=1e-5) for x in ASAP(**options).masses(tokens_of(rows, 5, **of(logits)))]
+
+    assert saliency(saliency_rows="causal") == [[1, 3, 1], [0, 1, 0]]
+    assert saliency(saliency_floor=2.) == [[2, 3, 6], [0, .25, 1]]
     apart = W[:, [0, 1, 4, 2, 3]][:, :, [0, 1, 4, 2, 3]]                           # the text row between a and b
-    assert saliency((1, 3, 4), apart) == [[1, 3, 4], pytest.approx([0, 0, 1])]
-    heads = torch.cat([W, 3 * W.flip(2)])
-    two = ASAP(per_head=True).saliency(heads, torch.tensor([1, 2, 3]))[0]
-    torch.testing.assert_close(two.mean(dim=0, keepdim=True), ASAP().saliency(heads, torch.tensor([1, 2, 3]))[0])
+    assert saliency((1, 3, 4), apart) == [[1, 3, 4], [0, 0, 1]]
+    heads = [x[:, 1:4] for x in asking(torch.cat([W, 3 * W.flip(2)]))]
+    two = ASAP().saliency(*heads, per_head=True)[0]
+    torch.testing.assert_close(two.mean(dim=0, keepdim=True), ASAP().saliency(*heads)[0])
     assert two.shape == (2, 3) and not torch.equal(two[0], two[1])
 
 
@@ -138,7 +151,7 @@ def test_penalty_is_a_factor_by_hand():
     """
     logits = torch.tensor([[0., 0, 0], [0, 1, 0], [0, 0, 0]])[None]
     tokens = tokens_of([0, 1, 2], 3)
-    attn = (logits + ASAP(lambda_max=.5).mask(tokens, logits, causal(3))).softmax(dim=-1)
+    attn = (logits + ASAP(lambda_max=.5).mask(tokens, *asking(logits), causal(3))).softmax(dim=-1)
     assert attn[0, 0].tolist() == pytest.approx([2 / 3, 1 / 3, 0], abs=1e-5) and attn[0, 1, 2] == pytest.approx(0, abs=1e-6)
 
 
@@ -149,7 +162,7 @@ def test_ranking_by_hand():
     system row is no row from the image on, and its weights do not count.
     """
     rows = torch.tensor([[1, 0, 0, 0, 0], [0, .5, .4, .1, 0], [0, .2, .6, .2, 0], [0, .3, .3, .4, 0], [0, 0, .1, .9, 0]])
-    tokens = tokens_of([1, 2, 3], 5, attn=rows[None], logits=W)
+    tokens = tokens_of([1, 2, 3], 5, attn=rows[None], **of(W))
     for which, want in dict(all=2, visual=1, text=2, last=2, saliency=2).items():
         assert ASAP(keep=1, rank_query=which).reduce(tokens).keep.tolist() == [want]
     r = ASAP(keep=1).reduce(tokens)
@@ -180,7 +193,7 @@ def test_consolidation_by_hand():
     assert consolidated(hidden, [1, .5, .2]) == {0: {0: 2 / 3, 1: 1 / 3}, 2: {2: 1}}
     method = ASAP(keep=3, rank_query="saliency", salvage=False)
     logits = torch.zeros(1, 3, 3).index_copy(1, torch.tensor([0]), torch.tensor([[[1., .5, 0]]]))     # s = 1 .5 0
-    tokens = tokens_of([0, 1, 2], 3, hidden=hidden, logits=logits, attn=logits)
+    tokens = tokens_of([0, 1, 2], 3, hidden=hidden, attn=logits, **of(logits))
     new = tokens.reduced(method.reduce(tokens))
     torch.testing.assert_close(new.hidden, torch.tensor([[3., 0], [.5, .75 ** .5]]))
     assert new.position.tolist() == [0, 2]
@@ -384,7 +397,7 @@ def test_routing_laws(n, seed, t, route):
     """
     method = ASAP(keep=n // 2 + 1, threshold=t, route=route)
     tokens = drawn(method, n, seed)
-    s, s_hat = (x[0] for x in method.saliency(tokens.logits, tokens.visual))
+    s, s_hat = method.masses(tokens)
     first = top(s, n // 2 + 1)
     anchors, weight = method.consolidation(tokens, s_hat, first)
     unit = F.normalize(tokens.hidden[tokens.visual], dim=1)
@@ -419,15 +432,18 @@ def test_mask_laws(seed, scale, shift):
     method = ASAP(lambda_max=.7)
     tokens = drawn(method, seed=seed, gap=2 * (seed % 2))
     T, visual = len(tokens.hidden), tokens.visual
-    mask = method.mask(tokens, tokens.logits, causal(T))[0]
+    query, key = tokens.turned_query, tokens.turned_key
+    mask = method.mask(tokens, query, key, causal(T))[0]
     others = torch.ones(T, dtype=torch.bool).index_fill(0, visual, False)
     assert (mask <= 0).all() and (mask.tril() == 0).all()
     assert torch.equal(mask[others], causal(T)[others]) and torch.equal(mask[:, others], causal(T)[:, others])
-    s_hat = method.saliency(tokens.logits, visual)[1]
+    s_hat = method.masses(tokens)[1]
     assert ((0 <= s_hat) & (s_hat <= 1)).all() and s_hat.min() == 0
-    torch.testing.assert_close(method.saliency(tokens.logits * scale + shift, visual)[1], s_hat, atol=1e-3, rtol=0)
-    plain = (tokens.logits + causal(T)).softmax(dim=-1)
-    faint = (tokens.logits + ASAP(lambda_max=1e-6).mask(tokens, tokens.logits, causal(T))).softmax(dim=-1)
+    moved = replace(tokens, turned_query=F.pad(query * scale, (0, 1), value=shift), turned_key=F.pad(key, (0, 1), value=1.))
+    torch.testing.assert_close(method.masses(moved)[1], s_hat, atol=1e-3, rtol=0)
+    logits = query @ key.mT / 2
+    plain = (logits + causal(T)).softmax(dim=-1)
+    faint = (logits + ASAP(lambda_max=1e-6).mask(tokens, query, key, causal(T))).softmax(dim=-1)
     torch.testing.assert_close(faint, plain, atol=1e-3, rtol=0)
 
 
@@ -470,7 +486,7 @@ def test_a_merged_needle_is_not_kept():
     """
     attn = torch.tensor([[.98, .01, .01]] * 3)[None]
     logits = torch.tensor([[[0., 2, 1]] * 3])
-    tokens = tokens_of([0, 1, 2], 3, hidden=angles(0., 0., 90.), attn=attn, logits=logits)
+    tokens = tokens_of([0, 1, 2], 3, hidden=angles(0., 0., 90.), attn=attn, **of(logits))
     assert ASAP(keep=2, consolidate=False).reduce(tokens).keep.tolist() == [0, 1]
     assert ASAP(keep=2).reduce(tokens).keep.tolist() == [1, 2]
     assert ASAP().laws == {"ordered", "convex", "scale", "budget"}
@@ -483,10 +499,10 @@ def test_a_merged_needle_is_not_kept():
 def test_equal_saliency():
     """Equal logits: s_max = s_min, s_hat is 0, not 0/0; the mask is at its floor ln 1e-6; a token's copy joins it and adds nothing."""
     logits = torch.full((1, 5, 5), .3)
-    tokens = tokens_of([1, 2, 3], 5, hidden=torch.tensor([[1.], [2], [3]]), logits=logits, attn=torch.full((1, 5, 5), .2))
+    tokens = tokens_of([1, 2, 3], 5, hidden=torch.tensor([[1.], [2], [3]]), attn=torch.full((1, 5, 5), .2), **of(logits))
     method = ASAP(keep=2)
-    assert method.saliency(logits, tokens.visual)[1].tolist() == [[0, 0, 0]]
-    assert method.mask(tokens, logits, causal(5))[0, 1, 3] == pytest.approx(-13.8155, abs=1e-4)
+    assert method.masses(tokens)[1].tolist() == [0, 0, 0]
+    assert method.mask(tokens, *asking(logits), causal(5))[0, 1, 3] == pytest.approx(-13.8155, abs=1e-4)
     r = method.reduce(tokens)
     assert r.keep.tolist() == [0, 2] and r.merge.tolist() == [[1, 0, 0], [0, 0, 1]]
     assert ASAP(keep=2, consolidate=False).reduce(tokens).keep.tolist() == [0, 1]                      # ties: the first
@@ -511,24 +527,25 @@ def test_one_token_and_all_tokens():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    """Half hidden states and logits: the weights stay float32 and convex, the result half."""
+    """Half hidden states, queries and keys: the weights stay float32 and convex, the result half."""
     method = ASAP(keep=6, apply_to_output=False)
     tokens = drawn(method)
-    r = method.reduce(half := replace(tokens, hidden=tokens.hidden.to(dtype), logits=tokens.logits.to(dtype)))
+    query, key = tokens.turned_query.to(dtype), tokens.turned_key.to(dtype)
+    r = method.reduce(half := replace(tokens, hidden=tokens.hidden.to(dtype), turned_query=query, turned_key=key))
     assert r.merge.dtype == torch.float32 and half.reduced(r).hidden.dtype == dtype
     torch.testing.assert_close(r.merge.sum(dim=1), torch.ones(6))
-    assert method.mask(half, half.logits, causal(len(half.hidden))).dtype == torch.float32
-    assert method.saliency(half.logits, half.visual)[0].dtype == torch.float32
+    assert method.mask(half, query, key, causal(len(half.hidden))).dtype == torch.float32
+    assert method.saliency(query, key)[0].dtype == torch.float32
 
 
 def test_images_apart():
     """Text between two images: saliency runs from 0 to 1 in each, neither sees the other ahead, and nothing merges across."""
     method = ASAP(keep=8, threshold=-2.)
     tokens = drawn(method, gap=1)
-    s_hat = method.saliency(tokens.logits, tokens.visual)[1][0]
+    s_hat = method.masses(tokens)[1]
     for half in s_hat.split(6):
         assert half.min() == 0 and half.max() == pytest.approx(1, abs=1e-3)
-    mask = method.mask(tokens, tokens.logits, causal(len(tokens.hidden)))[0]
+    mask = method.mask(tokens, tokens.turned_query, tokens.turned_key, causal(len(tokens.hidden)))[0]
     first, second = tokens.visual.split(6)
     assert (mask[first[:, None], second] == -INF).all() and (mask[first[:, None], first] > -INF).all()
     r = method.reduce(tokens)
@@ -552,19 +569,19 @@ def test_in_the_model():
 def test_no_text_after_the_image():
     """rank_query="text" has no rows then: an error that says so; "all" still has the image's own."""
     logits = torch.zeros(1, 3, 3)
-    tokens = tokens_of([0, 1, 2], 3, logits=logits, attn=torch.full_like(logits, 1 / 3))
+    tokens = tokens_of([0, 1, 2], 3, attn=torch.full_like(logits, 1 / 3), **of(logits))
     with pytest.raises(UserError, match="text"):
         ASAP(keep=1, rank_query="text").reduce(tokens)
     assert ASAP(keep=1).reduce(tokens).keep.tolist() == [0]
 
 
 def test_overflow_is_named():
-    """NaN in the attention, in the logits or in a token's hidden state is an error, never ranked or merged."""
+    """NaN in the attention, in the queries or in a token's hidden state is an error, never ranked or merged."""
     method = ASAP(keep=3)
     tokens = drawn(method)
     for which in ("all", "saliency"):
         with pytest.raises(UserError, match="NaN"):
-            broken = replace(tokens, attn=tokens.attn * float("nan"), logits=tokens.logits * float("nan"))
+            broken = replace(tokens, attn=tokens.attn * float("nan"), turned_query=tokens.turned_query * float("nan"))
             replace(method, rank_query=which).reduce(broken)
     for value in (INF, float("nan")):
         with pytest.raises(UserError, match="finite"):

@@ -336,7 +336,7 @@ def soft_prefill(model, tokens, masks, atp):
     decoder, hidden, mask = model.language_model, tokens.hidden[None], torch.ones(tokens.n)
     for l, layer in enumerate(decoder.layers):
         mask = mask * masks.get(l, 1)
-        look = Look(mask=lambda logits, causal, mask=mask: atp.softmax_mask(causal, tokens.visual, mask[None]))
+        look = Look(mask=lambda query, key, causal, mask=mask: atp.softmax_mask(causal, tokens.visual, mask[None]))
         hidden = layer(hidden, decoder.turn(tokens.position, hidden.dtype), look=look)
     return decoder.norm(hidden[0])
 

@@ -1,12 +1,13 @@
 """Rotary embedding and attention, by their formulas and by hand: fused, explicit, grouped, masked, observed."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import assume, given, strategies as st
 
-from minivlm.attention import Look, attention, rope, rotate
+from minivlm.attention import STRETCH, Look, attention, rope, rotate
 from tiny import SETTINGS, one_thread  # noqa: F401
 
 
@@ -65,12 +66,34 @@ def test_a_method_s_mask_in_place_of_the_causal_one(case):
     query, key, value, dead, causal = case
     assume(causal)
     out, weights, logits = by_definition(*case)
-    look, seen = Look(torch.tensor([query.shape[2] - 1]), lambda logits, causal: seen.append((logits, causal)) or causal), []
+    look, seen = Look(torch.tensor([query.shape[2] - 1]), lambda *given: seen.append(given) or given[2]), []
     close(attention(query, key, value, dead, look=look), out)
     close(look.attn, weights[:, :, -1:])
-    (given_logits, mask), = seen
-    close(given_logits, logits)
+    (*given, mask), = seen
+    assert given[0].equal(query) and given[1].equal(key)
     assert mask.shape == logits.shape[2:] and (mask == 0).equal(weights[0, 0] > 0)
+
+
+@SETTINGS
+@given(inputs(), st.integers(1, 40))
+def test_stretches_and_heads(case, stretch):
+    """However few rows are explicit at a time, the output and what is seen of each head are the same, gradients too; the mean
+    and the largest over heads are those of what is seen of each."""
+    query, key, value, dead, causal = case
+    query.requires_grad_()
+    (B, H, T, _), S, seen = query.shape, key.shape[2], {}
+    for limit in (STRETCH, stretch * B * H * S // 8):
+        with mock.patch("minivlm.attention.STRETCH", limit), torch.enable_grad():
+            looks = {across: Look(torch.arange(T), across_heads=across) for across in ("each", "mean", "max")}
+            out = [attention(query, key, value, dead, causal, look) for look in looks.values()]
+            seen[limit] = *out, *torch.autograd.grad(out[0].square().sum(), query), looks["each"].attn, looks["each"].logits
+        each, mean, most = looks.values()
+        assert mean.attn.shape == most.logits.shape == (B, 1, T, S)
+        for name in ("attn", "logits"):
+            close(getattr(mean, name), getattr(each, name).mean(dim=1, keepdim=True))
+            close(getattr(most, name), getattr(each, name).amax(dim=1, keepdim=True))
+    for whole, parts in zip(*seen.values()):
+        close(whole, parts, atol=1e-4)
 
 
 def test_a_mask_may_look_ahead():
@@ -78,7 +101,7 @@ def test_a_mask_may_look_ahead():
     (1 + 3) / 2 = 2; with log(1/3) there, weights 3/4 and 1/4: 1.5. The second row is (1 + 3) / 2 in each case."""
     query, key, value = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.tensor([1., 3.]).view(1, 1, 2, 1)
     for above, first in ((-math.inf, 1.), (0., 2.), (math.log(1 / 3), 1.5)):
-        look = Look(mask=lambda logits, causal: torch.tensor([[0., above], [0., 0.]]))
+        look = Look(mask=lambda query, key, causal: torch.tensor([[0., above], [0., 0.]]))
         close(attention(query, key, value, look=look).flatten(), torch.tensor([first, 2.]))
 
 

@@ -161,8 +161,15 @@ def observed(tokens, pruner, noise, needle):
             x[:, 0] = 10. if name == "query" else 0.
             x[tokens.visual[needle], 0] = 10.
         seen[name] = x.to(tokens.hidden.dtype)
+    for name in sorted(needs & {"turned_query", "turned_key"}):
+        seen[name] = turned(noise, name, T).to(tokens.hidden.dtype)
     assert needs <= {*seen, "prompt"}, "an observation that these tests do not know how to make"
     return replace(tokens, rows=rows if seen else None, **seen)
+
+
+def turned(noise, name, T):
+    """Queries (H, T, DH) or keys (HK, T, DH) after the rotary embedding."""
+    return noise.rows(T, (H if name == "turned_query" else HK) * DH).unflatten(1, (-1, DH)).transpose(0, 1)
 
 
 # --- what all of them owe ---------------------------------------------------------------------------------------------------
@@ -227,17 +234,17 @@ def test_the_sequence_after_it(name, data):
 @SETTINGS
 @given(st.data())
 def test_a_mask(name, data):
-    """Additive, for all heads; no row is left with nothing to look at; the tokens and logits stay as they are."""
+    """Additive, for all heads; no row is left with nothing to look at; the tokens, queries and keys stay as they are."""
     pruner, tokens, _ = made(name, data.draw(cases(name)))
-    T = len(tokens.hidden)
-    logits = Noise(data.draw(st.integers(0, 99)), "even").logits(H, T, T)
+    T, noise = len(tokens.hidden), Noise(data.draw(st.integers(0, 99)), "even")
+    query, key = (turned(noise, name, T) for name in ("turned_query", "turned_key"))
     causal = torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
     tokens = replace(tokens, layer=pruner.mask_at(LAYERS)[0], **dict.fromkeys(OBSERVED))
-    before = snapshot(tokens), logits.clone(), causal.clone()
-    mask = pruner.mask(tokens, logits, causal)
-    assert (logits + mask).shape == logits.shape and not mask.isnan().any() and (mask < torch.inf).all()
-    assert ((logits + mask) > -torch.inf).any(dim=-1).all()
-    assert equal(before[0], snapshot(tokens)) and logits.equal(before[1]) and causal.equal(before[2])
+    before = snapshot(tokens), query.clone(), key.clone(), causal.clone()
+    mask = pruner.mask(tokens, query, key, causal)
+    assert (torch.zeros(H, T, T) + mask).shape == (H, T, T) and not mask.isnan().any() and (mask < torch.inf).all()
+    assert (mask > -torch.inf).any(dim=-1).all()
+    assert equal(before[0], snapshot(tokens)) and all(map(torch.equal, (query, key, causal), before[1:]))
 
 
 def snapshot(x):

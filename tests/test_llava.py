@@ -8,7 +8,7 @@ from minivlm.cache import Cache
 from pruning.base import UserError
 from tiny import MARK, Told, ids, llava, one_thread, picture, prefill  # noqa: F401
 
-ALL = ("attn", "logits", "own_attn", "query", "key", "raw_key", "past_key", "first_attn")
+ALL = ("attn", "logits", "turned_query", "turned_key", "own_attn", "query", "key", "raw_key", "past_key", "first_attn")
 
 
 def close(ours, theirs, atol=1e-5):
@@ -149,10 +149,10 @@ def test_the_embed_site():
 
 
 def test_the_decoder_site():
-    """Before layer 4, after a reduction before layer 2: attention and logits of layer 3, and layer 4's own attention,
+    """Before layer 4, after a reduction before layer 2: attention, logits, queries and keys of layer 3, and layer 4's own attention,
     queries and keys (with the norm before them, and without), on the tokens left at their first positions."""
     model, prompt = llava(layers=6), ids(3, MARK, 4)
-    watching = Told({2: [1, 5, 6, 12], 4: [0, 2]}, needs=ALL[:6])
+    watching = Told({2: [1, 5, 6, 12], 4: [0, 2]}, needs=ALL[:8])
     _, cache, _ = prefill(model, prompt, [picture(model)], watching)
     _, saw = watching.saw
     decoder, first = model.language_model, [0, 1, 2, 4, 8, 9, 15, 19, 20, 21, 22]          # text 0-2, image 3-18, text
@@ -177,6 +177,8 @@ def test_the_decoder_site():
     weights, logits = row(turned(before.saw[1].query[-1], saw.position[-1:]), keys(3), 4)
     close(saw.attn[:, 0], weights)
     close(saw.logits[:, 0], logits, atol=1e-4)
+    close(saw.turned_key.transpose(0, 1).flatten(1), keys(3))
+    close(saw.turned_query[:, -1].flatten(), turned(before.saw[1].query[-1], saw.position[-1:]))
 
 
 def test_nothing_is_shown_that_was_not_asked_for():
@@ -184,6 +186,9 @@ def test_nothing_is_shown_that_was_not_asked_for():
         watching = Told({2: [0]} if site == "decoder" else [0], site)
         prefill(llava(layers=3), ids(1, MARK, 1), [picture(llava())], watching)
         assert all(getattr(watching.saw[0], name) is None for name in ALL)
+    watching = Told({2: [0]}, needs=["attn"])
+    prefill(llava(layers=3), ids(1, MARK, 1), [picture(llava())], watching)
+    assert [name for name in ALL if getattr(watching.saw[0], name) is not None] == ["attn"]
 
 
 def test_no_reduction_where_no_visual_token_is_left():
@@ -199,22 +204,23 @@ class Masking(Told):
     def mask_at(self, layers):
         return (1,)
 
-    def mask(self, tokens, logits, causal):
-        self.asked = tokens, logits, causal
+    def mask(self, tokens, query, key, causal):
+        self.asked = tokens, query, key, causal
         mask = torch.zeros_like(causal)
         mask[:, tokens.visual[0]] = -torch.inf
         return mask
 
 
 def test_a_method_s_mask():
-    """Called in its layer with that layer's logits (H, T, T) and the causal mask; what it gives back is what counts."""
+    """Called in its layer with that layer's query (H, T, Dh), key (Hk, T, Dh) and the causal mask; what it gives back is what counts."""
     model, prompt = llava(layers=3), ids(2, MARK, 3)
     method = Masking({2: range(16)}, needs=["attn"], rows="all")
     tokens = model.embed(prompt, [picture(model)])
     model.language_model.prefill(tokens, Cache.empty(3), method, last=False)
-    asked, logits, causal = method.asked
+    asked, query, key, causal = method.asked
+    logits = query @ key.repeat_interleave(len(query) // len(key), dim=0).mT / query.shape[-1] ** .5      # (4, 21, 21)
     assert asked.layer == 1 and logits.shape == (4, 21, 21)
     assert causal.equal(torch.full((21, 21), -torch.inf).triu(1))
     attn = method.saw[0].attn                                                              # (4, 21, 21)
     assert (attn[..., 2] == 0).all() and (attn[:, 0, 5] > 0).all()
-    close(attn, (logits + method.mask(asked, logits, causal)).softmax(dim=-1))
+    close(attn, (logits + method.mask(*method.asked)).softmax(dim=-1))

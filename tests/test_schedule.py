@@ -140,7 +140,7 @@ def test_a_method_that_masks():
         def mask_at(self, layers):
             return range(self.layer)
 
-        def mask(self, tokens, logits, causal):
+        def mask(self, tokens, query, key, causal):
             return torch.full_like(causal, self.layer)
 
         def reduce(self, tokens):
@@ -148,7 +148,7 @@ def test_a_method_that_masks():
 
     pruner = Schedule(Masking(), (2, 5), (4, 2))
     assert pruner.mask_at(8) == (0, 1, 2, 3, 4)
-    asked = [pruner.mask(entering([.1], layer), None, torch.zeros(1, 1)).item() for layer in range(5)]
+    asked = [pruner.mask(entering([.1], layer), None, None, torch.zeros(1, 1)).item() for layer in range(5)]
     assert asked == [2, 2, 5, 5, 5]
     assert [pruner.reduce(entering([.1] * 8, layer)).keep.tolist() for layer in (2, 5)] == [[2, 4], [5, 2]]
 

@@ -169,7 +169,7 @@ class Around(Pruner):
 
     def __init__(self, pruner, reduce, **changed):
         self.pruner, self.reduce = pruner, reduce
-        for name in ("site", "needs", "rows", "positions", "cls", "rerank", "assemble"):
+        for name in ("site", "needs", "rows", "across_heads", "positions", "cls", "rerank", "assemble"):
             setattr(self, name, changed.get(name, getattr(pruner, name)))
 
     def reduce_at(self, layers):
@@ -178,5 +178,5 @@ class Around(Pruner):
     def mask_at(self, layers):
         return self.pruner.mask_at(layers)
 
-    def mask(self, tokens, logits, causal):
-        return self.pruner.mask(tokens, logits, causal)
+    def mask(self, *args):
+        return self.pruner.mask(*args)

@@ -45,16 +45,13 @@ class Student(nn.Module):
         hidden, cell = self.embedded(b)
         turn, row, masks = self.turn(hidden, b.visual, cell), torch.arange(T, device=hidden.device), []
         mask = torch.ones(b.visual.shape, device=hidden.device)                    # (B, N)
+        softened = lambda query, key, causal: self.atp.softmax_mask(causal, b.visual, masks[-1])
         for l, layer in enumerate(decoder.layers):
             if l in self.atp.layers:
                 with torch.autocast(hidden.device.type, enabled=False):
                     mask = self.atp.soft_mask(len(masks), look.logits, look.attn, b.visual, b.is_text, cell, mask)
                 masks.append(mask)
-            look = None
-            if masks:
-                look = Look(mask=lambda logits, causal, mask=mask: self.atp.softmax_mask(causal, b.visual, mask))
-            elif l + 1 in self.atp.layers:
-                look = Look(row)
+            look = Look(row if l + 1 in self.atp.layers else None, softened if masks else None, across_heads=self.atp.across_heads)
             hidden = layer(hidden, turn, dead=decoder.dead(None, row, row), look=look)
         return decoder.norm(hidden), torch.stack(masks)
 

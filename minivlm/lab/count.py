@@ -28,6 +28,7 @@ class ByNumber(Pruner):
 
     needs = property(lambda self: self.method.needs)
     rows = property(lambda self: self.method.rows)
+    across_heads = property(lambda self: self.method.across_heads)
     positions = property(lambda self: self.method.positions)
     prune_past_kv = property(lambda self: self.method.prune_past_kv)
 
@@ -37,7 +38,7 @@ class ByNumber(Pruner):
     def mask_at(self, layers):
         return self.method.mask_at(layers)
 
-    def mask(self, tokens, logits, causal):
+    def mask(self, tokens, query, key, causal):
         return causal
 
     def reduce(self, tokens):

@@ -93,7 +93,7 @@ class Student(nn.Module):
         may = ((block[:, None] == block) | (block == 0)).tril()
         mask = additive(may, torch.float32)
         for layer in decoder.layers:
-            hidden = layer(hidden, turn, look=Look(mask=lambda logits, causal: mask))
+            hidden = layer(hidden, turn, look=Look(mask=lambda query, key, causal: mask))
         return self.llava.lm_head(decoder.norm(hidden[:, 3 + k:]))
 
 
