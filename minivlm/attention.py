@@ -78,9 +78,9 @@ def attention(query, key, value, dead=None, causal=True, look=None):
     look.turned_query, look.turned_key, T = query, key, query.shape[-2]
     if look.mask is None and (look.rows is None or not len(look.rows) == T > 1):
         if look.rows is not None:
-            see(look, query[..., look.rows, :], key, _mask(query, key, dead, causal, look.rows))
+            see(look, query[..., look.rows, :], key, causal_mask(T, key.shape[-2], dead, causal, look.rows, query.device))
         return _fused(query, key, value, dead, causal)
-    mask = _mask(query, key, dead, causal)                                         # (T, S)
+    mask = causal_mask(T, key.shape[-2], dead, causal, device=query.device)        # (T, S)
     out = see(look, query, key, mask if look.mask is None else look.mask(query, key, mask), value)
     if look.rows is not None and len(look.rows) < T:
         look.logits, look.attn = (x if x is None else x[..., look.rows, :] for x in (look.logits, look.attn))
@@ -116,9 +116,9 @@ def _may(T, S, dead, causal, device, rows=None):
     return may | (column == own) & ~may.any(dim=-1, keepdim=True)
 
 
-def _mask(query, key, dead, causal, rows=None):
-    """(T or R, S) float32: what to add to the logits of all or of these rows."""
-    return additive(_may(query.shape[-2], key.shape[-2], dead, causal, query.device, rows), torch.float32)
+def causal_mask(T, S, dead=None, causal=True, rows=None, device=None):
+    """(T or R, S) float32: what to add to the logits of all or of these rows; see `attention`."""
+    return additive(_may(T, S, dead, causal, device, rows), torch.float32)
 
 
 def see(look, query, key, mask, value=None):

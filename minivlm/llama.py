@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minivlm.attention import Look, attention, frequency, rope, rotate
+from minivlm.attention import Look, attention, causal_mask, frequency, rope, rotate, see
 from pruning.base import UserError
 
 
@@ -179,8 +179,9 @@ class Decoder(nn.Module):
             seen["raw_key"] = attn.k_proj(tokens.hidden)
         if "own_attn" in needs:
             look = Look(tokens.query_rows(pruner.rows), wants={"attn"}, across_heads=pruner.across_heads)
+            query = rotate(attn.split(attn.q_proj(x[look.rows])[None]), *(part[look.rows] for part in turn))
             key = rotate(attn.split(attn.k_proj(x)[None]), *turn)
-            attention(rotate(attn.split(attn.q_proj(x)[None]), *turn), key, key, dead, look=look)
+            see(look, query, key, causal_mask(len(x), len(x), dead, rows=look.rows, device=x.device))
             seen.update(rows=look.rows, own_attn=look.attn[0])
         return seen
 
