@@ -149,7 +149,7 @@ def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
     (["verify", MODEL, "--expected", "none.json"], "none.json"),
     (["inspect", "/"], "config.json"),
     (["bench", "--method", "slowv"], "slowv"),
-    (["ask", PICTURE, "What?"], "--model"),
+    (["ask", PICTURE, "Describe it."], "does not know"),
     (["dance"], "dance"),
 ])
 def test_bad_input_is_one_line_and_status_2(capsys, argv, told):

@@ -68,8 +68,8 @@ def test_resume_of_another_recipe_is_refused(tmp_path):
         Run(tmp_path, replace(MICRO, seed=4)).resume()
 
 
-@pytest.mark.parametrize("hidden", [0, 60, 134])
-def test_packed_questions_equal_single_ones(tmp_path, hidden):
+@pytest.mark.parametrize("hidden, closed", [(0, False), (60, False), (134, False), (60, True), (134, True)])
+def test_packed_questions_equal_single_ones(tmp_path, hidden, closed):
     """Every answer's logits in a packed row are those of its question alone, in the model as loaded from its folder."""
     run = Run(tmp_path / "run", MICRO, dtype=torch.float32)
     folder.save(run.student.llava, tmp_path / "model")
@@ -79,7 +79,7 @@ def test_packed_questions_equal_single_ones(tmp_path, hidden):
     text, labels, shown = pack(np.random.default_rng(0), worlds, hidden)
     with torch.no_grad():
         features = run.student.llava.vision_tower(pixels(worlds), [3])[0][0][:, 1:]
-        packed = run.student.answers(features, text, shown)
+        packed = run.student.answers(features, text, shown, closed)
     block, _ = layout("cpu")
     for i in range(2):
         assert torch.equal(pixels(worlds)[i:i + 1], model.processor.pixels(Image.fromarray(worlds.pixels[i])))
@@ -87,7 +87,7 @@ def test_packed_questions_equal_single_ones(tmp_path, hidden):
             at = (block == q + 1).nonzero().squeeze(1)
             colon = at[(text[i, at] == ID[":"])][-1]
             ids = [ID["<s>"], ID["user"], ID[":"], ID["<image>"], *text[i, at[0]:colon + 1].tolist()]
-            tokens = model.embed(ids, [pixels(worlds)[i:i + 1]]).reduced(Reduction(shown[i]))
+            tokens = model.embed(ids, [pixels(worlds)[i:i + 1]]).reduced(Reduction(shown[i]), "renumber" if closed else "keep")
             assert torch.allclose(model.prefill(tokens)[0], packed[i, colon], atol=2e-5)
 
 

@@ -33,7 +33,7 @@ class Item:
     question: str
     answer: str
     evidence: tuple                                # patches, row by row from 0, that hold the answer
-    things: tuple = ()                             # patches that show an object or a sign
+    things: tuple = ()                             # patches that show an object or a sign, those first that show most
 
 
 def items(name="heldout", count=300, seed=0):
@@ -57,9 +57,10 @@ def items(name="heldout", count=300, seed=0):
 def _asked(rng, family, worlds, pictures, batch, unseen):
     asked = questions.ask(rng, family, worlds, unseen)
     right, need = questions.answer(family, asked, worlds, worlds.present), questions.evidence(family, asked, worlds)
-    shows, patches = worlds.area.sum(axis=1) > 0, lambda marked: tuple(marked.nonzero()[0].tolist())
-    return [Item(batch * BATCH + i, pictures[i], family, " ".join(questions.text(family, asked[i])), WORDS[right[i]], patches(need[i]),
-                 patches(shows[i])) for i in range(BATCH) if right[i] >= 0]
+    shows = worlds.area.sum(axis=1)                                                # (B, N) pixels of things
+    most, count = (-shows).argsort(axis=1, kind="stable"), (shows > 0).sum(axis=1)
+    return [Item(batch * BATCH + i, pictures[i], family, " ".join(questions.text(family, asked[i])), WORDS[right[i]],
+                 tuple(need[i].nonzero()[0].tolist()), tuple(most[i, :count[i]].tolist())) for i in range(BATCH) if right[i] >= 0]
 
 
 def write(folder, name="heldout", count=300, seed=0, pictures=None):

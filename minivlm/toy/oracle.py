@@ -11,12 +11,12 @@ from pruning.controls import Random
 
 @dataclass(frozen=True)
 class Oracle(Random):
-    """Keeps the tokens on `things` first, or last; at random among equals."""
+    """Keeps the tokens on `things` first, or last; at random among the others."""
 
-    things: tuple = ()                 # patches of the drawn picture
+    things: tuple = ()                 # patches of the drawn picture, those first that show most of a thing
     first: bool = True
 
     def reduce(self, tokens):
-        score = torch.rand(tokens.n, generator=torch.Generator().manual_seed(self.seed)).to(tokens.cell.device)
-        score[on_patches(tokens.cell, self.things)] += 1 if self.first else -1
-        return Reduction(top(score, self.budget(tokens.n)))
+        score, k = torch.rand(tokens.n, generator=torch.Generator().manual_seed(self.seed)).to(tokens.cell.device), self.budget(tokens.n)
+        score[on_patches(tokens.cell, self.things[:k] if self.first else self.things)] += 1 if self.first else -1
+        return Reduction(top(score, k))

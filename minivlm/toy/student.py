@@ -76,16 +76,20 @@ class Student(nn.Module):
             loss = loss + 5 * F.binary_cross_entropy_with_logits(cls, target["content"])
         return loss, features
 
-    def answers(self, features, text, shown):
-        """Logits (B, T, V) of the packed text (B, T), when each picture shows its patches `shown` (B, k)."""
+    def answers(self, features, text, shown, closed=False):
+        """Logits (B, T, V) of the packed text (B, T), when each picture shows its patches `shown` (B, k).
+
+        They keep their positions, as after a cut in the decoder, or are `closed` up, as when the decoder never saw the others.
+        """
         decoder, (B, k), T = self.llava.language_model, shown.shape, text.shape[1]
         left = features.gather(1, shown[..., None].expand(-1, -1, features.shape[2]))                # (B, k, C)
         visual = self.llava.multi_modal_projector(left)
         words = decoder.embed_tokens(torch.cat([text.new_tensor(PREFIX).expand(B, -1), text], dim=1))
         hidden = torch.cat([words[:, :3], visual, words[:, 3:]], dim=1)            # (B, 3+k+T, D)
         block, offset = layout(text.device)
-        position = torch.cat([torch.arange(3, device=text.device).expand(B, -1), 3 + shown,
-                              (3 + PATCHES + offset).expand(B, -1)], dim=1)        # (B, 3+k+T)
+        place, end = (torch.arange(k, device=text.device).expand(B, -1), k) if closed else (shown, PATCHES)
+        position = torch.cat([torch.arange(3, device=text.device).expand(B, -1), 3 + place, (3 + end + offset).expand(B, -1)],
+                             dim=1)                                                # (B, 3+k+T)
         kind = text.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         turn = [x.unflatten(0, (B, 1, -1)) for x in decoder.turn(position.flatten(), dtype)]       # (B, 1, 3+k+T, Dh)

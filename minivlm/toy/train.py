@@ -10,8 +10,9 @@ picture and itself alone, at the positions it would have if it were the only one
 Loss: cross entropy of the answer, 0.1 times that of </s>, 0.3 times the patch targets of stage 1.
 
 Hiding. In the last part of stage 2, in `hide` of the steps, a random subset of all patches, of a random size, is dropped
-before the decoder as a method would drop it, and the answers are those of what is left (see questions.visible). So the
-number of tokens tells nothing, and the subsets favour no kind of method.
+before the decoder, and the answers are those of what is left (see questions.visible). What is left keeps its positions or is
+closed up, by turns, as methods in the decoder and before it do. So the number of tokens tells nothing, and the subsets favour
+no kind of method.
 
 Optimiser. Muon (Jordan et al. 2024) for matrices inside the network: momentum 0.95, made orthogonal by five
 Newton-Schulz steps. Adam (0.9, 0.98) for embeddings, norms, biases and heads. In each stage a warm-up, then a line to zero.
@@ -57,11 +58,11 @@ class Recipe:
     tower_share: float = 0.3                       # of both, for the tower in stage 2
 
 
-def joint_loss(student, rng, worlds, hidden):
+def joint_loss(student, rng, worlds, hidden, closed=False):
     """Loss of stage 2 on a few pictures, and right and asked answers of each family (2, 8)."""
     text, labels, shown = (x.to(student.llava.device) for x in pack(rng, worlds, hidden))
     seen, features = student.vision_loss(worlds, content=False)
-    logits = student.answers(features, text, shown).float()
+    logits = student.answers(features, text, shown, closed).float()
     asked, ends = (labels >= 0) & (labels != ID["</s>"]), labels == ID["</s>"]
     loss = F.cross_entropy(logits[asked], labels[asked]) + 0.1 * F.cross_entropy(logits[ends], labels[ends]) + 0.3 * seen
     return loss, score(logits, labels, asked)
@@ -100,12 +101,12 @@ class Run:
         """Gradients, loss and scores of one half of the batch. Both halves hide as many patches."""
         r, rng = self.recipe, np.random.default_rng((self.recipe.seed, 77, at))
         hides = at >= r.vision_steps + r.whole * r.joint_steps and rng.random() < r.hide
-        hidden = int(rng.integers(10, PATCHES - 10)) if hides else 0
+        hidden, closed = (int(rng.integers(10, PATCHES - 10)), bool(rng.random() < 0.5)) if hides else (0, False)
         worlds = scenes.worlds("train", r.seed, 2 * at + half, (r.joint_batch if joint else r.vision_batch) // 2)
         counts = None
         with self._precision():
             if joint:
-                loss, counts = joint_loss(self.student, np.random.default_rng((r.seed, 78 + half, at)), worlds, hidden)
+                loss, counts = joint_loss(self.student, np.random.default_rng((r.seed, 78 + half, at)), worlds, hidden, closed)
             else:
                 loss, _ = self.student.vision_loss(worlds)
         params = self.optimiser.params
@@ -160,8 +161,8 @@ def fast_dtype(device):
 def train(folder, recipe=Recipe(), device="cpu", resume=False, minutes=None, every=100):
     """Train to the end, or for some minutes, with a progress bar -> the Run. Checkpoints lie in `folder`.
 
-    `state.safetensors` is where it stands, every `every` steps and at the end; `best.safetensors` the joint state with
-    the best mean on the validation set; `log.txt` a line a checkpoint.
+    `state.safetensors` is where it stands, every `every` steps and at the end; `whole.safetensors` that before patches are
+    hidden; `best.safetensors` the joint state with the best mean on the validation set; `log.txt` a line a checkpoint.
     """
     run, started = Run(folder, recipe, device), monotonic()
     if resume:
@@ -186,7 +187,7 @@ def _line(accuracy):
 
 
 def _checkpoint(run, loss, pool):
-    """Save the state; score it on the validation set; keep it if it is the best so far."""
+    """Save the state; score it on the validation set; keep it if it is the best so far, or the last before patches are hidden."""
     line = f"step {run.at} loss {loss:.3f}"
     if run.at > run.recipe.vision_steps:
         accuracy = run.check(pool=pool).cpu()
@@ -194,6 +195,8 @@ def _checkpoint(run, loss, pool):
         if accuracy.mean() > run.best:
             run.best = float(accuracy.mean())
             run.save("best")
+    if run.at == run.recipe.vision_steps + run.recipe.whole * run.recipe.joint_steps:
+        run.save("whole")
     run.save()
     with open(run.folder / "log.txt", "a") as log:
         log.write(line + "\n")
