@@ -19,6 +19,7 @@ LAYERS, H, HK, DH = 32, 4, 2, 4                # a decoder as deep as the real o
 COLUMNS = {1: 1, 2: 2, 3: 1, 4: 2, 7: 7, 9: 3, 12: 4, 40: 8}           # of an image with so many tokens
 # Of an image of tiles with so many tokens the base tile's side and the map's rows and columns; each row ends with a newline.
 TILED = {5: (2, 1, 0), 6: (1, 1, 4), 10: (2, 2, 2), 13: (1, 3, 3), 22: (2, 6, 2), 33: (3, 3, 7)}
+EQUAL = {8: (2, 2), 20: (5, 2), 27: (3, 3)}            # InternVL: so many tiles, the thumbnail among them, and the side of each
 KINDS, DTYPES = ("even", "ties", "flat", "sharp"), (torch.float32, torch.float16, torch.bfloat16)
 
 every_method = pytest.mark.parametrize("name", REDUCING)
@@ -64,7 +65,7 @@ def prompts(draw, needle, joined):
 
     A needle is seen by all text after the first image, and what comes before it has something else to look at.
     """
-    images = draw(st.lists(st.sampled_from([*COLUMNS, *TILED]), min_size=1, max_size=3))
+    images = draw(st.lists(st.sampled_from([*COLUMNS, *TILED, *EQUAL]), min_size=1, max_size=3))
     between = [draw(st.integers(0, 0 if needle or joined else 2)) for _ in images[1:]]
     texts = [draw(st.integers(int(needle), 3)), *between, draw(st.integers(1, 4))]
     return sum(([text, image] for text, image in zip(texts, images)), []) + texts[-1:]
@@ -107,15 +108,17 @@ class Noise:
 def prompt(noise, *sizes):
     """Text and images in turn, as they enter the decoder."""
     is_visual = torch.repeat_interleave(torch.arange(len(sizes)) % 2 == 1, torch.tensor(sizes))                # (T,)
-    cell = torch.cat([cells(n) + torch.tensor([2 * i, 0, 0]) for i, n in enumerate(sizes[1::2])])
+    cell = torch.cat([cells(n) + torch.tensor([8 * i, 0, 0]) for i, n in enumerate(sizes[1::2])])
     T = len(is_visual)
     return Tokens(noise.rows(T, H * DH), torch.arange(T), is_visual.nonzero().squeeze(1), cell, torch.arange(len(cell)), T)
 
 
 def cells(n):
-    """(n, 3) of an image with n tokens: one grid, or a base tile and a map."""
+    """(n, 3) of an image with n tokens: one grid, several of one size, or a base tile and a map."""
     if n in COLUMNS:
         return grid(0, n // COLUMNS[n], COLUMNS[n])
+    if n in EQUAL:
+        return torch.cat([grid(tile, EQUAL[n][1], EQUAL[n][1]) for tile in range(EQUAL[n][0])])
     side, rows, columns = TILED[n]
     lines = [part for row in grid(1, rows, columns).view(rows, columns, 3) for part in (row, torch.tensor([[1, -1, -1]]))]
     return torch.cat([grid(0, side, side), *lines])

@@ -233,7 +233,8 @@ def _bench(add):
 
 def _method(add):
     add("--method", help=f"one of {', '.join(METHODS)}; a file that `fit` wrote; or A+B, one after the other (default: none)")
-    add("--keep", help="visual tokens to keep: a number (128) or a share (0.25); for A+B one each (256+64)")
+    add("--keep", help="visual tokens to keep: a number (128) or a share (0.25), of the whole prompt, or of each image "
+                           "or tile: `methods NAME` says; for A+B one each (256+64)")
     add("--average", type=float, metavar="A", help="in place of --keep: visual tokens entering a layer on average")
     add("--schedule", metavar="LAYER:KEEP,..", help="act before several layers, like 4:136,14:68,24:34")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method; for A+B, A.OPTION=VALUE")
