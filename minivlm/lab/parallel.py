@@ -28,6 +28,7 @@ def processes(device):
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield dist.get_rank(), dist.get_world_size(), device
+        dist.barrier()                             # nobody leaves while another may still talk to it
     finally:
         dist.destroy_process_group()
 
