@@ -10,6 +10,7 @@ from pruning import METHODS
 from pruning.base import UserError
 
 EXAMPLES = """examples:
+  python run.py                              every method on a picture and question that are shipped
   python run.py ask photo.jpg "What is on the table?" --model llava-hf/llava-1.5-7b-hf
   python run.py ask photo.jpg "What is this?" --model DIR --method fastv --keep 128 --set layer=3 --out kept.png
   python run.py ask photo.jpg "What is this?" --model DIR --method vispruner+fastv --keep 256+64
@@ -17,6 +18,7 @@ EXAMPLES = """examples:
   python run.py compare photo.jpg "What is this?" --model DIR --average 128 --out sheet.png          every method
   python run.py fit fitprune --model DIR --questions q.jsonl --ratio 0.6 --out fitted.json           then --method fitted.json
   python run.py train atp --model DIR --data toy --target-tokens 36 --layers 1,3,6 --freeze-lm --out TRAINED
+  python run.py ablate --out STUDY           the rows of ATP's Tables 1 to 5: trained, scored, printed
   python run.py scenes --out scenes --count 300        a drawn benchmark: pictures, questions, answers, evidence
   python run.py eval --method fastv,divprune --keep 0.25,0.1 --out scores.json          accuracy on it, with intervals
   python run.py inspect DIR                  which stored tensor fills which module
