@@ -221,8 +221,8 @@ def plan(pruner, layers):
     cuts, masks = pruner.reduce_at(layers), pruner.mask_at(layers)
     for l in cuts:
         if not 0 < l < layers:
-            raise UserError(f"{type(pruner).__name__} reduces before layer {l}, but this model has layers 1 to {layers - 1}"
-                            " with a layer above them: choose one of those")
+            raise UserError(f"{type(pruner).__name__} reduces before layer {l}, and this model has {layers} layers: choose a layer above 0 "
+                            f"and below {layers}")
     return cuts, masks
 
 

@@ -86,7 +86,7 @@ def test_bad_options(options, told):
 
 @pytest.mark.parametrize("pruner, told", [
     (FastV(keep=17), "keep 17 is out of range.* from 1 to 16"), (FastV(keep=0), "keep 0"), (FastV(keep=1.5), "keep 1.5"),
-    (FastV(rounding="up"), "rounding 'up'"), (FastV(layer=32), "before layer 32, but this model has layers 1 to 31")])
+    (FastV(rounding="up"), "rounding 'up'"), (FastV(layer=32), "before layer 32, and this model has 32 layers")])
 def test_what_does_not_fit_the_prompt_or_the_model(pruner, told):
     with pytest.raises(UserError, match=told):
         prefill(llava(), ids(2, MARK, 2), [picture(llava())], pruner)
