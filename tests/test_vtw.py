@@ -137,7 +137,7 @@ def test_never_withdrawn_is_the_unpruned_model():
     model, question = llava(layers=6), ids(3, MARK, 6)
     logits, cache, trace = prefill(model, question, [picture(model)], VTW(6))
     assert not trace.steps and logits.equal(prefill(model, question, [picture(model)])[0])
-    with pytest.raises(UserError, match="VTW reduces before layer 7.* 1 to 5"):
+    with pytest.raises(UserError, match="VTW reduces before layer 7.* 6 layers"):
         prefill(model, question, [picture(model)], VTW(7))
 
 
