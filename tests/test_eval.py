@@ -166,7 +166,7 @@ def test_controls_are_always_there(model):
 
 def test_settings(model, tmp_path):
     """Those given go to a method or a control; those of the model's methods.json to a method that is built with none."""
-    found = {one.label: one.pruner for one in entered(model, "fastv", settings=["fastv.layer=3", "random.layer=3"])}
+    found = {one.label: one.pruner for one in entered(model, "fastv", settings=["layer=3", "random.layer=3"])}
     assert found["fastv 0.1"].layer == found["random 0.1"].layer == 3
     (model.folder / "methods.json").write_text(json.dumps({"fastv": ["layer=4"], "pyramiddrop": ["layers=2,4,6"]}))
     found = {one.label: one.pruner for one in entered(model, "fastv,pyramiddrop")}
@@ -334,7 +334,7 @@ def test_weights_are_part_of_the_recipe(model):
     (["--keep", "145"], "keep 145"),
     (["--keep", "few"], "few"),
     (["--keep", "0.1,"], "keep"),
-    (["--set", "layer=3"], "METHOD.OPTION"),
+    (["--method", "fastv,asap", "--set", "layer=3"], "METHOD.OPTION"),
     (["--set", "asap.layer=3"], "asap.layer=3"),
     (["--out", "a.png"], "*.json"),
     (["--out", "/no/such/folder/a.json"], "/no/such/folder"),

@@ -42,13 +42,16 @@ class Contestant:
 
 
 def contestants(model, pixels, names, keeps, settings, oracles=False):
-    """[Contestant], no pruning first: `names` "all" or "a,b", `keeps` "0.5,0.1", settings ["method.option=value", ..].
+    """[Contestant], no pruning first: `names` "all" or "a,b", `keeps` "0.5,0.1", settings ["method.option=value", ..],
+    "option=value" where there is one method.
 
     With "all" a method that cannot be built is there with its reason, else it is a UserError; one that cannot run on this
     model has its reason in any case. pixels: of a picture, whose tokens the budgets are checked against. oracles: beside random
     tokens, those on things first, and those on the background.
     """
     chosen = [name for name in (METHODS if names == "all" else names.split(",")) if name not in ("none", *CONTROLS)]
+    if len(chosen) == 1:                               # "layer=3" can be of no other method
+        settings = [s if "." in s.partition("=")[0] else f"{chosen[0]}.{s}" for s in settings]
     given, own, keeps = share(settings, [*CONTROLS, *chosen]), own_settings(model.folder), keeps.split(",")
     fits = model.visual_tokens(pixels), model.config.text.num_hidden_layers, model.parts([pixels])
 
