@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from minivlm.image import open_image
-from minivlm.lab import (ablate, bench, compare, cost, curves, draw, evaluate, fit, hf, inspect, methods, parallel, plot, report, score, session, shapes,
+from minivlm.lab import (ablate, bench, compare, cost, curves, draw, evaluate, fit, growth, hf, inspect, methods, parallel, plot, report, score, session, shapes,
                          shipped, tables, tasks, train_atp, verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.contestants import contestants
@@ -23,7 +23,7 @@ from minivlm.toy import benchmark, folder, train
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.cost import Formula
-from weights import load
+from weights import device_of, load
 
 
 def ask(args):
@@ -145,7 +145,7 @@ def train_toy(args):
     """Train the shipped model anew, from nothing, on its drawn world; DIR/model is then a checkpoint folder."""
     if (Path(args.out) / "state.safetensors").exists() and not args.resume:
         raise UserError(f"{args.out} holds a run already: go on with --resume, or name another --out")
-    run = train.train(args.out, train.Recipe(seed=args.seed), args.device, args.resume, args.minutes)
+    run = train.train(args.out, train.Recipe(seed=args.seed, hidden=args.hide), args.device, args.resume, args.minutes)
     if run.at == run.total:
         folder.save(folder.trained(Path(args.out) / "best.safetensors"), Path(args.out) / "model")
         print(f"wrote {Path(args.out) / 'model'}")
@@ -256,9 +256,30 @@ def bench_(args):
         session.save(args.out, plot.plot(told).save)
 
 
+def growth_(args):
+    """Measure how time and memory grow with the tokens of a prompt, with the tokens decoded, and with one prompt after another."""
+    session.writable(args.json)
+    for name in ("decode", "prompts", "repeat", "threads"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: give a number from 1 on")
+    try:
+        lengths = [int(part) for part in args.tokens.split(",")]
+    except ValueError:
+        raise UserError(f"--tokens {args.tokens}: give numbers with commas") from None
+    if min(lengths) < 2:
+        raise UserError(f"--tokens {args.tokens}: prompts have at least 2 tokens")
+    torch.set_num_threads(args.threads)
+    shape = shapes.shape_of(args.shape or (None if args.model else "small"), args.model, args.layers)
+    model = bench.model_of(shape, args.model, getattr(torch, args.dtype), device_of(args.device))
+    told = dict(growth.facts(shape, model, args.dtype, args.repeat), **growth.measure(model, lengths, args.decode, args.prompts, args.repeat))
+    print("\n".join(growth.lines(told)))
+    if args.json:
+        session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+
+
 COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "eval": eval_, "scenes": scenes_, "train toy": train_toy,
             "train atp": train_module, "ablate": ablate_, "inspect": inspect_, "verify": verify_, "methods": methods_, "tables": tables_,
-            "cost": cost_, "bench": bench_}
+            "cost": cost_, "bench": bench_, "growth": growth_}
 
 
 def main(argv):

@@ -13,7 +13,7 @@ from minivlm.toy.questions import FAMILIES, ID, WORDS
 from minivlm.toy.optimiser import orthogonal
 from minivlm.toy.packing import MIX, layout, pack, score
 from minivlm.toy.student import PATCHES, pixels
-from minivlm.toy.train import Recipe, Run, train
+from minivlm.toy.train import HIDING, Recipe, Run, train
 from pruning.base import Reduction, UserError
 from test_scenes import slow
 
@@ -115,6 +115,31 @@ def test_hiding_favours_no_patch():
     np.put_along_axis(bright, shown.numpy(), True, axis=1)
     objects = worlds.area.sum(axis=1) > 0
     assert abs(bright[objects].mean() - 0.5) < 0.02 and abs(bright[~objects].mean() - 0.5) < 0.02
+
+
+def test_blocks_are_whole_and_anywhere():
+    """A hidden block of 36 patches is a square, cut off where it reaches the border; each patch is hidden now and then."""
+    worlds = scenes.worlds("train", 0, 0, 400)
+    _, _, shown = pack(np.random.default_rng(0), worlds, 36, mix=("scene",), block=True)
+    dark = np.ones((400, PATCHES), bool)
+    np.put_along_axis(dark, shown.numpy(), False, axis=1)
+    for grid in dark.reshape(-1, 12, 12):
+        rows, columns = grid.any(axis=1).nonzero()[0], grid.any(axis=0).nonzero()[0]
+        assert grid[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].mean() > 0.6, grid
+    assert dark.mean(axis=0).min() > 0.05 and dark.mean() == 36 / 144
+
+
+def test_nothing_is_hidden_where_nothing_is_to_be(tmp_path, monkeypatch):
+    """How many patches the last steps hide, closed up or not, one by one or in a block, under each way of hiding."""
+    seen = []
+    monkeypatch.setattr("minivlm.toy.train.joint_loss", lambda *args: seen.append(args[3:]) or (args[0].heads["place"].bias.sum(), 0))
+    for hidden in HIDING:
+        run = Run(tmp_path / hidden, replace(MICRO, hidden=hidden, whole=0, hide=1.0))
+        run.at = 3
+        run.step()
+    patches, blocks, nothing = seen[::2]
+    assert patches[0] == blocks[0] > 0 and patches[1] == blocks[1] and (patches[2], blocks[2]) == (False, True)
+    assert nothing == (0, False, False)
 
 
 def test_orthogonal():

@@ -6,6 +6,7 @@ from minivlm.lab import ablate, contestants, evaluate, fit, shapes, tables, task
 from minivlm.lab.train_atp import Recipe
 from minivlm.text import TEMPLATES
 from minivlm.toy import scenes
+from minivlm.toy.train import HIDING
 from pruning import METHODS
 from pruning.base import UserError
 
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   python run.py cost --method fastv,divprune --keep 192,64           tokens, FLOPs and bytes of a shape; no weights needed
   python run.py tables                       every cost that three papers print, recomputed
   python run.py bench --against hf           speed, as ratios in one run
+  python run.py growth --model minivlm/toy   time and memory as prompts and answers grow longer
 bad input ends with one line and exit status 2"""
 TRAINED = dict(steps=int, batch=int, accumulate=int, lr=float, lr_module=float, lambda_atp=float, lambda_target=float, warmup=float,
                theta_r=float, theta_s=float, width=int, activation=str, seed=int)
@@ -108,7 +110,7 @@ def _eval(add):
     add("--method", default=contestants.DEFAULT, metavar="A,B,..", help=f"methods, or all (default: {contestants.DEFAULT}); none, random and "
                                                                       "uniform are always beside them")
     add("--keep", default="0.5,0.25,0.1", metavar="K,K,..", help="visual tokens left after the reduction: shares or numbers (default: 0.5,0.25,0.1)")
-    add("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
+    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option; of several methods, METHOD.OPTION=VALUE")
     add("--oracles", action="store_true", help="as well tokens on things first, and on the background first, where it is known what a picture shows")
     add("--draws", type=int, default=evaluate.Contest.draws, help=f"answers of a random method to each question (default: {evaluate.Contest.draws})")
     add("--out", metavar="JSON", help="write every number; beside it .png, accuracy against tokens, and .jsonl, every answer: the same command "
@@ -129,6 +131,8 @@ def _scenes(add):
 def _train_toy(add):
     add("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")
     add("--seed", type=int, default=0)
+    add("--hide", choices=HIDING, default=HIDING[0], help="what the last part of the training hides from the decoder: single patches (default), "
+                                                          "blocks of neighbours, or nothing")
     add("--minutes", type=float, metavar="M", help="stop after so many, to go on with --resume")
     add("--resume", action="store_true", help="go on from the state in --out")
     _device(add)
@@ -233,6 +237,18 @@ def _bench(add):
     _device(add)
 
 
+def _growth(add):
+    _shape(add, "small")
+    add("--tokens", default="160,320,640,1280,2560", metavar="T,T,..", help="tokens of the prompts (default: 160,320,640,1280,2560)")
+    add("--decode", type=int, default=1000, metavar="N", help="tokens after the first of them (default: 1000)")
+    add("--prompts", type=int, default=50, metavar="N", help="prompts in a row (default: 50)")
+    add("--repeat", type=int, default=3, help="rounds; medians are shown (default: 3)")
+    add("--dtype", default="float32", choices=DTYPES)
+    add("--threads", type=int, default=2)
+    add("--json", metavar="FILE", help="write every number")
+    _device(add)
+
+
 def _method(add):
     add("--method", help=f"one of {', '.join(METHODS)}; a file that `fit` wrote; or A+B, one after the other (default: none)")
     add("--keep", help="visual tokens to keep: a number (128) or a share (0.25), of the whole prompt, or of each image "
@@ -265,4 +281,4 @@ def _device(add):
 
 
 ARGUMENTS = {"ask": _ask, "chat": _chat, "compare": _compare, "fit": _fit, "eval": _eval, "scenes": _scenes, "train toy": _train_toy, "train atp": _train_atp, "ablate": _ablate, "inspect": _inspect, "verify": _verify,
-             "methods": _methods, "tables": _tables, "cost": _cost, "bench": _bench}
+             "methods": _methods, "tables": _tables, "cost": _cost, "bench": _bench, "growth": _growth}

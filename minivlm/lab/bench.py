@@ -31,8 +31,7 @@ def measure(shape, pruners, checkpoint=None, text=64, steps=20, repeat=5, dtype=
     """
     device = device_of(device)
     counts = {name: _count(shape, pruner, text, dtype) for name, pruner in {"unpruned": None, **pruners}.items()}
-    model = load(checkpoint, dtype, device) if checkpoint else random(shape, dtype, device)
-    model.language_model.layers = model.language_model.layers[:shape.layers]
+    model = model_of(shape, checkpoint, dtype, device)
     pruners = {name: check(pruner, model) for name, pruner in pruners.items()}
     races, clock = {}, Clock(device)
     ids, pixels = _prompt(shape, text, dtype, device)
@@ -55,6 +54,13 @@ def _count(shape, pruner, text, dtype):
             raise
         return {}
     return dict(flops=dict(encode=held.encode, prefill=held.prefill), average=cost.average(held.visual), kv_bytes=held.kv_bytes)
+
+
+def model_of(shape, checkpoint, dtype, device):
+    """The checkpoint, or random weights of the shape, with as many decoder layers as the shape has."""
+    model = load(checkpoint, dtype, device) if checkpoint else random(shape, dtype, device)
+    model.language_model.layers = model.language_model.layers[:shape.layers]
+    return model
 
 
 @torch.no_grad()

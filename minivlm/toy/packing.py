@@ -29,13 +29,21 @@ def layout(device):
     return block.to(device), torch.cat([torch.arange(n) for n in sizes]).to(device)
 
 
-def pack(rng, worlds, hidden, mix=MIX):
+def _order(rng, B, block):
+    """(B, N) the patches of each picture, the first to hide first: in any order, or a block that grows from any place."""
+    if not block:
+        return rng.random((B, GRID ** 2)).argsort(axis=1)
+    patch, start = np.indices((GRID, GRID)).reshape(2, -1), rng.uniform(-0.5, GRID - 0.5, (B, 2, 1))
+    return abs(patch - start).max(axis=1).argsort(axis=1)
+
+
+def pack(rng, worlds, hidden, mix=MIX, block=False):
     """Text (B, T), labels (B, T) (the id that comes next; -1 where nothing is asked) and patches shown (B, k).
 
     `hidden`: how many of the patches are hidden. A question is not asked where what is left does not tell its answer.
     """
     B = len(worlds.scene)
-    shown = np.sort(rng.random((B, GRID ** 2)).argsort(axis=1)[:, hidden:], axis=1)                  # (B, k)
+    shown = np.sort(_order(rng, B, block)[:, hidden:], axis=1)                                       # (B, k)
     bright = np.zeros((B, GRID ** 2), bool)
     bright[np.arange(B)[:, None], shown] = True
     sure, perhaps = questions.visible(worlds, bright)

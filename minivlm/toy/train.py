@@ -12,7 +12,7 @@ Loss: cross entropy of the answer, 0.1 times that of </s>, 0.3 times the patch t
 Hiding. In the last part of stage 2, in `hide` of the steps, a random subset of all patches, of a random size, is dropped
 before the decoder, and the answers are those of what is left (see questions.visible). What is left keeps its positions or is
 closed up, by turns, as methods in the decoder and before it do. So the number of tokens tells nothing, and the subsets favour
-no kind of method.
+no kind of method. `hidden` has two rivals of it: a block of neighbours that grows from any place, and nothing.
 
 Optimiser. Muon (Jordan et al. 2024) for matrices inside the network: momentum 0.95, made orthogonal by five
 Newton-Schulz steps. Adam (0.9, 0.98) for embeddings, norms, biases and heads. In each stage a warm-up, then a line to zero.
@@ -41,6 +41,9 @@ from minivlm.toy.student import PATCHES, Student, config, pixels
 from pruning.base import UserError
 
 
+HIDING = ("patches", "blocks", "nothing")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the weights, but the precision of the machine."""
@@ -52,15 +55,16 @@ class Recipe:
     joint_batch: int = 24
     whole: float = 0.6                             # first share of stage 2, in which all patches are shown
     hide: float = 0.5                              # share of the steps after it with hidden patches
+    hidden: str = "patches"                        # of HIDING: drawn one by one, blocks of neighbours, or nothing
     warmup: int = 60                               # steps to the full rate, in each stage
     matrix_rate: float = 0.02                      # Muon's learning rate
     other_rate: float = 0.002                      # Adam's
     tower_share: float = 0.3                       # of both, for the tower in stage 2
 
 
-def joint_loss(student, rng, worlds, hidden, closed=False):
+def joint_loss(student, rng, worlds, hidden, closed=False, block=False):
     """Loss of stage 2 on a few pictures, and right and asked answers of each family (2, 8)."""
-    text, labels, shown = (x.to(student.llava.device) for x in pack(rng, worlds, hidden))
+    text, labels, shown = (x.to(student.llava.device) for x in pack(rng, worlds, hidden, block=block))
     seen, features = student.vision_loss(worlds, content=False)
     logits = student.answers(features, text, shown, closed).float()
     asked, ends = (labels >= 0) & (labels != ID["</s>"]), labels == ID["</s>"]
@@ -100,13 +104,14 @@ class Run:
     def _half(self, at, half, joint):
         """Gradients, loss and scores of one half of the batch. Both halves hide as many patches."""
         r, rng = self.recipe, np.random.default_rng((self.recipe.seed, 77, at))
-        hides = at >= r.vision_steps + r.whole * r.joint_steps and rng.random() < r.hide
+        hides = at >= r.vision_steps + r.whole * r.joint_steps and r.hidden != "nothing" and rng.random() < r.hide
         hidden, closed = (int(rng.integers(10, PATCHES - 10)), bool(rng.random() < 0.5)) if hides else (0, False)
         worlds = scenes.worlds("train", r.seed, 2 * at + half, (r.joint_batch if joint else r.vision_batch) // 2)
         counts = None
         with self._precision():
             if joint:
-                loss, counts = joint_loss(self.student, np.random.default_rng((r.seed, 78 + half, at)), worlds, hidden, closed)
+                own = np.random.default_rng((r.seed, 78 + half, at))
+                loss, counts = joint_loss(self.student, own, worlds, hidden, closed, r.hidden == "blocks")
             else:
                 loss, _ = self.student.vision_loss(worlds)
         params = self.optimiser.params
