@@ -60,6 +60,7 @@ def test_a_study_is_done_once(model, data, tmp_path, capsys):
     files = {path: path.read_text() for path in tmp_path.rglob("answers.jsonl")}
     assert study(model, tmp_path, RECIPE, data, items, CHOSEN) == first and {path: path.read_text() for path in files} == files
     assert len(files) == 4 and all(len(rows) == 16 for rows in first.values())
+    assert all((tmp_path / row.name / "kept.png").exists() for row in CHOSEN)
     told = {row["row"]: row for row in facts(first, items, CHOSEN)}
     assert told["none"]["visual"] == [144] * 8 and told["fixed-1-2"]["visual"] == [144, 36, 36, 18, 18, 18, 9, 9]
     assert set(told["adaptive"]["against"]) == {"fixed-1-2", "frozen"} and read(tmp_path / "frozen").module is not None

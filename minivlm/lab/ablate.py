@@ -1,7 +1,7 @@
 """ATP's Tables 1 to 5 on a model of one's own: every row trained the same way, on the drawn world, and scored there.
 
-DIR/ROW holds what a row's training left, DIR/ROW/answers.jsonl its answers: what is there is not done again, so that an
-interrupted study goes on. Layers and budgets are the paper's shares of depth and tokens (before layers 4, 14, 24 of 32; 144 and
+DIR/ROW holds what a row's training left, answers.jsonl its answers, kept.png what it keeps of two scenes: what is trained and
+answered is not done again, so that an interrupted study goes on. Layers and budgets are the paper's shares of depth and tokens (before layers 4, 14, 24 of 32; 144 and
 88 of 576 tokens). The paper's rows have the 2-D rotary embedding ("PP"), but for those with a frozen decoder, which would have
 to know it already. The decoder here has learnt one dimension: to keep position ids stands for PP, and "2d" is a row of its own.
 """
@@ -80,7 +80,10 @@ def study(source, folder, recipe, data, items, rows=ROWS):
         own = replace(recipe, target=row.share * N, freeze_lm=row.frozen)
         print(f"{row.name}: trained to {own.target:g} of {N} tokens in a layer", flush=True)
         train_atp.train(model, method(row, depth, N), own, data, here, resume=(here / "state.safetensors").exists())
-        found[row.name] = answers(model.requires_grad_(False), Contestant(row.name, None, modules.read(here)), items, here)
+        pruner = modules.read(here)
+        found[row.name] = answers(model.requires_grad_(False), Contestant(row.name, None, pruner), items, here)
+        with torch.inference_mode():
+            picture(model, pruner, items).save(here / "kept.png")
     return found
 
 
