@@ -31,12 +31,15 @@ class Schedule(Pruner):
             raise UserError(f"{name} cannot be scheduled: only a method of the decoder with a layer and a keep, like FastV, can")
         if self.method.rerank:
             raise UserError(f"{name} ranks again at each generated token, which goes with one layer alone: not in a schedule")
+        if getattr(self.method, "stages", ()):
+            raise UserError(f"{name} has stages of its own, {self.method.stages}: give those or a schedule, not both")
         check_stages("Schedule", self)
 
     needs = property(lambda self: self.method.needs)
     rows = property(lambda self: self.method.rows)
     across_heads = property(lambda self: self.method.across_heads)
     positions = property(lambda self: self.method.positions)
+    prune_past_kv = property(lambda self: self.method.prune_past_kv)
     preconditions = property(lambda self: self.method.preconditions)
     laws = property(lambda self: self.method.laws - {"budget"})    # which is that of the last layer
 
@@ -47,8 +50,8 @@ class Schedule(Pruner):
         return tuple(sorted({l for stage in self._stages() for l in stage.mask_at(layers)}))
 
     def mask(self, tokens, query, key, causal):
-        stage = next(s for s in self._stages() if s.layer > tokens.layer)
-        return stage.mask(tokens, query, key, causal)
+        stages = self._stages()
+        return next((s for s in stages if s.layer > tokens.layer), stages[-1]).mask(tokens, query, key, causal)
 
     def budget(self, n):
         """Visual tokens left of n after the last layer."""

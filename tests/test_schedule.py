@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from golden import golden, prompt, run, tiny_decoder
+from pruning.asap import ASAP
 from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
 from pruning.controls import AveragePool, Blind, DownSample, Last, MaxPool3x3, Random, Skip, Uniform
 from pruning.divprune import DivPrune
@@ -153,6 +154,16 @@ def test_a_method_that_masks():
     assert [pruner.reduce(entering([.1] * 8, layer)).keep.tolist() for layer in (2, 5)] == [[2, 4], [5, 2]]
 
 
+def test_asap_in_a_schedule():
+    """Its mask may be asked for in layers after the last cut; and what it drops from the caches before, a schedule drops."""
+    model, given = llava(layers=6), (QUESTION, [picture(llava(layers=6))])
+    stages = (2, 4), (8, 4)
+    plain, masked, past = (prefill(model, *given, Schedule(method, *stages)) for method in
+                           (ASAP(), ASAP(bidir_layers=(1, 3, 4)), ASAP(prune_past_kv=True)))
+    assert masked[2].visual == plain[2].visual and not masked[0].equal(plain[0])
+    assert len(set(past[1].lengths)) == 1 < len(set(plain[1].lengths))
+
+
 def test_laws_of_a_schedule():
     """What its method promises, but for the number, which is that of the last layer alone."""
     pruner = Schedule(FastV(), (2, 4), (4, 2))
@@ -165,6 +176,7 @@ def test_laws_of_a_schedule():
     (lambda: Schedule(VTW()), "VTW cannot be scheduled"), (lambda: Schedule(VisPruner()), "VisPruner cannot"),
     (lambda: Schedule(FitPrune()), "FitPrune cannot"), (lambda: Schedule(Random(site="embed")), "Random cannot"),
     (lambda: Schedule(FastV(mode="mask", rerank_decode=True)), "FastV ranks again"), (lambda: Schedule(FastV(), (4, 14)), "2 layers and 3"),
+    (lambda: Schedule(ASAP(stages=((2, .5),))), "stages of its own"),
     (lambda: Schedule(FastV(), (4, 4), (.5, .2)), "must rise"), (lambda: Schedule(FastV(), (4,), (0,)), "keep 0 is out"),
     (lambda: Schedule(FastV(), (4,), (.5,), "up"), "'up'")])
 def test_bad_schedules(build, told):
