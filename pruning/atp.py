@@ -123,6 +123,8 @@ class ATP(Pruner):
             return Reduction(top(S_redundant, self.counts[i]), score=S_redundant)
         S_spatial = self.spatial_pruning_score(tokens.cell)
         theta_r, theta_s = self.thresholds(i, S_self, S_cross, tokens.origin, tokens.entered)
+        if (theta_r + theta_s).isnan():    # nothing would pass them
+            raise UserError("ATP: the attention or the module contains NaN: the model overflowed; load it in float32 or bfloat16")
         passes = torch.stack(self.above(S_redundant, S_spatial, theta_r, theta_s)) >= 0            # (1 or 2, n)
         k = max(int(passes.any(dim=0).sum()), min(self.min_keep, tokens.n))
         keep = top(S_redundant.masked_fill(passes.any(dim=0), torch.inf), k)       # (k,)

@@ -457,6 +457,16 @@ def test_what_a_prompt_cannot_meet():
         ATP(told(.5, .5, 1), (4,)).reduce(ends)
 
 
+@pytest.mark.parametrize("score", ["both", "self", "cross"])
+@pytest.mark.parametrize("broken", ["attn", "module"])
+def test_thresholds_that_are_nan(score, broken):
+    """NaN in the attention of the text, or in the module's weights: nothing passed, and min_keep tokens were left without a word."""
+    tokens, made = seen([0., 1, 2], [.1, .2, .3], grid(1, 3)), told(.5, .2, 3)
+    (tokens.attn[0, -1, 2:3] if broken == "attn" else made[0].linear.weight).fill_(torch.nan)
+    with pytest.raises(UserError, match="NaN"):
+        ATP(made, (4,), score=score).reduce(tokens)
+
+
 def test_a_module_for_another_model(tmp_path):
     model = llava(blocks=2, layers=32)
     model.folder = tmp_path
