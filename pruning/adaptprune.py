@@ -47,7 +47,8 @@ class AdaptPrune(Pruner):
         if self.keys not in ("raw", "normed") or self.newline not in ("rank_plain", "always_keep"):
             raise UserError(f'AdaptPrune: keys is "raw" or "normed", newline "rank_plain" or "always_keep"; got {self.keys!r}, '
                             f"{self.newline!r}")
-        if min(self.sigma_d, self.sigma_s, 1 if self.sigma_correction is None else self.sigma_correction) <= 0:
+        sigma_correction = 1 if self.sigma_correction is None else self.sigma_correction
+        if not all(sigma > 0 for sigma in (self.sigma_d, self.sigma_s, sigma_correction)):
             raise UserError("AdaptPrune: sigma_d, sigma_s and sigma_correction must be above 0")
         if self.layer < 1 or not self.distance_limit >= 0:
             raise UserError("AdaptPrune: layer is at least 1 (before layer 0 there is no attention), distance_limit at least 0")

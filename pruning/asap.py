@@ -64,6 +64,8 @@ class ASAP(SGBiMask):
             raise UserError(f"ASAP: layers rise from 1 on, as before layer 0 there is no attention to rank by; got {layers}")
         if self.bidir_layers and not (self.bidirectional and self.apply_to_output):
             raise UserError("ASAP: bidir_layers needs bidirectional and apply_to_output: without them no layer has the mask")
+        if self.threshold != self.threshold:
+            raise UserError("ASAP: threshold is a cosine, not NaN")
         self.budget(2 ** 20)           # what no prompt can meet fails here, before the model runs
 
     @property

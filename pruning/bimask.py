@@ -44,7 +44,8 @@ class SGBiMask(Pruner):
 
     def mask(self, tokens, query, key, causal):
         mask = causal.expand(query.shape[-3] if self.per_head else 1, -1, -1).clone()              # (1 or H, T, T)
-        for image in images(tokens.visual):
+        whole = query.shape[-2] == len(tokens.hidden)              # the last layer asks for the last row alone: text, causal
+        for image in images(tokens.visual) if whole else ():
             s_hat = self.saliency(query[..., image, :], key[..., image, :], self.per_head)[1]      # (1 or H, m)
             penalty = (self.lambda_max * s_hat).clamp_min(self.eps).log()[..., None, :]            # (1 or H, 1, m)  of lambda_j
             span = mask[..., image, image]                                         # (1 or H, m, m)
@@ -62,6 +63,8 @@ class SGBiMask(Pruner):
         grouped = asked.unflatten(0, (len(key), -1))                               # (Hk, H/Hk, m or 1, Dh)
         s = (grouped * key[:, None]).sum(dim=-1).flatten(0, 1) / key.shape[-1] ** 0.5              # (H, m)  Eq. 2
         s = s if per_head else s.mean(dim=0, keepdim=True)
+        if not s.isfinite().all():
+            raise UserError("the queries or keys contain NaN or infinity: the model overflowed; load it in float32 or bfloat16")
         if self.saliency_floor is not None:
             s = s.clamp_min(self.saliency_floor)
         s_min, s_max = s.amin(dim=-1, keepdim=True), s.amax(dim=-1, keepdim=True)

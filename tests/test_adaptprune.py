@@ -274,7 +274,8 @@ def test_options_differ(option):
     assert kept(tokens, keep=.3, **option) != kept(tokens, keep=.3)
 
 
-@pytest.mark.parametrize("option", [dict(sigma_d=0.), dict(sigma_s=-1.), dict(sigma_correction=0.), dict(distance_limit=-1),
+@pytest.mark.parametrize("option", [dict(sigma_d=0.), dict(sigma_s=-1.), dict(sigma_correction=0.), dict(sigma_s=float("nan")),
+                                    dict(sigma_correction=float("nan")), dict(distance_limit=-1),
                                     dict(distance_limit=float("nan")), dict(layer=0), dict(keys="rope"), dict(newline="drop"),
                                     dict(keep=0), dict(keep=1.5), dict(rounding="up")])
 def test_bad_options(option):

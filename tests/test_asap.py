@@ -360,7 +360,7 @@ def test_scoring_only():
 @pytest.mark.parametrize("option", [dict(lambda_max=0.), dict(lambda_max=1.5), dict(eps=0.), dict(saliency_rows="text"),
                                     dict(layer=0),
                                     dict(keep=0), dict(keep=1.2), dict(rounding="up"), dict(rank_query="first"),
-                                    dict(chain="loop"), dict(route="near"), dict(stages=((4, .5), (2, .2))),
+                                    dict(threshold=float("nan")), dict(chain="loop"), dict(route="near"), dict(stages=((4, .5), (2, .2))),
                                     dict(stages=((0, .5),)), dict(stages=((2, 0),)), dict(stages=((2,),)), dict(stages=(2, .5)),
                                     dict(bidir_layers=(1,), apply_to_output=False)])
 def test_bad_options(option):
@@ -586,6 +586,28 @@ def test_overflow_is_named():
     for value in (INF, float("nan")):
         with pytest.raises(UserError, match="finite"):
             method.reduce(replace(tokens, hidden=tokens.hidden.index_fill(0, tokens.visual[:1], value)))
+
+
+@pytest.mark.parametrize("value", [INF, float("nan")])
+@pytest.mark.parametrize("which", ["all", "last", "saliency"])
+def test_overflow_of_a_query_is_named(which, value):
+    """One query overflows and the rows that rank are finite: saliency was then NaN, which absorbed at random, or kept one token twice."""
+    method = ASAP(keep=6, rank_query=which)
+    tokens = drawn(method)
+    query = tokens.turned_query.clone()
+    query[0, tokens.visual[3], 0] = value
+    with pytest.raises(UserError, match="queries or keys contain NaN"):
+        method.reduce(replace(tokens, turned_query=query))
+    with pytest.raises(UserError, match="queries or keys contain NaN"):
+        method.mask(tokens, query, tokens.turned_key, causal(len(tokens.hidden)))
+
+
+@pytest.mark.parametrize("rows", ["all", "causal"])
+def test_mask_in_the_last_layer(rows):
+    """The last layer computes the last row alone, which the mask leaves as it is: with the mask there too nothing changes."""
+    model, given = llava(layers=4), (ids(3, MARK, 4), [picture(llava(layers=4))])
+    once, twice = (ASAP(keep=6, saliency_rows=rows, bidir_layers=layers) for layers in ((1,), (1, 3)))
+    torch.testing.assert_close(prefill(model, *given, once)[0], prefill(model, *given, twice)[0], atol=1e-5, rtol=0)
 
 
 def test_average():
