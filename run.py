@@ -90,7 +90,7 @@ def compare_(args):
     print("\n".join([asked, "", *compare.lines(told)]))
     if args.out:
         box = model.processor.box(*image.size)
-        session.save(args.out, compare.picture(runs, image, box, asked, evidence=known.get("evidence", ())).save)
+        session.save(args.out, compare.picture(runs, image, box, asked, evidence=known.get("evidence", ()), maps=args.maps).save)
     if args.json:
         session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
 

@@ -37,6 +37,19 @@ def test_every_method_in_one_table_and_on_one_sheet(capsys, tmp_path):
     assert Image.open(tmp_path / "a.png").width > 1000
 
 
+def test_maps_of_each_method(capsys, tmp_path):
+    """Below what each kept a row of what ASAP and AdaptPrune ranked by, and one of what ASAP merged; `last` has neither."""
+    high = {}
+    for methods in ("last", "last,adaptprune", "last,adaptprune,asap"):
+        for maps in ([], ["--maps"]):
+            words = [*COMPARE, "--method", methods, "--keep", "4", "--out", tmp_path / "a.png", *maps]
+            assert done(capsys, *words)[0] == 0
+            high[methods, bool(maps)] = Image.open(tmp_path / "a.png").height
+    assert high["last", True] == high["last", False] == high["last,adaptprune", False]
+    one, two = (high[methods, True] - high[methods, False] for methods in ("last,adaptprune", "last,adaptprune,asap"))
+    assert one > 300 and two > 1.8 * one
+
+
 def test_one_average_for_all(capsys, tmp_path):
     """On average 12 of 16 in three layers: FastV keeps 4 from layer 2 on, DivPrune 12 in all."""
     status, _, _ = done(capsys, *COMPARE, "--method", "fastv,divprune", "--average", "12", "--json", tmp_path / "a.json")

@@ -85,6 +85,7 @@ def _compare(add):
     add("--average", type=float, metavar="A", help="visual tokens entering a layer on average: each method solves for its budget")
     add("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
     add("--out", metavar="PNG", help="draw what each method kept")
+    add("--maps", action="store_true", help="draw as well what each ranked by, and what it merged")
     add("--json", metavar="FILE", help="write the table as JSON")
     _length(add)
     _model(add)

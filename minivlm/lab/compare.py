@@ -92,9 +92,14 @@ def lines(told):
                f"{'{:3} of {:<3}'.format(*row['evidence']) + ' ' if known else ''}{row['agreement']:12}  {report.runs(row['visual'])}; {' '.join(row['answer'].split())}")
 
 
-def picture(runs, image, box, header, index=0, columns=4, evidence=()):
-    """One sheet: for each method the picture after its last reduction, with its name and answer below, evidence outlined."""
+def picture(runs, image, box, header, index=0, columns=4, evidence=(), maps=False):
+    """One sheet: for each method the picture after its last reduction, with its name and answer below, evidence outlined.
+
+    With maps, below it what the method ranked by there and what it merged.
+    """
     shown = [run for run in runs if not run.why_not]
-    panels = [draw.panels(image, box, run.trace, index, f"{run.name}: {run.answer}", on_patches(run.trace.cells, evidence).tolist())[-1]
-              for run in shown]
-    return draw.sheet([panels[i:i + columns] for i in range(0, len(panels), columns)], header)
+    kinds = (draw.panels, draw.score_maps, draw.merge_maps) if maps else (draw.panels,)
+    drawn = [[kind(image, box, run.trace, index, f"{run.name}: {run.answer}", on_patches(run.trace.cells, evidence).tolist())[-1]
+              for run in shown] for kind in kinds]
+    rows = [row[i:i + columns] for i in range(0, len(shown), columns) for row in drawn]
+    return draw.sheet([row for row in rows if any(row)], header)
