@@ -392,14 +392,30 @@ def test_batched_is_one_by_one():
         torch.testing.assert_close(both[b], one, atol=1e-5, rtol=1e-4)
 
 
+@SETTINGS
+@given(st.integers(0, 999), st.sampled_from([.25, 4., 64.]), st.integers(-8, 8), st.sampled_from(["minmax", "rank"]))
+def test_scale_of_the_scores(seed, factor, shift, norm):
+    """Logits times a factor plus a number, attention times a factor: the same scores, thresholds and tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = seen([0.] * 16, [0.] * 16, grid(4, 4), system=2)
+    tokens = replace(tokens, logits=torch.randn(tokens.logits.shape, generator=generator),
+                     attn=torch.rand(tokens.attn.shape, generator=generator))
+    moved = replace(tokens, logits=factor * tokens.logits + shift, attn=factor * tokens.attn)
+    one, two = (ATP(thresholds(), score_norm=norm).reduce(t) for t in (tokens, moved))
+    torch.testing.assert_close(one.score, two.score, atol=1e-4, rtol=0)
+    assert one.keep.equal(two.keep)
+
+
 @pytest.mark.parametrize("detach", [False, True])
+@SETTINGS
+@given(seed=st.integers(0, 999))
 @torch.enable_grad()
-def test_gradients_reach_every_parameter(detach):
+def test_gradients_reach_every_parameter(detach, seed):
     """Of both heads and what they read; through the scores too, unless they are detached (then through S_redundant alone)."""
     module = nn.ModuleList([Thresholds(16, 8), Thresholds(16, 8)])
     for p in module.parameters():
-        nn.init.normal_(p, std=.3, generator=torch.Generator().manual_seed(p.numel()))
-    logits = torch.randn(1, 21, 21, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(p.numel() + seed))  # near .5: each passes some
+    logits = torch.randn(1, 21, 21, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     attn, is_text = logits.softmax(dim=-1), (torch.arange(21) >= 18).float()
     atp, mask = ATP(module, (4, 14), temperature=5., detach_scores=detach), torch.ones(16)
     for k in range(2):
