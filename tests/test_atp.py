@@ -352,31 +352,43 @@ def test_soft_mask_of_zeros_and_ones_is_hard_pruning():
     torch.testing.assert_close(torch.cat([soft[:3], soft[kept], soft[-5:]]), hard, atol=1e-4, rtol=0)
 
 
-@SETTINGS
-@given(st.integers(0, 999))
-def test_soft_mask_tends_to_the_hard_one(seed):
-    """As T grows, the distance to what `reduce` keeps falls; at 1e6 it is that of tokens at a threshold, of which there are none.
-    So do the second module's scores, which tokens that are gone do not enter."""
+def distances(seed, temperatures):
+    """Mean distance of the soft masks after two modules from what `reduce` keeps, [[first, second]] of each temperature.
+
+    Of the second module's scores too, which tokens that are gone do not enter. No soft mask grows again.
+    """
     generator = torch.Generator().manual_seed(seed)
     T, visual = 21, torch.arange(2, 18)
     logits = torch.randn(2, T, T, generator=generator)
     attn = (logits + torch.full((T, T), -torch.inf).triu(1)).softmax(dim=-1)
     tokens = Tokens(torch.zeros(T, 2), torch.arange(T), visual, grid(4, 4), torch.arange(16), T, prompt=torch.zeros(T, 2), layer=4,
                     attn=attn, logits=logits)
-    kept, is_text, distances = [], (torch.arange(T) >= 18).float(), []
-    atp = ATP(thresholds())
+    is_text, atp = (torch.arange(T) >= 18).float(), ATP(thresholds())
     first = atp.reduce(tokens)
     after = tokens.reduced(first)
     rows = torch.cat([torch.arange(2), visual[first.keep], torch.arange(18, T)])
     second = atp.reduce(replace(after, layer=14, logits=logits[:, rows][..., rows], attn=attn[:, rows][..., rows]))
-    for temperature in (10., 100., 1e6):
+    wanted = [torch.zeros(16).index_fill(0, kept, 1) for kept in (first.keep, first.keep[second.keep])]
+    for temperature in temperatures:
         soft = replace(atp, temperature=temperature)
         mask = soft.soft_mask(0, logits, attn, visual, is_text, grid(4, 4), torch.ones(16))
         twice = soft.soft_mask(1, logits, attn, visual, is_text, grid(4, 4), mask)
         assert (twice <= mask).all() and (mask <= 1).all()
-        wanted = torch.zeros(16).index_fill(0, first.keep, 1), torch.zeros(16).index_fill(0, first.keep[second.keep], 1)
-        distances.append([(a - b).abs().mean().item() for a, b in zip((mask, twice), wanted)])
-    assert distances[0][0] >= distances[1][0] >= distances[2][0] and max(distances[2]) < 1e-3, distances
+        yield [(a - b).abs().mean().item() for a, b in zip((mask, twice), wanted)]
+
+
+@SETTINGS
+@given(st.integers(0, 999))
+def test_soft_mask_tends_to_the_hard_one(seed):
+    """As T grows, the distance to what `reduce` keeps falls; at 1e6 it is that of tokens at a threshold, of which there are none."""
+    far = list(distances(seed, (10., 100., 1e6)))
+    assert far[0][0] >= far[1][0] >= far[2][0] and max(far[2]) < 1e-3, far
+
+
+def test_how_far_the_soft_mask_is_from_the_hard_one():
+    """Mean over 40 prompts, after the first module and the second: .192, .144 at T = 10; .018, .019 at the default 100; .001 at 1000."""
+    far = torch.tensor([list(distances(seed, (10., 100., 1000.))) for seed in range(40)]).mean(dim=0)
+    torch.testing.assert_close(far, torch.tensor([[.192, .144], [.018, .019], [.001, 0]]), atol=.002, rtol=0)
 
 
 def test_batched_is_one_by_one():
