@@ -45,15 +45,17 @@ class ASAP(SGBiMask):
     route: str = "similar"             # of several anchors, the most "similar" or the most "salient"
     salvage: bool = True               # Budget Reallocation
     salvage_dedup: bool = False        # salvage only what is not redundant with what is there
+    position_ids: str = "keep"         # of survivors, merged ones too: their own, "keep", or "renumber"
     prune_past_kv: bool = False        # drop from the caches of layers ..K-1 too: Table 4's storage is just that
 
     rows = "all"
     across_heads = "mean"
+    positions = property(lambda self: self.position_ids)
 
     def __post_init__(self):
         super().__post_init__()
         known = dict(rank_query=("all", "visual", "text", "last", "saliency"), chain=("anchor", "root", "cascade", "literal"),
-                     route=("similar", "salient"))
+                     route=("similar", "salient"), position_ids=("keep", "renumber"))
         for name, words in known.items():
             if getattr(self, name) not in words:
                 raise UserError(f"ASAP: {name} is one of {', '.join(words)}; got {getattr(self, name)!r}")

@@ -360,7 +360,7 @@ def test_scoring_only():
 @pytest.mark.parametrize("option", [dict(lambda_max=0.), dict(lambda_max=1.5), dict(eps=0.), dict(saliency_rows="text"),
                                     dict(layer=0),
                                     dict(keep=0), dict(keep=1.2), dict(rounding="up"), dict(rank_query="first"),
-                                    dict(threshold=float("nan")), dict(chain="loop"), dict(route="near"), dict(stages=((4, .5), (2, .2))),
+                                    dict(threshold=float("nan")), dict(chain="loop"), dict(route="near"), dict(position_ids="2d"), dict(stages=((4, .5), (2, .2))),
                                     dict(stages=((0, .5),)), dict(stages=((2, 0),)), dict(stages=((2,),)), dict(stages=(2, .5)),
                                     dict(bidir_layers=(1,), apply_to_output=False)])
 def test_bad_options(option):
@@ -626,6 +626,14 @@ def test_does_not_wait_for_each_token():
             method.reduce(tokens)
         counts.append(waits.count)
     assert counts[0] == counts[1] > 0
+
+
+def test_position_ids():
+    """Three words, 16 patches, four words: 6 tokens stay. Kept ids go on at 23 in all layers; renumbered ones, after the cut, at 13."""
+    model, given = llava(layers=4), (ids(3, MARK, 4), [picture(llava(layers=4))])
+    (a, own, _), (b, new, _) = (prefill(model, *given, ASAP(keep=6, position_ids=which)) for which in ("keep", "renumber"))
+    assert own.lengths == new.lengths == [23, 23, 13, 13] and not torch.allclose(a, b, atol=1e-4)
+    assert [layer.next for layer in own.layers] == [23] * 4 and [layer.next for layer in new.layers] == [23, 23, 13, 13]
 
 
 def test_past_keys_and_values():
