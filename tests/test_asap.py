@@ -360,7 +360,8 @@ def test_scoring_only():
 @pytest.mark.parametrize("option", [dict(lambda_max=0.), dict(lambda_max=1.5), dict(eps=0.), dict(saliency_rows="text"),
                                     dict(layer=0),
                                     dict(keep=0), dict(keep=1.2), dict(rounding="up"), dict(rank_query="first"),
-                                    dict(threshold=float("nan")), dict(chain="loop"), dict(route="near"), dict(position_ids="2d"), dict(stages=((4, .5), (2, .2))),
+                                    dict(threshold=float("nan")), dict(chain="loop"), dict(route="near"), dict(position_ids="2d"),
+                                    dict(stages=((4, .5), (2, .2))),
                                     dict(stages=((0, .5),)), dict(stages=((2, 0),)), dict(stages=((2,),)), dict(stages=(2, .5)),
                                     dict(bidir_layers=(1,), apply_to_output=False)])
 def test_bad_options(option):

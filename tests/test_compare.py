@@ -102,11 +102,14 @@ def test_agreement():
 
 
 def test_all_leaves_out_what_cannot():
-    """With "all" a method that cannot meet the budget is reported, and one without a keep has its own schedule."""
+    """With "all" a method that cannot meet the budget is reported; among several one without a keep has its own schedule, alone it is asked for."""
     made = build_all("all", "4", None, [], 16, 3)
     assert isinstance(build_all("all", "99", None, [], 16, 3)["fastv"], UserError)
     assert isinstance(build_all("all", None, 1.0, [], 16, 3)["fastv"], UserError)
     assert made["vtw"] == METHODS["vtw"]() and made["fastv"] == FastV(keep=4)
+    assert build_all("vtw,fastv", "4", None, [], 16, 3) == {name: made[name] for name in ("vtw", "fastv")}
+    with pytest.raises(UserError, match="keep"):
+        build_all("vtw", "4", None, [], 16, 3)
 
 
 def test_lists_of_pairs():

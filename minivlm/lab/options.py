@@ -45,13 +45,13 @@ def own_settings(folder):
 def build_all(names, keep, average, settings, n, layers, parts=None, own=MappingProxyType({})):
     """{name: pruner} of "all" or "a,b,..", each with this keep or average; with "all" a UserError in place of one that cannot.
 
-    With "all", methods without a keep of their own have their own schedule. Settings are "method.option=value".
+    Among several, methods without a keep have their own schedule. Settings are "method.option=value".
     """
     chosen = list(METHODS) if names == "all" else names.split(",")
     given, pruners = share(settings, chosen), {}
     for name in chosen:
         try:
-            pruner = build(name, keep if names != "all" or takes_keep(name) else None, given[name], own=own)
+            pruner = build(name, keep if len(chosen) == 1 or takes_keep(name) else None, given[name], own=own)
             pruners[name] = averaged(pruner, average, n, layers, parts)
         except UserError as error:
             if names != "all":
