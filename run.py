@@ -46,7 +46,7 @@ def ask(args):
         session.save(args.out, draw.sheet(rows, header=f"{question}  {answer}").save)
     if args.json:
         told = dict(model=str(args.model), images=pictures, question=question, answer=answer, **report.facts(talk))
-        session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+        session.save_json(args.json, told)
 
 
 def chat(args):
@@ -91,8 +91,7 @@ def compare_(args):
     if args.out:
         box = model.processor.box(*image.size)
         session.save(args.out, compare.picture(runs, image, box, asked, evidence=known.get("evidence", ()), maps=args.maps).save)
-    if args.json:
-        session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+    session.save_json(args.json, told)
 
 
 def fit_(args):
@@ -108,9 +107,7 @@ def fit_(args):
 def eval_(args):
     """Score the model on a task, unpruned and under methods: accuracy, and what pruning costs on the same questions, with intervals."""
     session.writable(args.out, ".json")
-    for name in ("count", "draws", "processes", "max_new_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a number from 1 on")
+    session.positive(args, "count", "draws", "processes", "max_new_tokens")
     items = tasks.TASKS[args.task](args.data, args.split, args.count, args.seed)
     with parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
@@ -125,7 +122,7 @@ def eval_(args):
         told = dict(recipe=recipe, questions=len(items), contestants=score.facts(items, entered, rows))
         print("\n".join(score.lines(told)))
         if args.out:
-            session.save(args.out, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+            session.save_json(args.out, told)
             session.save(Path(args.out).with_suffix(".png"), curves.curves(told).save)
 
 
@@ -183,7 +180,7 @@ def ablate_(args):
     found = ablate.study(shipped.model_or(args.model), args.out, recipe, Instructions("toy"), items, rows)
     told = ablate.facts(found, items)
     print("\n".join(ablate.lines(told)))
-    session.save(Path(args.out) / "tables.json", lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+    session.save_json(Path(args.out) / "tables.json", told)
 
 
 def inspect_(args):
@@ -237,9 +234,7 @@ def bench_(args):
     """Measure encoding, prefill, decoding and memory, unpruned and under methods, beside what the counted FLOPs predict."""
     session.writable(args.out, ".png")
     session.writable(args.json)
-    for name in ("text", "repeat", "steps", "threads"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: give a number from 1 on")
+    session.positive(args, "text", "repeat", "steps", "threads")
     torch.set_num_threads(args.threads)
     shape = shapes.shape_of(args.shape or (None if args.model else "small"), args.model, args.layers)
     chosen = (args.method, args.keep, args.average) if args.method or args.keep or args.average or args.schedule else ("fastv,divprune", "0.25", None)
@@ -250,8 +245,7 @@ def bench_(args):
     if rank:
         return
     print("\n".join(verdict.lines(told)))
-    if args.json:
-        session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+    session.save_json(args.json, told)
     if args.out:
         session.save(args.out, plot.plot(told).save)
 
@@ -259,22 +253,13 @@ def bench_(args):
 def growth_(args):
     """Measure how time and memory grow with the tokens of a prompt, with the tokens decoded, and with one prompt after another."""
     session.writable(args.json)
-    for name in ("decode", "prompts", "repeat", "threads"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: give a number from 1 on")
-    try:
-        lengths = [int(part) for part in args.tokens.split(",")]
-    except ValueError:
-        raise UserError(f"--tokens {args.tokens}: give numbers with commas") from None
-    if min(lengths) < 2:
-        raise UserError(f"--tokens {args.tokens}: prompts have at least 2 tokens")
+    session.positive(args, "decode", "prompts", "repeat", "threads")
     torch.set_num_threads(args.threads)
     shape = shapes.shape_of(args.shape or (None if args.model else "small"), args.model, args.layers)
     model = bench.model_of(shape, args.model, getattr(torch, args.dtype), device_of(args.device))
-    told = dict(growth.facts(shape, model, args.dtype, args.repeat), **growth.measure(model, lengths, args.decode, args.prompts, args.repeat))
+    told = dict(growth.facts(shape, model, args.dtype, args.repeat), **growth.measure(model, args.tokens, args.decode, args.prompts, args.repeat))
     print("\n".join(growth.lines(told)))
-    if args.json:
-        session.save(args.json, lambda path: Path(path).write_text(json.dumps(told, indent=1)))
+    session.save_json(args.json, told)
 
 
 COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "eval": eval_, "scenes": scenes_, "train toy": train_toy,

@@ -61,7 +61,7 @@ def test_the_command(capsys, tmp_path):
     assert "the bytes read grow" in out and json.loads((tmp_path / "a.json").read_text())["rows"][1]["tokens"] == 16
 
 
-@pytest.mark.parametrize("words, told", [(["--tokens", "8,x"], "8,x"), (["--tokens", "1"], "at least 2"), (["--decode", "0"], "--decode 0"),
+@pytest.mark.parametrize("words, told", [(["--tokens", "8,x"], "8,x"), (["--tokens", "1"], "from 2 on"), (["--decode", "0"], "--decode 0"),
                                          (["--tokens", "9999999"], "context"), (["--json", "/no/such/folder/a.json"], "/no/such/folder")])
 def test_bad_input_is_one_line(capsys, words, told):
     status, out, err = done(capsys, "growth", "--model", MODEL, "--threads", "1", *words)

@@ -240,7 +240,7 @@ def _bench(add):
 
 def _growth(add):
     _shape(add, "small")
-    add("--tokens", default="160,320,640,1280,2560", metavar="T,T,..", help="tokens of the prompts (default: 160,320,640,1280,2560)")
+    add("--tokens", type=_lengths, default="160,320,640,1280,2560", metavar="T,T,..", help="tokens of the prompts (default: 160,320,640,1280,2560)")
     add("--decode", type=int, default=1000, metavar="N", help="tokens after the first of them (default: 1000)")
     add("--prompts", type=int, default=50, metavar="N", help="prompts in a row (default: 50)")
     add("--repeat", type=int, default=3, help="rounds; medians are shown (default: 3)")
@@ -248,6 +248,16 @@ def _growth(add):
     add("--threads", type=int, default=2)
     add("--json", metavar="FILE", help="write every number")
     _device(add)
+
+
+def _lengths(text):
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        lengths = [0]
+    if min(lengths) < 2:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers from 2 on, with commas")
+    return lengths
 
 
 def _method(add):

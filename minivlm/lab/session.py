@@ -1,5 +1,6 @@
 """What several commands do: open the model, begin a conversation, stream an answer, write a result whole or not at all."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -89,9 +90,22 @@ def writable(path, suffix=None):
         raise UserError(f"{path} cannot be written: name a file in a folder that exists")
 
 
+def positive(args, *names):
+    """UserError where one of these options is a number below 1."""
+    for name in names:
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise UserError(f"--{name.replace('_', '-')} {number}: give a number from 1 on")
+
+
 def save(path, write):
     """Write beside the place and move there, so that an interruption leaves no half file."""
     beside = Path(path).with_name("." + Path(path).name)
     write(beside)
     beside.replace(path)
     print(f"wrote {path}")
+
+
+def save_json(path, told):
+    """Write plain data there; nothing where no path was given."""
+    if path:
+        save(path, lambda beside: beside.write_text(json.dumps(told, indent=1)))
