@@ -12,8 +12,8 @@ from minivlm.toy import questions
 from minivlm.toy.questions import FAMILIES, ID, TEMPLATES
 from minivlm.toy.scenes import GRID
 
-MIX = ("exist", "exist", "color", "shape", "count", "count", "count", "relpos", "relpos", "relpos", "read", "read", "scene",
-       "abspos", "abspos")                         # what is learned late is asked most
+MIX = ("exist", "exist", "color", "shape", "count", "count", "count", "count", "relpos", "relpos", "relpos", "read", "read",
+       "scene", "abspos", "abspos")                # what is learned late is asked most
 PREFIX = [ID["<s>"], ID["user"], ID[":"]]
 
 

@@ -53,7 +53,7 @@ def worlds(name, seed, batch, count):
     rng = np.random.default_rng((seed, SETS.index(name), batch))
     shape, color = _kinds(rng, name, count)
     present = np.concatenate([np.arange(OBJECTS) < rng.integers(3, OBJECTS + 1, (count, 1)),
-                              rng.random((count, 2)) < 0.6], axis=1)
+                              rng.random((count, 2)) < 0.85], axis=1)
     glyph = rng.integers(len(GLYPHS), size=(count, 2))
     size = rng.integers(len(SIZES), size=(count, OBJECTS))
     side = np.concatenate([np.array(SIZES)[size], np.full((count, 2), 13)], axis=1)

@@ -5,7 +5,7 @@ each patch, what it shows (none, a shape, a sign), its colour (a sign's too), it
 from the CLS row at the top, as in CLIP, which objects and which scene the picture has. Without the target for the place,
 features learn none, and no decoder learns left from right.
 
-Stage 2, joint. Tower, projector and decoder answer questions. One picture carries 15 of them: each question sees the
+Stage 2, joint. Tower, projector and decoder answer questions. One picture carries 16 of them: each question sees the
 picture and itself alone, at the positions it would have if it were the only one, so a packed row equals one question.
 Loss: cross entropy of the answer, 0.1 times that of </s>, 0.3 times the patch targets of stage 1.
 
