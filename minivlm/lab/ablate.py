@@ -1,8 +1,8 @@
 """ATP's Tables 1 to 5 on a model of one's own: every row trained the same way, on the drawn world, and scored there.
 
 DIR/ROW holds what a row's training left, answers.jsonl its answers, kept.png what it keeps of two scenes: what is trained and
-answered is not done again, so that an interrupted study goes on. Layers and budgets are the paper's shares of depth and tokens (before layers 4, 14, 24 of 32; 144 and
-88 of 576 tokens). The paper's rows have the 2-D rotary embedding ("PP"), but for those with a frozen decoder, which would have
+answered is not done again, so that an interrupted study goes on. Layers and budgets are the paper's shares of depth and tokens
+(before layers 4, 14, 24 of 32; 144 and 88 of 576 tokens). The paper's rows have the 2-D rotary embedding ("PP"), but for those with a frozen decoder, which would have
 to know it already. The decoder here has learnt one dimension: to keep position ids stands for PP, and "2d" is a row of its own.
 """
 
