@@ -107,26 +107,31 @@ def test_labels_are_what_is_left_to_see(hidden):
             assert label == ([*told, "</s>"] if len(told) == 1 and told != {None} else []), words
 
 
-def test_hiding_favours_no_patch():
-    """Over many pictures every patch, with an object or without, is hidden equally often."""
-    worlds = scenes.worlds("train", 0, 0, 400)
-    _, _, shown = pack(np.random.default_rng(0), worlds, 72, mix=("scene",))
-    bright = np.zeros((400, PATCHES), bool)
-    np.put_along_axis(bright, shown.numpy(), True, axis=1)
-    objects = worlds.area.sum(axis=1) > 0
-    assert abs(bright[objects].mean() - 0.5) < 0.02 and abs(bright[~objects].mean() - 0.5) < 0.02
+def shown(worlds, hidden, blocks):
+    """(B, N) bool: the patches of each picture that are left."""
+    _, _, left = pack(np.random.default_rng(0), worlds, hidden, mix=("scene",), blocks=blocks)
+    bright = np.zeros((len(left), PATCHES), bool)
+    np.put_along_axis(bright, left.numpy(), True, axis=1)
+    return bright
 
 
-def test_blocks_are_whole_and_anywhere():
-    """A hidden block of 36 patches is a square, cut off where it reaches the border; each patch is hidden now and then."""
-    worlds = scenes.worlds("train", 0, 0, 400)
-    _, _, shown = pack(np.random.default_rng(0), worlds, 36, mix=("scene",), block=True)
-    dark = np.ones((400, PATCHES), bool)
-    np.put_along_axis(dark, shown.numpy(), False, axis=1)
-    for grid in dark.reshape(-1, 12, 12):
-        rows, columns = grid.any(axis=1).nonzero()[0], grid.any(axis=0).nonzero()[0]
-        assert grid[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].mean() > 0.6, grid
-    assert dark.mean(axis=0).min() > 0.05 and dark.mean() == 36 / 144
+@pytest.mark.parametrize("blocks", (False, True))
+def test_hiding_favours_no_thing(blocks):
+    """Over many pictures patches with a thing on them and without are hidden equally often, and each now and then."""
+    worlds = scenes.worlds("train", 0, 0, 600)
+    bright, things = shown(worlds, 72, blocks), worlds.area.sum(axis=1) > 0
+    assert abs(bright[things].mean() - 0.5) < 0.02 and abs(bright[~things].mean() - 0.5) < 0.02
+    assert bright.mean(axis=0).min() > 0.3 and bright.mean(axis=0).max() < 0.7
+
+
+def test_blocks_hold_neighbours_together():
+    """Neighbours share their fate more often than under patches one by one, and what is left is richer or poorer in things."""
+    worlds = scenes.worlds("train", 0, 0, 600)
+    ways = [shown(worlds, 108, blocks).reshape(-1, 12, 12) for blocks in (False, True)]
+    alike = [(bright[:, 1:] == bright[:, :-1]).mean() for bright in ways]
+    assert abs(alike[0] - 0.625) < 0.01 and alike[1] > 0.75
+    share = [[(worlds.area.sum(axis=1) > 0)[i][bright[i].ravel()].mean() for i in range(600)] for bright in ways]
+    assert np.std(share[1]) > 1.2 * np.std(share[0])
 
 
 def test_nothing_is_hidden_where_nothing_is_to_be(tmp_path, monkeypatch):
@@ -137,7 +142,7 @@ def test_nothing_is_hidden_where_nothing_is_to_be(tmp_path, monkeypatch):
         run = Run(tmp_path / hidden, replace(MICRO, hidden=hidden, whole=0, hide=1.0))
         run.at = 3
         run.step()
-    patches, blocks, nothing = seen[::2]
+    blocks, patches, nothing = seen[::2]
     assert patches[0] == blocks[0] > 0 and patches[1] == blocks[1] and (patches[2], blocks[2]) == (False, True)
     assert nothing == (0, False, False)
 

@@ -132,8 +132,8 @@ def _scenes(add):
 def _train_toy(add):
     add("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")
     add("--seed", type=int, default=0)
-    add("--hide", choices=HIDING, default=HIDING[0], help="what the last part of the training hides from the decoder: single patches (default), "
-                                                          "blocks of neighbours, or nothing")
+    add("--hide", choices=HIDING, default=HIDING[0], help="what the last part of the training hides from the decoder: blocks of neighbours "
+                                                          "(default), single patches, or nothing")
     add("--minutes", type=float, metavar="M", help="stop after so many, to go on with --resume")
     add("--resume", action="store_true", help="go on from the state in --out")
     _device(add)

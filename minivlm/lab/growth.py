@@ -76,10 +76,14 @@ def _weights(model):
 
 
 def _held(model, T, prompts):
-    """Bytes held more after `prompts` prompts than after the first WARM; None where the system does not tell."""
+    """Bytes held more after `prompts` prompts than after the first WARM; None where the system does not tell.
+
+    The prompts have WARM lengths in turn: for each new length torch may compile its products anew (oneDNN does so in bfloat16)
+    and keeps them for the next prompt of that length.
+    """
     held = []
     for n in tqdm(range(prompts), desc="prompts in a row", leave=False):
-        cache = model.prefill(model.embed([1] * (T + n)))[1]
+        cache = model.prefill(model.embed([1] * (T + n % WARM)))[1]
         model.step([1], cache)
         del cache
         if n + 1 in (min(WARM, prompts), prompts):

@@ -29,21 +29,28 @@ def layout(device):
     return block.to(device), torch.cat([torch.arange(n) for n in sizes]).to(device)
 
 
-def _order(rng, B, block):
-    """(B, N) the patches of each picture, the first to hide first: in any order, or a block that grows from any place."""
-    if not block:
+def _order(rng, B, blocks):
+    """(B, N) the patches of each picture, the first to hide first: in any order, or by blocks.
+
+    Blocks: one to four places anywhere; what is near to one of them is hidden first, or last, by turns, behind an edge that is
+    sharp in one picture and ragged in the next. So what is left holds many objects and little background, or the reverse.
+    """
+    if not blocks:
         return rng.random((B, GRID ** 2)).argsort(axis=1)
-    patch, start = np.indices((GRID, GRID)).reshape(2, -1), rng.uniform(-0.5, GRID - 0.5, (B, 2, 1))
-    return abs(patch - start).max(axis=1).argsort(axis=1)
+    patch, places = np.indices((GRID, GRID)).reshape(2, -1), rng.uniform(-0.5, GRID - 0.5, (B, 4, 2, 1))
+    away = abs(patch - places).max(axis=2)                                                           # (B, 4, N)
+    away[np.arange(4) >= rng.integers(1, 5, (B, 1))] = np.inf
+    ragged = rng.uniform(0, GRID / 2, (B, 1)) * rng.random((B, GRID ** 2))
+    return (away.min(axis=1) * rng.choice((-1, 1), (B, 1)) + ragged).argsort(axis=1)
 
 
-def pack(rng, worlds, hidden, mix=MIX, block=False):
+def pack(rng, worlds, hidden, mix=MIX, blocks=False):
     """Text (B, T), labels (B, T) (the id that comes next; -1 where nothing is asked) and patches shown (B, k).
 
     `hidden`: how many of the patches are hidden. A question is not asked where what is left does not tell its answer.
     """
     B = len(worlds.scene)
-    shown = np.sort(_order(rng, B, block)[:, hidden:], axis=1)                                       # (B, k)
+    shown = np.sort(_order(rng, B, blocks)[:, hidden:], axis=1)                                       # (B, k)
     bright = np.zeros((B, GRID ** 2), bool)
     bright[np.arange(B)[:, None], shown] = True
     sure, perhaps = questions.visible(worlds, bright)

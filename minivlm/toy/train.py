@@ -9,10 +9,11 @@ Stage 2, joint. Tower, projector and decoder answer questions. One picture carri
 picture and itself alone, at the positions it would have if it were the only one, so a packed row equals one question.
 Loss: cross entropy of the answer, 0.1 times that of </s>, 0.3 times the patch targets of stage 1.
 
-Hiding. In the last part of stage 2, in `hide` of the steps, a random subset of all patches, of a random size, is dropped
-before the decoder, and the answers are those of what is left (see questions.visible). What is left keeps its positions or is
-closed up, by turns, as methods in the decoder and before it do. So the number of tokens tells nothing, and the subsets favour
-no kind of method. `hidden` has two rivals of it: a block of neighbours that grows from any place, and nothing.
+Hiding. In the last part of stage 2, in `hide` of the steps, patches are dropped before the decoder, a random number of them, in
+blocks of neighbours (packing._order) that fall anywhere, and the answers are those of what is left (see questions.visible). What is
+left keeps its positions or is closed up, by turns, as methods in the decoder and before it do. So neither the number of tokens nor
+how many of them show things tells the answer, and no kind of method is favoured: where blocks fall has nothing to do with what the
+picture shows. `hidden` has two rivals of it: patches one by one, and nothing.
 
 Optimiser. Muon (Jordan et al. 2024) for matrices inside the network: momentum 0.95, made orthogonal by five
 Newton-Schulz steps. Adam (0.9, 0.98) for embeddings, norms, biases and heads. In each stage a warm-up, then a line to zero.
@@ -41,7 +42,7 @@ from minivlm.toy.student import PATCHES, Student, config, pixels
 from pruning.base import UserError
 
 
-HIDING = ("patches", "blocks", "nothing")
+HIDING = ("blocks", "patches", "nothing")
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,17 @@ class Recipe:
     joint_steps: int = 3000
     joint_batch: int = 24
     whole: float = 0.6                             # first share of stage 2, in which all patches are shown
-    hide: float = 0.5                              # share of the steps after it with hidden patches
-    hidden: str = "patches"                        # of HIDING: drawn one by one, blocks of neighbours, or nothing
+    hide: float = 0.7                              # share of the steps after it with hidden patches
+    hidden: str = "blocks"                         # of HIDING: blocks of neighbours, patches one by one, or nothing
     warmup: int = 60                               # steps to the full rate, in each stage
     matrix_rate: float = 0.02                      # Muon's learning rate
     other_rate: float = 0.002                      # Adam's
     tower_share: float = 0.3                       # of both, for the tower in stage 2
 
 
-def joint_loss(student, rng, worlds, hidden, closed=False, block=False):
+def joint_loss(student, rng, worlds, hidden, closed=False, blocks=False):
     """Loss of stage 2 on a few pictures, and right and asked answers of each family (2, 8)."""
-    text, labels, shown = (x.to(student.llava.device) for x in pack(rng, worlds, hidden, block=block))
+    text, labels, shown = (x.to(student.llava.device) for x in pack(rng, worlds, hidden, blocks=blocks))
     seen, features = student.vision_loss(worlds, content=False)
     logits = student.answers(features, text, shown, closed).float()
     asked, ends = (labels >= 0) & (labels != ID["</s>"]), labels == ID["</s>"]
