@@ -3,6 +3,7 @@
 Letters: B batch, H query heads, Hk key heads, Dh head width, T queries, S keys (S > T when a cache holds S - T of them).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Callable
 
@@ -43,7 +44,7 @@ def additive(may, dtype):
     return torch.zeros(may.shape, dtype=dtype, device=may.device).masked_fill_(~may, float("-inf"))
 
 
-STRETCH = 2 ** 23      # explicit weights there at a time: 32 MB, as much as caches hold and as malloc hands out again
+STRETCH = 2 ** 23      # explicit weights there at a time: 32 MB in float32
 ACROSS = {"each": lambda x: x, "mean": lambda x: x.mean(dim=1, keepdim=True, dtype=torch.float32),
           "max": lambda x: x.amax(dim=1, keepdim=True)}
 
@@ -143,14 +144,32 @@ def see(look, query, key, mask, value=None):
     # TRAP: of heads that lie apart, (B, T, H, Dh) in memory, products take seven times as long in bfloat16
     key, value = (x if x is None else per_head(x, H).contiguous() for x in (key, value))
     seen, out = look.room(query, S), value if value is None else value.new_empty(B, H, R, value.shape[-1])
-    for start in range(0, R, stretch := max(1, STRETCH // (B * H * S))):
+    stretch = max(1, min(R, STRETCH // (B * H * S)))
+    graph = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (query, key, value, mask))
+    room = None if graph else [query.new_empty(B * H * stretch * S, dtype=dtype) for dtype in (query.dtype, torch.float32)]
+    for start in range(0, R, stretch):
         rows = slice(start, start + stretch)
-        logits = query[..., rows, :] * Dh ** -0.5 @ key.mT                         # (B, H, stretch, S)
-        attn = (logits.float() + mask[..., rows, :]).softmax(dim=-1)       # float32 until the ranking is done: fewer ties
+        logits, attn = _weights(query[..., rows, :] * Dh ** -0.5, key, mask[..., rows, :], room)
         for name, x in seen.items():
             x[..., rows, :] = ACROSS[look.across_heads](logits if name == "logits" else attn)
         if value is not None:
             out[..., rows, :] = attn.to(value.dtype) @ value
-        del logits, attn                                   # before the next are made
     vars(look).update(seen)
     return out
+
+
+def _weights(query, key, mask, room):
+    """Logits and attention of a stretch of scaled query rows (B, H, r, Dh) on all keys: (B, H, r, S) twice, the second in float32
+    until the ranking is done: fewer ties.
+
+    TRAP: memory that is new for each stretch, which the system first fills with zeros, takes longer than the work; so they lie in
+    `room`, but for gradients, which need them all.
+    """
+    if room is None:
+        logits = query @ key.mT
+        return logits, (logits.float() + mask).softmax(dim=-1)
+    shape = *query.shape[:3], key.shape[2]
+    logits, attn = (x[:math.prod(shape)].view(shape) for x in room)
+    torch.bmm(query.flatten(0, 1), key.flatten(0, 1).mT, out=logits.flatten(0, 1))
+    attn.copy_(logits).add_(mask)
+    return logits, torch.softmax(attn, dim=-1, out=attn)

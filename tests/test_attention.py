@@ -96,6 +96,18 @@ def test_stretches_and_heads(case, stretch):
         close(whole, parts, atol=1e-4)
 
 
+def test_a_gradient_reaches_the_mask_alone():
+    """Query, key and value fixed, as in a frozen decoder: the mask learns, and what is seen is what it is without a gradient."""
+    (query, key, value), soft = torch.randn(3, 1, 2, 6, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 1, 6, 6, requires_grad=True)
+    looks = [Look(torch.arange(6), mask=lambda query, key, causal: causal + soft) for _ in range(2)]
+    with torch.enable_grad():
+        out = attention(query, key, value, look=looks[0])
+        assert torch.autograd.grad(out.square().sum(), soft)[0].tril().abs().sum() > 0
+    close(attention(query, key, value, look=looks[1]), out)
+    close(looks[0].attn, looks[1].attn)
+    close(looks[0].logits, looks[1].logits)
+
+
 def test_a_mask_may_look_ahead():
     """Two tokens with equal logits. Causal, the first sees itself alone: value 1. With 0 above the diagonal it sees both:
     (1 + 3) / 2 = 2; with log(1/3) there, weights 3/4 and 1/4: 1.5. The second row is (1 + 3) / 2 in each case."""

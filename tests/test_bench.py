@@ -123,6 +123,10 @@ def test_what_bounds_it_by_hand():
     first, row = (told := made_up(method=.25))["rows"]
     assert "gets 67% of what its FLOPs allow: its own time is 33% of it" in verdict.sentence(row, first, told)
     assert any("1.33 x     2.00 x     0.67" in line for line in verdict.lines(told))
+    first, row = (told := made_up(prefill=.8))["rows"]
+    assert "gets 62% of what its FLOPs allow: the rest is not matrix products" in verdict.sentence(row, first, told)
+    row["median"]["decode"] = .2
+    assert "the weights count, and to read them for one alone takes 25% as long; encoding" in verdict.sentence(row, first, told)
 
 
 def test_picture():

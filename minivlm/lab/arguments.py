@@ -161,7 +161,7 @@ def _train_atp(add):
 def _ablate(add):
     add("--out", required=True, metavar="DIR", help="the folder for all that is trained, and for the answers: the same command goes on from there")
     add("--rows", metavar="A,B,..", help=f"of {', '.join(row.name for row in ablate.ROWS)} (default: all)")
-    for name, default in (("steps", 300), ("batch", 16), ("lr", 2e-4), ("lr-module", 3e-3), ("count", 100), ("seed", 0)):
+    for name, default in (("steps", 150), ("batch", 16), ("lr", 2e-4), ("lr-module", 3e-3), ("count", 100), ("seed", 0)):
         add(f"--{name}", type=type(default), default=default, help=f"(default: {default})")
     add("--model", help="a checkpoint folder (default: the shipped model)")
     _device(add)

@@ -51,12 +51,19 @@ def sentence(row, first, told):
     time, expected = row["median"], predicted(row, first)
     part = (time["encode"] / (time["encode"] + time["method"] + time["prefill"]))
     reached = speedup(row, first) / expected
-    why = (f"its own time is {time['method'] / (time['method'] + time['prefill']):.0%} of it" if time["method"] > .05 * time["prefill"]
-           else "the rest is not matrix products")
-    prefill = f"the prefill gets {reached:.0%} of what its FLOPs allow" + (f": {why}" if reached < .92 else "")
+    prefill = f"the prefill gets {reached:.0%} of what its FLOPs allow" + (f": {_why(time)}" if reached < .92 else "")
     decode, bytes_allow = first["median"]["decode"] / time["decode"], _read(first, told) / _read(row, told)
     return (f"{prefill}; encoding, which it does not shorten, is now {part:.0%} of the time to the first token; decoding is {decode:.2f} x as fast, "
             f"where the bytes read allow {bytes_allow:.2f} x")
+
+
+def _why(time):
+    """What FLOPs do not tell. A decoded token takes about as long as it takes to read the weights once, which a prefill does too."""
+    if time["method"] > .05 * time["prefill"]:
+        return f"its own time is {time['method'] / (time['method'] + time['prefill']):.0%} of it"
+    if time["decode"] > .1 * time["prefill"]:
+        return f"for so few tokens the weights count, and to read them for one alone takes {time['decode'] / time['prefill']:.0%} as long"
+    return "the rest is not matrix products"
 
 
 def _unpruned(row, told):
