@@ -45,6 +45,7 @@ def additive(may, dtype):
 
 
 STRETCH = 2 ** 23      # explicit weights there at a time: 32 MB in float32
+PART = 256             # keys that one token looks at at a time in half precision: 2 MB of 32 heads
 ACROSS = {"each": lambda x: x, "mean": lambda x: x.mean(dim=1, keepdim=True, dtype=torch.float32),
           "max": lambda x: x.amax(dim=1, keepdim=True)}
 
@@ -101,15 +102,18 @@ def _fused(query, key, value, dead, causal):
 def _one_row(query, key, value, may):
     """One token: the query heads that share a key head are queries of one attention. (B, H, 1, Dh) -> the same
 
-    On a CPU the fused kernel takes three to five times as long for it as two products, in which the keys stand on the left.
+    On a CPU the fused kernel takes three to five times as long for it as two products, in which the keys stand on the left. TRAP: in
+    bfloat16 these copy the keys and values of a cache with room to spare; a part at a time the copy is small, and its memory used again.
     """
     query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)                      # (B, Hk, G, Dh)
     if query.device.type != "cpu":
         out = F.scaled_dot_product_attention(query, key, value, may)
     else:
-        logits = (key @ (query * query.shape[-1] ** -0.5).mT).mT.float()           # (B, Hk, G, S)
-        attn = (logits if may is None else logits + additive(may, logits.dtype)).softmax(dim=-1)
-        out = attn.to(value.dtype) @ value                                         # (B, Hk, G, Dh)
+        query, part = query * query.shape[-1] ** -0.5, key.shape[2] if key.dtype == torch.float32 else PART
+        logits = torch.cat([keys @ query.mT for keys in key.split(part, dim=2)], dim=2).mT.float()     # (B, Hk, G, S)
+        attn = (logits if may is None else logits + additive(may, logits.dtype)).softmax(dim=-1).to(value.dtype)
+        out = sum((a @ values).float() for a, values in zip(attn.split(part, dim=3), value.split(part, dim=2)))
+        out = out.to(value.dtype)                                                  # (B, Hk, G, Dh)
     return out.flatten(1, 2).unsqueeze(2)
 
 
