@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pruning.base import Reduction, UserError, staged, tokens_to_keep, top
+from pruning.base import Reduction, UserError, cosines, staged, tokens_to_keep, top
 from pruning.bimask import SGBiMask, images
 
 
@@ -157,9 +157,8 @@ class ASAP(SGBiMask):
         hidden = tokens.hidden[tokens.visual].float()                              # (n, D)
         if not hidden.isfinite().all():                    # 0 * inf is NaN: one such row would spoil every merged one
             raise UserError("the hidden states are not finite: the model overflowed; load it in float32 or bfloat16")
-        unit = F.normalize(hidden[which], dim=1)                                   # (m, D)
         image = (tokens.visual - torch.arange(tokens.n, device=which.device))[which]               # (m,)  by the text before it
-        return (unit @ unit.T).clamp(max=1).masked_fill(image[:, None] != image, float("-inf"))
+        return cosines(hidden[which]).clamp(max=1).masked_fill(image[:, None] != image, float("-inf"))
 
     def destinations(self, S):
         """Which token absorbs each, of tokens from the most salient on with similarity S (k, k); its own index: none. (k,)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -286,3 +287,19 @@ def top(score, k):
     if score.isnan().any():
         raise UserError("the attention scores contain NaN: the model overflowed; load it in float32 or bfloat16")
     return score.argsort(descending=True, stable=True)[:k].sort().values
+
+
+def cosines(x, dtype=torch.float32, parts=8):
+    """Cosine of every two rows, at least in that dtype; with a row of zeros it is 0. (n, D) -> (n, n)
+
+    A part of the rows at a time is multiplied with itself and the rows after it; the other half is its mirror image.
+    """
+    unit = x.detach().to(torch.promote_types(x.dtype, dtype), copy=True)
+    F.normalize(unit, dim=1, out=unit)                                             # (n, D)
+    n, step = len(unit), max(1, math.ceil(len(unit) / parts))
+    found = unit.new_empty(n, n)
+    for start in range(0, n, step):
+        part, after = slice(start, start + step), slice(start + step, n)
+        found[part, start:] = unit[part] @ unit[start:].T
+        found[after, part] = found[part, after].T
+    return found

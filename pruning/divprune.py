@@ -14,9 +14,8 @@ undefined there, is at distance 1 from everything. The released share 0.098 keep
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from pruning.base import Pruner, Reduction, UserError, tokens_to_keep
+from pruning.base import Pruner, Reduction, UserError, cosines, tokens_to_keep
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,11 @@ class DivPrune(Pruner):
         return tokens_to_keep(self.keep, n, self.rounding)
 
     def reduce(self, tokens):
-        distance = cosine_distance(tokens.hidden[tokens.visual])                   # (n, n)
+        distance = 1 - cosines(tokens.hidden[tokens.visual])                       # (n, n)
         if distance.isnan().any():
             raise UserError("the image features contain NaN: the model overflowed; load it in float32 or bfloat16")
         order, score = max_min(distance, self.budget(tokens.n), self.repeat)
         return Reduction(order.sort().values, score=score)
-
-
-def cosine_distance(x):
-    """1 - cosine of every two rows, at least in float32. (n, D) -> (n, n)"""
-    unit = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)   # (n, D)
-    return 1 - unit @ unit.T
 
 
 def max_min(distance, k, repeat=False):

@@ -16,9 +16,8 @@ and sends the kept tokens on in the order of the picture, the base tile's first;
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from pruning.base import Pruner, Reduction, UserError, tokens_to_keep
+from pruning.base import Pruner, Reduction, UserError, cosines, tokens_to_keep
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,9 @@ class VisPruner(Pruner):
         k = tokens_to_keep(self.keep, len(score))                                  # T
         order = score.argsort(descending=True, stable=True)                        # (m,)
         important, rest = order.tensor_split([int(k * self.important)])
-        rest = diverse(cosine(feature), rest, k - len(important), self.removed)
+        similarity = cosines(feature, torch.float64)        # one swap of two near-equals changes all later halves
+        rest = diverse(similarity, rest, k - len(important), self.removed)
         return torch.cat([important, rest]).sort().values
-
-
-def cosine(x):
-    """Cosine of every two rows; that with a zero row is 0. (m, C) -> (m, m)"""
-    unit = F.normalize(x.double(), dim=1)      # float64: one swap of two near-equals changes all later halves
-    return unit @ unit.T
 
 
 def diverse(similarity, rest, k, removed):
@@ -74,7 +68,7 @@ def diverse(similarity, rest, k, removed):
         return rest[:0]
     while len(rest) > k:
         first, second = rest[0::2], rest[1::2]
-        likeness = similarity[first[:, None], second].max(dim=1).values            # (len(first),)
+        likeness = similarity.take(first[:, None] * len(similarity) + second).amax(dim=1)          # (len(first),)
         first = first[likeness.argsort(descending=True, stable=True)]
         rest = torch.cat([first[min(removed, len(rest) - k):], second])            # its order decides the next halves
     return rest

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from pruning.base import OBSERVED, Pruner, Reduction, Tokens, UserError, tokens_to_keep, top
+from pruning.base import OBSERVED, Pruner, Reduction, Tokens, UserError, cosines, tokens_to_keep, top
 
 
 def sequence(*parts, dtype=torch.float32):
@@ -211,6 +211,20 @@ def test_top_of_nan():
     """Not a number is no rank: it is said, not sorted."""
     with pytest.raises(UserError, match="NaN.*float32"):
         top(torch.tensor([.1, torch.nan]), 1)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8, 20])
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 9, 16])
+def test_cosines(n, parts):
+    """In however many parts: each pair's, by definition; a row of zeros has none; what was given stays as it was."""
+    x = torch.randn(n, 5, generator=torch.Generator().manual_seed(n))
+    x[n // 2:n // 2 + 1] = 0
+    before, found = x.clone(), cosines(x, parts=parts)
+    for i, j in ((i, j) for i in range(n) for j in range(n)):
+        expected = 0 if n // 2 in (i, j) else (x[i] @ x[j] / x[i].norm() / x[j].norm()).item()
+        assert found[i, j].item() == pytest.approx(expected, abs=1e-6)
+    assert found.shape == (n, n) and x.equal(before)
+    assert [cosines(x.to(dtype)).dtype for dtype in (torch.bfloat16, torch.float64)] == [torch.float32, torch.float64]
 
 
 def test_tokens_to_keep():

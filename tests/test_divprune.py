@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from golden import golden, prompt
-from pruning.base import UserError
-from pruning.divprune import DivPrune, cosine_distance, max_min
+from pruning.base import UserError, cosines
+from pruning.divprune import DivPrune, max_min
 
 RECORDED, FACTS = golden("divprune_select")
 
@@ -38,7 +38,7 @@ def kept(features, **options):
 def test_order_of_picks():
     """Angles 0 10 90 180 205. To the nearest other: 10 10 80 25 25, so 90 is first. From 90: 90 80 - 90 115, so 205 is next.
     From the nearer of both: 90 80 - 25 -, so 0; then 10 and 180 remain, 10 and 25 away: 180; 10 is last."""
-    order, score = max_min(cosine_distance(plane(0, 10, 90, 180, 205)), 5)
+    order, score = max_min(1 - cosines(plane(0, 10, 90, 180, 205)), 5)
     assert order.tolist() == [2, 4, 0, 3, 1]
     gained = [90, 10, 80, 25, 115]                     # degrees by which each one was picked
     torch.testing.assert_close(score, 1 - torch.tensor(gained).deg2rad().cos(), atol=1e-6, rtol=0)
@@ -49,14 +49,14 @@ def test_not_farthest_from_the_first_token():
     """Angles 0 10 90 180 205. Farthest-point sampling that begins with token 0 keeps 0 and 180; the max-min greedy begins
     with the loneliest token, 90, and keeps 90 and 205."""
     features = plane(0, 10, 90, 180, 205)
-    assert kept(features, keep=2) == [2, 4] != [0, int(cosine_distance(features)[0].argmax())]
+    assert kept(features, keep=2) == [2, 4] != [0, int(cosines(features)[0].argmin())]
 
 
 def test_greedy_not_the_optimum():
     """(1,0) (.8,.6) (0,1) (-.8,.6) (-1,0). To the nearest other: .2 .2 .4 .2 .2, so the middle one is first. From it: 1 .4 - .4 1,
     of equals the first: tokens 0 and 2, 1 apart, although 0 and 4 are 2 apart. The third is token 4: 2 from 0, 1 from 2."""
     features = torch.tensor([[1., 0], [.8, .6], [0, 1], [-.8, .6], [-1, 0]])
-    assert cosine_distance(features).argmax() == 4     # row 0, column 4: the best pair
+    assert cosines(features).argmin() == 4     # row 0, column 4: the best pair
     assert kept(features, keep=2) == [0, 2] and kept(features, keep=3) == [0, 2, 4]
 
 
@@ -83,7 +83,7 @@ def test_length_does_not_count():
 def test_recorded(case, ratio, k):
     """Order of picks and kept tokens of the released code; case 3 has newline tokens, copies of each other."""
     x = RECORDED[f"case{case}.x"]
-    assert max_min(cosine_distance(x), k)[0].tolist() == RECORDED[f"case{case}.k{k}.order"].tolist()
+    assert max_min(1 - cosines(x), k)[0].tolist() == RECORDED[f"case{case}.k{k}.order"].tolist()
     for repeat in (False, True):
         assert kept(x, keep=ratio, repeat=repeat) == RECORDED[f"case{case}.k{k}.kept"].tolist()
 
@@ -115,7 +115,7 @@ def test_half_precision(dtype):
     """Angles a degree apart, whose cosine is 1 in half precision: distances are computed in float32."""
     features = plane(0, 1, 2, 60, 61).to(dtype)
     assert kept(features, keep=3) == kept(features.float(), keep=3)
-    assert cosine_distance(features).dtype == torch.float32
+    assert cosines(features).dtype == torch.float32
 
 
 def test_not_a_number():

@@ -10,9 +10,9 @@ import torch
 
 from golden import golden
 from minivlm.llava import _cells, _vision_tokens
-from pruning.base import UserError
+from pruning.base import UserError, cosines
 from pruning.mosaic import Mosaic
-from pruning.vispruner import VisPruner, cosine
+from pruning.vispruner import VisPruner
 
 SELECT, SELECT_FACTS = golden("vispruner_select")
 NEXT, NEXT_FACTS = golden("vispruner_next")
@@ -160,7 +160,7 @@ def test_the_important_are_rounded_down():
 def test_zero_vectors():
     """No NaN: a zero feature is like none. Rest 1 2 3 with T_div = 2: halves 1 3 and 2; 3 is like 2, so 3 goes."""
     features = torch.tensor([[1., 0], [0, 0], [.6, .8], [.6, .8]])
-    assert cosine(features).isfinite().all()
+    assert cosines(features).isfinite().all()
     r = VisPruner(keep=3, important=.34).reduce(patches(features[None], torch.tensor([[[.4, .3, .2, .1]]])))
     assert r.keep.tolist() == [0, 1, 2]
 
