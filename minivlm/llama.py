@@ -33,22 +33,31 @@ class Linear(nn.Linear):
 
     Torch hands one float32 row to a matrix-vector product that runs on one thread, and a few hundred, of a large weight, to a
     product that runs at two thirds of what the processor can. The rows of the weight in 16 parts, as a batch of products, are
-    spread over the threads. In bfloat16 the kernel for a single row takes a fifth longer than that for two: the row is asked for twice.
+    spread over the threads. In bfloat16 the kernel for a single row takes a fifth longer than that for two: the row is asked for
+    twice; and a weight with long rows is faster on the left.
     """
 
-    PARTS, FEW, LARGE = 16, 1024, 2 ** 22
+    PARTS, FEW, LARGE, FEWER = 16, 1024, 2 ** 22, 192
 
     def forward(self, x):
         """(.., in) -> (.., out)"""
         rows = x.numel() // self.in_features
         few = rows == 1 or rows <= self.FEW and self.weight.numel() >= self.LARGE and not torch.is_grad_enabled()
-        if rows == 1 and x.dtype == torch.bfloat16 and not x.is_cuda:
-            return super().forward(x.view(1, -1).expand(2, -1))[0].view(*x.shape[:-1], -1)
-        if not few or x.dtype != torch.float32 or x.is_cuda or self.out_features % self.PARTS:
+        if x.is_cuda or not few:
             return super().forward(x)
-        parts = self.weight.view(self.PARTS, -1, self.in_features).mT              # (16, in, out/16), a view
-        out = x.reshape(1, rows, -1).expand(self.PARTS, -1, -1) @ parts            # (16, rows, out/16)
-        out = out.transpose(0, 1).reshape(*x.shape[:-1], -1)
+        return self._few(x.reshape(rows, -1)).view(*x.shape[:-1], -1)
+
+    def _few(self, x):
+        """(T, in) -> (T, out)"""
+        if x.dtype == torch.float32 and not self.out_features % self.PARTS:
+            parts = self.weight.view(self.PARTS, -1, self.in_features).mT          # (16, in, out/16), a view
+            out = (x.expand(self.PARTS, -1, -1) @ parts).transpose(0, 1).flatten(1)
+        elif x.dtype == torch.bfloat16 and 1 < len(x) <= self.FEWER and self.in_features > self.out_features:
+            out = (self.weight @ x.T).T
+        elif x.dtype == torch.bfloat16 and len(x) == 1:
+            return super().forward(x.expand(2, -1))[:1]
+        else:
+            return super().forward(x)
         return out if self.bias is None else out + self.bias
 
 

@@ -202,7 +202,7 @@ def test_angles_in_float32_whatever_the_dtype():
 
 
 @pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("out, bias", [(48, False), (48, True), (10, True)])
+@pytest.mark.parametrize("out, bias", [(48, False), (48, True), (32, False), (32, True), (10, True)])
 @pytest.mark.parametrize("shape", [(40,), (1, 40), (1, 1, 40), (1, 3, 40), (2, 3, 40), (1100, 40)])
 @pytest.mark.parametrize("large", (0, 2 ** 22))
 def test_few_rows_of_a_linear_layer(shape, out, bias, dtype, atol, large, monkeypatch):
