@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minivlm.attention import Look, attention
+from minivlm.linear import Linear
 from pruning.base import UserError
 
 ACTIVATIONS = {
@@ -41,7 +42,7 @@ class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.heads = c.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(c.hidden_size, c.hidden_size) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(c.hidden_size, c.hidden_size) for _ in range(4))
 
     def forward(self, x, look=None):
         """(tiles, T, C) -> (tiles, T, C)"""
@@ -54,7 +55,7 @@ class MLP(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(c.hidden_size, c.intermediate_size), nn.Linear(c.intermediate_size, c.hidden_size)
+        self.fc1, self.fc2 = Linear(c.hidden_size, c.intermediate_size), Linear(c.intermediate_size, c.hidden_size)
         self.act = ACTIVATIONS[c.hidden_act]
 
     def forward(self, x):

@@ -15,6 +15,7 @@ from torch import nn
 from minivlm.attention import attention
 from minivlm.clip import ACTIVATIONS, MLP
 from minivlm.image import ImageProcessor, _fields, _told, open_image
+from minivlm.linear import Linear
 from minivlm.llava import Llava
 from pruning.base import UserError
 
@@ -42,8 +43,8 @@ class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.heads = c.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(c.hidden_size, c.hidden_size, bias=c.attention_bias) for _ in range(3))
-        self.projection_layer = nn.Linear(c.hidden_size, c.hidden_size)
+        self.q_proj, self.k_proj, self.v_proj = (Linear(c.hidden_size, c.hidden_size, bias=c.attention_bias) for _ in range(3))
+        self.projection_layer = Linear(c.hidden_size, c.hidden_size)
 
     def forward(self, x):
         """(tiles, T, C) -> (tiles, T, C)"""
@@ -92,7 +93,7 @@ class Projector(nn.Module):
         super().__init__()
         width = c.vision.hidden_size * c.join ** 2
         self.layer_norm = nn.LayerNorm(width)
-        self.linear_1, self.linear_2 = nn.Linear(width, c.text.hidden_size), nn.Linear(c.text.hidden_size, c.text.hidden_size)
+        self.linear_1, self.linear_2 = Linear(width, c.text.hidden_size), Linear(c.text.hidden_size, c.text.hidden_size)
         self.act = ACTIVATIONS[c.projector_hidden_act]
 
     def forward(self, x):

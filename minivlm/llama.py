@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minivlm.attention import Look, attention, causal_mask, frequency, rope, rotate, see
+from minivlm.linear import Linear
 from pruning.base import UserError
 
 
@@ -26,39 +27,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
-
-
-class Linear(nn.Linear):
-    """nn.Linear, as fast as a CPU can be made to be where few tokens ask.
-
-    Torch hands one float32 row to a matrix-vector product that runs on one thread, and a few hundred, of a large weight, to a
-    product that runs at two thirds of what the processor can. The rows of the weight in 16 parts, as a batch of products, are
-    spread over the threads. In bfloat16 the kernel for a single row takes a fifth longer than that for two: the row is asked for
-    twice; and a weight with long rows is faster on the left.
-    """
-
-    PARTS, FEW, LARGE, FEWER = 16, 1024, 2 ** 22, 192
-
-    def forward(self, x):
-        """(.., in) -> (.., out)"""
-        rows = x.numel() // self.in_features
-        few = rows == 1 or rows <= self.FEW and self.weight.numel() >= self.LARGE and not torch.is_grad_enabled()
-        if x.is_cuda or not few:
-            return super().forward(x)
-        return self._few(x.reshape(rows, -1)).view(*x.shape[:-1], -1)
-
-    def _few(self, x):
-        """(T, in) -> (T, out)"""
-        if x.dtype == torch.float32 and not self.out_features % self.PARTS:
-            parts = self.weight.view(self.PARTS, -1, self.in_features).mT          # (16, in, out/16), a view
-            out = (x.expand(self.PARTS, -1, -1) @ parts).transpose(0, 1).flatten(1)
-        elif x.dtype == torch.bfloat16 and 1 < len(x) <= self.FEWER and self.in_features > self.out_features:
-            out = (self.weight @ x.T).T
-        elif x.dtype == torch.bfloat16 and len(x) == 1:
-            return super().forward(x.expand(2, -1))[:1]
-        else:
-            return super().forward(x)
-        return out if self.bias is None else out + self.bias
 
 
 class Attention(nn.Module):

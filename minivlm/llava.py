@@ -14,7 +14,8 @@ from torch import nn
 
 from minivlm.cache import Cache
 from minivlm.clip import ACTIVATIONS, ClipVision
-from minivlm.llama import Decoder, Linear
+from minivlm.linear import Linear
+from minivlm.llama import Decoder
 from minivlm.tiles import Tiles
 from minivlm.trace import Trace
 from pruning.base import Tokens, UserError
@@ -28,8 +29,8 @@ class Projector(nn.Module):
         super().__init__()
         features = 1 if isinstance(c.vision_feature_layer, int) else len(c.vision_feature_layer)
         width, bias = c.text.hidden_size, c.multimodal_projector_bias
-        self.linear_1 = nn.Linear(c.vision.hidden_size * features, width, bias=bias)
-        self.linear_2 = nn.Linear(width, width, bias=bias)
+        self.linear_1 = Linear(c.vision.hidden_size * features, width, bias=bias)
+        self.linear_2 = Linear(width, width, bias=bias)
         self.act = ACTIVATIONS[c.projector_hidden_act]
 
     def forward(self, x):

@@ -8,7 +8,6 @@ import torch
 from hypothesis import assume, given, strategies as st
 
 from minivlm.attention import STRETCH, Look, attention, rope, rotate
-from minivlm.llama import Linear
 from tiny import SETTINGS, one_thread  # noqa: F401
 
 
@@ -199,17 +198,3 @@ def test_angles_in_float32_whatever_the_dtype():
     exact, _ = rope(torch.tensor([2047]), 8, 1e4, torch.float32)
     half, _ = rope(torch.tensor([2047]), 8, 1e4, torch.bfloat16)
     assert half.dtype == torch.bfloat16 and half.equal(exact.bfloat16())
-
-
-@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("out, bias", [(48, False), (48, True), (32, False), (32, True), (10, True)])
-@pytest.mark.parametrize("shape", [(40,), (1, 40), (1, 1, 40), (1, 3, 40), (2, 3, 40), (1100, 40)])
-@pytest.mark.parametrize("large", (0, 2 ** 22))
-def test_few_rows_of_a_linear_layer(shape, out, bias, dtype, atol, large, monkeypatch):
-    """However few rows are multiplied, of a weight that counts as large or not, it is x W^T + b of the shape asked for."""
-    monkeypatch.setattr(Linear, "LARGE", large)
-    layer, x = Linear(40, out, bias=bias).to(dtype).requires_grad_(False), torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    found = layer(x)
-    assert found.shape == (*shape[:-1], out) and found.dtype == dtype
-    expected = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
-    assert (found.double() - expected).abs().max() < atol
