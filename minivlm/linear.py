@@ -9,9 +9,9 @@ ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)      # None: this 
 class Linear(nn.Linear):
     """x W^T + b. Of large weights, on a CPU and where no gradient is asked for, torch's choice of a kernel is not the fastest.
 
-    In float32 it is MKL's; oneDNN's, which torch.compile would call, takes a tenth less time for many rows, half for a few. In bfloat16 it is oneDNN's,
-    but that for a single row takes a fifth longer than that for two, so the row is asked for twice; and where few rows meet a
-    weight with long rows, the weight stands better on the left.
+    In float32 it is MKL's; oneDNN's, which torch.compile would call, takes a tenth less time for many rows and half for a few. In
+    bfloat16 it is oneDNN's, but that for a single row takes a fifth longer than that for two, so the row is asked for twice; and
+    where few rows meet a weight with long rows, the weight stands better on the left.
     """
 
     LARGE, FEW = 2 ** 20, 192          # elements of a weight; rows
