@@ -18,7 +18,7 @@ class Linear(nn.Linear):
 
     def forward(self, x):
         """(.., in) -> (.., out)"""
-        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters()))
         if x.device.type != "cpu" or learns or self.weight.numel() < self.LARGE or x.dtype != self.weight.dtype:
             return super().forward(x)
         return self._large(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)

@@ -30,12 +30,12 @@ def test_by_definition(shape, out, bias, dtype, atol, large, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("learns", ["x", "weight"])
+@pytest.mark.parametrize("learns", ["x", "weight", "bias"])
 def test_gradients(rows, dtype, learns, monkeypatch):
     """Where one is asked for, it is that of torch's own layer."""
     monkeypatch.setattr(Linear, "LARGE", 0)
     it, x = layer(32, True, dtype), torch.ones(rows, 40, dtype=dtype)
-    asked = (x if learns == "x" else it.weight).requires_grad_()
+    asked = (x if learns == "x" else getattr(it, learns)).requires_grad_()
     with torch.enable_grad():
         found, = torch.autograd.grad(it(x).sum(), asked)
         expected, = torch.autograd.grad(torch.nn.functional.linear(x, it.weight, it.bias).sum(), asked)
