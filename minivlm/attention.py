@@ -103,13 +103,13 @@ def _one_row(query, key, value, may):
     """One token: the query heads that share a key head are queries of one attention. (B, H, 1, Dh) -> the same
 
     On a CPU the fused kernel takes three to five times as long for it as two products, in which the keys stand on the left. TRAP: in
-    bfloat16 these copy the keys and values of a cache with room to spare; a part at a time the copy is small, and its memory used again.
+    half precision these copy the keys and values of a cache with room to spare; a part at a time the copy is small, and its memory used again.
     """
     query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)                      # (B, Hk, G, Dh)
     if query.device.type != "cpu":
         out = F.scaled_dot_product_attention(query, key, value, may)
     else:
-        query, part = query * query.shape[-1] ** -0.5, key.shape[2] if key.dtype == torch.float32 else PART
+        query, part = query * query.shape[-1] ** -0.5, PART if key.dtype.itemsize == 2 else key.shape[2]
         logits = torch.cat([keys @ query.mT for keys in key.split(part, dim=2)], dim=2).mT.float()     # (B, Hk, G, S)
         attn = (logits if may is None else logits + additive(may, logits.dtype)).softmax(dim=-1).to(value.dtype)
         out = sum((a @ values).float() for a, values in zip(attn.split(part, dim=3), value.split(part, dim=2)))

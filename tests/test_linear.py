@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from minivlm import linear
 from minivlm.linear import Linear
@@ -62,7 +63,6 @@ def test_without_onednn(monkeypatch):
 def test_counted_where_nothing_is_computed(monkeypatch):
     """On the meta device, where FLOPs are counted, torch's counter must see the product."""
     monkeypatch.setattr(Linear, "LARGE", 0)
-    from torch.utils.flop_counter import FlopCounterMode
     with FlopCounterMode(display=False) as counter:
         layer(32, False, torch.float32).to("meta")(torch.empty(3, 40, device="meta"))
     assert counter.get_total_flops() == 2 * 3 * 40 * 32
