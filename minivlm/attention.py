@@ -102,8 +102,9 @@ def _fused(query, key, value, dead, causal):
 def _one_row(query, key, value, may):
     """One token: the query heads that share a key head are queries of one attention. (B, H, 1, Dh) -> the same
 
-    On a CPU the fused kernel takes three to five times as long for it as two products, in which the keys stand on the left. TRAP: in
-    half precision these copy the keys and values of a cache with room to spare; a part at a time the copy is small, and its memory used again.
+    On a CPU the fused kernel takes three to five times as long for it as two products, in which the keys stand on the left. TRAP:
+    in half precision these copy the keys and values of a cache with room to spare; a part at a time the copy is small, and its
+    memory used again.
     """
     query = query.unflatten(1, (key.shape[1], -1)).squeeze(3)                      # (B, Hk, G, Dh)
     if query.device.type != "cpu":
