@@ -13,9 +13,15 @@ class LayerCache:
     key: Tensor | None = None          # (1, Hk, capacity, Dh)
     value: Tensor | None = None        # (1, Hk, capacity, Dh)
     length: int = 0                    # tokens held
-    next: int = 0                      # position id of the next token in this layer
-    dead: Tensor | None = None         # (length at prefill,) keys hidden from every later query
-    position: Tensor | None = None     # (length,) position ids, where the decoder has a sliding window
+    next_position: int = 0             # position id of the next token in this layer
+    masked: Tensor | None = None       # (length at prefill,) keys hidden from every later query
+    position: Tensor | None = None     # (length,) position ids, kept up to date if the decoder has a sliding window
+
+    def start(self, tokens):
+        """Note what the prompt's Tokens say of later ones, before their keys are appended."""
+        self.next_position = tokens.next_position
+        self.masked = tokens.masked
+        self.position = tokens.position
 
     def append(self, key, value, reserve=256):
         """Add m tokens (1, Hk, m, Dh) each; return all keys and values held, as views.
@@ -33,7 +39,7 @@ class LayerCache:
         return self.key[:, :, :self.length], self.value[:, :, :self.length]
 
     def select(self, rows):
-        """Hold these of the tokens alone, in this order."""
+        """Hold only these of the tokens, in this order."""
         self.key, self.value, self.length = self.key[:, :, rows], self.value[:, :, rows], len(rows)
         self.position = None if self.position is None else self.position[rows]
 
@@ -43,11 +49,12 @@ class LayerCache:
         new[:, :, :used] = old[:, :, :used]
         return new
 
-    def hidden_keys(self):
-        """(length,) bool of the keys nobody may read, or None."""
-        if self.dead is None:
+    def hidden_keys(self, new=0):
+        """(length + new,) bool: keys that nobody may read, the `new` ones after them not among them; None if there are none."""
+        if self.masked is None:
             return None
-        return torch.cat([self.dead, self.dead.new_zeros(self.length - len(self.dead))])
+        later = self.masked.new_zeros(self.length + new - len(self.masked))
+        return torch.cat([self.masked, later])
 
 
 @dataclass

@@ -15,7 +15,6 @@ from torch import nn
 from minivlm.attention import attention
 from minivlm.clip import ACTIVATIONS, MLP
 from minivlm.image import ImageProcessor, _fields, _told, open_image
-from minivlm.linear import Linear
 from minivlm.llava import Llava
 from pruning.base import UserError
 
@@ -43,8 +42,8 @@ class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.heads = c.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj = (Linear(c.hidden_size, c.hidden_size, bias=c.attention_bias) for _ in range(3))
-        self.projection_layer = Linear(c.hidden_size, c.hidden_size)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(c.hidden_size, c.hidden_size, bias=c.attention_bias) for _ in range(3))
+        self.projection_layer = nn.Linear(c.hidden_size, c.hidden_size)
 
     def forward(self, x):
         """(tiles, T, C) -> (tiles, T, C)"""
@@ -77,13 +76,12 @@ class InternViT(nn.Module):
         self.embeddings = Embeddings(c)
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
 
-    def forward(self, pixels, wanted, needs=frozenset()):
-        """(tiles, 3, size, size) -> hidden states of the indices `wanted`, a list of (tiles, 1+P, C), and {}: nothing is observed."""
-        assert not needs, "InternVL has no vision site"
+    def forward(self, pixels, depth):
+        """(tiles, 3, size, size) -> hidden_states[0 .. depth], (tiles, 1+P, C) each."""
         states = [self.embeddings(pixels.to(self.embeddings.cls_token))]
-        for layer in self.layers[:max(wanted)]:
+        for layer in self.layers[:depth]:
             states.append(layer(states[-1]))
-        return [states[i] for i in wanted], {}
+        return states
 
 
 class Projector(nn.Module):
@@ -93,7 +91,7 @@ class Projector(nn.Module):
         super().__init__()
         width = c.vision.hidden_size * c.join ** 2
         self.layer_norm = nn.LayerNorm(width)
-        self.linear_1, self.linear_2 = Linear(width, c.text.hidden_size), Linear(c.text.hidden_size, c.text.hidden_size)
+        self.linear_1, self.linear_2 = nn.Linear(width, c.text.hidden_size), nn.Linear(c.text.hidden_size, c.text.hidden_size)
         self.act = ACTIVATIONS[c.projector_hidden_act]
 
     def forward(self, x):
@@ -112,7 +110,7 @@ class InternVL(Llava):
         if pruner and pruner.at("vision"):
             raise UserError(f"{type(pruner.at('vision')).__name__} acts inside the vision tower, and InternVL's pixel shuffle needs "
                             "all patches: use a method of the embed or decoder site (python run.py methods)")
-        (state,), _ = self.vision_tower(pixels, [self.config.vision.num_hidden_layers])            # (tiles, 1+P, C)
+        state = self.vision_tower(pixels, self.config.vision.num_hidden_layers)[-1]                # (tiles, 1+P, C)
         cell = self._every(len(pixels)).to(pixels.device)
         return pixel_shuffle(state[:, 1:], self.config.join).flatten(0, 1), cell, torch.arange(len(cell), device=cell.device)
 

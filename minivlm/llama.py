@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minivlm.attention import Look, attention, causal_mask, frequency, rope, rotate, see
-from minivlm.linear import Linear
-from pruning.base import UserError
-
-
-LOOKS = ("attn", "logits", "turned_query", "turned_key")           # of what a method may need: what a layer shows as it runs
+from minivlm.attention import attention, causal_mask, rope, rotate
+from minivlm.trace import Trace
+from minivlm.views import DecoderView, StepView
+from pruning.apply import checked, order
+from pruning.base import NOT_YET, UserError
 
 
 class RMSNorm(nn.Module):
@@ -23,7 +22,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width, eps):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
 
     def forward(self, x):
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
@@ -35,25 +35,32 @@ class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.head_dim = c.head_dim
-        heads, kv_heads = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.q_proj = Linear(c.hidden_size, heads, bias=c.qkv_bias)
-        self.k_proj = Linear(c.hidden_size, kv_heads, bias=c.qkv_bias)
-        self.v_proj = Linear(c.hidden_size, kv_heads, bias=c.qkv_bias)
-        self.o_proj = Linear(heads, c.hidden_size, bias=c.o_bias)
+        query_width = c.num_attention_heads * c.head_dim
+        key_width = c.num_key_value_heads * c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, query_width, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.hidden_size, key_width, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.hidden_size, key_width, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(query_width, c.hidden_size, bias=c.o_bias)
 
-    def split(self, x):
+    def heads(self, x):
         """(B, T, H*Dh) -> (B, H, T, Dh)"""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def forward(self, x, turn, cache=None, dead=None, look=None, last=False):
-        """(B, T, D) -> (B, T, D), or (B, 1, D) with `last`: then only the last token asks. `turn`: cos and sin."""
-        cos, sin = turn
-        asking = x[:, -1:] if last else x
-        query = rotate(self.split(self.q_proj(asking)), *(x[..., -asking.shape[1]:, :] for x in turn))
-        key, value = rotate(self.split(self.k_proj(x)), cos, sin), self.split(self.v_proj(x))
+    def forward(self, x, rope, cache=None, mask=None, last=False):
+        """(B, T, D) -> (B, T, D). rope: cos and sin of the T positions. mask: (.., T, S), None: causal; see attention.
+
+        last: only the last token's row is computed, (B, 1, D).
+        """
+        query_rows = x[:, -1:] if last else x                                          # (B, T or 1, D)
+        query = self.heads(self.q_proj(query_rows))                                    # (B, H, T or 1, Dh)
+        query = rotate(query, tuple(part[..., -query_rows.shape[1]:, :] for part in rope))
+        key = rotate(self.heads(self.k_proj(x)), rope)                             # (B, Hk, T, Dh)
+        value = self.heads(self.v_proj(x))                                         # (B, Hk, T, Dh)
         if cache is not None:
-            key, value = cache.append(key, value)
-        out = attention(query, key, value, dead, look=look)                        # (B, H, T, Dh)
+            key, value = cache.append(key, value)                                  # (B, Hk, S, Dh) twice
+        if last and mask is not None:
+            mask = mask[..., -1:, :]
+        out = attention(query, key, value, mask)                                   # (B, H, T or 1, Dh)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -62,9 +69,9 @@ class MLP(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -75,14 +82,15 @@ class Layer(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.self_attn, self.mlp = Attention(c), MLP(c)
+        self.self_attn = Attention(c)
+        self.mlp = MLP(c)
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, x, turn, cache=None, dead=None, look=None, last=False):
+    def forward(self, x, rope, cache=None, mask=None, last=False):
         """(B, T, D) -> (B, T, D); with `last` only the last token's row, (B, 1, D)."""
-        seen = self.self_attn(self.input_layernorm(x), turn, cache, dead, look, last)
-        x = (x[:, -1:] if last else x) + seen
+        attended = self.self_attn(self.input_layernorm(x), rope, cache, mask, last)
+        x = (x[:, -1:] if last else x) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -96,130 +104,121 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def turn(self, position, dtype):
-        """cos and sin for these positions, shared by all layers."""
-        return rope(position.to(self.norm.weight.device), self.config.head_dim, self.config.rope_theta, dtype)
-
-    def dead(self, dead, asking, held):
-        """`dead` (S,); with a sliding window (T, S): a row sees as many positions back, itself included. Positions (T,), (S,)."""
-        if self.config.sliding_window is None:
-            return dead
-        far = held <= asking[:, None] - self.config.sliding_window                 # (T, S)
-        return far if dead is None else far | dead.to(far.device)
-
     def prefill(self, tokens, cache, pruner=None, trace=None, last=True):
         """Run the prompt, reducing it on the way. Tokens (T, D) -> normed hidden states of the tokens left, (T', D).
 
         With `last` only the last token's row is returned, (1, D), and the last layer computes no other.
         """
-        L, pruner = len(self.layers), pruner and pruner.at("decoder")
-        cuts, masks = plan(pruner, L) if tokens.n else ((), ())
-        cache.tokens = tokens if pruner and pruner.rerank else None
-        tokens = pruner.placed(tokens) if pruner else tokens
-        tokens = replace(tokens, prompt=tokens.hidden, prompt_visual=tokens.visual,
-                         frequency=frequency(self.config.head_dim, self.config.rope_theta, tokens.hidden.device))
-        turn, dead = self._seen_from(tokens)
+        depth = len(self.layers)
+        trace = trace or Trace()
+        pruner = pruner and pruner.at("decoder")
+        cuts, masks = plan(pruner, depth) if tokens.n else ((), ())
+        if pruner:
+            cache.tokens = tokens if pruner.rerank_each_step else None
+            tokens = pruner.with_positions(tokens)
+        tokens = replace(tokens, prompt=tokens)
+        rope, mask = self.shared(tokens)                   # the same in all layers between two cuts
         for l, layer in enumerate(self.layers):
+            tokens = replace(tokens, layer=l)
             if l in cuts and tokens.n:
-                tokens = self._cut(tokens, l, turn, dead, pruner, trace, cache)
-                turn, dead = self._seen_from(tokens)
-            look = _look(tokens, pruner, l, l + 1 in cuts, l in masks)
-            cache.layers[l].next, cache.layers[l].dead = tokens.next, tokens.dead
-            cache.layers[l].position = None if self.config.sliding_window is None else tokens.position
-            if trace is not None:
-                trace.enter(tokens)
-            hidden = layer(tokens.hidden[None], turn, cache.layers[l], dead, look, last and l == L - 1)[0]
-            tokens = replace(tokens, hidden=hidden, layer=l + 1, **_seen(look))
+                # the method drops, merges or masks visual tokens
+                tokens = replace(tokens, here=DecoderView(layer, tokens, rope, mask))
+                tokens = self.cut(tokens, pruner, trace, cache)
+                rope, mask = self.shared(tokens)
+            layer_mask = mask
+            if l in masks and tokens.n:
+                # the method says who may look at whom in this layer
+                here = DecoderView(layer, tokens, rope, mask)
+                layer_mask = pruner.mask(replace(tokens, here=here))
+            trace.enter(tokens)
+            cache.layers[l].start(tokens)
+            view = DecoderView(layer, tokens, rope, layer_mask, cache.layers[l])
+            hidden = layer(tokens.hidden[None], rope, cache.layers[l], layer_mask, last and l == depth - 1)[0]
+            tokens = replace(tokens, hidden=hidden, before=view if l + 1 in cuts else NOT_YET)
         return self.norm(tokens.hidden)
 
-    def _seen_from(self, tokens):
-        """What all layers share: cos and sin of the positions, and which keys are hidden."""
-        turn, window = self.turn(tokens.position, tokens.hidden.dtype), self.config.sliding_window
-        inside = window is None or tokens.next <= window                           # then no mask: the flash kernels stay eligible
-        return turn, tokens.dead if inside else self.dead(tokens.dead, tokens.position, tokens.position)
+    def rope(self, position, dtype):
+        """cos and sin for these positions, shared by all layers."""
+        return rope(position.to(self.norm.weight.device), self.config.head_dim, self.config.rope_theta, dtype)
 
-    def _cut(self, tokens, l, turn, dead, pruner, trace, cache):
-        """Call the method before layer l and apply what it says."""
-        tokens = replace(tokens, **self._project(tokens, l, turn, dead, pruner))
-        r = pruner.reduce(tokens)
-        if trace is not None:
-            trace.reduce("decoder", l, tokens, r)
-        for held in cache.layers[:l] if pruner.prune_past_kv else ():
-            held.select(tokens.order(r.keep)[0])
+    def shared(self, tokens):
+        """What all layers share until the next cut: cos and sin of the positions, and the mask; None: causal."""
+        rope = self.rope(tokens.position, tokens.hidden.dtype)
+        window = self.config.sliding_window
+        if window is None or tokens.next_position <= window:       # then no query is too far from any key
+            hidden = tokens.masked
+        else:
+            hidden = self.hidden_keys(tokens.masked, tokens.position, tokens.position)
+        if hidden is None:
+            return rope, None
+        rows = torch.arange(len(tokens.hidden), device=tokens.hidden.device)
+        return rope, causal_mask(rows, len(rows), hidden.to(rows.device))
+
+    def hidden_keys(self, masked, query_position, key_position):
+        """`masked` (S,), or with a sliding window (T, S): a row sees that many positions back, itself included; None: all."""
+        if self.config.sliding_window is None:
+            return masked
+        too_far = key_position <= query_position[:, None] - self.config.sliding_window             # (T, S)
+        return too_far if masked is None else too_far | masked.to(too_far.device)
+
+    def cut(self, tokens, pruner, trace, cache):
+        """Call the method before layer tokens.layer, and apply what it says."""
+        r = checked(pruner, tokens)
+        trace.reduce("decoder", tokens.layer, tokens, r)
+        if pruner.prune_past_kv:
+            rows, _ = order(tokens, r.keep)
+            for held in cache.layers[:tokens.layer]:
+                held.select(rows)
         return tokens.reduced(r, pruner.positions)
 
-    def _project(self, tokens, l, turn, dead, pruner):
-        """Layer l's own query, key and attention on the tokens that enter it, as far as the method needs them."""
-        needs, attn = pruner.needs, self.layers[l].self_attn
-        if not needs & {"query", "key", "raw_key", "own_attn"}:
-            return {}
-        x, seen = self.layers[l].input_layernorm(tokens.hidden), {}
-        if "query" in needs:
-            seen["query"] = attn.q_proj(x)
-        if "key" in needs:
-            seen["key"] = attn.k_proj(x)
-        if "raw_key" in needs:
-            seen["raw_key"] = attn.k_proj(tokens.hidden)
-        if "own_attn" in needs:
-            look = Look(tokens.query_rows(pruner.rows), wants={"attn"}, across_heads=pruner.across_heads)
-            query = rotate(attn.split(attn.q_proj(x[look.rows])[None]), *(part[look.rows] for part in turn))
-            key = rotate(attn.split(attn.k_proj(x)[None]), *turn)
-            see(look, query, key, causal_mask(len(x), len(x), dead, rows=look.rows, device=x.device))
-            seen.update(rows=look.rows, own_attn=look.attn[0])
-        return seen
-
     def step(self, hidden, cache, pruner=None):
-        """Run m more tokens (m, D) after what the cache holds -> normed hidden states (m, D). Nothing is reduced."""
-        m, hidden, turns, pruner = len(hidden), hidden[None], {}, pruner and pruner.at("decoder")
+        """Run m more tokens (m, D) after what the cache holds -> normed hidden states (m, D). Nothing is dropped."""
+        m = len(hidden)
+        pruner = pruner and pruner.at("decoder")
         cuts = pruner.reduce_at(len(self.layers)) if cache.tokens is not None else ()
+        ropes = {}                                         # by first position: methods may renumber, so layers may differ
         for l, (layer, held) in enumerate(zip(self.layers, cache.layers)):
-            if held.next not in turns:                         # per layer, since methods may renumber
-                position = torch.arange(held.next, held.next + m, device=hidden.device)
-                turns[held.next] = self.turn(position, hidden.dtype)
-            look = Look(torch.tensor([m - 1], device=hidden.device)) if l + 1 in cuts else None
-            dead = None if held.dead is None else torch.cat([held.hidden_keys(), held.dead.new_zeros(m)])
-            turn, held.next = turns[held.next], held.next + m
-            if held.position is not None:
-                position = torch.arange(held.next - m, held.next, device=held.position.device)
-                held.position = torch.cat([held.position, position])
-                dead = self.dead(dead, position, held.position)
-            hidden = layer(hidden, turn, held, dead, look)
-            if look is not None:
-                self._rerank(l + 1, look, cache, pruner)
-        return self.norm(hidden[0])
+            position = torch.arange(held.next_position, held.next_position + m, device=hidden.device)
+            if held.next_position not in ropes:
+                ropes[held.next_position] = self.rope(position, hidden.dtype)
+            rope = ropes[held.next_position]
+            mask = self.step_mask(held, position)
+            entered = hidden
+            hidden = layer(hidden[None], rope, held, mask)[0]
+            held.next_position += m
+            if l + 1 in cuts:
+                self.rerank(StepView(layer, entered, rope, mask, held), l + 1, cache, pruner)
+        return self.norm(hidden)
+
+    def step_mask(self, held, position):
+        """(m, S) mask for new tokens at these positions; None: they see all that is held."""
+        m = len(position)
+        masked = held.hidden_keys(m)                                               # (S,) or None
+        if self.config.sliding_window is not None:
+            held.position = torch.cat([held.position, position])
+            masked = self.hidden_keys(masked, position, held.position)             # (m, S)
+        if masked is None:
+            return None
+        S = masked.shape[-1]
+        return causal_mask(torch.arange(S - m, S, device=position.device), S, masked)
 
     @staticmethod
-    def _rerank(l, look, cache, pruner):
+    def rerank(view, l, cache, pruner):
         """Choose the keys that layers l.. may read again, from the newest token's attention over the whole cache."""
-        tokens = replace(cache.tokens, layer=l, rows=look.rows, attn=look.attn[0])
-        dead = tokens.reduced(pruner.reduce(tokens)).dead
+        tokens = replace(cache.tokens, layer=l, before=view)
+        masked = tokens.reduced(checked(pruner, tokens)).masked
         for held in cache.layers[l:]:
-            held.dead = dead
+            held.masked = masked
 
 
 def plan(pruner, layers):
-    """The layers before which, and in which, the method acts; UserError where the model has no such layer."""
+    """The layers before which, and in which, the method acts; UserError if the model has no such layer."""
     if not pruner:
         return (), ()
-    cuts, masks = pruner.reduce_at(layers), pruner.mask_at(layers)
+    cuts = pruner.reduce_at(layers)
+    masks = pruner.mask_at(layers)
     for l in cuts:
         if not 0 < l < layers:
-            raise UserError(f"{type(pruner).__name__} reduces before layer {l}, and this model has {layers} layers: choose a layer above 0 "
-                            f"and below {layers}")
+            raise UserError(f"{type(pruner).__name__} reduces before layer {l}, and this model has {layers} layers: "
+                            f"choose a layer above 0 and below {layers}")
     return cuts, masks
-
-
-def _look(tokens, pruner, l, before_cut, masked):
-    """What to observe in layer l."""
-    wants = pruner.needs & set(LOOKS) if before_cut else frozenset()
-    if not masked and not wants:
-        return None
-    here = replace(tokens, layer=l)
-    mask = (lambda query, key, causal: pruner.mask(here, query[0], key[0], causal)) if masked else None
-    return Look(tokens.query_rows(pruner.rows) if wants & {"attn", "logits"} else None, mask, wants, pruner.across_heads)
-
-
-def _seen(look):
-    """What the method wanted to see of the layer, as fields of Tokens."""
-    wants = look.wants if look else ()
-    return dict(rows=look and look.rows, **{name: getattr(look, name)[0] if name in wants else None for name in LOOKS})

@@ -14,10 +14,11 @@ from torch import nn
 
 from minivlm.cache import Cache
 from minivlm.clip import ACTIVATIONS, ClipVision
-from minivlm.linear import Linear
 from minivlm.llama import Decoder
 from minivlm.tiles import Tiles
 from minivlm.trace import Trace
+from minivlm.views import tower_view
+from pruning.apply import checked
 from pruning.base import Tokens, UserError
 from pruning.mosaic import Mosaic
 
@@ -29,8 +30,8 @@ class Projector(nn.Module):
         super().__init__()
         features = 1 if isinstance(c.vision_feature_layer, int) else len(c.vision_feature_layer)
         width, bias = c.text.hidden_size, c.multimodal_projector_bias
-        self.linear_1 = Linear(c.vision.hidden_size * features, width, bias=bias)
-        self.linear_2 = Linear(width, width, bias=bias)
+        self.linear_1 = nn.Linear(c.vision.hidden_size * features, width, bias=bias)
+        self.linear_2 = nn.Linear(width, width, bias=bias)
         self.act = ACTIVATIONS[c.projector_hidden_act]
 
     def forward(self, x):
@@ -50,7 +51,7 @@ class Llava(nn.Module):
         self.vision_tower = self.tower(config.vision)
         self.multi_modal_projector = self.projector(config)
         self.language_model = Decoder(config.text)
-        self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         if config.text.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight
         if config.image_grid_pinpoints:
@@ -66,24 +67,39 @@ class Llava(nn.Module):
 
         With a mosaic, what a method leaves stands as that method's `assemble` says; without a method, tile after tile.
         """
-        pruner, skip = pruner and pruner.at("vision"), self._skip(pruner)
-        layers, count = self.config.vision_feature_layer, len(self.vision_tower.layers) + 1
-        wanted = [l % count for l in ([layers] if isinstance(layers, int) else layers)]
-        states, seen = self.vision_tower(pixels, wanted, pruner.needs if pruner else frozenset())
-        hidden = torch.cat(states, dim=-1)                                         # (tiles, 1+P, C)
-        cell = _cells(*hidden.shape[:2], hidden.device)                            # (tiles, 1+P, 3)
+        pruner = pruner and pruner.at("vision")
+        skip = self._skip(pruner)
+        layers = self._feature_layers()
+        states = self.vision_tower(pixels, max(layers))
+        hidden = torch.cat([states[l] for l in layers], dim=-1)                    # (tiles, 1+P, C)
+        grid = _grid(*hidden.shape[:2], hidden.device)[:, skip:].flatten(0, 1)     # (n, 3)
         if not pruner:
-            cell = cell[:, skip:].flatten(0, 1)                                    # (n, 3)
-            return hidden[:, skip:].flatten(0, 1), cell, torch.arange(len(cell), device=cell.device)
-        tokens = _vision_tokens(hidden, cell, seen, max(wanted), skip)
-        r = pruner.reduce(tokens)
+            return hidden[:, skip:].flatten(0, 1), grid, torch.arange(len(grid), device=grid.device)
+        tokens = self._vision_tokens(hidden, grid, states, max(layers), skip)
+        r = checked(pruner, tokens)
         if mosaic:
-            order = pruner.assemble(tokens.cell[r.keep], mosaic)
+            order = pruner.output_order(tokens.grid[r.keep], mosaic)
             r = replace(r, keep=r.keep[order], merge=None if r.merge is None else r.merge[order])
         if trace is not None:
-            trace.reduce("vision", tokens.layer, replace(tokens, origin=tokens.origin + trace.N), r)
-        tokens = _alone(tokens).reduced(r)
-        return tokens.hidden[tokens.visual], tokens.cell, tokens.origin
+            trace.reduce("vision", tokens.layer, replace(tokens, source=tokens.source + trace.N), r)
+        tokens = _only_visual(tokens).reduced(r)
+        return tokens.hidden[tokens.visual], tokens.grid, tokens.source
+
+    def _feature_layers(self):
+        """Which hidden states of the tower the projector reads, counted from 0."""
+        layers = self.config.vision_feature_layer
+        count = len(self.vision_tower.layers) + 1
+        return [l % count for l in ([layers] if isinstance(layers, int) else layers)]
+
+    def _vision_tokens(self, hidden, grid, states, depth, skip):
+        """All tiles of one image as one sequence, in front of block `depth`."""
+        tiles, rows, _ = hidden.shape
+        index = torch.arange(tiles * rows, device=hidden.device)
+        visual = index.view(tiles, rows)[:, skip:].flatten()
+        tokens = replace(Tokens.start(hidden.flatten(0, 1), visual, grid), layer=depth)
+        before = tower_view(self.vision_tower, depth - 1, states, tokens)
+        here = tower_view(self.vision_tower, depth, states, tokens)
+        return replace(tokens, before=before, here=here)
 
     def visual_tokens(self, image):
         """How many visual tokens an image becomes, unpruned."""
@@ -126,7 +142,7 @@ class Llava(nn.Module):
         parts.append((self.language_model.embed_tokens(ids[start:]),))
         tokens = _spliced(parts)
         if tokens.n and pruner and pruner.at("embed"):
-            r = pruner.at("embed").reduce(tokens)
+            r = checked(pruner.at("embed"), tokens)
             trace.reduce("embed", 0, tokens, r)
             tokens = tokens.reduced(r, "renumber")     # the decoder never saw the dropped tokens
         return tokens
@@ -154,7 +170,7 @@ class Llava(nn.Module):
     def _every(self, tiles, pruner):
         """(N, 3) cells of all visual tokens that the tower can give of so many tiles."""
         rows = self.vision_tower.embeddings.position_embedding.num_embeddings
-        return _cells(tiles, rows, "cpu")[:, self._skip(pruner):].flatten(0, 1)
+        return _grid(tiles, rows, "cpu")[:, self._skip(pruner):].flatten(0, 1)
 
     def prefill(self, tokens, pruner=None, trace=None):
         """Tokens of the whole prompt -> logits of the next token (V,) and the cache. UserError if it is too long."""
@@ -171,43 +187,30 @@ class Llava(nn.Module):
         return self.lm_head(self.language_model.step(hidden, cache, pruner and pruner.at("decoder"))[-1])
 
 
-def _cells(tiles, rows, device):
-    """(tiles, 1+P, 3): tile, row, column of each patch of a square grid, row by row; the CLS row is on no grid."""
+def _grid(tiles, rows, device):
+    """(tiles, 1+P, 3): tile, row, column of each patch of a square grid, row by row; the class token is on no grid."""
     side = round((rows - 1) ** 0.5)
-    cell = torch.full((tiles, rows, 3), -1, device=device)
-    cell[:, :, 0] = torch.arange(tiles, device=device)[:, None]
-    cell[:, 1:, 1] = torch.arange(rows - 1, device=device) // side
-    cell[:, 1:, 2] = torch.arange(rows - 1, device=device) % side
-    return cell
+    grid = torch.full((tiles, rows, 3), -1, device=device)
+    grid[:, :, 0] = torch.arange(tiles, device=device)[:, None]
+    grid[:, 1:, 1] = torch.arange(rows - 1, device=device) // side
+    grid[:, 1:, 2] = torch.arange(rows - 1, device=device) % side
+    return grid
 
 
-def _vision_tokens(hidden, cell, seen, layer, skip):
-    """All tiles of one image as one sequence; see Tokens for what `attn` is then."""
-    tiles, rows, _ = hidden.shape
-    index = torch.arange(tiles * rows, device=hidden.device).view(tiles, rows)
-    visual = index[:, skip:].flatten()
-    flat = {name: x.flatten(0, 1) for name, x in seen.items() if name in ("query", "key", "past_key")}
-    for name in {"attn", "first_attn"} & set(seen):
-        own = torch.eye(tiles, device=hidden.device)[:, :, None]                   # (tiles, tiles, 1)
-        weights = own * seen[name].squeeze(2).transpose(0, 1)[:, :, None]          # (H, tiles, tiles, 1+P)
-        flat[name] = weights.flatten(2)                                            # (H, tiles, tiles*(1+P))
-    return Tokens(hidden.flatten(0, 1), index.flatten(), visual, cell[:, skip:].flatten(0, 1),
-                  torch.arange(len(visual), device=hidden.device), 0, layer=layer, rows=index[:, 0], **flat)
-
-
-def _alone(tokens):
+def _only_visual(tokens):
     """The visual tokens without the class tokens between them, which would keep each tile's together."""
     rows = tokens.visual
-    return replace(tokens, hidden=tokens.hidden[rows], position=tokens.position[rows], visual=tokens.origin)
+    return replace(tokens, hidden=tokens.hidden[rows], position=tokens.position[rows], visual=tokens.source)
 
 
 def _spliced(parts):
-    """Text (embeddings,) and images (embeddings, cell, origin) in turn -> Tokens."""
+    """Text (embeddings,) and images (embeddings, grid, source) in turn -> Tokens."""
     hidden = torch.cat([part[0] for part in parts])                                # (T, D)
-    lengths, device = [len(part[0]) for part in parts], hidden.device
-    is_visual = torch.repeat_interleave(torch.tensor([len(p) > 1 for p in parts], device=device),
-                                        torch.tensor(lengths, device=device))
-    images = [p for p in parts if len(p) > 1]
-    cell = torch.cat([p[1] for p in images]) if images else torch.empty(0, 3, dtype=torch.long, device=device)
-    origin = torch.cat([p[2] for p in images]) if images else torch.empty(0, dtype=torch.long, device=device)
-    return Tokens(hidden, torch.arange(len(hidden), device=device), is_visual.nonzero().squeeze(1), cell, origin, len(hidden))
+    device = hidden.device
+    lengths = torch.tensor([len(part[0]) for part in parts], device=device)
+    is_image = torch.tensor([len(part) > 1 for part in parts], device=device)
+    visual = torch.repeat_interleave(is_image, lengths).nonzero().squeeze(1)       # (n,)
+    images = [part for part in parts if len(part) > 1]
+    grid = torch.cat([part[1] for part in images]) if images else torch.empty(0, 3, dtype=torch.long, device=device)
+    tokens = Tokens.start(hidden, visual, grid)
+    return replace(tokens, source=torch.cat([part[2] for part in images])) if images else tokens

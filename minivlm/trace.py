@@ -52,7 +52,7 @@ class Trace:
 
     def reduce(self, site, layer, tokens, r):
         """Note a reduction of `tokens`."""
-        self.steps.append(Step(site, layer, tokens.origin.cpu(), _to_cpu(r)))
+        self.steps.append(Step(site, layer, tokens.source.cpu(), _to_cpu(r)))
 
     @property
     def N(self):

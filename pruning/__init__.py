@@ -2,9 +2,8 @@
 
 from pruning import controls
 from pruning.adaptprune import AdaptPrune
-from pruning.asap import ASAP
+from pruning.asap import ASAP, FastVBiMask
 from pruning.atp import ATP
-from pruning.bimask import FastVBiMask
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
 from pruning.fitprune import FitPrune, SingleFitPrune

@@ -1,57 +1,168 @@
-"""The contract: what a method may look at (Tokens), what it gives back (Reduction), where it acts (Pruner).
+"""The contract: what a method may look at (Tokens, LayerView), what it gives back (Reduction), where it acts (Pruner).
 
 A reduction of visual tokens is a k x n matrix applied to the n visual tokens somewhere in the pipeline: one-hot rows
 select, other rows merge. A method is a pure function from Tokens to that matrix. Applying it, and keeping positions,
-masks and caches right, is done here and in the model, by no method.
+masks and caches right, is done elsewhere (apply.py and the model), by no method.
 
 Letters: T tokens in the sequence now, n visual tokens now, k visual tokens after, N visual tokens at first, D width,
-H query heads, Hk key heads, Dh head width, R query rows that a method asked to see.
+H query heads, Hk key heads, Dh head width, R query rows.
 """
 
-import math
-from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pruning import apply
+from pruning.budget import solve
+from pruning.errors import UserError
+from pruning.fields import first_fault
 
-class UserError(ValueError):
-    """A request that cannot be met. Its text is one line that names the thing and the remedy."""
 
+class LayerView:
+    """One layer, on the tokens that enter it, as a method may look at it. Everything is computed when asked for.
 
-@dataclass(frozen=True)
-class Tokens:
-    """One prompt's sequence as it enters layer `layer` of a site, with what was observed in layer - 1.
-
-    At the vision site the sequence is every tile's CLS row and patch rows, tile after tile, and `attn` has one CLS row
-    a tile; tiles do not see each other, so weights across tiles are 0.
+    `rows` are query rows: "last", "text" (after the image), "visual", "all", or indices (R,). The model's own views
+    (minivlm/llama.py, minivlm/clip.py) give query, key, mask and projected_key; LayerView.of(..) takes typed matrices.
     """
 
-    hidden: Tensor                     # (T, D)    residual stream
-    position: Tensor                   # (T,)      RoPE position ids; (T, 2) where they are of two dimensions
-    visual: Tensor                     # (n,)      rows of `hidden` that are visual tokens (several images: one set)
-    cell: Tensor                       # (n, 3)    tile, row, column in the unpruned image; row -1: on no grid (newline, CLS)
-    origin: Tensor                     # (n,)      index of each among the N visual tokens of the unpruned prompt
-    next: int                          # position id of the first generated token
-    prompt: Tensor | None = None       # (T0, D)   what entered layer 0, never reduced
-    prompt_visual: Tensor | None = None  # (N,)    rows of `prompt` that are visual tokens
-    frequency: Tensor | None = None    # (Dh/2,)   of the rotary embedding: radians that each pair turns a position
+    tokens = None                  # the Tokens that enter the layer
+
+    def query(self, rows="all"):
+        """(H, R, Dh) after RoPE"""
+        raise UserError(f"{self!r}: it has no queries")
+
+    def key(self):
+        """(Hk, T, Dh) after RoPE"""
+        raise UserError(f"{self!r}: it has no keys")
+
+    def projected_key(self, norm=True):
+        """(T, Hk*Dh) before RoPE; norm=False: of the residual stream, without the layer's norm (AdaptPrune's code)"""
+        raise UserError(f"{self!r}: it has no projected keys")
+
+    def mask(self, rows=None):
+        """(R, T) what the layer adds to the logits of these rows: 0 where they may look, minus infinity elsewhere; None: (T, T)"""
+        raise UserError(f"{self!r}: it has no mask")
+
+    def rotated(self, x):
+        """x (T, Dh) under the rotary embedding, each row at its position"""
+        raise UserError(f"{self!r}: it has no rotary embedding")
+
+    def logits(self, rows="all"):
+        """(H, R, T) query key^T / sqrt(Dh), before the mask"""
+        query = self.query(rows)                                                   # (H, R, Dh)
+        key = for_each_head(self.key(), len(query))                                # (H, T, Dh)
+        return query @ key.mT / query.shape[-1] ** 0.5
+
+    def attention(self, rows="all"):
+        """(H, R, T) softmax(logits + mask), in float32: fewer ties"""
+        mask = self.mask(self.tokens.rows(rows))                                   # (R, T)
+        return (self.logits(rows).float() + mask).softmax(dim=-1)
+
+    def each_head_logits(self, rows="all"):
+        """(R, T) logits of one head after the other: all heads at once would take H times the memory"""
+        query = self.query(rows)                                                   # (H, R, Dh)
+        key = for_each_head(self.key(), len(query))                                # (H, T, Dh)
+        for q, k in zip(query, key):
+            yield q @ k.T / q.shape[-1] ** 0.5
+
+    def each_head(self, rows="all"):
+        """(R, T) attention of one head after the other"""
+        mask = self.mask(self.tokens.rows(rows))                                   # (R, T)
+        for logits in self.each_head_logits(rows):
+            yield (logits.float() + mask).softmax(dim=-1)
+
+    def mean_logits(self, rows="all"):
+        """(R, T) logits, mean over heads"""
+        return mean_of(self.each_head_logits(rows))
+
+    def mean_attention(self, rows="all"):
+        """(R, T) attention, mean over heads"""
+        return mean_of(self.each_head(rows))
+
+    def on(self, tokens):
+        """The same view, its rows counted in these tokens."""
+        return self
+
+    @staticmethod
+    def of(attention=None, logits=None, query=None, key=None, projected_key=None, stream_key=None):
+        """A view of typed matrices: LayerView.of(attention=[[1, 0], [.3, .7]]), (T, T) or (H, T, T), or of query and key.
+
+        With fewer than T rows, those are the last ones. stream_key is what projected_key(norm=False) gives.
+        """
+        from pruning.by_hand import GivenView              # which is built on this file
+        return GivenView(attention, logits, query, key, projected_key, stream_key)
+
+
+class NoView(LayerView):
+    """In the place of a view that a site does not have: whatever is read of it is an error that says why."""
+
+    def __init__(self, why):
+        self.why = why
+
+    @property
+    def tokens(self):
+        raise UserError(f"{self!r}")
+
+    def __repr__(self):
+        return f"nothing to look at here, since {self.why}"
+
+
+NOT_YET = NoView("no layer has run yet")
+
+
+def mean_of(matrices):
+    """Mean in float32 of matrices that come one by one: half precision loses small weights."""
+    total = 0
+    count = 0
+    for matrix in matrices:
+        total = total + matrix.float()
+        count += 1
+    return total / count
+
+
+def for_each_head(x, heads):
+    """The key or value head of each query head: (.., Hk, S, Dh) -> (.., H, S, Dh)"""
+    if x.shape[-3] == heads:
+        return x
+    return x.repeat_interleave(heads // x.shape[-3], dim=-3)
+
+
+@dataclass(frozen=True, repr=False)
+class Tokens:
+    """One prompt's sequence as it enters layer `layer`, and two layers to look at.
+
+    At the vision site the sequence is every tile's class row and patch rows, tile after tile, and layers are blocks of the tower.
+    """
+
+    hidden: Tensor                 # (T, D)    residual stream
+    visual: Tensor                 # (n,)      rows of `hidden` that are visual tokens (several images: one set)
+    grid: Tensor                   # (n, 3)    tile, row, column in the unpruned image; row -1: on no grid (newline, class token)
+    source: Tensor                 # (n,)      index of each among the N visual tokens of the unpruned prompt
+    position: Tensor               # (T,)      RoPE position ids; (T, 2) where they have two dimensions
+    next_position: int             # position id of the first generated token
     layer: int = 0
-    dead: Tensor | None = None         # (T,)      True: still in the sequence, its key masked (Reduction.drop False)
-    rows: Tensor | None = None         # (R,)      the query rows of attn and logits
-    attn: Tensor | None = None         # (H, R, T) softmax weights of layer - 1; (1, R, T) where asked for across heads
-    logits: Tensor | None = None       # (H, R, T) the same before mask and softmax, scaled
-    turned_query: Tensor | None = None  # (H, T, Dh)  queries of layer - 1, after RoPE
-    turned_key: Tensor | None = None   # (Hk, T, Dh)  keys of layer - 1, after RoPE: query @ key.mT / sqrt(Dh) are its logits
-    own_attn: Tensor | None = None     # (H, R, T) softmax weights that this layer would compute on these tokens
-    query: Tensor | None = None        # (T, H*Dh)   of this layer, after its norm, before RoPE
-    key: Tensor | None = None          # (T, Hk*Dh)  of this layer, after its norm, before RoPE
-    raw_key: Tensor | None = None      # (T, Hk*Dh)  this layer's key projection of the stream without the norm
-    past_key: Tensor | None = None     # (T, C)      vision site: keys of block - 1
-    first_attn: Tensor | None = None   # (H, R, T)   vision site: attn of block 0
+    before: LayerView = NOT_YET    # layer - 1, which has run
+    here: LayerView = NOT_YET      # this layer, which is about to run
+    prompt: "Tokens | None" = None                                     # what entered layer 0; None: these tokens
+    masked: Tensor | None = None   # (T,)      True: still in the sequence, its key masked (Reduction.drop False)
+
+    @classmethod
+    def start(cls, hidden, visual, grid=None, before=None, here=None, layer=0):
+        """Tokens of a whole prompt: positions and sources count from 0. For examples by hand, too.
+
+        visual: its rows. grid: (n, 3), or (rows, columns) of one image; None: one row of patches. Views: LayerView.of(..).
+        """
+        hidden = torch.as_tensor(hidden)
+        visual = torch.as_tensor(visual, dtype=torch.long, device=hidden.device)
+        if not isinstance(grid, Tensor):
+            grid = whole_grid(*(grid or (1, len(visual))))
+        source = torch.arange(len(visual), device=hidden.device)
+        position = torch.arange(len(hidden), device=hidden.device)
+        tokens = cls(hidden, visual, grid.to(hidden.device), source, position, len(hidden), layer)
+        views = dict(before=before, here=here)
+        return replace(tokens, **{name: view.on(tokens) for name, view in views.items() if view is not None})
 
     @property
     def n(self):
@@ -59,164 +170,116 @@ class Tokens:
         return len(self.visual)
 
     @property
-    def entered(self):
-        """N: visual tokens that entered layer 0: those that are here, and those that are gone, dropped or masked."""
-        if self.prompt is None:
-            return self.n
-        masked = 0 if self.dead is None else int(self.dead.sum())
-        return len(self.prompt) - len(self.hidden) + masked + self.n
+    def N(self):
+        """Number of visual tokens that entered layer 0."""
+        return self.n if self.prompt is None else self.prompt.n
+
+    def is_visual(self):
+        """(T,) bool"""
+        row = torch.zeros(len(self.hidden), dtype=torch.bool, device=self.visual.device)
+        return row.index_fill_(0, self.visual, True)
 
     def text(self):
         """(m,) rows of the text after the (first) image: those that can see visual tokens."""
-        other = ~self._is_visual()
-        if self.dead is not None:
-            other &= ~self.dead
-        rows = other.nonzero().squeeze(1)
+        is_text = ~self.is_visual()
+        if self.masked is not None:
+            is_text &= ~self.masked
+        rows = is_text.nonzero().squeeze(1)
         return rows[rows > self.visual.min()] if self.n else rows[:0]
 
-    def query_rows(self, which):
-        """(R,) rows named by `which`: "last", "text" (after the image), "visual" or "all"."""
-        T = len(self.hidden)
+    def rows(self, which):
+        """(R,) the rows called "last", "text" (after the image), "visual" or "all" (but masked ones). Indices stay."""
+        if isinstance(which, Tensor):
+            return which
         if which == "last":
-            return self.visual.new_tensor([T - 1])
-        if which in ("text", "visual"):
-            return self.text() if which == "text" else self.visual
-        alive = torch.ones(T, dtype=torch.bool, device=self.visual.device) if self.dead is None else ~self.dead
-        return alive.nonzero().squeeze(1)
+            return self.visual.new_tensor([len(self.hidden) - 1])
+        if which == "text":
+            return self.text()
+        if which == "visual":
+            return self.visual
+        if which != "all":
+            raise UserError(f'rows are "last", "text", "visual", "all" or indices, not {which!r}')
+        if self.masked is None:
+            return torch.arange(len(self.hidden), device=self.visual.device)
+        return (~self.masked).nonzero().squeeze(1)
 
     def reduced(self, r, positions="keep"):
-        """The sequence after reduction `r`: the only place where tokens are dropped or merged.
+        """The sequence after a Reduction; see apply.reduced."""
+        return apply.reduced(self, r, positions)
 
-        Row i of the k new visual rows stands where source keep[i] stood; inside one image's span the rows stand in the
-        order of `keep`. Text rows are copied. What was observed is gone, so that a stale matrix cannot be read.
-        `positions`: "keep" the surviving position ids, or "renumber" them 0..T'-1.
-        """
-        new = self._dropped(r) if r.drop else self._masked(r)
-        return new if positions == "keep" else new._renumbered()
+    def without_views(self, **new):
+        """These tokens with other fields, and nothing to look at: no stale matrix can be read."""
+        gone = NoView("a reduction has changed the sequence after that layer ran")
+        return replace(self, before=gone, here=gone, **new)
 
-    def _dropped(self, r):
-        k = len(r.keep)
-        source, order = self.order(r.keep)
-        hidden, rows = self.hidden[source], (order < k).nonzero().squeeze(1)
-        kept = r.keep[order[rows]]                         # (k,) in the order in which they now stand
-        if r.merge is not None:                            # float32: half precision loses small weights
-            read = r.merge.any(dim=0).nonzero().squeeze(1)                         # (m,)  what weighs nothing is not
-            merged = r.merge[:, read].float() @ self.hidden[self.visual[read]].float()             # (k, D)
-            hidden[rows] = merged[order[rows]].to(hidden.dtype)
-        return self._forget(hidden=hidden, position=self.position[source], visual=rows, cell=self.cell[kept],
-                            origin=self.origin[kept], dead=None if self.dead is None else self.dead[source])
-
-    def order(self, keep):
-        """Rows of the present sequence in their new order, and that order over [kept visual rows, other rows]."""
-        is_visual = self._is_visual()
-        other = (~is_visual).nonzero().squeeze(1)                                  # (T-n,)
-        span = (~is_visual).cumsum(0)[self.visual]                                 # (n,) other rows before it
-        place = torch.cat([2 * span[keep], 2 * torch.arange(len(other), device=keep.device) + 1])
-        order = place.argsort(stable=True)                                         # (k+T-n,)
-        return torch.cat([self.visual[keep], other])[order], order
-
-    def _masked(self, r):
-        assert r.merge is None, "tokens can only be merged where they are dropped"
-        dead = torch.zeros(len(self.hidden), dtype=torch.bool, device=self.visual.device)
-        dead[self.visual] = True
-        dead[self.visual[r.keep]] = False
-        return self._forget(visual=self.visual[r.keep], cell=self.cell[r.keep], origin=self.origin[r.keep],
-                            dead=dead if self.dead is None else dead | self.dead)
-
-    def _renumbered(self):
-        alive = torch.ones_like(self.position) if self.dead is None else (~self.dead).long()
-        return replace(self, position=alive.cumsum(0) - 1, next=int(alive.sum()))
-
-    def _forget(self, **new):
-        return replace(self, **new, **dict.fromkeys(OBSERVED))
-
-    def _is_visual(self):
-        is_visual = torch.zeros(len(self.hidden), dtype=torch.bool, device=self.visual.device)
-        return is_visual.index_fill_(0, self.visual, True)
+    def __repr__(self):
+        return f"Tokens(layer {self.layer}, hidden {tuple(self.hidden.shape)}, {self.n} visual of {self.N})"
 
 
-OBSERVED = ("rows", "attn", "logits", "turned_query", "turned_key", "own_attn", "query", "key", "raw_key", "past_key", "first_attn")
+def whole_grid(rows, columns, tile=0):
+    """(rows * columns, 3): tile, row and column of every patch, row by row."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.full_like(row, tile), row, column], dim=-1).flatten(0, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reduction:
     """n visual tokens -> k. Without `merge` it selects; with it, row i is the weighted sum of all n."""
 
-    keep: Tensor                       # (k,)      row i stands in the place (position, cell) of source keep[i]
-    merge: Tensor | None = None        # (k, n)    weights
-    score: Tensor | None = None        # (n,)      what the method ranked by: for pictures, never for computing
-    drop: bool = True                  # False: the tokens stay in the sequence and their keys are masked instead
-    rule: Tensor | None = None         # (k,)      which of `rules`, the method's reasons, kept each: for pictures too
-    rules: tuple = ()                  # their names
+    keep: Tensor                   # (k,)      row i takes the place (position, grid) of source keep[i]
+    merge: Tensor | None = None    # (k, n)    weights
+    score: Tensor | None = None    # (n,)      what the method ranked by: for pictures, never for computing
+    drop: bool = True              # False: the tokens stay in the sequence and their keys are masked instead
+    reason: Tensor | None = None   # (k,)      which of `reasons` kept each: for pictures too
+    reasons: tuple = ()            # their names
 
-
-LAWS = {
-    "select": "tokens are kept as they are, none twice",
-    "convex": "what is merged has weights that are not negative and sum to 1",
-    "ordered": "kept tokens stand in sequence order",
-    "budget": "exactly `budget(n)` tokens are left",
-    "scale": "attention times a positive constant selects the same",
-    "needle": "a token that gets nearly all the attention is kept",
-}
-PER = {
-    "prompt": "all visual tokens of a prompt together, whatever images and tiles they are of",
-    "image": "the tokens of each image, all its tiles together",
-    "tile": "the tokens of each tile, as many of every one",
-}
-PRECONDITIONS = {
-    "cls": "a vision tower with a class token",
-    "grid": "every patch of the image's grid, none dropped before",
-    "text": "text after the image",
-    "calibration": "a table fitted to the model",
-    "training": "a module trained for the model",
-}
+    def __repr__(self):
+        verb = "selects" if self.merge is None else f"merges {self.merge.shape[1]} into"
+        return f"Reduction({verb} {len(self.keep)}: {self.keep.tolist()})"
 
 
 class Pruner:
-    """A method. Subclasses are frozen dataclasses: their fields are the paper's hyper-parameters."""
+    """A method. Subclasses are frozen dataclasses: their fields are the paper's hyper-parameters.
+
+    Their annotations say what is allowed (fields.py): another value is a UserError. A subclass that checks more in a
+    `__post_init__` of its own calls this one first.
+    """
 
     site: ClassVar = "decoder"                    # "vision": before the projector; "embed": before layer 0; "decoder"
-    needs: ClassVar = frozenset({"attn"})         # which optional quantities of Tokens it reads
-    rows: ClassVar = "last"                       # for which query rows: "last", "text", "visual", "all"; vision: CLS
-    across_heads: ClassVar = "each"               # of attn and logits: "each" head's, or over all heads their "mean" or "max"
-    laws: ClassVar = frozenset({"select"})        # promises the tests hold it to, of LAWS
-    positions: ClassVar = "keep"                  # or "renumber"
-    preconditions: ClassVar = frozenset()         # what it asks of model and prompt, of PRECONDITIONS
+    laws: ClassVar = frozenset({"select"})        # promises that the tests hold it to, of LAWS
+    positions: ClassVar = "keep"                  # of the tokens left: "keep" their position ids, or "renumber" them
+    preconditions: ClassVar = frozenset()         # what it needs of model and prompt, of PRECONDITIONS
     per: ClassVar = "prompt"                      # what `keep` counts, of PER
-    cls: ClassVar = False                         # vision: the class tokens are visual tokens too, on no grid
-    prune_past_kv: ClassVar = False               # drop from the caches of the layers before, too
-    rerank: ClassVar = False                      # reduce again, from the whole cache, at each generated token
 
-    def at(self, site):
-        """The method that acts at `site`, or None."""
-        return self if self.site == site else None
+    def __post_init__(self):
+        wrong = first_fault(self)
+        if wrong:
+            raise UserError(f"{type(self).__name__}: {wrong}")
 
     def reduce_at(self, layers):
         """Decoder layers, of `layers` in all, before which `reduce` is called."""
         return ()
 
     def mask_at(self, layers):
-        """Decoder layers inside whose attention `mask` is called."""
+        """Decoder layers before which `mask` is called."""
         return ()
 
-    def placed(self, tokens):
-        """The prompt with the position ids that the decoder shall give it: those it has."""
-        return tokens
-
     def budget(self, n):
-        """Visual tokens left of n, or None where the method does not fix it."""
+        """Visual tokens left of n, or None if the method does not fix it."""
         return None
 
-    def assemble(self, cell, mosaic):
-        """Vision site, several tiles: which of the tokens left (k, 3) go on to the decoder, and in which order. (k',) indices
+    def reduce(self, tokens) -> Reduction:
+        """The matrix, from what the method reads of the tokens and their views."""
+        raise NotImplementedError
 
-        cell: tile, row and column of each; mosaic: how the tiles lie (mosaic.py). Here all do, in the order of the picture.
-        """
-        return mosaic.order(cell)
+    def mask(self, tokens) -> Tensor:
+        """(T, T) what layer `tokens.layer` adds to its logits, in place of tokens.here.mask()."""
+        raise NotImplementedError
 
     def schedule(self, n, layers):
-        """Visual tokens that enter each of `layers` decoder layers, n at first; None where the prompt decides it."""
-        cuts, k = self.reduce_at(layers), self.budget(n)
+        """Visual tokens that enter each of `layers` decoder layers, n at first; None if the prompt decides it."""
+        cuts = self.reduce_at(layers)
+        k = self.budget(n)
         if self.site == "decoder" and not cuts:
             return [n] * layers
         if k is None or len(cuts) > 1:
@@ -225,81 +288,31 @@ class Pruner:
         return [n] * first + [k] * (layers - first)
 
     def with_average(self, average, n, layers):
-        """This method with its budget set so that on average at least `average` visual tokens enter a layer, no more than needed.
+        """This method with the smallest budget under which at least `average` visual tokens enter a layer on average.
 
-        Raises UserError where no budget does that.
+        Raises UserError if no budget does that.
         """
         if not hasattr(self, "keep"):
             raise UserError(f"{type(self).__name__} has no keep to solve for an average: set its own options")
         return solve(lambda k: replace(self, keep=k), range(1, n + 1), average, n, layers)
 
-    def reduce(self, tokens) -> Reduction:
-        """The matrix, from what is observed."""
-        raise NotImplementedError
+    # Rare: what only one or two methods change.
 
-    def mask(self, tokens, query, key, causal) -> Tensor:
-        """(.., T, T) additive mask in place of `causal`, given this layer's query (.., H, T, Dh) and key (.., Hk, T, Dh), after RoPE."""
-        raise NotImplementedError
+    cls: ClassVar = False                         # vision site: the class tokens are visual tokens too, on no grid
+    prune_past_kv: ClassVar = False               # drop from the caches of the layers before the cut, too
+    rerank_each_step: ClassVar = False            # reduce again, from the whole cache, at each generated token
 
+    def at(self, site):
+        """The method that acts at `site`, or None."""
+        return self if self.site == site else None
 
-ROUNDINGS = {"floor": math.floor, "round": round, "ceil": math.ceil}
+    def with_positions(self, tokens):
+        """The prompt with other position ids for the decoder; by default those it has."""
+        return tokens
 
+    def output_order(self, grid, mosaic):
+        """Vision site, several tiles: indices (k',) of the kept tokens, whose grid is (k, 3), to send on, in that order.
 
-def tokens_to_keep(keep, n, rounding="floor"):
-    """How many of n tokens `keep` means: a float is a share in (0, 1], an int a number; a share is at least one token.
-
-    `rounding` of share * n in float64: "floor" (576 * 0.1 -> 57), "round" half to even (50 * 0.25 -> 12) or "ceil".
-    Raises UserError if keep is not positive, or above what there is.
-    """
-    if rounding not in ROUNDINGS:
-        raise UserError(f"rounding {rounding!r} is not known: use one of {', '.join(ROUNDINGS)}")
-    share = isinstance(keep, float)
-    if not 0 < keep <= (1 if share else n):
-        raise UserError(f"keep {keep} is out of range: give a share in (0, 1.0] or a number of tokens from 1 to {n}")
-    return min(n, max(1, ROUNDINGS[rounding](keep * n))) if share else keep
-
-
-def staged(stages, n, layers, rounding="floor"):
-    """staged([(2, .5), (3, .25)], 576, 4) -> [576, 576, 288, 144]: tokens entering each layer if before these a keep of n is left."""
-    entering = [n] * layers
-    for layer, keep in stages:
-        entering[layer:] = [min(entering[-1], tokens_to_keep(keep, n, rounding))] * (layers - layer)
-    return entering
-
-
-def solve(method, values, average, n, layers):
-    """The first method(value), of values that keep ever more, whose schedule has an average of at least `average`.
-
-    FastV at K=2 of 32 layers, 576 tokens, average 192: keep 167, for (2 * 576 + 30 * 167) / 32 = 192.6.
-    """
-    mean = lambda value: sum(method(value).schedule(n, layers) or ()) / layers
-    least, most = mean(values[0]), mean(values[-1])
-    if not most:
-        raise UserError(f"{type(method(values[0])).__name__}: the prompt decides how many tokens are left, not a budget")
-    if not least - 1 < average <= most:
-        raise UserError(f"an average of {average} visual tokens a layer is out of reach for "
-                        f"{type(method(values[0])).__name__}: it can be {least:.1f} to {most:.1f}")
-    return method(values[bisect_left(values, average, key=mean)])
-
-
-def top(score, k):
-    """top([.1, .9, .5, .7], 2) -> [1, 3]: the k best, in sequence order; of equals, the first. (n,) -> (k,)"""
-    if score.isnan().any():
-        raise UserError("the attention scores contain NaN: the model overflowed; load it in float32 or bfloat16")
-    return score.argsort(descending=True, stable=True)[:k].sort().values
-
-
-def cosines(x, dtype=torch.float32, parts=8):
-    """Cosine of every two rows, at least in that dtype; with a row of zeros it is 0. (n, D) -> (n, n)
-
-    A part of the rows at a time is multiplied with itself and the rows after it; the other half is its mirror image.
-    """
-    unit = x.detach().to(torch.promote_types(x.dtype, dtype), copy=True)
-    F.normalize(unit, dim=1, out=unit)                                             # (n, D)
-    n, step = len(unit), max(1, math.ceil(len(unit) / parts))
-    found = unit.new_empty(n, n)
-    for start in range(0, n, step):
-        part, after = slice(start, start + step), slice(start + step, n)
-        found[part, start:] = unit[part] @ unit[start:].T
-        found[after, part] = found[part, after].T
-    return found
+        mosaic: how the tiles lie (mosaic.py). By default all of them, in the order of the picture.
+        """
+        return mosaic.order(grid)

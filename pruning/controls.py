@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 
 from pruning.adaptprune import gaussian
-from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.base import Pruner, Reduction, UserError
+from pruning.budget import tokens_to_keep
+from pruning.fields import Amount, Layer
+from pruning.ranked import descending, top
 
 
 @dataclass(frozen=True)
 class Unpruned(Pruner):
     """Keeps everything."""
 
-    needs = frozenset()
     laws = frozenset({"select", "ordered", "budget", "scale", "needle"})
 
     def budget(self, n):
@@ -39,7 +41,6 @@ class Blind(Pruner):
     """Keeps nothing: the decoder reads the text alone, as if no image had been given."""
 
     site = "embed"
-    needs = frozenset()
     laws = frozenset({"select", "ordered", "budget", "scale"})
 
     def budget(self, n):
@@ -53,21 +54,22 @@ class Blind(Pruner):
 class Control(Pruner):
     """What those below share: a place and a number."""
 
-    layer: int = 2                     # K: the first layer that runs on the kept tokens, at the site "decoder"
-    keep: float | int = 0.1            # share, or number, of visual tokens kept
+    layer: Layer = 2                   # K: the first layer that runs on the kept tokens, at the site "decoder"
+    keep: Amount = 0.1                 # share, or number, of visual tokens kept
     site: str = "decoder"              # or "embed": before layer 0, which no ranking by attention can do
     rounding: str = "floor"            # of share * n
 
-    needs = frozenset()
     laws = frozenset({"select", "ordered", "budget", "scale"})
+    ranks = False                      # by attention
 
     def __post_init__(self):
+        super().__post_init__()
         name = type(self).__name__
         tokens_to_keep(self.keep, 2 ** 20, self.rounding)      # what no prompt can meet fails here
         if self.site not in ("embed", "decoder"):
             raise UserError(f'{name}: site is "embed" or "decoder"; got {self.site!r}')
-        if self.site == "embed" and self.needs:
-            raise UserError(f'{name} ranks by attention, which there is at the site "decoder" alone')
+        if self.site == "embed" and self.ranks:
+            raise UserError(f'{name} ranks by attention, which only the site "decoder" has')
         if self.layer < 1:
             raise UserError(f'{name}: layer must be at least 1; before layer 0 is site="embed"')
 
@@ -106,9 +108,9 @@ class Uniform(Control):
 
     def reduce(self, tokens):
         keep = []
-        for here, k in shares(tokens.cell, self.budget(tokens.n)):
-            patches = here[tokens.cell[here, 1] >= 0]                              # (m,)
-            grid = side(tokens.cell[patches]) if k <= len(patches) else None
+        for here, k in shares(tokens.grid, self.budget(tokens.n)):
+            patches = here[tokens.grid[here, 1] >= 0]                              # (m,)
+            grid = side(tokens.grid[patches]) if k <= len(patches) else None
             keep.append(patches[spaced(k, *grid)] if grid else here[spaced(k, 1, len(here))])
         return Reduction(torch.cat(keep))
 
@@ -127,10 +129,10 @@ class Resized(Control):
 
     def reduce(self, tokens):
         keep, merge = [], []
-        patches = (tokens.cell[:, 1] >= 0).nonzero().squeeze(1)                    # without line breaks
-        for here, k in shares(tokens.cell[patches], super().budget(tokens.n)):
+        patches = (tokens.grid[:, 1] >= 0).nonzero().squeeze(1)                    # without line breaks
+        for here, k in shares(tokens.grid[patches], super().budget(tokens.n)):
             here = patches[here]                                                   # (m,)
-            grid = side(tokens.cell[here])
+            grid = side(tokens.grid[here])
             if not grid:
                 raise UserError(f"{type(self).__name__} needs the whole grid of patches: let no other method act before it")
             h, w = smaller(k, *grid)
@@ -165,11 +167,11 @@ class Ranked(Control):
 
     correction: bool = False           # times AdaptPrune's Gaussian around the centre of the image
 
-    needs = frozenset({"attn"})
+    ranks = True
 
     def score(self, tokens):
-        attn = tokens.attn.mean(dim=0)[-1, tokens.visual]                          # (n,)  mean over heads, last query
-        return attn * gaussian(tokens.cell) if self.correction else attn
+        attention = tokens.before.mean_attention("last")[0, tokens.visual]         # (n,)
+        return attention * gaussian(tokens.grid) if self.correction else attention
 
     def reduce(self, tokens):
         score = self.score(tokens)
@@ -195,7 +197,7 @@ class Random3x3(Ranked):
 
     def choose(self, tokens, score, k):
         noise = torch.rand(tokens.n, generator=torch.Generator().manual_seed(self.seed)).to(score.device)
-        return best(score, one_a_cell(tokens.cell, noise), k)
+        return best(score, one_a_cell(tokens.grid, noise), k)
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class MaxPool3x3(Ranked):
     laws = Ranked.laws | {"needle"}
 
     def choose(self, tokens, score, k):
-        return best(score, one_a_cell(tokens.cell, score), k)
+        return best(score, one_a_cell(tokens.grid, score), k)
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class AverageScores(Ranked):
     """Table 5 (f): the best by the mean of their score and their eight neighbours'."""
 
     def score(self, tokens):
-        return neighbourhood(tokens.cell, super().score(tokens))
+        return neighbourhood(tokens.grid, super().score(tokens))
 
     def choose(self, tokens, score, k):
         return top(score, k)
@@ -253,12 +255,6 @@ def spaced(k, height, width):
     ends = [k * (i + 1) // rows for i in range(rows)]
     return torch.cat([lattice(rows, end - start, height, width).view(rows, -1)[i]
                       for i, (start, end) in enumerate(zip([0, *ends], ends))])
-
-
-def descending(score):
-    """Indices from the highest score to the lowest; of equals, the first. UserError as in `top`. (n,) -> (n,)"""
-    top(score, 0)
-    return score.argsort(descending=True, stable=True)
 
 
 def one_a_cell(cell, score):

@@ -5,20 +5,21 @@ pay to the image stays, in every layer, within a tolerance alpha of what it was;
 the budget. The recipe is a table, one number a layer. At inference layer l deletes its number of tokens, those with the
 smallest product of cross attention (received from the text after the image) and self attention (from the image).
 
-Paper and code: tokens die inside layer l, between attention and output projection, which equals dropping them before
-layer l + 1. The attention of a pair is the largest over heads. The fit deletes what both criteria would; at inference the
-counts alone are used, and the product. The released fit prints the table of the alpha that it tried last, even if that
-missed the budget (last_tried=True; here, of those that met it, the smallest), and where no prefix is too long it uses the
-count of another layer (here: all tokens but one). The released tables are of LLaVA-1.5-7B: 32 layers, 576 tokens; another
-n scales the counts, fewer layers use the first ones. They save 6, 15, 28, 39, 50, 54, 60, 70, 80 and 90 % of the FLOPs of
-the visual tokens for the names 10, 20, .. 50, 55, 60, .. 90.
+Paper and code: tokens are deleted inside layer l, between attention and output projection, which equals dropping them before
+layer l + 1. The attention of a pair is the largest over heads. The fit deletes what both criteria would; at inference only the
+counts are used, and the product. The released tables are of LLaVA-1.5-7B: 32 layers, 576 tokens; another n scales the counts,
+fewer layers use the first ones. They save 6, 15, 28, 39, 50, 54, 60, 70, 80 and 90 % of the FLOPs of the visual tokens for the
+names 10, 20, .. 50, 55, 60, .. 90.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from pruning.base import Pruner, Reduction, UserError, solve, tokens_to_keep, top
+from pruning.base import Pruner, Reduction, UserError
+from pruning.budget import solve
+from pruning.fields import Amount, Count, FromOne
+from pruning.ranked import Ranked, top
 
 TABLES = {                             # LLaVA-1.5-7B, 576 tokens: percent of FLOPs to save -> deletions in layers 0..31
     0: (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
@@ -39,20 +40,19 @@ TABLES = {                             # LLaVA-1.5-7B, 576 tokens: percent of FL
 class FitPrune(Pruner):
     """Delete in each layer as many visual tokens as its table says."""
 
-    ratio: int = 60                    # percent of the FLOPs to save: which of the released tables
-    table: tuple = ()                  # deletions in each layer, in place of a released table
-    visual: int = 576                  # visual tokens for which the table was fitted
+    ratio: Count = 60                  # percent of the FLOPs to save: which of the released tables
+    table: tuple[Count, ...] = ()      # deletions in each layer, in place of a released table
+    visual: FromOne = 576              # visual tokens for which the table was fitted
 
-    rows = "all"
-    across_heads = "max"
     laws = frozenset({"select", "ordered", "scale", "needle"})
     preconditions = frozenset({"text", "calibration"})
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.table and self.ratio not in TABLES:
             raise UserError(f"FitPrune: no table for ratio {self.ratio}: use one of {', '.join(map(str, TABLES))}")
-        if self.visual < 1 or any(d < 0 for d in self.table) or sum(self.table) > self.visual:
-            raise UserError(f"FitPrune: the table deletes {sum(self.table)} of {self.visual} tokens; entries are at least 0")
+        if sum(self.table) > self.visual:
+            raise UserError(f"FitPrune: the table deletes {sum(self.table)} of {self.visual} tokens")
 
     @property
     def fitted(self):
@@ -74,54 +74,38 @@ class FitPrune(Pruner):
         return solve(FitPrune, sorted(TABLES, reverse=True), average, n, layers)
 
     def reduce(self, tokens):
-        cross, own = received(tokens)
-        n = tokens.entered
-        return Reduction(top(cross * own, n - self.deleted(tokens.layer, n)), score=cross * own)
+        cross, own = received(tokens)                                              # (n,) twice
+        k = tokens.N - self.deleted(tokens.layer, tokens.N)
+        return Reduction(top(cross * own, k), score=cross * own)
 
 
 @dataclass(frozen=True)
-class SingleFitPrune(Pruner):
+class SingleFitPrune(Ranked):
     """FitPrune's score in the place of FastV's: once, before layer K (AdaptPrune's Table 5 (a), arXiv:2503.08019)."""
 
-    layer: int = 2                     # K: the first layer that runs on the kept tokens
-    keep: float | int = 0.1            # share, or number, of visual tokens kept
-    heads: str = "max"                 # attention over heads: "max", as in FitPrune, or "mean"
-    rounding: str = "floor"            # of share * n
+    keep: Amount = 0.1                 # share, or number, of visual tokens kept
 
-    rows = "all"
-    across_heads = property(lambda self: self.heads)
-    laws = frozenset({"select", "ordered", "budget", "scale", "needle"})
     preconditions = frozenset({"text"})
 
-    def __post_init__(self):
-        self.budget(2 ** 20)           # what no prompt can meet fails here, before the model runs
-        if self.heads not in ("max", "mean"):
-            raise UserError(f'SingleFitPrune: heads is "max" or "mean"; got {self.heads!r}')
-        if self.layer < 1:
-            raise UserError("SingleFitPrune: layer must be at least 1: before layer 0 there is no attention to rank by")
-
-    def reduce_at(self, layers):
-        return (self.layer,)
-
-    def budget(self, n):
-        return tokens_to_keep(self.keep, n, self.rounding)
-
-    def reduce(self, tokens):
-        cross, own = received(tokens, self.heads)
-        return Reduction(top(cross * own, self.budget(tokens.n)), score=cross * own)
+    def score(self, tokens):
+        cross, own = received(tokens)
+        return cross * own
 
 
-def received(tokens, heads="max"):
-    """Attention that each visual token receives: from the text after the image, in sum (n,); from the image, in mean (n,)."""
+def received(tokens):
+    """Attention that each visual token receives, the largest over heads: from the text after the image, in sum (n,); from the
+    image, in mean (n,)."""
     if not len(tokens.text()):
         raise UserError("FitPrune ranks by the attention of the text after the image: this prompt ends with its image")
-    attn = tokens.attn.amax(dim=0) if heads == "max" else tokens.attn.mean(dim=0)  # (R, T)
-    text, image = (torch.isin(tokens.rows, rows) for rows in (tokens.text(), tokens.visual))       # (R,) each
-    attn = attn[:, tokens.visual]                                                  # (R, n)
-    return attn[text].sum(dim=0), attn[image].mean(dim=0)
+    rows = torch.cat([tokens.text(), tokens.visual])                               # (R,)
+    largest = None
+    for attention in tokens.before.each_head(rows):                                # (R, T)
+        largest = attention if largest is None else torch.maximum(largest, attention)
+    from_text, from_image = largest[:, tokens.visual].tensor_split([len(rows) - tokens.n])         # (m, n), (n, n)
+    return from_text.sum(dim=0), from_image.mean(dim=0)
 
 
-def fit(prefill, prompts, ratio, width=4096, intermediate=11008, last_tried=False):
+def fit(prefill, prompts, ratio, width=4096, intermediate=11008):
     """The FitPrune of the smallest tolerance that saves the share `ratio` of a decoder's FLOPs, in all, over `prompts`.
 
     `prefill(prompt, pruner)` runs a prompt with one image under a method and gives its Trace: eight times for each prompt.
@@ -137,9 +121,11 @@ def fit(prefill, prompts, ratio, width=4096, intermediate=11008, last_tried=Fals
         alpha = (low + high) / 2
         entering = [prefill(prompt, _Walk(alpha, masses)).visual for prompt, masses in zip(prompts, whole)]
         stop = next((l for l, c in enumerate(_costs(entering, width, intermediate)) if c <= budget), None)
-        if stop is not None or last_tried:
+        if stop is None:
+            low = alpha
+        else:
             table = _mean_deletions(entering, stop)
-        low, high = (alpha, high) if stop is None else (low, alpha)
+            high = alpha
     if table is None:
         raise UserError(f"FitPrune: no tolerance saves {ratio:.0%} of the FLOPs on these prompts: ask for less")
     return FitPrune(table=table, visual=unpruned[0][0])
@@ -150,8 +136,6 @@ class _Watch(Pruner):
     """Keeps all, and notes how much attention the image receives in each layer but the last."""
 
     masses: list
-    rows = "all"
-    across_heads = "max"
 
     def reduce_at(self, layers):
         return range(1, layers)
@@ -167,8 +151,6 @@ class _Walk(Pruner):
 
     alpha: float
     masses: list
-    rows = "all"
-    across_heads = "max"
 
     def reduce_at(self, layers):
         return range(1, layers)

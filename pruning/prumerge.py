@@ -2,23 +2,12 @@
 Models", ICCV 2025, arXiv:2403.15388.
 
 Before the projector, keep the patches whose attention from the class token is an outlier of its distribution (above
-Q3 + 1.5 IQR), so that a busy image keeps more tokens than a plain one; then supplement each with the patches whose keys
-are most like its own, weighted by their attention. PruMerge+ keeps a uniform sample of the patches as well.
+Q3 + 1.5 IQR), so that a busy image keeps more tokens than a plain one. Then supplement each with the patches whose keys are
+most similar to its own, weighted by their attention. PruMerge+ keeps a uniform sample of the patches as well.
 
-Paper and code: the paper speaks of weighted averages of clusters; the released code adds the neighbours, weighted by
-their bare attention, to the kept token with weight 1 (the default; its rows sum to more than 1), normalise=True is the
-average, the kept token weighing its attention too. The code appends one more token, the sum of all that is not kept by
-attention (pooled=True; the paper has none). It finds neighbours among all tokens (sources="all"); the paper's abstract
-clusters the pruned ones ("pruned"). It takes queries and keys of the block after the features, as one head over the full
-width (attention="last"); the paper speaks of the penultimate layer ("penultimate": the block that makes the features,
-mean over heads). Its fixed-ratio PruMerge+ keeps a strong patch that lies on the grid twice, and loses the first patches
-of the rest in exchange (duplicates=True); here the next strongest fills up. It stops where nothing, or more than a third,
-is an outlier of PruMerge+; here at least one patch counts, and the grid is at most all. 32 neighbours and a grid three
-times as dense as the outliers, without the last patch, are the code's constants.
-
-Each tile is reduced by itself; in LLaVA-NeXT its tokens follow those of the tile before, without newlines. They stand by
-falling attention, then the grid, then the pooled one, in the place of the strongest patch not kept; where all are kept there
-is none (in the released code a zero vector).
+Paper and code: the paper averages clusters (PruMergeAverage in readings.py); the released code, and this file, add the
+neighbours, weighted by their bare attention, to the kept token, and append one more token, the sum of all that is not kept.
+Queries and keys are those of the block after the features, as one head over the full width. Each tile is reduced by itself.
 """
 
 from dataclasses import dataclass
@@ -26,7 +15,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pruning.base import Pruner, Reduction, UserError, tokens_to_keep
+from pruning.base import Pruner, Reduction
+from pruning.budget import tokens_to_keep
+from pruning.fields import Amount, Count, FromOne
+from pruning.grid import per_tile
+from pruning.ranked import descending, finite
 
 
 @dataclass(frozen=True)
@@ -36,141 +29,135 @@ class PruMerge(Pruner):
     `keep` counts every token left of a tile, the pooled one too: 73 of 576 is the released code's fixed ratio 1/8.
     """
 
-    keep: float | int | None = None    # None: as many as are outliers; else share, or number, of each tile's tokens left
-    neighbours: int = 32               # k nearest neighbours merged into each kept token
-    normalise: bool = False            # divide by the sum of weights (paper)
-    pooled: bool = True                # append the sum of all that is not kept (code)
-    sources: str = "all"               # what may be merged: "all" other tokens (code) or the "pruned" ones
-    attention: str = "last"            # block that is looked at: "last" (code) or "penultimate" (paper)
+    keep: Amount | None = None         # None: as many as are outliers; else share, or number, of each tile's tokens left
+    neighbours: Count = 32             # k nearest neighbours merged into each kept token
 
     site = "vision"
     per = "tile"
     preconditions = frozenset({"cls"})
+    merges_kept = True                 # kept patches, too, may be merged into another one
+    pooled = 1                         # tokens appended that hold the sum of all that is not kept
 
     def __post_init__(self):
-        name = type(self).__name__
-        if self.sources not in ("all", "pruned") or self.attention not in ("last", "penultimate"):
-            raise UserError(f'{name}: sources is "all" or "pruned", attention "last" or "penultimate"; '
-                            f"got {self.sources!r}, {self.attention!r}")
-        if self.neighbours < 0:
-            raise UserError(f"{name}: neighbours is a number from 0; got {self.neighbours}")
+        super().__post_init__()
         self.budget(2 ** 20)           # a value of keep that no tile can meet fails here, before the model runs
 
     @property
-    def needs(self):
-        return frozenset({"query", "key"} if self.attention == "last" else {"attn", "past_key"})
-
-    @property
     def laws(self):
-        held = {"convex": self.normalise, "budget": self.keep is not None, "needle": "attn" in self.needs}
-        return frozenset(law for law in held if held[law])
+        return frozenset() if self.keep is None else frozenset({"budget"})
 
     def budget(self, n, tiles=1):
-        """Visual tokens left of n in all, the tiles being equal in size; None where the image decides."""
+        """Visual tokens left of n in all, the tiles being equal in size; None if the image decides."""
         return None if self.keep is None else tiles * tokens_to_keep(self.keep, n // tiles)
 
     def reduce(self, tokens):
-        attn, key = last_attention(tokens) if self.attention == "last" else penultimate_attention(tokens)
-        if attn.isnan().any():
-            raise UserError("the attention scores contain NaN: the model overflowed; load it in float32 or bfloat16")
-        keep, merge, tile = [], [], tokens.cell[:, 0]
-        for t in tile.unique():                            # its class token, its outliers
-            here = (tile == t).nonzero().squeeze(1)                                # (m,)
-            place, weights = self.merged(attn[here], key[here])                    # (k,), (k, m)
-            keep.append(here[place])
-            merge.append(weights.new_zeros(len(place), tokens.n).index_copy(1, here, weights))
-        return Reduction(torch.cat(keep), torch.cat(merge), attn)
+        attention, key = self.attention_and_keys(tokens)                           # (n,), (n, C)
+        finite(attention, "the attention scores")
+        keep = []
+        merge = []
+        for tile in per_tile(tokens.grid):                                         # (m,) indices of each tile's tokens
+            place, weights = self.merged(attention[tile], key[tile])               # (k,), (k, m)
+            keep.append(tile[place])
+            merge.append(weights.new_zeros(len(place), tokens.n).index_copy(1, tile, weights))
+        return Reduction(torch.cat(keep), torch.cat(merge), attention)
 
-    def assemble(self, cell, mosaic):
-        """Tile after tile, as they are."""
-        return torch.arange(len(cell), device=cell.device)
+    def attention_and_keys(self, tokens):
+        """Of each patch the attention from its tile's class token in the block after the features, as one head, and its key."""
+        view = tokens.here
+        query = full_width(view.query(view.cls_rows()))                            # (tiles, C)
+        key = full_width(view.key())                                               # (T, C)
+        logits = key.unflatten(0, (len(query), -1)) @ query[:, :, None] / key.shape[1] ** 0.5      # (tiles, 1+P, 1)
+        attention = logits.softmax(dim=1).flatten()                                # (T,)
+        return attention[tokens.visual], key[tokens.visual]
 
-    def merged(self, attn, key):
+    def merged(self, attention, key):
         """One tile's attention (m,) and keys (m, C) -> places (k,) and weights (k, m) of the tokens left."""
-        kept = self.selected(attn)                                                 # (c,)
-        rest = without(torch.arange(len(attn), device=attn.device), kept)
-        rest = rest[len(kept) + len(rest) - len(attn):]    # one fewer for each patch kept twice; else all
-        if self.normalise:
-            attn = attn.clamp_min(torch.finfo(attn.dtype).tiny)                    # a sum of zeros divides nothing
-        merge = self.supplemented(attn, key, kept, rest)                           # (c, m)
+        # adaptive important token selection
+        kept = self.selected(attention)                                            # (c,)
+        rest = self.not_kept(attention, kept)
+        # token supplement: each kept patch takes in its nearest neighbours
+        merge = self.supplemented(attention, key, kept, rest)                      # (c, m)
+        merge = merge.scatter_add(1, kept[:, None], self.own_weight(attention[kept])[:, None])
+        # the pooled token takes the place of the strongest patch not kept
         if self.pooled and len(rest):
-            place = rest[attn[rest].argmax(dim=0, keepdim=True)]
+            place = rest[attention[rest].argmax(dim=0, keepdim=True)]
+            pooled = torch.zeros_like(attention).index_copy(0, rest, attention[rest])              # (m,)
             kept = torch.cat([kept, place])
-            merge = torch.cat([merge, torch.zeros_like(attn).index_copy(0, rest, attn[rest])[None]])
-        return kept, merge / merge.sum(dim=1, keepdim=True) if self.normalise else merge
+            merge = torch.cat([merge, pooled[None]])
+        return kept, self.normalised(merge)
 
-    def selected(self, attn):
-        """Adaptive important token selection: the outliers, or a given number, by falling attention. (m,) -> (c,)"""
-        return attn.argsort(descending=True, stable=True)[:self.count(attn)]
+    def selected(self, attention):
+        """The outliers, or a given number, by falling attention. (m,) -> (c,)"""
+        return descending(attention)[:self.count(attention)]
 
-    def count(self, attn):
+    def count(self, attention):
         """How many patches are selected: all that is left but the pooled token."""
-        return max(outliers(attn), 1 - self.pooled) if self.keep is None else self.budget(len(attn)) - self.pooled
+        if self.keep is None:
+            return max(outliers(attention), 1 - self.pooled)
+        return self.budget(len(attention)) - self.pooled
 
-    def supplemented(self, attn, key, kept, rest):
-        """Token supplement: each kept patch and its nearest neighbours, weighted. (c, m)"""
-        others = torch.cat([kept, rest]) if self.sources == "all" else rest        # (s,)
-        near = F.normalize(key[kept], dim=1) @ F.normalize(key[others], dim=1).T   # (c, s)
-        itself = len(kept) if self.sources == "all" else 0
-        near[:, :itself].fill_diagonal_(-torch.inf)
-        nearest = near.argsort(dim=1, descending=True, stable=True)[:, :min(self.neighbours, len(others) - (itself > 0))]
-        own = attn[kept] if self.normalise else torch.ones_like(attn[kept])
-        merge = torch.zeros(len(kept), len(attn), dtype=attn.dtype, device=attn.device)
-        merge = merge.scatter_add(1, others[nearest], attn[others[nearest]])
-        return merge.scatter_add(1, kept[:, None], own[:, None])
+    def not_kept(self, attention, kept):
+        """The patches of the tile that are not among `kept`."""
+        return without(torch.arange(len(attention), device=attention.device), kept)
+
+    def supplemented(self, attention, key, kept, rest):
+        """Weights of each kept patch's nearest neighbours, their attention. (c, m)"""
+        sources = torch.cat([kept, rest]) if self.merges_kept else rest            # (s,)
+        similarity = F.normalize(key[kept], dim=1) @ F.normalize(key[sources], dim=1).T            # (c, s)
+        others = len(sources)
+        if self.merges_kept:
+            similarity[:, :len(kept)].fill_diagonal_(-torch.inf)                   # no patch is its own neighbour
+            others -= 1
+        nearest = similarity.argsort(dim=1, descending=True, stable=True)[:, :min(self.neighbours, others)]
+        merge = torch.zeros(len(kept), len(attention), dtype=attention.dtype, device=attention.device)
+        return merge.scatter_add(1, sources[nearest], attention[sources[nearest]])
+
+    def own_weight(self, attention):
+        """What a kept patch weighs itself. (c,) -> (c,)"""
+        return torch.ones_like(attention)
+
+    def normalised(self, merge):
+        """The weights as they are: rows may sum to more than 1. (k, m)"""
+        return merge
+
+    def output_order(self, grid, mosaic):
+        """Tile after tile, as they are."""
+        return torch.arange(len(grid), device=grid.device)
 
 
 @dataclass(frozen=True)
 class PruMergePlus(PruMerge):
     """PruMerge, and a uniform sample of the patches kept too; with `keep`, half is chosen by attention, half is the grid."""
 
-    density: int = 3                   # of the grid, in multiples of the number of outliers; only with keep=None
-    duplicates: bool = False           # with keep: count a patch twice that is strong and on the grid (released code)
+    density: FromOne = 3               # of the grid, in multiples of the number of outliers; only with keep=None
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.density < 1:
-            raise UserError(f"PruMergePlus: density is a number from 1; got {self.density}")
-        if self.duplicates and self.keep is None:
-            raise UserError("PruMergePlus: duplicates needs keep: the adaptive form keeps nothing twice")
-
-    @property
-    def laws(self):
-        return super().laws - ({"budget"} if self.duplicates else set())
-
-    def selected(self, attn):
-        m, k = len(attn), self.count(attn)
-        order = attn.argsort(descending=True, stable=True)                         # (m,)
+    def selected(self, attention):
+        m = len(attention)
+        k = self.count(attention)
+        order = descending(attention)                                              # (m,)
         if self.keep is None:
-            strong, stride = order[:k], max(1, m // max(1, k) // self.density)
-            return torch.cat([strong, without(torch.arange(0, m - 1, stride, device=attn.device), strong)])
+            strong = order[:k]
+            stride = max(1, m // max(1, k) // self.density)
+            grid = torch.arange(0, m - 1, stride, device=attention.device)         # without the last patch, as in the code
+            return torch.cat([strong, without(grid, strong)])
         strong, others = order.tensor_split([(k + 1) // 2])
-        if self.duplicates:
-            step = m // max(1, len(strong))
-            return torch.cat([strong, torch.arange(step // 2, m - 1, step, device=attn.device)])
-        count = k - len(strong)
-        grid = (2 * torch.arange(count, device=attn.device) + 1) * m // max(1, 2 * count)      # middles of equal parts
-        grid = without(grid, strong)
-        return torch.cat([strong, grid, without(others, grid)])[:k]
+        grid = without(self.uniform_sample(m, k - len(strong), len(strong)).to(order.device), strong)
+        return torch.cat([strong, grid, without(others, grid)])[:k]                # the next strongest fill up
+
+    def uniform_sample(self, m, count, strong):
+        """The middles of `count` equal parts of m patches."""
+        return (2 * torch.arange(count) + 1) * m // max(1, 2 * count)
 
 
-def last_attention(tokens):
-    """Attention of each patch from its tile's class token in the block after the features, as one head, and its keys."""
-    dtype = torch.promote_types(tokens.key.dtype, torch.float32)
-    query, key = tokens.query[tokens.rows].to(dtype), tokens.key.to(dtype)         # (tiles, C), (T, C)
-    logits = key.unflatten(0, (len(query), -1)) @ query[:, :, None] * key.shape[1] ** -.5      # (tiles, 1+P, 1)
-    return logits.softmax(dim=1).flatten()[tokens.visual], key[tokens.visual]
+def full_width(x):
+    """Heads side by side, in float32: (H, R, Dh) -> (R, C)"""
+    return x.transpose(0, 1).flatten(1).float()
 
 
-def penultimate_attention(tokens):
-    """The same in the block that makes the features, mean over heads."""
-    return tokens.attn.mean(dim=0).sum(dim=0)[tokens.visual], tokens.past_key[tokens.visual].float()
-
-
-def outliers(attn):
+def outliers(attention):
     """How many values lie above Q3 + 1.5 IQR, in float32."""
-    q1, q3 = attn.float().quantile(torch.tensor([.25, .75], device=attn.device))
-    return int((attn.float() > q3 + 1.5 * (q3 - q1)).sum())
+    q1, q3 = attention.float().quantile(torch.tensor([.25, .75], device=attention.device))
+    return int((attention.float() > q3 + 1.5 * (q3 - q1)).sum())
 
 
 def without(index, gone):

@@ -1,21 +1,12 @@
-"""SparseVLM. Zhang et al., ICML 2025, arXiv:2410.04417; released as v1.0, v1.5 and v2.0 (SparseVLM+).
+"""SparseVLM. Zhang et al., ICML 2025, arXiv:2410.04417; released as v1.0, v1.5 (this file) and v2.0 (SparseVLM+).
 
-The text tokens that the image relates to most rate the visual tokens, by their attention to them. After a few layers
-the best rated stay, as many as the rank of the raters' attention says (v1.0) or a table (v1.5, v2.0); the better rated of
-the others are recycled: clustered by DPC-kNN, one token a cluster, which stand after those kept.
+The text tokens that the image relates to most rate the visual tokens, by their attention to them. After a few layers the best
+rated are kept, as many as a table says, and the better rated of the others are recycled: clustered by DPC-kNN, one token per
+cluster, which come after those kept.
 
-Paper and code: the paper drops lam * (n - rank) tokens; v1.0 keeps scale * rank + bias (the default there, lam=None);
-v1.5 and v2.0 have no rank. The paper takes raters at or above the mean relevance, the code those above it (raters=">").
-The paper sums a cluster, the code averages it (merge="mean"). The code recycles one token and makes one cluster more
-than the shares say (extra=1), and its kNN has as many neighbours as there will be clusters (neighbours=None). It adds
-random noise of 1e-6 to the densities: without it the two nearest tokens, equally dense, are both centres whenever two
-clusters are asked for. Here the better rated of equals is the denser one (ties="first"); "noise" is the code, "none" the
-code without noise. Where no text is above the mean (one text token) the code's scores are NaN; here all text rates.
-v1.x numbers what stays 0.. after each cut, so that every layer counts the generated tokens from its own length; v2.0
-keeps position ids, recycles nothing, divides the attention by what distance alone would give, and listens only to the
-heads that look most. The budgets 192, 128, .. are averages over 32 layers that count the layers 2, 6 and 15 as already
-cut: 192 is 206.5 tokens entering a layer. The code drops a token at every cut; here the last one stays, and keep = n
-drops nothing.
+Paper and code: the paper's numbers follow from the rank of the raters' attention, as in v1.0 (SparseVLMRank in readings.py);
+v2.0 recycles nothing and corrects for distance (SparseVLMPlus). The code recycles one token and makes one cluster more than the
+shares say, and averages a cluster where the paper sums it. It drops a token at every cut; here the last one is kept.
 """
 
 from dataclasses import dataclass
@@ -23,178 +14,166 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
-
-LAYERS = {"v1.0": (2, 6, 15, 19), "v1.5": (2, 6, 15), "v2.0": (2, 6, 15)}
-TABLES = {      # average of 576 tokens: v1.0 scale and bias; the others the tokens kept after each of LAYERS, without clusters
-    "v1.0": {0: (0, 0), 64: (.8, 0), 128: (9, 6), 192: (13.5, 0), 576: (0, 576)},
-    "v1.5": {0: (0, 0, 0), 64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110), 576: (576, 576, 576)},
-    "v2.0": {0: (0, 0, 0), 64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118), 576: (576, 576, 576)}}
-WORDS = dict(version=tuple(LAYERS), raters=(">", ">="), merge=("mean", "sum"), ties=("first", "noise", "none"))
+from pruning.base import Pruner, Reduction, UserError
+from pruning.budget import tokens_to_keep
+from pruning.fields import Count, Share
+from pruning.ranked import top
 
 
 @dataclass(frozen=True)
 class SparseVLM(Pruner):
-    """Keep the visual tokens that the relevant text attends to; in v1.x recycle some of the others."""
+    """Keep the visual tokens that the relevant text attends to, and recycle some of the others."""
 
-    version: str = "v1.5"              # "v1.0" rank and four cuts, "v1.5" table, "v2.0" table, no recycling
-    keep: float | int = 1 / 3          # share, or number, left on average over the layers: a row of the table, or between two
-    layers: tuple = ()                 # cut what leaves these layers (from 0); (): those of LAYERS
-    table: tuple = ()                  # in place of keep: the tokens kept at each cut; v1.0: scale and bias
-    lam: float | None = None           # v1.0, in place of keep: lambda of the paper's rule
-    raters: str = ">"                  # text ">" (code) or ">=" (paper) the mean relevance
-    recycle: float = 0.3               # tau, share of the dropped tokens that is recycled; 0: none
-    clusters: float = 0.1              # theta, clusters as a share of the recycled
-    extra: int = 1                     # one more of both (code), or 0 (paper)
-    neighbours: int | None = None      # k of kNN, itself one of them; None: the number of clusters (code)
-    merge: str = "mean"                # a cluster is the "mean" (code) or "sum" (paper) of its tokens
-    ties: str = "first"                # of equal densities: the "first" is denser, "noise" decides (code), "none" is
-    seed: int = 0                      # of the noise
-    heads: int = 14                    # v2.0: heads that rate
+    keep: float | int = 1 / 3          # share, or number, left on average over the layers: a row of TABLE, or between two
+    layers: tuple[Count, ...] = (2, 6, 15)  # the layers, from 0, whose output is cut
+    table: tuple[float, ...] = ()      # in place of keep: the tokens kept at each cut
+    recycle: Share = 0.3               # tau, share of the dropped tokens that is recycled; 0: none
+    clusters: Share = 0.1              # theta, clusters as a share of the recycled
 
-    needs = frozenset({"attn", "prompt"})
-    rows = "text"
+    laws = frozenset({"scale", "needle", "convex", "disjoint"})
     preconditions = frozenset({"text"})            # after the image
+    positions = "renumber"             # each layer counts the generated tokens from its own length
+    extra = 1                          # recycled tokens, and clusters, more than the shares say
+    neighbours = None                  # k of kNN, itself one of them; None: the number of clusters
+    # average of 576 tokens over 32 layers -> the tokens kept after each of `layers`, without clusters
+    TABLE = {0: (0, 0, 0), 64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110), 576: (576, 576, 576)}
 
     def __post_init__(self):
-        for name, words in WORDS.items():
-            if getattr(self, name) not in words:
-                raise UserError(f"SparseVLM: {name} is one of {', '.join(words)}, not {getattr(self, name)!r}")
-        if any(a >= b for a, b in zip((-1, *self.cuts), self.cuts)):
-            raise UserError(f"SparseVLM: layers must rise from 0 upwards; got {self.layers}")
-        wanted = 2 if self.version == "v1.0" else len(self.cuts)
-        if len(self.table or TABLES[self.version][0]) != wanted or min(self.table, default=0) < 0:
-            what = "scale and bias" if self.version == "v1.0" else f"{wanted} numbers, one a cut"
-            raise UserError(f"SparseVLM: table is {what}, none negative; got {self.table or 'none'}")
-        if self.lam is not None and (self.version != "v1.0" or self.table or self.lam < 0):
-            raise UserError('SparseVLM: lam is at least 0, in place of table, and goes with version="v1.0", which has a rank')
-        if not (0 <= self.recycle <= 1 and 0 <= self.clusters <= 1 and self.extra >= 0):
-            raise UserError("SparseVLM: recycle and clusters are shares from 0 to 1, extra at least 0")
-        if self.heads < 1 or self.neighbours is not None and self.neighbours < 1:
-            raise UserError("SparseVLM: heads and neighbours are at least 1")
+        super().__post_init__()
+        name = type(self).__name__
+        if any(before >= after for before, after in zip((-1, *self.layers), self.layers)):
+            raise UserError(f"{name}: layers must rise from 0; got {self.layers}")
+        if self.table and (len(self.table) != self.table_length or min(self.table) < 0):
+            raise UserError(f"{name}: table has {self.table_length} numbers, none negative; got {self.table}")
 
     @property
-    def cuts(self):
-        """The layers whose output is cut."""
-        return tuple(self.layers) or LAYERS[self.version]
-
-    @property
-    def laws(self):
-        if self.version == "v2.0":     # its gravity may be negative, and turn a needle into the worst of all
-            return frozenset({"select", "ordered", "scale"})
-        return frozenset({"scale", "needle"} | ({"convex"} if self.merge == "mean" else set()))
-
-    @property
-    def positions(self):
-        return "keep" if self.version == "v2.0" else "renumber"
+    def table_length(self):
+        """Numbers in a table: one per cut."""
+        return len(self.layers)
 
     def reduce_at(self, layers):
-        return tuple(l + 1 for l in self.cuts)
+        return tuple(l + 1 for l in self.layers)
 
     def schedule(self, n, layers):
-        if self.version == "v1.0":
-            return None                            # the rank decides
         entering = [n] * layers
-        for layer in self.reduce_at(layers):
-            k = self._level(entering[-1], n, layer)
-            entering[layer:] = [k + self._counts(entering[-1] - k)[1]] * (layers - layer)
+        for cut, layer in enumerate(self.reduce_at(layers)):
+            before = entering[-1]
+            kept = self.level(before, n, cut)
+            _, clusters = self.recycling(before - kept)
+            entering[layer:] = [kept + clusters] * (layers - layer)
         return entering
 
     def reduce(self, tokens):
-        visual, text = _prompt(tokens)
-        raters = relevant_text(visual, text, self.raters)                          # (r,)
-        attn = tokens.attn[:, raters][:, :, tokens.visual]                         # (H, r, n)
-        if self.version == "v2.0":
-            attn = attn / self._gravity(tokens, raters)
-            attn = attn[top(attn.sum(dim=(1, 2)), self.heads)]                     # (14, r, n)
-        attn = attn.mean(dim=0)                                                    # (r, n)    P of the paper
-        score = attn.mean(dim=0)                                                   # (n,)
-        rank = int(torch.linalg.matrix_rank(attn.nan_to_num())) if self.version == "v1.0" else None
-        k = self._level(tokens.n, len(visual), tokens.layer, rank)
-        return self._recycled(tokens.hidden[tokens.visual], top(score, k), score)  # top names a NaN
-
-    def _level(self, n, N, layer, rank=None):
-        """Sparsification level: how many to keep of n, of N at first, before `layer`; v1.0: under this rank."""
-        if not self.table and self.lam is None and tokens_to_keep(self.keep, N) == N:
-            return n
-        if self.lam is not None or rank == n:
-            return max(1, n - int((self.lam or 0) * (n - rank)))
-        table = self.table or _table(self.version, self.keep, N)
-        k = round(table[self.cuts.index(layer - 1)]) if rank is None else int(table[0] * rank + table[1])
-        return max(1, min(k, n - 1))
-
-    def _counts(self, dropped):
-        """q, c: so many of the `dropped` tokens are recycled, into so many clusters."""
-        if not self.recycle or self.version == "v2.0":
-            return 0, 0
-        q = min(dropped, int(self.recycle * dropped) + self.extra)
-        return q, min(q, max(1, int(self.clusters * q) + self.extra))
-
-    def _recycled(self, hidden, keep, score):
-        """Token recycling: the kept tokens, and after them the clusters of the best rated of the others."""
-        n, k = len(score), len(keep)
-        q, c = self._counts(n - k)
-        if not q:
+        # the relevant text: it rates
+        visual, text = prompt_rows(tokens)                                         # (N, D), (m, D)
+        raters = self.relevant_text(visual, text)                                  # (r,)
+        # its attention to the visual tokens
+        attention = self.rating(tokens, tokens.text()[raters])                     # (r, n)  P of the paper
+        score = attention.mean(dim=0)                                              # (n,)
+        # sparsification level: how many are kept
+        cut = self.reduce_at(None).index(tokens.layer)
+        k = self.level(tokens.n, tokens.N, cut, attention)
+        keep = top(score, k)
+        # token recycling: the best rated of the others, clustered
+        recycled, clusters = self.recycling(tokens.n - k)
+        if not recycled:
             return Reduction(keep, score=score)
-        lost = score.argsort(descending=True, stable=True)[k:k + q]                # (q,)      best first
-        drawn = torch.rand(q, generator=torch.Generator().manual_seed(self.seed))
-        noise = {"first": None, "noise": drawn, "none": 0 * drawn}[self.ties]      # (q,)
-        weight, centre = clustered(hidden[lost], c, self.neighbours, noise)        # (c, q), (c,)
-        if self.merge == "mean":
-            weight = weight / weight.sum(dim=1, keepdim=True)
-        merge = F.one_hot(keep, n).to(weight)                                      # (k, n)
-        merge = torch.cat([merge, merge.new_zeros(c, n).index_copy_(1, lost, weight)])       # (k+c, n)
-        return Reduction(torch.cat([keep, lost[centre]]), merge, score)
+        return self.with_clusters(tokens.hidden[tokens.visual], keep, score, recycled, clusters)
 
-    def _gravity(self, tokens, raters):
-        """(r, n) the logit of two vectors of ones, rotated: what distance alone gives. It may be small or negative."""
-        angle = tokens.position[:, None] * tokens.frequency                        # (T, Dh/2)
-        ones = torch.cat([angle.cos() - angle.sin(), angle.cos() + angle.sin()], dim=1)      # (T, Dh)
-        return ones[tokens.text()[raters]] @ ones[tokens.visual].T * ones.shape[1] ** -0.5
+    def relevant_text(self, visual, text):
+        """(r,) the text that gets more than the mean of the visual tokens' votes"""
+        votes = relevance(visual, text)                                            # (m,)
+        return chosen_or_all(votes > votes.mean())
+
+    def rating(self, tokens, raters):
+        """(r, n) attention of these rows to the visual tokens, mean over heads"""
+        return tokens.before.mean_attention(raters)[:, tokens.visual]
+
+    def level(self, n, N, cut, attention=None):
+        """How many to keep of n tokens, of N at first, at this cut."""
+        if not self.table and tokens_to_keep(self.keep, N) == N:
+            return n
+        table = self.table or self.row_of_table(N)
+        return max(1, min(round(table[cut]), n - 1))
+
+    def row_of_table(self, N):
+        """The row of TABLE for an average of `keep` of N: between two rows in proportion, as the average is."""
+        average = 576 * keep_share(self.keep, N)
+        low = max(row for row in self.TABLE if row <= average)
+        high = min(row for row in self.TABLE if row >= average)
+        share = (average - low) / (high - low) if high > low else 0
+        return [(a + share * (b - a)) * N / 576 for a, b in zip(self.TABLE[low], self.TABLE[high])]
+
+    def recycling(self, dropped):
+        """How many of the `dropped` tokens are recycled, and into how many clusters."""
+        if not self.recycle:
+            return 0, 0
+        recycled = min(dropped, int(self.recycle * dropped) + self.extra)
+        clusters = min(recycled, max(1, int(self.clusters * recycled) + self.extra))
+        return recycled, clusters
+
+    def with_clusters(self, hidden, keep, score, recycled, clusters):
+        """The kept tokens, and after them the clusters of the best rated of the others."""
+        n, k = len(score), len(keep)
+        lost = score.argsort(descending=True, stable=True)[k:k + recycled]         # (q,)    best first
+        members, centre = self.clustered(hidden[lost], clusters)                   # (c, q), (c,)
+        kept = F.one_hot(keep, n).to(members)                                      # (k, n)
+        merged = members.new_zeros(clusters, n).index_copy_(1, lost, self.merge_weights(members))  # (c, n)
+        reason = torch.arange(k + clusters, device=keep.device) >= k
+        return Reduction(torch.cat([keep, lost[centre]]), torch.cat([kept, merged]), score, reason=reason.long(),
+                         reasons=("kept", "recycled"))
+
+    def clustered(self, x, count):
+        """DPC-kNN; of equal densities the better rated token is the denser one."""
+        return dpc_knn(x, count, self.neighbours)
+
+    def merge_weights(self, members):
+        """A cluster is the mean of its members (c, q). (c, q)"""
+        return members / members.sum(dim=1, keepdim=True)
 
 
-def relevant_text(visual, text, raters=">"):
-    """(r,) text that rates: each visual token (N, D) shares one vote among the text (m, D); these get more than average."""
-    votes = (visual.float() @ text.float().T).softmax(dim=1).mean(dim=0)           # (m,)
-    chosen = votes > votes.mean() if raters == ">" else votes >= votes.mean()
-    return (chosen | ~chosen.any()).nonzero().squeeze(1)                           # all alike: all rate
-
-
-def clustered(x, c, neighbours=None, noise=None):
-    """DPC-kNN: rows x (q, D), best first -> members (c, q) of each cluster, 0 or 1, and centres (c,), the best first.
-
-    A centre is dense (near to its `neighbours` nearest) and far from any denser row. `noise` (q,) in [0, 1) is added
-    to the densities in millionths; without it the first of equals counts as the denser one.
-    """
-    far = torch.cdist(x.float(), x.float(), compute_mode="donot_use_mm_for_euclid_dist") * x.shape[1] ** -0.5    # (q, q)
-    near = far.topk(min(len(x), neighbours or c), dim=1, largest=False).values     # (q, k)  itself one of them
-    rho = (-near.square().mean(dim=1)).exp()                                       # (q,)    density
-    if noise is not None:
-        rho = rho + 1e-6 * noise.to(rho)
-        denser = rho > rho[:, None]                                                # (q, q)  column than row
-    else:
-        place = rho.argsort(descending=True, stable=True).argsort()                # (q,)    0: the densest
-        denser = place < place[:, None]
-    delta = far.masked_fill(~denser, far.max()).min(dim=1).values                  # (q,)    to the nearest denser one
-    centre = (rho * delta).argsort(descending=True, stable=True)[:c]               # (c,)
-    owner = far[:, centre].argmin(dim=1)                                           # (q,)
-    owner[centre] = torch.arange(c, device=x.device)       # equal rows: a centre stays in its own cluster
-    return F.one_hot(owner, c).T.float(), centre
-
-
-def _table(version, keep, N):
-    """The row of the table for an average of `keep` of N: between two rows in proportion, as the average is."""
-    rows, average = TABLES[version], 576 * keep if isinstance(keep, float) else 576 * keep / N
-    low, high = max(b for b in rows if b <= average), min(b for b in rows if b >= average)
-    share = (average - low) / (high - low) if high > low else 0
-    return [(a + share * (b - a)) * N / 576 for a, b in zip(rows[low], rows[high])]
-
-
-def _prompt(tokens):
+def prompt_rows(tokens):
     """Visual rows (N, D) and the text rows after the image (m, D), as they entered layer 0."""
     m = len(tokens.text())             # text is never dropped: these were its last m rows
     if not m:
         raise UserError("SparseVLM: no text follows the image, so nothing can rate it: put the question after <image>")
-    is_text = torch.ones(len(tokens.prompt), dtype=torch.bool, device=tokens.visual.device)
-    is_text[tokens.prompt_visual] = False
-    return tokens.prompt[tokens.prompt_visual], tokens.prompt[is_text][-m:]
+    prompt = tokens.prompt or tokens
+    text = prompt.hidden[~prompt.is_visual()]
+    return prompt.hidden[prompt.visual], text[-m:]
+
+
+def relevance(visual, text):
+    """Each visual token (N, D) shares one vote among the text (m, D): the mean of the votes. (m,)"""
+    return (visual.float() @ text.float().T).softmax(dim=1).mean(dim=0)
+
+
+def chosen_or_all(chosen):
+    """Indices of the chosen, or of all if none is: where the votes are equal, all text rates. (m,) bool -> (r,)"""
+    return (chosen | ~chosen.any()).nonzero().squeeze(1)
+
+
+def keep_share(keep, N):
+    """`keep` as a share of N."""
+    return keep if isinstance(keep, float) else keep / N
+
+
+def dpc_knn(x, count, neighbours=None, noise=None):
+    """Rows x (q, D), best first -> members (c, q) of each cluster, 0 or 1, and centres (c,), the best first.
+
+    A centre is dense (near to its `neighbours` nearest) and far from any denser row. `noise` (q,) in [0, 1) is added to the
+    densities in millionths; without it the first of equals counts as the denser one.
+    """
+    distance = torch.cdist(x.float(), x.float(), compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5   # (q, q)
+    nearest = distance.topk(min(len(x), neighbours or count), dim=1, largest=False).values         # (q, k)  itself one of them
+    density = (-nearest.square().mean(dim=1)).exp()                                # (q,)
+    if noise is None:
+        place = density.argsort(descending=True, stable=True).argsort()            # (q,)    0: the densest
+        is_denser = place < place[:, None]                                         # (q, q)  column than row
+    else:
+        density = density + 1e-6 * noise.to(density)
+        is_denser = density > density[:, None]
+    to_denser = distance.masked_fill(~is_denser, distance.max()).min(dim=1).values                 # (q,)  to the nearest denser row
+    centre = (density * to_denser).argsort(descending=True, stable=True)[:count]   # (c,)
+    owner = distance[:, centre].argmin(dim=1)                                      # (q,)
+    owner[centre] = torch.arange(count, device=x.device)   # equal rows: a centre belongs to its own cluster
+    return F.one_hot(owner, count).T.float(), centre

@@ -2,18 +2,12 @@
 arXiv:2412.04467.
 
 Before the projector, keep the tokens that the class token looks at most (dominant tokens), and merge the rest into a few:
-targets at regular distances in the rest, each joined by the tokens whose keys are most like its own (contextual tokens).
-Keys are averaged over heads, attention too, both in the block that makes the features.
+targets at regular distances in the rest, each joined by the tokens whose keys are most similar to its own (contextual
+tokens). Keys and attention are averaged over heads, both in the block that makes the features.
 
-Paper and code: the paper merges a target and its tokens by their average; the released code adds the average of the tokens
-to the target, which weighs 2 in all (average=False, the default; average=True is the paper's). The code counts the class
-token as the first dominant token and sends its embedding to the decoder (cls=True; False: patches alone). The distance
-of targets is rounded down, so that the end of the rest has none. The released numbers are 54 + 10 of 577; 108 + 20 and
-162 + 30 are customary, the same share of contextual tokens; the function's default is 191 + 30.
-
-Each tile is reduced by itself, at LLaVA-NeXT too, padding like the picture, without newline tokens. Its tokens stand in the
-order of the picture, the contextual ones after the dominant ones. LLaVA-NeXT is sent those of the base tile, then the other
-tiles' dominant patches in the order of the whole picture, their class tokens, and their contextual tokens.
+Paper and code: the paper merges a target and its tokens by their average (VisionZipAverage in readings.py); the released code,
+and this file, add the average of the tokens to the target. The class token counts as the first dominant token, and its
+embedding is sent to the decoder, as in the code.
 """
 
 from dataclasses import dataclass
@@ -21,7 +15,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.base import Pruner, Reduction, UserError
+from pruning.budget import tokens_to_keep
+from pruning.fields import Amount
+from pruning.grid import per_tile
+from pruning.ranked import top
 
 
 @dataclass(frozen=True)
@@ -29,24 +27,21 @@ class VisionZip(Pruner):
     """Keep the patches that the class token looks at, and merge the others by their keys."""
 
     keep: float | int = 1 / 9          # number, or share, of the tokens of each tile left, of both kinds: 64 of 576
-    contextual: float | int = 10 / 64  # of these the contextual ones: share, rounded down, or number
-    average: bool = False              # contextual tokens are averages (paper), not target + average of the others
+    contextual: Amount = 10 / 64       # of these the contextual ones: share, rounded down, or number
     cls: bool = True                   # the class token is a visual token, and the first dominant one
 
     site = "vision"
     per = "tile"
-    needs = frozenset({"attn", "past_key"})
+    laws = frozenset({"budget", "scale", "disjoint"})
     preconditions = frozenset({"cls"})
 
     def __post_init__(self):
-        if not 0 <= self.contextual <= (1 if isinstance(self.contextual, float) else 2 ** 20):
+        super().__post_init__()
+        most = 1 if isinstance(self.contextual, float) else 2 ** 20
+        if not 0 <= self.contextual <= most:
             raise UserError(f"VisionZip: contextual is a share from 0 to 1.0, or a number from 0; got {self.contextual}")
         self.counts(self.keep if isinstance(self.keep, int) else 2 ** 20)
         self.budget(2 ** 20)           # a value of keep that no tile can meet fails here, before the model runs
-
-    @property
-    def laws(self):
-        return frozenset({"budget", "scale"} | ({"convex"} if self.average else set()))
 
     def budget(self, n, tiles=1):
         """Visual tokens left of n in all, the tiles being equal in size."""
@@ -60,45 +55,60 @@ class VisionZip(Pruner):
         return k - contextual, contextual
 
     def reduce(self, tokens):
-        heads, tile, is_cls = len(tokens.attn), tokens.cell[:, 0], tokens.cell[:, 1] < 0
-        attn = tokens.attn.mean(dim=0).sum(dim=0)[tokens.visual]                   # (n,)  from each one's own class token
-        metric = tokens.past_key[tokens.visual].float().unflatten(1, (heads, -1)).mean(dim=1)      # (n, Dh)
-        keep, merge = [], []
-        for t in tile.unique():
-            here = (tile == t).nonzero().squeeze(1)                                # (m,)
-            place, weights = self.zipped(attn[here], metric[here], is_cls[here])   # (k,), (k, m)
-            keep.append(here[place])
-            merge.append(weights.new_zeros(len(place), tokens.n).index_copy(1, here, weights))
-        return Reduction(torch.cat(keep), torch.cat(merge), attn)
+        attention = self.importance(tokens)                                        # (n,)
+        metric = tokens.before.key().float().mean(dim=0)[tokens.visual]            # (n, Dh)  keys, mean over heads
+        is_cls = tokens.grid[:, 1] < 0                                             # (n,)
+        keep = []
+        merge = []
+        reason = []
+        for tile in per_tile(tokens.grid):                                         # (m,) indices of each tile's tokens
+            place, weights, is_target = self.zipped(attention[tile], metric[tile], is_cls[tile])
+            keep.append(tile[place])                                               # (k,)
+            merge.append(weights.new_zeros(len(place), tokens.n).index_copy(1, tile, weights))     # (k, n)
+            reason.append(is_target)
+        return Reduction(torch.cat(keep), torch.cat(merge), attention, reason=torch.cat(reason).long(),
+                         reasons=("dominant", "contextual"))
 
-    def assemble(self, cell, mosaic):
-        """The base tile's as they are; the others' dominant patches in the order of the picture, class tokens, contextual ones."""
-        tile, k = cell[:, 0], int((cell[:, 0] == 0).sum())
-        contextual = torch.arange(len(cell), device=cell.device) % k >= self.counts(k)[0]
-        last = contextual & (tile > 0)                     # every tile has k tokens, the contextual ones at its end
-        order = mosaic.order(cell)
-        return torch.cat([order[~last[order]], last.nonzero().squeeze(1)])
+    def importance(self, tokens):
+        """(n,) attention from the class token of each one's tile, mean over heads"""
+        return tokens.before.cls_attention().mean(dim=0)
 
-    def zipped(self, attn, metric, is_cls):
-        """One tile's attention (m,), keys (m, Dh), class token or not (m,) -> places (k,) and weights (k, m)."""
-        dominant, contextual = self.counts(self.budget(len(attn)))
-        dominant = top(attn.masked_fill(is_cls, torch.inf), dominant)
+    def zipped(self, attention, metric, is_cls):
+        """One tile's attention (m,), keys (m, Dh), class token or not (m,) -> places (k,), weights (k, m), contextual or not (k,)."""
+        dominant_count, contextual_count = self.counts(self.budget(len(attention)))
+        # dominant tokens, the class token first
+        dominant = top(attention.masked_fill(is_cls, torch.inf), dominant_count)   # (d,)
         rest = torch.ones_like(is_cls).index_fill(0, dominant, False).nonzero().squeeze(1)
-        target, weights = self.merged(metric, rest, contextual)
-        one_hot = F.one_hot(dominant, len(attn)).to(weights)
-        return torch.cat([dominant, target]), torch.cat([one_hot, weights])
+        # contextual tokens
+        target, weights = self.merged(metric, rest, contextual_count)              # (c,), (c, m)
+        one_hot = F.one_hot(dominant, len(attention)).to(weights)                  # (d, m)
+        place = torch.cat([dominant, target])
+        is_target = torch.arange(len(place), device=place.device) >= len(dominant)
+        return place, torch.cat([one_hot, weights]), is_target
 
     def merged(self, metric, rest, count):
         """The contextual tokens: places (c,) of the targets among `rest`, and weights (c, m)."""
-        weights = torch.zeros(count, len(metric), device=metric.device)
+        members = torch.zeros(count, len(metric), device=metric.device)            # (c, m)  1: joins the target
         if count == 0:
-            return rest[:0], weights
-        target = rest[::max(1, len(rest) // count)][:count]
+            return rest[:0], members
+        target = rest[::max(1, len(rest) // count)][:count]                        # (c,)
         other = rest[~torch.isin(rest, target)]
         unit = F.normalize(metric, dim=1)
-        owner = (unit[other] @ unit[target].T).argmax(dim=1)                       # (m-k,)  the target each one joins
-        weights[owner, other] = 1
-        members = weights.sum(dim=1, keepdim=True)                                 # (c, 1)
-        weights = weights / (members + 1 if self.average else members.clamp_min(1))
-        own = 1 / (members + 1) if self.average else torch.ones_like(members)
-        return target, weights.scatter(1, target[:, None], own)
+        owner = (unit[other] @ unit[target].T).argmax(dim=1)                       # the target that each one joins
+        members[owner, other] = 1
+        return target, self.weights(members, target)
+
+    def weights(self, members, target):
+        """Each target and the average of its members (c, m). (c, m)"""
+        average = members / members.sum(dim=1, keepdim=True).clamp_min(1)
+        return average.scatter(1, target[:, None], 1.0)
+
+    def output_order(self, grid, mosaic):
+        """The base tile's as they are; the others' dominant patches in the order of the picture, class tokens, contextual ones."""
+        tile = grid[:, 0]
+        k = int((tile == 0).sum())
+        dominant_count, _ = self.counts(k)
+        is_contextual = torch.arange(len(grid), device=grid.device) % k >= dominant_count
+        is_last = is_contextual & (tile > 0)               # every tile has k tokens, the contextual ones at its end
+        order = mosaic.order(grid)
+        return torch.cat([order[~is_last[order]], is_last.nonzero().squeeze(1)])

@@ -4,59 +4,39 @@ In deep layers the text no longer reads the image: what it needs has moved into 
 withdrawn before layer K, and layers K.. run on text alone. No score is needed. K is the first layer at which the
 withdrawal leaves the next-token distribution almost as it was, measured once on a few prompts (`search`).
 
-Paper and code: the released code has K = 15 in its class and its README, and 16 (7B) or 20 in its command lines; 15 here.
-It keeps the position ids of the text, or numbers it anew (positions="renumber"). Its search takes KL(withdrawn || full)
-from layer 5 on and stops with an error where no layer qualifies; here nothing is withdrawn then. Its mode "random" drops
-n positions drawn from the whole prompt, text too; here text is never dropped: of the positions drawn the visual ones go.
+Paper and code: the released code has K = 15 in its class, and 16 (7B) or 20 in its command lines. Where its search for K stops
+with an error because no layer qualifies, nothing is withdrawn here. Its mode "random" is VTWRandom in readings.py.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
 
-from pruning.base import Pruner, Reduction, UserError, solve
+from pruning.base import Pruner, Reduction, UserError
+from pruning.budget import solve
+from pruning.fields import Layer
 
 
 @dataclass(frozen=True)
 class VTW(Pruner):
     """Drop all visual tokens before layer K."""
 
-    layer: int = 15                    # K: the first layer without an image; the number of layers: it is never withdrawn
-    positions: str = "keep"            # "keep" the ids of the text, or "renumber" it 0..
-    mode: str = "visual"               # "visual": withdraw them all; "random": those among n random positions
-    seed: int = 0                      # of mode "random"
+    layer: Layer = 15                  # K: the first layer without an image; the number of layers: it is never withdrawn
 
-    needs = frozenset()
-
-    def __post_init__(self):
-        if self.positions not in ("keep", "renumber") or self.mode not in ("visual", "random"):
-            raise UserError('VTW: positions is "keep" or "renumber", mode "visual" or "random"; '
-                            f"got {self.positions!r}, {self.mode!r}")
-        if self.layer < 1:
-            raise UserError("VTW: layer must be at least 1: before layer 0 the text has read nothing of the image")
-
-    @property
-    def laws(self):
-        return frozenset({"select", "ordered", "scale"} | ({"budget"} if self.mode == "visual" else set()))
+    laws = frozenset({"select", "ordered", "scale", "budget"})
 
     def reduce_at(self, layers):
         return () if self.layer == layers else (self.layer,)
 
     def budget(self, n):
-        return 0 if self.mode == "visual" else None
+        return 0
 
     def with_average(self, average, n, layers):
         """K: the tokens cannot be fewer, the layers that see them can."""
-        if self.mode == "random":
-            return super().with_average(average, n, layers)
         return solve(lambda K: replace(self, layer=K), range(1, layers + 1), average, n, layers)
 
     def reduce(self, tokens):
-        if self.mode == "visual":
-            return Reduction(tokens.visual.new_empty(0))
-        drawn = torch.zeros(len(tokens.hidden), dtype=torch.bool)                  # (T,)
-        drawn[torch.randperm(len(drawn), generator=torch.Generator().manual_seed(self.seed))[:tokens.n]] = True
-        return Reduction((~drawn.to(tokens.visual.device)[tokens.visual]).nonzero().squeeze(1))
+        return Reduction(tokens.visual.new_empty(0))
 
 
 def search(logits, prompts, layers, eta=0.003, first=5):

@@ -18,6 +18,7 @@ from minivlm.trace import Trace
 from pruning import METHODS
 from pruning.atp import Thresholds
 from pruning.base import Pruner, Reduction, UserError
+from pruning.readings import ATPPooled
 
 GRIDS = (16, 32), (32, 16), (32, 32), (48, 16), (16, 48)       # of a tiny LLaVA-NeXT
 MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words
@@ -130,7 +131,7 @@ def built(name, keep=.5):
     """A method of the registry with its defaults, but for `keep`, whose default is meant for more tokens than ours, and for
     a trained module, in whose place stands a random one that is fitted to prompts of any length."""
     if "training" in METHODS[name]().preconditions:
-        return METHODS[name](module=thresholds(), fit="pool")
+        return ATPPooled(module=thresholds())
     return METHODS[name](keep=keep) if has_keep(name) else METHODS[name]()
 
 
@@ -146,30 +147,32 @@ def refusal(name):
         return str(error)
 
 
-class Told(Pruner):
-    """Keeps what it is told: {layer: indices or Reduction}; at the vision and embed sites for whatever layer."""
+class Chosen(Pruner):
+    """Keeps what it is given: {layer: indices or Reduction}; at the vision and embed sites for whatever layer."""
 
     laws = frozenset()
 
-    def __init__(self, kept, site="decoder", positions="keep", needs=(), rows="last"):
-        self.kept, self.site, self.positions, self.needs, self.rows = kept, site, positions, frozenset(needs), rows
-        self.saw = []                          # the Tokens of each call
+    def __init__(self, kept, site="decoder", positions="keep"):
+        self.kept, self.site, self.positions = kept, site, positions
+        self.calls = []                        # the Tokens of each call
 
     def reduce_at(self, layers):
         return tuple(self.kept)
 
     def reduce(self, tokens):
-        self.saw.append(tokens)
-        told = self.kept[tokens.layer] if self.site == "decoder" else self.kept
-        return told if isinstance(told, Reduction) else Reduction(torch.tensor(told, dtype=torch.long))
+        self.calls.append(tokens)
+        keep = self.kept[tokens.layer] if self.site == "decoder" else self.kept
+        return keep if isinstance(keep, Reduction) else Reduction(torch.tensor(keep, dtype=torch.long))
 
 
 class Around(Pruner):
     """Another method with another `reduce`."""
 
+    laws = frozenset()
+
     def __init__(self, pruner, reduce, **changed):
         self.pruner, self.reduce = pruner, reduce
-        for name in ("site", "needs", "rows", "across_heads", "positions", "cls", "rerank", "assemble"):
+        for name in ("site", "positions", "cls", "rerank_each_step", "output_order"):
             setattr(self, name, changed.get(name, getattr(pruner, name)))
 
     def reduce_at(self, layers):
@@ -178,5 +181,5 @@ class Around(Pruner):
     def mask_at(self, layers):
         return self.pruner.mask_at(layers)
 
-    def mask(self, *args):
-        return self.pruner.mask(*args)
+    def mask(self, tokens):
+        return self.pruner.mask(tokens)

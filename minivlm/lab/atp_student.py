@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minivlm.attention import Look, rope
+from minivlm.attention import causal_mask, rope
 from minivlm.lab.modules import cuts_tiles
 from minivlm.llama import plan
+from minivlm.views import DecoderView
 from pruning.atp import Thresholds, budget_losses, full_loss
 from pruning.base import Tokens, UserError
 
@@ -41,37 +42,55 @@ class Student(nn.Module):
 
     def hidden(self, b):
         """Normed hidden states (B, T, D), and the running masks after each module (modules, B, N)."""
-        decoder, T = self.llava.language_model, b.ids.shape[1]
-        hidden, cell = self.embedded(b)
-        turn, row, masks = self.turn(hidden, b.visual, cell), torch.arange(T, device=hidden.device), []
+        decoder = self.llava.language_model
+        hidden, grid = self.embedded(b)                                            # (B, T, D), (N, 3)
+        rope = self.rope(hidden, b.visual, grid)
+        row = torch.arange(hidden.shape[1], device=hidden.device)
+        causal = causal_mask(row, len(row), decoder.hidden_keys(None, row, row))   # (T, T)
+        layer_mask = causal.expand(len(hidden), 1, -1, -1)                         # (B, 1, T, T)
         mask = torch.ones(b.visual.shape, device=hidden.device)                    # (B, N)
-        softened = lambda query, key, causal: self.atp.softmax_mask(causal, b.visual, masks[-1])
+        masks = []
+        entered = hidden
         for l, layer in enumerate(decoder.layers):
             if l in self.atp.layers:
+                # what the layer before has shown decides the mask; from here on it is inside the softmax
                 with torch.autocast(hidden.device.type, enabled=False):
-                    mask = self.atp.soft_mask(len(masks), look.logits, look.attn, b.visual, b.is_text, cell, mask)
+                    prompts = self.prompts(b, l, hidden, entered, grid, rope, layer_mask)
+                    mask = torch.stack([self.atp.running_mask(p, len(masks), alive) for p, alive in zip(prompts, mask)])
                 masks.append(mask)
-            look = Look(row if l + 1 in self.atp.layers else None, softened if masks else None, across_heads=self.atp.across_heads)
-            hidden = layer(hidden, turn, dead=decoder.dead(None, row, row), look=look)
+                layer_mask = torch.stack([self.atp.softmax_mask(causal, v, m) for v, m in zip(b.visual, mask)])[:, None]
+            entered = hidden
+            hidden = layer(hidden, rope, mask=layer_mask)
         return decoder.norm(hidden), torch.stack(masks)
 
+    def prompts(self, b, l, hidden, entered, grid, rope, layer_mask):
+        """Tokens of each prompt in front of layer l, up to its first answer, which no threshold may have seen."""
+        layer = self.llava.language_model.layers[l - 1]
+        for i, visual in enumerate(b.visual):
+            end = int(visual[-1]) + 1 + int(b.is_text[i].sum())
+            tokens = Tokens.start(hidden[i, :end], visual, grid, layer=l)
+            own_rope = tuple(part[i, 0, :end] if part.ndim == 4 else part[:end] for part in rope)
+            view = DecoderView(layer, replace(tokens, hidden=entered[i, :end]), own_rope, layer_mask[i, 0, :end, :end])
+            yield replace(tokens, before=view)
+
     def embedded(self, b):
-        """What enters layer 0, (B, T, D), and the cells (N, 3) of an image."""
+        """What enters layer 0, (B, T, D), and the grid (N, 3) of an image."""
         with torch.no_grad():
-            features, cell, _ = self.llava.features(b.pixels)                      # (B*N, C), (B*N, 3)
+            features, grid, _ = self.llava.features(b.pixels)                      # (B*N, C), (B*N, 3)
         words = self.llava.language_model.embed_tokens(b.ids.clamp_max(self.llava.config.text.vocab_size - 1))
         image = torch.zeros_like(b.answer).scatter(1, b.visual, True)              # (B, T)
         features = self.llava.multi_modal_projector(features).to(words.dtype)
-        return words.masked_scatter(image[..., None], features), cell[:b.visual.shape[1]]
+        return words.masked_scatter(image[..., None], features), grid[:b.visual.shape[1]]
 
-    def turn(self, hidden, visual, cell):
-        """cos and sin of all rows; of each prompt its own, (B, 1, T, Dh), where positions have two dimensions."""
-        c, row = self.llava.config.text, torch.arange(hidden.shape[1], device=hidden.device)
+    def rope(self, hidden, visual, grid):
+        """cos and sin of all rows; of each prompt its own, (B, 1, T, Dh), if positions have two dimensions."""
+        c = self.llava.config.text
         if self.atp.position_ids != "2d":
-            return rope(row, c.head_dim, c.rope_theta, hidden.dtype)
-        placed = [self.atp.placed(Tokens(h, row, v, cell, row[:len(v)], len(row))).position for h, v in zip(hidden, visual)]
-        turns = [rope(position, c.head_dim, c.rope_theta, hidden.dtype) for position in placed]
-        return tuple(torch.stack(part)[:, None] for part in zip(*turns))
+            position = torch.arange(hidden.shape[1], device=hidden.device)
+            return rope(position, c.head_dim, c.rope_theta, hidden.dtype)
+        placed = [self.atp.with_positions(Tokens.start(h, v, grid)).position for h, v in zip(hidden, visual)]
+        ropes = [rope(position, c.head_dim, c.rope_theta, hidden.dtype) for position in placed]
+        return tuple(torch.stack(part)[:, None] for part in zip(*ropes))
 
 
 def prepared(model, atp, recipe):

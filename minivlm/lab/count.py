@@ -26,9 +26,6 @@ class ByNumber(Pruner):
     method: Pruner
     entering: tuple
 
-    needs = property(lambda self: self.method.needs)
-    rows = property(lambda self: self.method.rows)
-    across_heads = property(lambda self: self.method.across_heads)
     positions = property(lambda self: self.method.positions)
     prune_past_kv = property(lambda self: self.method.prune_past_kv)
 
@@ -38,8 +35,8 @@ class ByNumber(Pruner):
     def mask_at(self, layers):
         return self.method.mask_at(layers)
 
-    def mask(self, tokens, query, key, causal):
-        return causal
+    def mask(self, tokens):
+        return tokens.here.mask()
 
     def reduce(self, tokens):
         keep = torch.arange(min(tokens.n, self.entering[tokens.layer]))
@@ -122,7 +119,7 @@ def _encode(model, shape, pruner):
     wanted = [l % (c.vision.num_hidden_layers + 1) for l in ([layers] if isinstance(layers, int) else layers)]
     pixels = torch.empty(shape.tiles, c.vision.num_channels, c.vision.image_size, c.vision.image_size, device="meta")
     looks = pruner and pruner.at("vision")
-    tower, states = _counted(lambda: model.vision_tower(pixels, wanted, looks.needs if looks else frozenset())[0])
+    tower, states = _counted(lambda: model.vision_tower(pixels, max(wanted)))
     rows = shapes.entering(looks, shape)[0]
     features = torch.empty(rows, model.multi_modal_projector.linear_1.in_features, dtype=states[0].dtype, device="meta")
     return tower, _counted(lambda: model.multi_modal_projector(features))[0]

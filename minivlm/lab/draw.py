@@ -86,9 +86,9 @@ def _kept(view, step):
 
 def _by_rule(view, step):
     """(rule, colour, which tokens of this image it kept), for a method that keeps by several rules."""
-    rule = step.reduction.rule
+    rule = step.reduction.reason
     if rule is not None:
-        for i, (name, color) in enumerate(zip(step.reduction.rules, RULES)):
+        for i, (name, color) in enumerate(zip(step.reduction.reasons, RULES)):
             yield name, color, rule[view.has(step.kept)] == i
 
 

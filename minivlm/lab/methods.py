@@ -6,7 +6,8 @@ import sys
 from dataclasses import fields
 
 from pruning import METHODS
-from pruning.base import LAWS, PER, PRECONDITIONS, UserError
+from pruning.base import UserError
+from pruning.laws import LAWS, PER, PRECONDITIONS
 
 
 def facts(name):
@@ -16,7 +17,7 @@ def facts(name):
     method, default = METHODS[name], METHODS[name]()
     module = sys.modules[method.__module__]
     return dict(name=name, file=method.__module__.replace(".", "/") + ".py", what=" ".join(method.__doc__.split()),
-                source=_source(module.__doc__), site=default.site, per=default.per, reads=sorted(default.needs),
+                source=_source(module.__doc__), site=default.site, per=default.per, 
                 asks=sorted(default.preconditions), laws=sorted(default.laws),
                 options=[dict(name=f.name, default=f.default, about=_about(method, f.name)) for f in fields(method)])
 

@@ -9,8 +9,9 @@ from minivlm.files import read_json
 from minivlm.lab import modules
 from minivlm.llama import plan
 from pruning import METHODS
-from pruning.base import PRECONDITIONS, UserError
-from pruning.schedule import Both, Schedule
+from pruning.base import UserError
+from pruning.compose import Both, Schedule
+from pruning.laws import PRECONDITIONS
 
 
 def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({})):

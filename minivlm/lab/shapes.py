@@ -78,11 +78,11 @@ def prompt(shape, text, hidden):
     before, place, device = text // 2, index % side, hidden.device
     if shape.config.vision_feature_select_strategy == "full":
         place = place - 1                                      # the class token: on no grid
-    cell = torch.stack([index // side, place.div(shape.grid, rounding_mode="floor"), place % shape.grid], dim=1)       # (n, 3)
-    cell[place < 0, 1:] = -1
+    grid = torch.stack([index // side, place.div(shape.grid, rounding_mode="floor"), place % shape.grid], dim=1)       # (n, 3)
+    grid[place < 0, 1:] = -1
     device = "cpu" if device.type == "meta" else device        # indices have values even where the stream has none
-    position, visual, cell, index = (x.to(device) for x in (torch.arange(len(hidden)), index + before, cell, index))
-    return Tokens(hidden, position, visual, cell, index, len(hidden))
+    position, visual, grid, source = (x.to(device) for x in (torch.arange(len(hidden)), index + before, grid, index))
+    return Tokens(hidden, visual, grid, source, position, len(hidden))
 
 
 def entering(pruner, shape):

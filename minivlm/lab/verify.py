@@ -4,17 +4,18 @@ The stages are run one by one, in the pipeline's order, each on the output of th
 names the module to look at. What was recorded in a batch is compared sample by sample.
 """
 
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from minivlm.attention import Look
 from minivlm.chat import Conversation
 from minivlm.image import open_image
 from minivlm.lab.recorded import Expected, find_picture, read_expected
 from minivlm.tiles import Tiles
+from minivlm.views import DecoderView
 from pruning.base import UserError
 
 # Of the largest value in a token's row: rounding grows with it, and some rows of a real decoder reach 20000 (its thirty
@@ -102,25 +103,26 @@ def _stages(model, sample, places):
     if pixels:
         yield "image_features_packed", tokens.hidden[tokens.visual]                # (n, D)
     yield "inputs_embeds", tokens.hidden                                           # (T, D)
-    decoder, hidden = model.language_model, tokens.hidden[None]
-    turn, dead = decoder.turn(tokens.position, hidden.dtype), decoder.dead(None, tokens.position, tokens.position)
+    decoder = model.language_model
+    hidden = tokens.hidden                                                         # (T, D)
+    rope, mask = decoder.shared(tokens)
     for l, layer in enumerate(decoder.layers):
         if "attentions" in sample:
-            look = Look(torch.arange(len(tokens.hidden), device=hidden.device))
-            layer.self_attn(layer.input_layernorm(hidden), turn, dead=dead, look=look)
-            yield f"attentions {l}", look.attn[0]                                  # (H, T, T)
-        hidden = layer(hidden, turn, dead=dead)
-        yield f"layer_out {l}", hidden[0]                                          # (T, D)
-    yield "final_hidden", decoder.norm(hidden)[0]                                  # (T, D)
-    yield "logits", model.lm_head(decoder.norm(hidden))[0]                         # (T, V)
+            view = DecoderView(layer, replace(tokens, hidden=hidden), rope, mask)
+            yield f"attentions {l}", view.attention()                              # (H, T, T)
+        hidden = layer(hidden[None], rope, mask=mask)[0]
+        yield f"layer_out {l}", hidden                                             # (T, D)
+    hidden = decoder.norm(hidden)
+    yield "final_hidden", hidden                                                   # (T, D)
+    yield "logits", model.lm_head(hidden)                                          # (T, V)
 
 
 def _vision(model, pixels):
     chosen, count = model.config.vision_feature_layer, model.config.vision.num_hidden_layers + 1
     chosen = [l % count for l in (chosen if isinstance(chosen, list) else [chosen])]
-    (first, *states), _ = model.vision_tower(pixels, [0, *chosen])
-    yield "vision_hidden_0", first                                                 # (tiles, 1+P, C)
-    yield "vision_hidden_m2", torch.cat(states, dim=-1)
+    states = model.vision_tower(pixels, max(chosen))
+    yield "vision_hidden_0", states[0]                                             # (tiles, 1+P, C)
+    yield "vision_hidden_m2", torch.cat([states[l] for l in chosen], dim=-1)
     yield "projected", torch.stack([model.multi_modal_projector(model.features(p[None])[0]) for p in pixels])
 
 

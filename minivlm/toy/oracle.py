@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from minivlm.toy.benchmark import on_patches
-from pruning.base import Reduction, top
+from pruning.base import Reduction
+from pruning.ranked import top
 from pruning.controls import Random
 
 
@@ -17,6 +18,6 @@ class Oracle(Random):
     first: bool = True
 
     def reduce(self, tokens):
-        score, k = torch.rand(tokens.n, generator=torch.Generator().manual_seed(self.seed)).to(tokens.cell.device), self.budget(tokens.n)
-        score[on_patches(tokens.cell, self.things[:k] if self.first else self.things)] += 1 if self.first else -1
+        score, k = torch.rand(tokens.n, generator=torch.Generator().manual_seed(self.seed)).to(tokens.grid.device), self.budget(tokens.n)
+        score[on_patches(tokens.grid, self.things[:k] if self.first else self.things)] += 1 if self.first else -1
         return Reduction(top(score, k))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minivlm.attention import Look, additive
+from minivlm.attention import additive
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.image import MEAN, STD
 from minivlm.llava import Llava
@@ -61,8 +61,8 @@ class Student(nn.Module):
         """The targets of stage 1 -> loss, and the features (B, 144, C)."""
         tower, device = self.llava.vision_tower, self.llava.device
         top = tower.config.num_hidden_layers
-        states, _ = tower(pixels(worlds).to(device), [top - 1] + [top] * content)
-        features, target = states[0][:, 1:], {k: v.to(device) for k, v in patch_targets(worlds).items()}
+        states = tower(pixels(worlds).to(device), top if content else top - 1)
+        features, target = states[top - 1][:, 1:], {k: v.to(device) for k, v in patch_targets(worlds).items()}
         told = {name: self.heads[name](features).float() for name in ("kind", "color", "glyph", "place")}
         loss = F.mse_loss(told["place"], target["place"]) * 5
         for name in ("color", "glyph"):
@@ -72,7 +72,7 @@ class Student(nn.Module):
         none = target["kind"].flatten() == 0       # five of six patches: they weigh as much as the others together
         loss = loss + each[none].mean() + each[~none].mean()
         if content:
-            cls = self.heads["content"](tower.post_layernorm(states[1][:, 0])).float()
+            cls = self.heads["content"](tower.post_layernorm(states[top][:, 0])).float()
             loss = loss + 5 * F.binary_cross_entropy_with_logits(cls, target["content"])
         return loss, features
 
@@ -92,12 +92,12 @@ class Student(nn.Module):
                              dim=1)                                                # (B, 3+k+T)
         kind = text.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        turn = [x.unflatten(0, (B, 1, -1)) for x in decoder.turn(position.flatten(), dtype)]       # (B, 1, 3+k+T, Dh)
+        rope = [x.unflatten(0, (B, 1, -1)) for x in decoder.rope(position.flatten(), dtype)]       # (B, 1, 3+k+T, Dh)
         block = torch.cat([block.new_zeros(3 + k), block])
         may = ((block[:, None] == block) | (block == 0)).tril()
         mask = additive(may, torch.float32)
         for layer in decoder.layers:
-            hidden = layer(hidden, turn, look=Look(mask=lambda query, key, causal: mask))
+            hidden = layer(hidden, rope, mask=mask)
         return self.llava.lm_head(decoder.norm(hidden[:, 3 + k:]))
 
 

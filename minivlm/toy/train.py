@@ -150,7 +150,7 @@ class Run:
             rng = np.random.default_rng((self.recipe.seed, 80, batch))
             with torch.no_grad(), self._precision():
                 text, labels, shown = (x.to(self.device) for x in pack(rng, worlds, 0))
-                features = self.student.llava.vision_tower(pixels(worlds).to(self.device), [3])[0][0][:, 1:]
+                features = self.student.llava.vision_tower(pixels(worlds).to(self.device), 3)[-1][:, 1:]
                 logits = self.student.answers(features, text, shown)
             return score(logits, labels, (labels >= 0) & (labels != ID["</s>"]))
         right, asked = sum((pool.map if pool else map)(one, range(batches)))

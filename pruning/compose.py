@@ -11,7 +11,8 @@ enter a layer on average; `fixed_ratio` gives all its rows. There is no released
 
 from dataclasses import dataclass, fields, replace
 
-from pruning.base import Pruner, UserError, solve, staged, tokens_to_keep
+from pruning.base import Pruner, UserError
+from pruning.budget import solve, staged, tokens_to_keep
 
 SITES = ("vision", "embed", "decoder")
 
@@ -29,15 +30,10 @@ class Schedule(Pruner):
         name = type(self.method).__name__
         if self.method.site != "decoder" or not {"layer", "keep"} <= {f.name for f in fields(self.method)}:
             raise UserError(f"{name} cannot be scheduled: only a method of the decoder with a layer and a keep, like FastV, can")
-        if self.method.rerank:
+        if self.method.rerank_each_step:
             raise UserError(f"{name} ranks again at each generated token, which goes with one layer alone: not in a schedule")
-        if getattr(self.method, "stages", ()):
-            raise UserError(f"{name} has stages of its own, {self.method.stages}: give those or a schedule, not both")
         check_stages("Schedule", self)
 
-    needs = property(lambda self: self.method.needs)
-    rows = property(lambda self: self.method.rows)
-    across_heads = property(lambda self: self.method.across_heads)
     positions = property(lambda self: self.method.positions)
     prune_past_kv = property(lambda self: self.method.prune_past_kv)
     preconditions = property(lambda self: self.method.preconditions)
@@ -49,9 +45,8 @@ class Schedule(Pruner):
     def mask_at(self, layers):
         return tuple(sorted({l for stage in self._stages() for l in stage.mask_at(layers)}))
 
-    def mask(self, tokens, query, key, causal):
-        stages = self._stages()
-        return next((s for s in stages if s.layer > tokens.layer), stages[-1]).mask(tokens, query, key, causal)
+    def mask(self, tokens):
+        return self.method.mask(tokens)
 
     def budget(self, n):
         """Visual tokens left of n after the last layer."""
@@ -64,12 +59,15 @@ class Schedule(Pruner):
         """Every ratio times the same number."""
         first = tokens_to_keep(self.ratios[0], n, self.rounding)
         share = [tokens_to_keep(ratio, n, self.rounding) / first for ratio in self.ratios]
-        scaled = lambda k: replace(self, ratios=tuple(max(1, round(k * s)) for s in share))
+
+        def scaled(k):
+            return replace(self, ratios=tuple(max(1, round(k * s)) for s in share))
+
         return solve(scaled, range(1, n + 1), average, n, layers)
 
     def reduce(self, tokens):
         ratio = self.ratios[self.layers.index(tokens.layer)]
-        k = min(tokens.n, tokens_to_keep(ratio, tokens.entered, self.rounding))
+        k = min(tokens.n, tokens_to_keep(ratio, tokens.N, self.rounding))
         return replace(self.method, layer=tokens.layer, keep=k).reduce(tokens)
 
     def _stages(self):

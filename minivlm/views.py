@@ -1,0 +1,121 @@
+"""What a method may look at: one layer of the decoder, or one block of the vision tower, on the tokens that enter it.
+
+Everything is computed from the layer's own weights and input when a method asks for it; the layers know nothing of it.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from minivlm.attention import causal_mask, rotate
+from pruning.base import NOT_YET, LayerView, NoView
+
+
+class DecoderView(LayerView):
+    """One decoder layer on the tokens that enter it: what it computes, for the rows that a method asks for."""
+
+    def __init__(self, layer, tokens, rope, mask, cache=None):
+        self.layer = layer
+        self.tokens = replace(tokens, before=NOT_YET, here=NOT_YET)                # else a view would hold the views before it
+        self.rope = rope
+        self.given_mask = mask         # (T, T) or None: causal
+        self.cache = cache             # of this layer: once it has run, it holds the keys
+
+    def query(self, rows="all"):
+        rows = self.tokens.rows(rows)
+        x = self.layer.input_layernorm(self.tokens.hidden[rows])                   # (R, D)
+        cos, sin = self.rope
+        query = self.layer.self_attn.q_proj(x)[None]                               # (1, R, H*Dh)
+        return rotate(self.layer.self_attn.heads(query)[0], (cos[rows], sin[rows]))
+
+    def key(self):
+        if self.cache is not None and self.cache.key is not None:
+            return self.cache.key[0]
+        key = self.layer.self_attn.heads(self.projected_key()[None])[0]            # (Hk, T, Dh)
+        return rotate(key, self.rope)
+
+    def projected_key(self, norm=True):
+        hidden = self.tokens.hidden
+        return self.layer.self_attn.k_proj(self.layer.input_layernorm(hidden) if norm else hidden)
+
+    def mask(self, rows=None):
+        T = len(self.tokens.hidden)
+        rows = torch.arange(T, device=self.tokens.hidden.device) if rows is None else self.tokens.rows(rows)
+        if self.given_mask is None:
+            return causal_mask(rows, T)
+        return self.given_mask[rows]
+
+    def rotated(self, x):
+        return rotate(x, self.rope)
+
+    def __repr__(self):
+        return f"DecoderView(layer {self.tokens.layer}, {len(self.tokens.hidden)} tokens)"
+
+
+class StepView(DecoderView):
+    """The same while decoding: the newest token is the only row, the keys are the whole cache."""
+
+    def __init__(self, layer, hidden, rope, mask, cache):
+        self.layer, self.cache = layer, cache
+        self.newest = hidden[-1:]                                                  # (1, D)
+        self.rope = tuple(part[-1:] for part in rope)
+        self.given_mask = hidden.new_zeros(1, cache.length) if mask is None else mask[-1:]
+
+    def query(self, rows="last"):
+        query = self.layer.self_attn.q_proj(self.layer.input_layernorm(self.newest))[None]         # (1, 1, H*Dh)
+        return rotate(self.layer.self_attn.heads(query)[0], self.rope)
+
+    def key(self):
+        return self.cache.key[0, :, :self.cache.length]
+
+    def mask(self, rows=None):
+        return self.given_mask
+
+    def __repr__(self):
+        return f"StepView({self.cache.length} tokens held)"
+
+
+def tower_view(tower, l, states, tokens):
+    """Block l of the vision tower, which reads states[l], as a method of the vision site may look at it."""
+    if not 0 <= l < len(tower.layers):
+        return NoView(f"the vision tower has {len(tower.layers)} blocks, and this would be number {l}: use another method")
+    return TowerView(tower, l, states, tokens)
+
+
+class TowerView(LayerView):
+    """One block of the tower. Its rows are those of all tiles, tile after tile, each with its class token first."""
+
+    def __init__(self, tower, l, states, tokens):
+        self.tower, self.l, self.states, self.tokens = tower, l, states, tokens
+        self.attn = tower.layers[l].self_attn
+
+    def _projected(self, projection, rows):
+        """(H, R, Dh) of these rows, counted over all tiles."""
+        hidden = self.states[self.l].flatten(0, 1)[rows]                           # (R, C)
+        x = projection(self.tower.layers[self.l].layer_norm1(hidden))              # (R, C)
+        return x.unflatten(-1, (self.attn.num_heads, -1)).transpose(0, 1)
+
+    def query(self, rows="all"):
+        return self._projected(self.attn.q_proj, self.tokens.rows(rows))
+
+    def key(self):
+        return self._projected(self.attn.k_proj, self.tokens.rows("all"))
+
+    def cls_rows(self):
+        """(tiles,) the rows of the class tokens"""
+        tiles, rows, _ = self.states[self.l].shape
+        return torch.arange(tiles, device=self.tokens.visual.device) * rows
+
+    def cls_attention(self):
+        """(H, n) what each visual token gets from the class token of its own tile, softmax over that tile"""
+        query = self.query(self.cls_rows())[:, :, None]                            # (H, tiles, 1, Dh)
+        key = self.key().unflatten(1, (query.shape[1], -1))                        # (H, tiles, 1+P, Dh)
+        logits = query @ key.mT / query.shape[-1] ** 0.5                           # (H, tiles, 1, 1+P)
+        return logits.float().softmax(dim=-1).flatten(1)[:, self.tokens.visual]
+
+    def block(self, l):
+        """The view of block l of the same tower."""
+        return tower_view(self.tower, l, self.states, self.tokens)
+
+    def __repr__(self):
+        return f"TowerView(block {self.l}, {self.states[self.l].shape[0]} tiles)"

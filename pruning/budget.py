@@ -1,0 +1,53 @@
+"""How many tokens: what `keep` means, what enters each layer, and which budget gives an average."""
+
+import math
+from bisect import bisect_left
+
+from pruning.errors import UserError
+
+ROUNDINGS = {"floor": math.floor, "round": round, "ceil": math.ceil}
+
+
+def tokens_to_keep(keep, n, rounding="floor"):
+    """How many of n tokens `keep` means: a float is a share in (0, 1], an int a number; a share is at least one token.
+
+    `rounding` of share * n in float64: "floor" (576 * 0.1 -> 57), "round" half to even (50 * 0.25 -> 12) or "ceil".
+    Raises UserError if keep is not positive, or above what there is.
+    """
+    if rounding not in ROUNDINGS:
+        raise UserError(f"rounding {rounding!r} is not known: use one of {', '.join(ROUNDINGS)}")
+    is_share = isinstance(keep, float)
+    most = 1 if is_share else n
+    if not 0 < keep <= most:
+        raise UserError(f"keep {keep} is out of range: give a share in (0, 1.0] or a number of tokens from 1 to {n}")
+    if not is_share:
+        return keep
+    return min(n, max(1, ROUNDINGS[rounding](keep * n)))
+
+
+def staged(stages, n, layers, rounding="floor"):
+    """staged([(2, .5), (3, .25)], 576, 4) -> [576, 576, 288, 144]: tokens entering each layer if before these a keep of n is left."""
+    entering = [n] * layers
+    for layer, keep in stages:
+        k = min(entering[-1], tokens_to_keep(keep, n, rounding))
+        entering[layer:] = [k] * (layers - layer)
+    return entering
+
+
+def solve(method, values, average, n, layers):
+    """Bisect `values` (sorted by tokens kept) for the first method(value) with at least `average` tokens per layer.
+
+    FastV at K=2 of 32 layers, 576 tokens, average 192: keep 167, for (2 * 576 + 30 * 167) / 32 = 192.6.
+    """
+    def mean(value):
+        return sum(method(value).schedule(n, layers) or ()) / layers
+
+    name = type(method(values[0])).__name__
+    least = mean(values[0])
+    most = mean(values[-1])
+    if not most:
+        raise UserError(f"{name}: the prompt decides how many tokens are left, not a budget")
+    if not least - 1 < average <= most:
+        raise UserError(f"an average of {average} visual tokens per layer is out of reach for {name}: "
+                        f"it can be {least:.1f} to {most:.1f}")
+    return method(values[bisect_left(values, average, key=mean)])

@@ -1,0 +1,405 @@
+"""Other readings of the papers, what released codes do differently, and foils: each a method that changes one step.
+
+A paper that leaves something open has several readings; the method's own file takes one and names it. Here each other one has
+a name of its own, so that tables can hold them side by side. `run.py methods --readings` lists them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from pruning.adaptprune import AdaptPrune
+from pruning.asap import ASAP, FastVBiMask
+from pruning.atp import ATP
+from pruning.base import Reduction, UserError
+from pruning.budget import staged, tokens_to_keep
+from pruning.fastv import FastV
+from pruning.fields import Amount, FromOne
+from pruning.hired import HiRED
+from pruning.prumerge import PruMerge, PruMergePlus, full_width
+from pruning.pyramiddrop import PyramidDrop
+from pruning.ranked import descending, top
+from pruning.sparsevlm import SparseVLM, chosen_or_all, relevance
+from pruning.visionzip import VisionZip
+
+# --- FastV ---------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class FastVAllRows(FastV):
+    """The paper's text: the attention received from all rows, on average. Later tokens are seen by fewer rows."""
+
+    def score(self, tokens):
+        return tokens.before.mean_attention("all")[:, tokens.visual].mean(dim=0)
+
+
+@dataclass(frozen=True)
+class FastVMask(FastV):
+    """The released token-mask variant: all tokens stay, and the keys of the dropped ones are masked in layers K.."""
+
+    def reduce(self, tokens):
+        score = self.score(tokens)
+        return Reduction(top(score, self.budget(tokens.n)), score=score, drop=False)
+
+
+@dataclass(frozen=True)
+class FastVRerank(FastVMask):
+    """The same with a cache, as released: it ranks again at each generated token."""
+
+    rerank_each_step = True
+
+
+# --- ASAP: whose attention ranks, in which layers the mask acts, what is merged ------------------------------------------
+
+class MaskInLastLayer:
+    """The mask in layer K-1 only, where the last row stays as it was; so all rows from the image on rank."""
+
+    def mask_at(self, layers):
+        return tuple(l - 1 for l in self.reduce_at(layers))
+
+    def score(self, tokens):
+        rows = torch.arange(int(tokens.visual[0]), len(tokens.hidden), device=tokens.visual.device)
+        return tokens.before.mean_attention(rows).mean(dim=0)[tokens.visual]
+
+
+@dataclass(frozen=True)
+class ASAPMaskLast(MaskInLastLayer, ASAP):
+    """The mask in layer K-1 only, and all rows rank."""
+
+
+@dataclass(frozen=True)
+class FastVBiMaskLast(MaskInLastLayer, FastVBiMask):
+    """FastV with SG-BiMask in layer K-1 only, and all rows rank. Its control is fastv_all."""
+
+
+@dataclass(frozen=True)
+class ASAPSaliencyRank(ASAP):
+    """Figure 3 has "top-k salient visual tokens": the attention mass s_j ranks."""
+
+    def score(self, tokens):
+        s, _ = self.masses(tokens)
+        return s
+
+
+@dataclass(frozen=True)
+class ASAPUniformMask(ASAP):
+    """Foil of section 4.1: every later token is equally visible."""
+
+    def visibility(self, s_hat):
+        return torch.full_like(s_hat, self.lambda_max)
+
+
+@dataclass(frozen=True)
+class ASAPMeanMerge(ASAP):
+    """Foil of section 4.2: what is redundant is merged by its plain mean."""
+
+    def merge_weight(self, s_hat):
+        return torch.ones_like(s_hat)
+
+
+@dataclass(frozen=True)
+class ASAPSimilarRoute(ASAP):
+    """A source goes to the most similar of the anchors that may absorb it, not to the most salient."""
+
+    def route(self, tokens, order, can_absorb):
+        return self.similarity(tokens, order).masked_fill(~can_absorb, float("-inf")).argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class ASAPMaskLastSimilar(ASAPMaskLast):
+    """Mask in layer K-1, all rows rank, a source goes to the most similar anchor: what the recordings were made with."""
+
+    route = ASAPSimilarRoute.route
+
+
+# --- AdaptPrune ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class AdaptPruneNormedKeys(AdaptPrune):
+    """The paper's text, "key vectors": the layer's own keys, with its norm, before RoPE."""
+
+    def keys(self, tokens):
+        return tokens.here.projected_key(norm=True)
+
+
+@dataclass(frozen=True)
+class AdaptPruneKeepNewlines(AdaptPrune):
+    """Several tiles: newline tokens, which are on no grid, are kept before all others."""
+
+    def score(self, tokens):
+        return super().score(tokens).masked_fill(tokens.grid[:, 1] < 0, float("inf"))
+
+
+# --- ATP: what Eq. 3 to 9 leave open -------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class ATPFixedRatio(ATP):
+    """Table 2's pre-defined ratio: `counts` tokens are left after each layer, without thresholds."""
+
+    counts: tuple = (136, 68, 34)      # one number per layer
+
+    preconditions = frozenset({"text"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.counts) != len(self.layers) or min(self.counts) < 1:
+            raise UserError(f"ATP: counts are numbers from 1, one per layer; got {self.counts} for layers {self.layers}")
+
+    def schedule(self, n, layers):
+        return staged(zip(self.layers, (min(n, k) for k in self.counts)), n, layers)
+
+    def soft_masks(self, tokens, i, alive):
+        raw_self, raw_cross = self.scores(tokens, alive)
+        S_redundant = self.redundant_pruning_score(self.normalised(raw_self, alive), self.normalised(raw_cross, alive))
+        best = S_redundant.masked_fill(alive < 0.5, -torch.inf).argsort(descending=True, stable=True)[:self.counts[i]]
+        return S_redundant, torch.zeros_like(S_redundant).index_fill(0, best, 1)[None]
+
+
+@dataclass(frozen=True)
+class ATPRawScores(ATP):
+    """Eq. 6 reads the scores of Eq. 3 and 4 as they are; only Eq. 9 compares normalised ones."""
+
+    def read_by_linear(self, raw, normalised):
+        return raw
+
+
+@dataclass(frozen=True)
+class ATPUnnormalised(ATP):
+    """The letter of the paper: logits and probabilities are averaged and compared with thresholds in (0, 1) as they are."""
+
+    def normalised(self, S, alive):
+        return S
+
+
+@dataclass(frozen=True)
+class ATPSoftmaxScores(ATP):
+    """Each score is a softmax over the tokens that are left."""
+
+    def normalised(self, S, alive):
+        return S.masked_fill(~self.left(alive), -torch.inf).softmax(dim=0)
+
+
+@dataclass(frozen=True)
+class ATPRankedScores(ATP):
+    """Each score is its rank among the tokens that are left, from 1 down to 0."""
+
+    def normalised(self, S, alive):
+        left = self.left(alive)
+        order = S.masked_fill(~left, -torch.inf).argsort(descending=True, stable=True).argsort()
+        return 1 - order / (left.sum() - 1).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class ATPGiven(ATP):
+    """Eq. 3 by the order of its arguments: what a token gives to the others, not what it receives."""
+
+    def over_visual(self, logits, alive):
+        return super().over_visual(logits.T, alive)
+
+
+@dataclass(frozen=True)
+class ATPPooled(ATP):
+    """Prompts with another number of visual tokens: the scores are pooled to the module's length."""
+
+    def at_length(self, S, N):
+        return S if len(S) == N else F.adaptive_avg_pool1d(S[None], N)[0]
+
+
+# --- PruMerge, HiRED, PyramidDrop, VisionZip -----------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class PruMergeAverage(PruMerge):
+    """The paper's text: each row is a weighted average, in which the kept token weighs its attention."""
+
+    @property
+    def laws(self):
+        return super().laws | {"convex"}
+
+    def attention_and_keys(self, tokens):
+        attention, key = super().attention_and_keys(tokens)
+        return attention.clamp_min(torch.finfo(attention.dtype).tiny), key         # a sum of zeros divides nothing
+
+    def own_weight(self, attention):
+        return attention
+
+    def normalised(self, merge):
+        return merge / merge.sum(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class PruMergePaper(PruMergeAverage):
+    """The same with the attention of the block that makes the features, mean over heads; only pruned tokens are merged, and none
+    are pooled."""
+
+    merges_kept = False
+    pooled = 0
+
+    def attention_and_keys(self, tokens):
+        attention = tokens.before.cls_attention().mean(dim=0)                      # (n,)
+        key = full_width(tokens.before.key())                                      # (T, C)
+        return attention.clamp_min(torch.finfo(attention.dtype).tiny), key[tokens.visual]
+
+
+@dataclass(frozen=True)
+class PruMergePlusReleased(PruMergePlus):
+    """The released fixed-ratio PruMerge+ counts a patch twice that is strong and on the grid, and loses the first patches of the
+    rest in exchange."""
+
+    keep: Amount = 0.25                # share, or number, of each tile's tokens left
+
+    laws = frozenset()
+
+    def selected(self, attention):
+        m = len(attention)
+        strong = descending(attention)[:(self.count(attention) + 1) // 2]
+        step = m // max(1, len(strong))
+        return torch.cat([strong, torch.arange(step // 2, m - 1, step, device=attention.device)])
+
+    def not_kept(self, attention, kept):
+        rest = super().not_kept(attention, kept)
+        return rest[len(kept) + len(rest) - len(attention):]       # one fewer for each patch that is kept twice
+
+
+@dataclass(frozen=True)
+class HiREDSum(HiRED):
+    """The paper's text: the content of a part is the sum of its attention."""
+
+    laws = HiRED.laws - {"scale"}      # a sum may be rounded to another budget when it is scaled
+
+    def content(self, attention):
+        return attention
+
+
+@dataclass(frozen=True)
+class HiREDGrid(HiREDSum):
+    """The paper's text: a part is the tile's region of the picture. `grid` says how the tiles lie."""
+
+    grid: tuple[FromOne, FromOne] = (2, 2)         # rows and columns of the tiles
+
+    def parts(self, place, tiles):
+        rows, columns = self.grid
+        if rows * columns != tiles:
+            raise UserError(f"HiRED: grid {rows},{columns} does not fit the {tiles} tiles of this image")
+        row, column = place[:, 1], place[:, 2]
+        return row * rows // (row.max() + 1) * columns + column * columns // (column.max() + 1)
+
+
+@dataclass(frozen=True)
+class PyramidDropKept(PyramidDrop):
+    """Survivors keep their position ids."""
+
+    positions = "keep"
+
+
+@dataclass(frozen=True)
+class VisionZipAverage(VisionZip):
+    """The paper's text: a contextual token is the average of the target and its members."""
+
+    laws = VisionZip.laws | {"convex"}
+
+    def weights(self, members, target):
+        members = members.scatter(1, target[:, None], 1.0)
+        return members / members.sum(dim=1, keepdim=True)
+
+
+# --- SparseVLM -----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class SparseVLMRank(SparseVLM):
+    """v1.0: four cuts, and the rank of the raters' attention says how many are kept: scale * rank + bias."""
+
+    layers: tuple = (2, 6, 15, 19)     # the layers, from 0, whose output is cut
+    table: tuple = ()                  # in place of keep: scale and bias
+
+    TABLE = {0: (0, 0), 64: (.8, 0), 128: (9, 6), 192: (13.5, 0), 576: (0, 576)}
+    table_length = 2
+
+    def schedule(self, n, layers):
+        return None                    # the rank decides
+
+    def level(self, n, N, cut, attention=None):
+        rank = int(torch.linalg.matrix_rank(attention.nan_to_num()))
+        if not self.table and tokens_to_keep(self.keep, N) == N or rank == n:
+            return n
+        scale, bias = self.table or self.row_of_table(N)
+        return max(1, min(int(scale * rank + bias), n - 1))
+
+
+@dataclass(frozen=True)
+class SparseVLMPaper(SparseVLMRank):
+    """The paper's text: lam * (n - rank) tokens are dropped, raters are at or above the mean, a cluster is a sum."""
+
+    lam: float = 1.0                   # lambda
+
+    laws = frozenset({"scale", "needle", "disjoint"})
+    extra = 0
+
+    def level(self, n, N, cut, attention=None):
+        rank = int(torch.linalg.matrix_rank(attention.nan_to_num()))
+        return max(1, n - int(self.lam * (n - rank)))
+
+    def relevant_text(self, visual, text):
+        votes = relevance(visual, text)
+        return chosen_or_all(votes >= votes.mean())
+
+    def merge_weights(self, members):
+        return members
+
+
+@dataclass(frozen=True)
+class SparseVLMPlus(SparseVLM):
+    """v2.0: nothing is recycled, position ids stay, attention is divided by what distance alone would give, and only the heads
+    that look most at the image rate."""
+
+    heads: int = 14                    # heads that rate
+    recycle: float = 0.0               # tau: nothing
+
+    laws = frozenset({"select", "ordered", "scale"})       # gravity may be negative, and turn a needle into the worst of all
+    positions = "keep"
+    TABLE = {0: (0, 0, 0), 64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118), 576: (576, 576, 576)}
+
+    def rating(self, tokens, raters):
+        attention = tokens.before.attention(raters)[:, :, tokens.visual]           # (H, r, n)
+        attention = attention / self.gravity(tokens, raters)
+        looks_most = top(attention.sum(dim=(1, 2)), self.heads)                    # (14,)
+        return attention[looks_most].mean(dim=0)                                   # (r, n)
+
+    def gravity(self, tokens, raters):
+        """(r, n) the logit of two vectors of ones, rotated: what distance alone gives. It may be small or negative."""
+        Dh = tokens.before.key().shape[-1]
+        ones = torch.ones(len(tokens.hidden), Dh, device=tokens.visual.device)
+        ones = tokens.before.rotated(ones)                                         # (T, Dh)
+        return ones[raters] @ ones[tokens.visual].T / Dh ** 0.5
+
+
+READINGS = {
+    "fastv_all": FastVAllRows,
+    "fastv_mask": FastVMask,
+    "fastv_rerank": FastVRerank,
+    "fastv_bimask_last": FastVBiMaskLast,
+    "asap_mask_last": ASAPMaskLast,
+    "asap_mask_last_similar": ASAPMaskLastSimilar,
+    "asap_saliency_rank": ASAPSaliencyRank,
+    "asap_uniform_mask": ASAPUniformMask,
+    "asap_mean_merge": ASAPMeanMerge,
+    "asap_similar_route": ASAPSimilarRoute,
+    "adaptprune_normed_keys": AdaptPruneNormedKeys,
+    "adaptprune_newlines": AdaptPruneKeepNewlines,
+    "atp_fixed_ratio": ATPFixedRatio,
+    "atp_raw_scores": ATPRawScores,
+    "atp_unnormalised": ATPUnnormalised,
+    "atp_softmax_scores": ATPSoftmaxScores,
+    "atp_ranked_scores": ATPRankedScores,
+    "atp_given": ATPGiven,
+    "atp_pooled": ATPPooled,
+    "prumerge_average": PruMergeAverage,
+    "prumerge_paper": PruMergePaper,
+    "prumerge_plus_released": PruMergePlusReleased,
+    "hired_sum": HiREDSum,
+    "hired_grid": HiREDGrid,
+    "pyramiddrop_kept": PyramidDropKept,
+    "visionzip_average": VisionZipAverage,
+    "sparsevlm_rank": SparseVLMRank,
+    "sparsevlm_paper": SparseVLMPaper,
+    "sparsevlm_plus": SparseVLMPlus,
+}
