@@ -60,7 +60,7 @@ class Conversation:
             self._run([*self.pending, *ids])
 
     def _run(self, ids):
-        left = self.model.config.text.max_position_embeddings - self.cache.layers[0].next
+        left = self.model.config.text.max_position_embeddings - self.cache.layers[0].next_position
         if len(ids) > left:
             raise UserError(f"{len(ids)} more tokens do not fit: {left} are left of the model's context; start anew")
         self.logits, self.pending = self.model.step(ids, self.cache, self.pruner), []
@@ -72,7 +72,7 @@ class Conversation:
         sampling, eos = sampling or Sampling(), self.model.eos if eos is None else eos
         if self.pending:
             self._run(list(self.pending))                  # an answer that goes on after its last token
-        room = self.model.config.text.max_position_embeddings - self.cache.layers[0].next
+        room = self.model.config.text.max_position_embeddings - self.cache.layers[0].next_position
         for left in reversed(range(min(max_new_tokens, room + 1))):
             token = sampling.choose(self.logits)
             self.pending = [token]

@@ -57,7 +57,7 @@ class LayerView:
 
     def attention(self, rows="all"):
         """(H, R, T) softmax(logits + mask), in float32: fewer ties"""
-        mask = self.mask(self.tokens.rows(rows))                                   # (R, T)
+        mask = self.mask(rows)                                                     # (R, T)
         return (self.logits(rows).float() + mask).softmax(dim=-1)
 
     def each_head_logits(self, rows="all"):
@@ -69,7 +69,7 @@ class LayerView:
 
     def each_head(self, rows="all"):
         """(R, T) attention of one head after the other"""
-        mask = self.mask(self.tokens.rows(rows))                                   # (R, T)
+        mask = self.mask(rows)                                                     # (R, T)
         for logits in self.each_head_logits(rows):
             yield (logits.float() + mask).softmax(dim=-1)
 

@@ -72,8 +72,8 @@ class GivenView(LayerView):
 
 
 def _heads(x):
-    """A typed matrix (R, T) as that of one head, (1, R, T)."""
+    """A typed row (T,), or a matrix (R, T), as that of one head, (1, R, T)."""
     if x is None:
         return None
     x = torch.as_tensor(x)
-    return x[None] if x.ndim == 2 else x
+    return x.reshape((1,) * (3 - x.ndim) + x.shape)

@@ -45,7 +45,7 @@ def prompt(hidden, system, grid):
 
 def run(decoder, tokens, pruner, steps):
     """Prefill, then teacher-forced steps (m, D) -> normed hidden states of both, the trace, the cache after each step."""
-    cache, trace, after = Cache.empty(len(decoder.layers)), Trace(cells=tokens.cell), []
+    cache, trace, after = Cache.empty(len(decoder.layers)), Trace(cells=tokens.grid), []
     prefill = decoder.prefill(tokens, cache, pruner, trace, last=False)
     decoded = []
     for hidden in steps:

@@ -15,7 +15,7 @@ from minivlm.lab.options import build, check
 from minivlm.trace import Trace
 from pruning.atp import ATP, Thresholds, budget_losses, full_loss
 from pruning.base import Reduction, Tokens, UserError
-from tiny import MARK, SETTINGS, Told, ids, llava, one_thread, picture, prefill, thresholds  # noqa: F401
+from tiny import MARK, SETTINGS, Chosen, ids, llava, picture, prefill, thresholds
 
 SEEN, FACTS = golden("atp_recommended")
 
@@ -137,7 +137,7 @@ def test_soft_mask_by_hand():
     tokens = seen([0., 0, 0], [.1, .2, .3], grid(1, 3))
     atp = ATP(told(.4, .3, 3), (4,), score="cross", strides=(2,), temperature=10)
     before = torch.tensor([1., 1, .6])
-    now = atp.soft_mask(0, tokens.logits, tokens.attn, tokens.visual, torch.tensor([0., 0, 0, 0, 1]), tokens.cell, before)
+    now = atp.soft_mask(0, tokens.logits, tokens.attn, tokens.visual, torch.tensor([0., 0, 0, 0, 1]), tokens.grid, before)
     torch.testing.assert_close(now, before * torch.tensor([-.5, 1, 6]).sigmoid(), atol=1e-4, rtol=0)
 
 
@@ -197,7 +197,7 @@ def test_golden(g):
     S_self, S_cross, S_redundant = atp.redundant_pruning_score(logits, attn, tokens.visual, is_text, torch.ones(n))
     theta = atp.thresholds(g, S_self, S_cross, here, 144)
     torch.testing.assert_close(torch.cat(theta), SEEN[f"module{g}.theta"], atol=1e-5, rtol=0)
-    above = atp.above(S_redundant, atp.spatial_pruning_score(tokens.cell), *theta)
+    above = atp.above(S_redundant, atp.spatial_pruning_score(tokens.grid), *theta)
     soft = torch.stack([(x * atp.temperature).sigmoid() for x in above])
     torch.testing.assert_close(soft.amax(dim=0), SEEN[f"module{g}.soft_mask"], atol=1e-3, rtol=0)      # 100 times 1e-5
 
@@ -270,10 +270,10 @@ def test_counts_keep_the_best():
     atp = ATP(counts=(3,), layers=(4,))
     assert atp.reduce(tokens).keep.tolist() == [1, 2, 3] and replace(atp, counts=(9,)).reduce(tokens).keep.tolist() == [0, 1, 2, 3]
     mask = replace(atp, counts=(2,)).soft_mask(0, tokens.logits, tokens.attn, tokens.visual, torch.tensor([0., 0, 0, 0, 0, 1]),
-                                              tokens.cell, torch.tensor([1., 0, 1, 1]))
+                                              tokens.grid, torch.tensor([1., 0, 1, 1]))
     assert mask.tolist() == [0, 0, 1, 1]
     one = torch.tensor([1., 0, 0, 0])
-    mask = replace(atp, counts=(2,)).soft_mask(0, tokens.logits, tokens.attn, tokens.visual, torch.ones(6), tokens.cell, one)
+    mask = replace(atp, counts=(2,)).soft_mask(0, tokens.logits, tokens.attn, tokens.visual, torch.ones(6), tokens.grid, one)
     assert mask.equal(one)                         # what is gone does not come back
     assert ATP(counts=(126, 88, 20)).schedule(100, 32) == [100] * 14 + [88] * 10 + [20] * 8 and ATP().schedule(100, 32) is None
 
@@ -319,14 +319,14 @@ def test_positions_in_a_model():
     """2d: survivors keep their pair, and a generated token goes on after the last; renumber: no gaps."""
     two = ATP(thresholds(), position_ids="2d")
     _, cache, trace = prefill(llava(), PROMPT, [picture(llava())], two)
-    assert {layer.next for layer in cache.layers} == {3 + 4 + 5}
+    assert {layer.next_position for layer in cache.layers} == {3 + 4 + 5}
     stepped = llava().step([7], cache)
-    again = Told({step.layer: step.reduction for step in trace.steps})
+    again = Chosen({step.layer: step.reduction for step in trace.steps})
     again.placed = two.placed
     whole = prefill(llava(), PROMPT + [7], [picture(llava())], again)[0]
     torch.testing.assert_close(stepped, whole, atol=1e-4, rtol=0)
     cache = prefill(llava(), PROMPT, [picture(llava())], ATP(thresholds(), position_ids="renumber"))[1]
-    assert [layer.next for layer in cache.layers] == cache.lengths
+    assert [layer.next_position for layer in cache.layers] == cache.lengths
 
 
 # --- soft and hard -----------------------------------------------------------------------------------------------------------

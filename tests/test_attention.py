@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, strategies as st
 
 from minivlm.attention import STRETCH, Look, attention, rope, rotate
-from tiny import SETTINGS, one_thread  # noqa: F401
+from tiny import SETTINGS
 
 
 def random(*shape, seed=0):

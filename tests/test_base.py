@@ -3,12 +3,16 @@
 A token's hidden state is its own number, so that a row tells which token it is. Text is 100 and up.
 """
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from pruning.base import OBSERVED, Pruner, Reduction, Tokens, UserError, cosines, tokens_to_keep, top
+from build import tokens as typed
+from pruning.apply import checked
+from pruning.base import LayerView, Pruner, Reduction, Tokens, UserError
+from pruning.budget import tokens_to_keep
+from pruning.ranked import cosines, top
 
 
 def sequence(*parts, dtype=torch.float32):
@@ -22,8 +26,8 @@ def sequence(*parts, dtype=torch.float32):
             visual += range(len(hidden), len(hidden) + len(part))
             hidden += part
     index = torch.arange(len(visual))
-    return Tokens(torch.tensor(hidden, dtype=dtype)[:, None], torch.arange(len(hidden)), torch.tensor(visual, dtype=torch.long),
-                  torch.stack([0 * index, index // 2, index % 2], dim=1), index, len(hidden))
+    grid = torch.stack([0 * index, index // 2, index % 2], dim=1)
+    return Tokens.start(torch.tensor(hidden, dtype=dtype)[:, None], visual, grid)
 
 
 def rows(tokens):
@@ -37,10 +41,10 @@ def test_dropped():
     """Text, 4 visual tokens, text; 1 and 3 stay, with their positions (gaps and all), cells and origins."""
     tokens = sequence(2, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3])))
     assert rows(tokens) == [100, 101, 1, 3, 102]
-    assert tokens.position.tolist() == [0, 1, 3, 5, 6] and tokens.next == 7
+    assert tokens.position.tolist() == [0, 1, 3, 5, 6] and tokens.next_position == 7
     assert tokens.visual.tolist() == [2, 3] and tokens.n == 2
-    assert tokens.cell.tolist() == [[0, 0, 1], [0, 1, 1]] and tokens.origin.tolist() == [1, 3]
-    assert tokens.dead is None
+    assert tokens.grid.tolist() == [[0, 0, 1], [0, 1, 1]] and tokens.source.tolist() == [1, 3]
+    assert tokens.masked is None
 
 
 def test_dropped_twice():
@@ -48,15 +52,15 @@ def test_dropped_twice():
     tokens = sequence(1, [0., 1., 2., 3., 4.], 1).reduced(Reduction(torch.tensor([1, 3, 4])))
     tokens = tokens.reduced(Reduction(torch.tensor([1, 2])))
     assert rows(tokens) == [100, 3, 4, 101]
-    assert tokens.position.tolist() == [0, 4, 5, 6] and tokens.origin.tolist() == [3, 4] and tokens.next == 7
+    assert tokens.position.tolist() == [0, 4, 5, 6] and tokens.source.tolist() == [3, 4] and tokens.next_position == 7
 
 
 def test_order_of_keep_inside_a_span():
     """keep = [3, 0, 2] puts the rows in this order; each keeps its own position id, cell and origin."""
     tokens = sequence(1, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([3, 0, 2])))
     assert rows(tokens) == [100, 3, 0, 2, 101]
-    assert tokens.position.tolist() == [0, 4, 1, 3, 5] and tokens.origin.tolist() == [3, 0, 2]
-    assert tokens.cell.tolist() == [[0, 1, 1], [0, 0, 0], [0, 1, 0]]
+    assert tokens.position.tolist() == [0, 4, 1, 3, 5] and tokens.source.tolist() == [3, 0, 2]
+    assert tokens.grid.tolist() == [[0, 1, 1], [0, 0, 0], [0, 1, 0]]
 
 
 def test_two_spans():
@@ -64,7 +68,7 @@ def test_two_spans():
     there in the order of keep: 1, 0 | 5, 3."""
     tokens = sequence(1, [0., 1., 2.], 2, [3., 4., 5.], 1).reduced(Reduction(torch.tensor([5, 1, 3, 0])))
     assert rows(tokens) == [100, 1, 0, 101, 102, 5, 3, 103]
-    assert tokens.visual.tolist() == [1, 2, 5, 6] and tokens.origin.tolist() == [1, 0, 5, 3]
+    assert tokens.visual.tolist() == [1, 2, 5, 6] and tokens.source.tolist() == [1, 0, 5, 3]
     assert tokens.position.tolist() == [0, 2, 1, 4, 5, 8, 6, 9]
 
 
@@ -78,15 +82,15 @@ def test_one_of_two_images_gone():
 def test_nothing_kept():
     """Zero visual tokens are a sequence of text, with the positions it had."""
     tokens = sequence(1, [0., 1.], 2).reduced(Reduction(torch.empty(0, dtype=torch.long)))
-    assert rows(tokens) == [100, 101, 102] and tokens.n == 0 and tokens.cell.shape == (0, 3)
-    assert tokens.position.tolist() == [0, 3, 4] and tokens.next == 5
-    assert tokens.text().tolist() == [] and tokens.query_rows("last").tolist() == [2]
+    assert rows(tokens) == [100, 101, 102] and tokens.n == 0 and tokens.grid.shape == (0, 3)
+    assert tokens.position.tolist() == [0, 3, 4] and tokens.next_position == 5
+    assert tokens.text().tolist() == [] and tokens.rows("last").tolist() == [2]
 
 
 def test_image_at_either_end():
     """No text before, none after."""
     tokens = sequence([0., 1., 2.]).reduced(Reduction(torch.tensor([0, 2])))
-    assert rows(tokens) == [0, 2] and tokens.visual.tolist() == [0, 1] and tokens.next == 3
+    assert rows(tokens) == [0, 2] and tokens.visual.tolist() == [0, 1] and tokens.next_position == 3
 
 
 # --- merging -----------------------------------------------------------------------------------------------------------
@@ -96,7 +100,7 @@ def test_merged():
     weights = torch.tensor([[.5, .5, 0], [.75, 0, .25]])
     tokens = sequence(1, [2., 4., 8.], 1).reduced(Reduction(torch.tensor([2, 0]), weights))
     assert rows(tokens) == [100, 3, 3.5, 101]
-    assert tokens.position.tolist() == [0, 3, 1, 4] and tokens.origin.tolist() == [2, 0]
+    assert tokens.position.tolist() == [0, 3, 1, 4] and tokens.source.tolist() == [2, 0]
 
 
 def test_what_weighs_nothing_is_not_read():
@@ -132,15 +136,15 @@ def test_renumbered():
     """0, 1, .. over what is left, and the first generated token goes on from there."""
     tokens = sequence(2, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3])), "renumber")
     assert rows(tokens) == [100, 101, 1, 3, 102]
-    assert tokens.position.tolist() == [0, 1, 2, 3, 4] and tokens.next == 5
+    assert tokens.position.tolist() == [0, 1, 2, 3, 4] and tokens.next_position == 5
 
 
 def test_masked():
     """All rows stay; 0 and 2 of the visual tokens are dead, and the visual tokens are the other two."""
     tokens = sequence(1, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3]), drop=False))
     assert rows(tokens) == [100, 0, 1, 2, 3, 101]
-    assert tokens.dead.tolist() == [False, True, False, True, False, False]
-    assert tokens.visual.tolist() == [2, 4] and tokens.origin.tolist() == [1, 3] and tokens.next == 6
+    assert tokens.masked.tolist() == [False, True, False, True, False, False]
+    assert tokens.visual.tolist() == [2, 4] and tokens.source.tolist() == [1, 3] and tokens.next_position == 6
     assert tokens.position.tolist() == [0, 1, 2, 3, 4, 5]
 
 
@@ -148,7 +152,7 @@ def test_masked_twice():
     """The second mask adds to the first: of 1, 3 only 3 stays."""
     tokens = sequence(1, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3]), drop=False))
     tokens = tokens.reduced(Reduction(torch.tensor([1]), drop=False))
-    assert tokens.dead.tolist() == [False, True, True, True, False, False] and tokens.visual.tolist() == [4]
+    assert tokens.masked.tolist() == [False, True, True, True, False, False] and tokens.visual.tolist() == [4]
 
 
 def test_masked_then_dropped():
@@ -156,7 +160,7 @@ def test_masked_then_dropped():
     tokens = sequence(1, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3]), drop=False))
     tokens = tokens.reduced(Reduction(torch.tensor([1])))
     assert rows(tokens) == [100, 0, 2, 3, 101] and tokens.visual.tolist() == [3]
-    assert tokens.dead.tolist() == [False, True, True, False, False]
+    assert tokens.masked.tolist() == [False, True, True, False, False]
 
 
 def test_masked_and_renumbered():
@@ -164,19 +168,98 @@ def test_masked_and_renumbered():
     r = Reduction(torch.tensor([1, 3]), drop=False)
     masked = sequence(2, [0., 1., 2., 3.], 1).reduced(r, "renumber")
     dropped = sequence(2, [0., 1., 2., 3.], 1).reduced(replace(r, drop=True), "renumber")
-    assert masked.position[~masked.dead].equal(dropped.position) and masked.next == dropped.next == 5
+    assert masked.position[~masked.masked].equal(dropped.position) and masked.next_position == dropped.next_position == 5
 
 
 @pytest.mark.parametrize("drop", [True, False])
 @pytest.mark.parametrize("positions", ["keep", "renumber"])
-def test_what_was_observed_is_forgotten(drop, positions):
-    """Every optional quantity but the prompt's and `dead` is gone, so that a stale matrix cannot be read."""
-    optional = {f.name for f in fields(Tokens) if f.default is None} - {"prompt", "prompt_visual", "frequency", "dead"}
-    assert set(OBSERVED) == optional
-    tokens = replace(sequence(1, [0., 1.], 1), prompt=torch.ones(4, 1), layer=3, **dict.fromkeys(optional, torch.ones(1)))
-    tokens = tokens.reduced(Reduction(torch.tensor([1]), drop=drop), positions)
-    assert all(getattr(tokens, name) is None for name in optional)
-    assert tokens.prompt is not None and tokens.layer == 3
+def test_the_views_are_forgotten(drop, positions):
+    """No stale matrix can be read: the views are gone, the prompt and the layer stay."""
+    before = typed("tvvt", [[0., .5, .4, .1]], layer=3)
+    before = replace(before, prompt=before, here=before.before)
+    tokens = before.reduced(Reduction(torch.tensor([1]), drop=drop), positions)
+    for view in (tokens.before, tokens.here):
+        with pytest.raises(UserError, match="nothing to look at here, since a reduction has changed the sequence"):
+            view.attention("last")
+    assert tokens.prompt is before.prompt and tokens.layer == 3
+
+
+# --- views ---------------------------------------------------------------------------------------------------------------
+
+def test_nothing_to_look_at_before_layer_0():
+    tokens = sequence(1, [0., 1.], 1)
+    with pytest.raises(UserError, match="nothing to look at here, since no layer has run yet"):
+        tokens.before.mean_attention("last")
+
+
+def test_a_view_by_hand():
+    """Two heads with the last rows .2 .6 .2 and .4 .2 .4: their mean is .3 .4 .3. The last row, by name or by index."""
+    tokens = typed("tvv", [[[.2, .6, .2]], [[.4, .2, .4]]])
+    for rows in ("last", torch.tensor([2])):
+        torch.testing.assert_close(tokens.before.mean_attention(rows), torch.tensor([[.3, .4, .3]]))
+    assert tokens.before.attention("last").shape == (2, 1, 3)
+    with pytest.raises(UserError, match="this view was made without query: give it to LayerView.of"):
+        tokens.before.query("last")
+
+
+def test_attention_of_queries_and_keys_by_hand():
+    """Dh = 1: logits of the last row 0, ln 2, 0: weights 1/4, 1/2, 1/4; the first row sees itself only. Two heads share one key."""
+    key = torch.tensor([0., 2., 0.]).log1p().clamp(max=.6931472).view(1, 3, 1)
+    tokens = Tokens.start(torch.zeros(3, 1), [1, 2], before=LayerView.of(query=torch.ones(2, 3, 1), key=key))
+    weights = tokens.before.attention("all")
+    assert weights.shape == (2, 3, 3)
+    torch.testing.assert_close(weights[:, 2], torch.tensor([[.25, .5, .25]]).expand(2, -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(weights[:, 0], torch.tensor([[1., 0, 0]]).expand(2, -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.stack(list(tokens.before.each_head("all"))), weights)
+    torch.testing.assert_close(tokens.before.mean_logits("all"), tokens.before.logits("all").mean(dim=0))
+
+
+def test_shapes_are_shown():
+    tokens = sequence(1, [0., 1., 2.], 1)
+    assert repr(tokens) == "Tokens(layer 0, hidden (5, 1), 3 visual of 3)"
+    assert repr(Reduction(torch.tensor([0, 2]))) == "Reduction(selects 2: [0, 2])"
+    assert repr(Reduction(torch.tensor([0]), torch.ones(1, 3))) == "Reduction(merges 3 into 1: [0])"
+
+
+# --- what a method may say -----------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Says(Pruner):
+    """Returns what it is given."""
+
+    answer: object = None
+    laws = frozenset({"convex"})
+
+    def __post_init__(self):
+        pass
+
+    def reduce(self, tokens):
+        return self.answer
+
+
+@pytest.mark.parametrize("answer, message", [
+    ([0, 1], r"reduce returned a list, and must return a Reduction\(keep=indices\)"),
+    (None, "reduce returned a NoneType"),
+    (Reduction([0, 1]), "reduce returned a Reduction, and must"),
+    (Reduction(torch.tensor([True, False, True])), "must be indices .* of a mask take mask.nonzero"),
+    (Reduction(torch.tensor([[0]])), r"keep is \(1, 1\)"),
+    (Reduction(torch.tensor([1, 3])), "keep holds 1 to 3 with 3 visual tokens: it counts among the visual tokens"),
+    (Reduction(torch.tensor([-1, 0])), "keep holds -1 to 0"),
+    (Reduction(torch.tensor([2, 0])), "keep must rise, each index once"),
+    (Reduction(torch.tensor([1, 1])), "keep must rise, each index once"),
+    (Reduction(torch.tensor([0]), torch.ones(1, 2)), r"merge is \(1, 2\), and must be \(k, n\) = \(1, 3\)"),
+    (Reduction(torch.tensor([0]), torch.tensor([[.5, .2, .1]])), "do not sum to 1, and the law convex is declared"),
+    (Reduction(torch.tensor([0]), torch.tensor([[1.5, -.5, 0]])), "are negative or do not sum")])
+def test_what_cannot_be_applied(answer, message):
+    """One line that names the method, what was expected and the remedy."""
+    with pytest.raises(UserError, match=f"^Says: .*{message}"):
+        checked(Says(answer), sequence(1, [0., 1., 2.], 1))
+
+
+def test_what_can_be_applied():
+    merge = torch.tensor([[.5, .5, 0], [0, 0, 1]])
+    for answer in (Reduction(torch.tensor([0, 2])), Reduction(torch.tensor([2, 0]), merge), Reduction(torch.empty(0, dtype=torch.long))):
+        assert checked(Says(answer), sequence(1, [0., 1., 2.], 1)) is answer
 
 
 # --- the rows that a method may ask for ------------------------------------------------------------------------------------
@@ -184,7 +267,7 @@ def test_what_was_observed_is_forgotten(drop, positions):
 def test_query_rows():
     """t v v t v t t: "text" is what stands after the first image, the text between two images too."""
     tokens = sequence(1, [0., 1.], 1, [2.], 2)
-    assert {which: tokens.query_rows(which).tolist() for which in ("last", "text", "visual", "all")} == {
+    assert {which: tokens.rows(which).tolist() for which in ("last", "text", "visual", "all")} == {
         "last": [6], "text": [3, 5, 6], "visual": [1, 2, 4], "all": [0, 1, 2, 3, 4, 5, 6]}
 
 
@@ -192,8 +275,8 @@ def test_query_rows():
 def test_query_rows_of_a_masked_sequence(keep):
     """Dead rows ask nothing; what is text does not hang on the order of keep."""
     tokens = sequence(1, [0., 1.], 1, [2.], 2).reduced(Reduction(torch.tensor(keep), drop=False))
-    assert tokens.query_rows("last").tolist() == [6] and tokens.query_rows("text").tolist() == [3, 5, 6]
-    assert sorted(tokens.query_rows("visual").tolist()) == [2, 4] and tokens.query_rows("all").tolist() == [0, 2, 3, 4, 5, 6]
+    assert tokens.rows("last").tolist() == [6] and tokens.rows("text").tolist() == [3, 5, 6]
+    assert sorted(tokens.rows("visual").tolist()) == [2, 4] and tokens.rows("all").tolist() == [0, 2, 3, 4, 5, 6]
 
 
 # --- top, tokens_to_keep, Pruner -------------------------------------------------------------------------------------------
@@ -213,18 +296,16 @@ def test_top_of_nan():
         top(torch.tensor([.1, torch.nan]), 1)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 8, 20])
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 9, 16])
-def test_cosines(n, parts):
-    """In however many parts: each pair's, by definition; a row of zeros has none; what was given stays as it was."""
+@pytest.mark.parametrize("n", [0, 1, 2, 7])
+def test_cosines(n):
+    """Each pair's, by definition; a row of zeros has none; what was given stays as it was."""
     x = torch.randn(n, 5, generator=torch.Generator().manual_seed(n))
     x[n // 2:n // 2 + 1] = 0
-    before, found = x.clone(), cosines(x, parts=parts)
+    before, cosine = x.clone(), cosines(x)
     for i, j in ((i, j) for i in range(n) for j in range(n)):
         expected = 0 if n // 2 in (i, j) else (x[i] @ x[j] / x[i].norm() / x[j].norm()).item()
-        assert found[i, j].item() == pytest.approx(expected, abs=1e-6)
-    assert found.shape == (n, n) and x.equal(before)
-    assert [cosines(x.to(dtype)).dtype for dtype in (torch.bfloat16, torch.float64)] == [torch.float32, torch.float64]
+        assert cosine[i, j].item() == pytest.approx(expected, abs=1e-6)
+    assert cosine.shape == (n, n) and x.equal(before) and cosines(x.bfloat16()).dtype == torch.float32
 
 
 def test_tokens_to_keep():

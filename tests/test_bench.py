@@ -14,7 +14,7 @@ from minivlm.lab.plot import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, pl
 from pruning.base import UserError
 from pruning.fastv import FastV
 from pruning.prumerge import PruMergePlus
-from pruning.schedule import Both
+from pruning.compose import Both
 from pruning.vispruner import VisPruner
 from test_count import TINY
 from test_run import MODEL, done

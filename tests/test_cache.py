@@ -8,7 +8,8 @@ from minivlm.cache import Cache, LayerCache
 from minivlm.chat import Conversation
 from pruning.base import Reduction
 from pruning.fastv import FastV
-from tiny import MARK, Told, ids, llava, one_thread, picture, prefill  # noqa: F401
+from pruning.readings import FastVAllRows, FastVMask, FastVRerank
+from tiny import MARK, Chosen, ids, llava, picture, prefill
 
 PROMPT = ids(5, MARK, 7)                       # 5 + 16 + 7 = 28 tokens
 
@@ -52,7 +53,7 @@ def test_hidden_keys():
     cache = LayerCache()
     cache.append(some(3), some(3))
     assert cache.hidden_keys() is None
-    cache.dead = torch.tensor([False, True, False])
+    cache.masked = torch.tensor([False, True, False])
     cache.append(some(2), some(2))
     assert cache.hidden_keys().tolist() == [False, True, False, False, False]
 
@@ -69,9 +70,9 @@ def test_selected_tokens_keep_their_positions():
 
 @pytest.mark.parametrize("pruner, visual", [
     (None, [16] * 32), (FastV(layer=2, keep=4), [16] * 2 + [4] * 30), (FastV(layer=31, keep=.5), [16] * 31 + [8]),
-    (FastV(layer=2, keep=4, mode="mask"), [16] * 32), (Told({3: range(8), 9: [0, 7], 20: []}), [16] * 3 + [8] * 6 + [2] * 11 + [0] * 12),
-    (Told([3, 5, 8], site="embed"), [3] * 32), (Told([3, 5, 8], site="vision"), [3] * 32),
-    (Told({2: Reduction(torch.tensor([0, 8]), torch.full((2, 16), 1 / 16))}), [16] * 2 + [2] * 30)],
+    (FastVMask(layer=2, keep=4), [16] * 32), (Chosen({3: range(8), 9: [0, 7], 20: []}), [16] * 3 + [8] * 6 + [2] * 11 + [0] * 12),
+    (Chosen([3, 5, 8], site="embed"), [3] * 32), (Chosen([3, 5, 8], site="vision"), [3] * 32),
+    (Chosen({2: Reduction(torch.tensor([0, 8]), torch.full((2, 16), 1 / 16))}), [16] * 2 + [2] * 30)],
     ids=["unpruned", "layer 2", "last layer", "masked", "three layers", "embed", "vision", "merged"])
 def test_a_length_per_layer(pruner, visual):
     """Layers below a reduction hold all that came, those above it what was left; each step adds one to each."""
@@ -95,10 +96,10 @@ def test_the_next_position(kept, site, positions, expected):
     """A generated token goes on from the length of the unpruned prompt in every layer, however few tokens it holds; only
     where positions are renumbered from what the layer holds. Before the decoder's first layer nothing was there to keep."""
     model = llava()
-    _, cache, _ = prefill(model, PROMPT, [picture(model)], kept and Told(kept, site, positions))
-    assert [layer.next for layer in cache.layers] == expected
+    _, cache, _ = prefill(model, PROMPT, [picture(model)], kept and Chosen(kept, site, positions))
+    assert [layer.next_position for layer in cache.layers] == expected
     model.step([7, 8], cache)
-    assert [layer.next for layer in cache.layers] == [n + 2 for n in expected]
+    assert [layer.next_position for layer in cache.layers] == [n + 2 for n in expected]
 
 
 @pytest.mark.parametrize("dtype, size", [(torch.float32, 4), (torch.bfloat16, 2)])
@@ -129,16 +130,15 @@ def test_the_prefill_is_not_copied():
 def test_a_prompt_that_was_pruned_is_not_held():
     """What was dropped can be freed: the cache holds no tokens unless the method ranks again."""
     model = llava()
-    for rerank in (False, True):
-        _, cache, _ = prefill(model, PROMPT, [picture(model)], FastV(keep=4, mode="mask", rerank_decode=rerank))
-        assert (cache.tokens is not None) == rerank
+    for method in (FastVMask, FastVRerank):
+        _, cache, _ = prefill(model, PROMPT, [picture(model)], method(keep=4))
+        assert (cache.tokens is not None) == (method is FastVRerank)
 
 
 # --- no explicit attention -----------------------------------------------------------------------------------------------
 
 class Softmaxes(TorchFunctionMode):
-    """The shapes of all explicit softmaxes: those neither in torch's fused attention nor in the row that a single query needs
-    in any case, which has the query heads of a key head side by side: (1, 2, 2, S) in this model."""
+    """The shapes of all explicit softmaxes, which torch's fused attention is not."""
 
     def __init__(self):
         super().__init__()
@@ -146,34 +146,39 @@ class Softmaxes(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        if getattr(function, "__name__", "") in ("softmax", "_softmax", "log_softmax", "exp") and out.shape[1:3] != (2, 2):
+        if getattr(function, "__name__", "") in ("softmax", "_softmax", "log_softmax", "exp"):
             self.shapes.append(tuple(out.shape))
         return out
 
 
-@pytest.mark.parametrize("pruner, seen", [
-    (None, []), (FastV(keep=4), [(1, 4, 1, 28)]), (FastV(keep=4, query="all"), [(1, 4, 28, 28)]),
-    (Told({3: range(8), 9: [0, 7]}, needs=["attn"]), [(1, 4, 1, 28), (1, 4, 1, 20)]),
-    (Told({3: range(8)}, needs=["attn"], rows="text"), [(1, 4, 7, 28)]), (Told({3: range(8)}), []),
-    (Told([1, 2], site="vision", needs=["attn"]), [(1, 4, 1, 17)])],
+def attention_before(rows):
+    """What a method that looks at these rows of the layer before calls."""
+    return lambda tokens: tokens.before.attention(rows)
+
+
+@pytest.mark.parametrize("pruner, shapes", [
+    (None, []), (FastV(keep=4), [(1, 28)] * 4), (FastVAllRows(keep=4), [(28, 28)] * 4),
+    (Chosen({3: range(8), 9: [0, 7]}, look=attention_before("last")), [(4, 1, 28), (4, 1, 20)]),
+    (Chosen({3: range(8)}, look=attention_before("text")), [(4, 7, 28)]), (Chosen({3: range(8)}), []),
+    (Chosen([1, 2], site="vision", look=lambda tokens: tokens.before.cls_attention()), [(4, 1, 1, 17)])],
     ids=["unpruned", "last row", "all rows", "two layers", "text rows", "no attention needed", "vision"])
-def test_only_what_is_asked_for_is_explicit(pruner, seen):
-    """One softmax for each layer that a method observes, over the rows that it names; after the prefill none at all."""
+def test_only_what_is_asked_for_is_explicit(pruner, shapes):
+    """One softmax for each layer (and head) that a method looks at, over the rows that it names; after the prefill none at all."""
     model, conversation = llava(), Conversation(llava(), pruner)
     with Softmaxes() as spy:
         conversation.read(PROMPT, [picture(model)])
-        assert spy.shapes == seen
+        assert spy.shapes == shapes
         for _ in conversation.generate(3, eos=()):
             pass
         conversation.read(ids(4, seed=1))
-        assert spy.shapes == seen
+        assert spy.shapes == shapes
 
 
 def test_ranking_again_looks_at_one_row():
-    """FastV's rerank_decode reads the newest token's row of layer K-1 and no other."""
-    model, pruner = llava(), FastV(keep=4, mode="mask", rerank_decode=True)
+    """FastVRerank reads the newest token's row of layer K-1 and no other, one head after the other."""
+    model, pruner = llava(), FastVRerank(keep=4)
     _, cache, _ = prefill(model, PROMPT, [picture(model)], pruner)
     with Softmaxes() as spy:
         model.step([7], cache, pruner)
         model.step([7, 8], cache, pruner)
-    assert spy.shapes == [(1, 4, 1, 29), (1, 4, 1, 31)]
+    assert spy.shapes == [(1, 29)] * 4 + [(1, 31)] * 4

@@ -9,8 +9,8 @@ from pruning.adaptprune import AdaptPrune
 from pruning.asap import ASAP
 from pruning.atp import ATP
 from pruning.bimask import FastVBiMask
-from pruning.schedule import Schedule
-from tiny import MARK, SETTINGS, Around, ids, llava, one_thread, picture, prefill, thresholds  # noqa: F401
+from pruning.compose import Schedule
+from tiny import MARK, SETTINGS, Around, ids, llava, picture, prefill, thresholds
 
 BEFORE, N, AFTER = 3, 16, 5
 FEW = settings(SETTINGS, max_examples=8)           # each runs a model twice

@@ -13,7 +13,8 @@ from minivlm.image import open_image
 from minivlm.text import prompt as written
 from pruning.base import UserError
 from pruning.fastv import FastV
-from tiny import MARK, Around, ids, llava, one_thread, picture, prefill  # noqa: F401
+from pruning.readings import FastVAllRows, FastVMask
+from tiny import MARK, Around, ids, llava, picture, prefill
 
 PROMPT = ids(5, MARK, 7)                       # 5 + 16 + 7 = 28 tokens
 LOGITS = torch.tensor([.15, .5, .05, .3]).log()
@@ -145,7 +146,7 @@ def test_what_a_method_drops_makes_no_room():
 
 # --- turns --------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("pruner", [None, FastV(keep=4), FastV(keep=4, mode="mask"), FastV(layer=31, keep=.5, query="all")])
+@pytest.mark.parametrize("pruner", [None, FastV(keep=4), FastVMask(keep=4), FastVAllRows(layer=31, keep=.5)])
 def test_turns_equal_one_uncached_run(pruner):
     """Three turns from one pruned cache; each time the logits are those of all the ids so far in one go, pruned alike."""
     conversation, ran = talk(pruner), list(PROMPT)

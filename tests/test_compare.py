@@ -16,7 +16,7 @@ from minivlm.trace import Step, Trace
 from pruning import METHODS
 from pruning.base import Reduction, UserError
 from pruning.fastv import FastV
-from pruning.schedule import Both, Schedule
+from pruning.compose import Both, Schedule
 from pruning.vispruner import VisPruner
 from test_run import MODEL, PICTURE, done
 

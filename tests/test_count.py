@@ -17,7 +17,8 @@ from pruning import METHODS
 from pruning.base import UserError
 from pruning.cost import Formula, kv_bytes
 from pruning.fastv import FastV
-from pruning.schedule import Both, Schedule
+from pruning.readings import FastVMask
+from pruning.compose import Both, Schedule
 from pruning.vispruner import VisPruner
 from test_run import MODEL, done
 from weights import load
@@ -66,7 +67,7 @@ def test_tower_and_projector_by_hand():
 
 
 def test_masked_tokens_are_computed():
-    masked = count(TINY, FastV(keep=4, mode="mask"), text=10)
+    masked = count(TINY, FastVMask(keep=4), text=10)
     assert masked.tokens == (26,) * 4 and masked.decoder > .99 * count(TINY, text=10).decoder
 
 

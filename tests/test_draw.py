@@ -14,7 +14,7 @@ from minivlm.tiles import TilesProcessor
 from minivlm.trace import Trace
 from pruning.base import Reduction
 from pruning.hired import HiRED
-from tiny import GRIDS, MARK, Told, ids, llava, next_llava, one_thread, picture, prefill, tiled  # noqa: F401
+from tiny import GRIDS, MARK, Chosen, ids, llava, next_llava, picture, prefill, tiled
 
 IMAGES = Path(__file__).parent / "parity" / "images"
 WHITE, PINK, GREY, BLACK = (255, 255, 255), (255, 0, 200), (150, 150, 150), (20, 20, 20)
@@ -229,7 +229,7 @@ def test_rows_of_a_real_run():
     model, photo = llava(), checks(120, 120)
 
     def rows_of(r):
-        _, _, trace = prefill(model, ids(2, MARK, 3), [picture(model)], Told({2: r}))
+        _, _, trace = prefill(model, ids(2, MARK, 3), [picture(model)], Chosen({2: r}))
         return [len(row) for row in draw.rows(photo, (0, 0, 120, 120), trace)]
     assert rows_of([3, 7]) == [1] and rows_of(kept(3, 7, score=torch.arange(16.))) == [1, 1]
     assert rows_of(kept(3, 7, merge=torch.full((2, 16), 1 / 16))) == [1, 1]
@@ -322,7 +322,7 @@ def test_no_map(told):
     assert panel.width == 480 and told == [("", "nothing dropped: 2 of 2 tokens")]
 
 
-@pytest.mark.parametrize("method", [None, HiRED(), Told({2: range(9)}), Told(range(9), site="embed")],
+@pytest.mark.parametrize("method", [None, HiRED(), Chosen({2: range(9)}), Chosen(range(9), site="embed")],
                          ids=["none", "hired", "decoder", "embed"])
 @pytest.mark.parametrize("size", [(480, 330), (330, 480), (2000, 100), (100, 2000), (7, 5)])
 def test_pictures_of_tiles_in_the_model(method, size, told):

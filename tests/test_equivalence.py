@@ -11,7 +11,8 @@ import torch
 from pruning import METHODS
 from pruning.base import Reduction
 from pruning.fastv import FastV
-from tiny import (REDUCING, MARK, Around, Told, built, has_keep, ids, llava, next_llava, one_thread, picture, prefill,  # noqa: F401
+from pruning.readings import FastVAllRows, FastVMask
+from tiny import (REDUCING, MARK, Around, Chosen, built, has_keep, ids, llava, next_llava, picture, prefill,
                   refusal, tiled)
 
 
@@ -55,7 +56,7 @@ def replay(pruner, trace, **changed):
     """A method that takes the decisions of an earlier run again, one after the other."""
     steps = iter(trace.steps)
     as_it_is = lambda cell, mosaic: torch.arange(len(cell))                # the trace has the order in which it was sent on
-    return Around(pruner, lambda tokens: replace(next(steps).reduction, **changed), assemble=as_it_is)
+    return Around(pruner, lambda tokens: replace(next(steps).reduction, **changed), output_order=as_it_is)
 
 
 def held(cache):
@@ -70,7 +71,7 @@ def same_cache(ours, theirs):
     """The same keys (and so the same positions) and values in every layer, and the same next position."""
     for a, b in zip(held(ours), held(theirs)):
         close(a, b)
-    assert [layer.next for layer in ours.layers] == [layer.next for layer in theirs.layers]
+    assert [layer.next_position for layer in ours.layers] == [layer.next_position for layer in theirs.layers]
 
 
 # --- dropped and masked ------------------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ def test_two_reductions(first, second, positions):
 
     def told(*drops):
         kept = {2: [2, 4, 9, 17, 20, 30], 4: [0, 3, 5]}
-        return Told({l: Reduction(torch.tensor(kept[l]), drop=drop) for l, drop in zip(kept, drops)}, positions=positions)
+        return Chosen({l: Reduction(torch.tensor(kept[l]), drop=drop) for l, drop in zip(kept, drops)}, positions=positions)
     logits, cache, trace = prefill(model, prompt, images(prompt), told(True, True))
     logits_now, cache_now, trace_now = prefill(model, prompt, images(prompt), told(first, second))
     assert cache.lengths == [45, 45, 19, 19, 16, 16]
@@ -184,7 +185,7 @@ def test_cached_equals_uncached(name, prompt):
 
 # --- a sliding window ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("pruner", [None, FastV(keep=5), FastV(keep=5, query="all"), Told({2: range(0, 32, 3), 4: range(5)})],
+@pytest.mark.parametrize("pruner", [None, FastV(keep=5), FastVAllRows(keep=5), Chosen({2: range(0, 32, 3), 4: range(5)})],
                          ids=["unpruned", "last row", "all rows", "twice"])
 @pytest.mark.parametrize("window", [9, 30, 500])
 def test_sliding_window(pruner, window):
@@ -210,7 +211,7 @@ def test_sliding_window(pruner, window):
 def test_last_row_alone():
     """The last layer need not compute the rows that nobody reads, but all keys and values; reduced before it or not."""
     prompt = PROMPTS["one image"]
-    for pruner in (None, FastV(layer=31), FastV(layer=31, mode="mask")):
+    for pruner in (None, FastV(layer=31), FastVMask(layer=31)):
         logits, cache, _ = prefill(llava(), prompt, images(prompt), pruner)
         hidden, cache_all, trace = prefill(llava(), prompt, images(prompt), pruner, last=False)
         assert len(hidden) == trace.tokens[-1]
@@ -221,7 +222,7 @@ def test_last_row_alone():
 def test_explicit_equals_fused():
     """Every layer made explicit in all rows by a method that keeps everything: the unpruned model."""
     prompt = PROMPTS["two images"]
-    watching = Told(dict.fromkeys(range(1, 32), range(32)), needs=["attn", "logits"], rows="all")
+    watching = Chosen(dict.fromkeys(range(1, 32), range(32)), needs=["attn", "logits"], rows="all")
     hidden, cache, _ = prefill(llava(), prompt, images(prompt), watching, last=False)
     unpruned, cache_unpruned, _ = prefill(llava(), prompt, images(prompt), last=False)
     assert all(tokens.attn.shape == (4, 45, 45) for tokens in watching.saw)
@@ -236,7 +237,7 @@ def test_some_rows_equal_those_of_all(rows, drop):
     prompt, seen = PROMPTS["two images"], {}
     for which in (rows, "all"):
         kept = {2: Reduction(torch.arange(0, 32, 3), drop=drop), 4: range(11)}
-        pruner = Told(kept, needs=["attn", "logits", "own_attn"], rows=which)
+        pruner = Chosen(kept, needs=["attn", "logits", "own_attn"], rows=which)
         prefill(llava(layers=6), prompt, images(prompt), pruner)
         seen[which] = pruner.saw
     for some, every in zip(seen[rows], seen["all"]):
@@ -250,8 +251,8 @@ def test_some_rows_equal_those_of_all(rows, drop):
 def test_own_attn_is_what_the_layer_then_computes(drop):
     """The attention that layer 3 would compute on the tokens that enter it, asked before it, is what is seen after it."""
     prompt, first = PROMPTS["two images"], Reduction(torch.arange(0, 32, 3), drop=drop)
-    before = Told({2: first, 3: range(11)}, needs=["own_attn"], rows="text")
-    after = Told({2: first, 4: range(11)}, needs=["attn"], rows="text")
+    before = Chosen({2: first, 3: range(11)}, needs=["own_attn"], rows="text")
+    after = Chosen({2: first, 4: range(11)}, needs=["attn"], rows="text")
     for pruner in (before, after):
         prefill(llava(layers=6), prompt, images(prompt), pruner)
     close(before.saw[1].own_attn, after.saw[1].attn)

@@ -213,7 +213,7 @@ def test_masked_rows_are_not_read():
     1 and 2 are alive: rows 0 2 3 5 of six. Token 2 pays them .16 and .30, of which self attention is half, the text .5 and .2:
     products .04 and .03."""
     tokens = observed(maps(CROSS, OWN), 1, 4).reduced(Reduction(torch.tensor([1, 2]), drop=False))
-    rows = tokens.query_rows("all")
+    rows = tokens.rows("all")
     attn = torch.zeros(1, 4, 6)
     attn[0, 2, 2:4], attn[0, 3, 2:4] = torch.tensor([.16, .30]), torch.tensor([.50, .20])
     tokens = replace(tokens, layer=2, rows=rows, attn=attn)

@@ -12,6 +12,7 @@ from pruning.asap import ASAP
 from pruning.base import Tokens
 from pruning.bimask import FastVBiMask
 from pruning.fastv import FastV
+from pruning.readings import FastVAllRows
 from pruning.fitprune import SingleFitPrune
 
 SIDE, TEXT, H = 44, 32, 32
@@ -33,7 +34,7 @@ def peak(method):
     return pytest.skip("this system does not tell a process's memory") if found is None else found
 
 
-@pytest.mark.parametrize("method", [ASAP(1), ASAP(1, apply_to_output=False), FastVBiMask(1), FastV(1, query="all"), SingleFitPrune(1)],
+@pytest.mark.parametrize("method", [ASAP(1), ASAP(1, apply_to_output=False), FastVBiMask(1), FastVAllRows(1), SingleFitPrune(1)],
                          ids=lambda method: type(method).__name__)
 def test_all_rows(method):
     """Half of the map that the method looks at, and less, is there at once, in whatever form."""

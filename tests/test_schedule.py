@@ -11,9 +11,10 @@ from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
 from pruning.controls import AveragePool, Blind, DownSample, Last, MaxPool3x3, Random, Skip, Uniform
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
+from pruning.readings import FastVAllRows, FastVMask, FastVRerank
 from pruning.fitprune import FitPrune, SingleFitPrune
 from pruning.pyramiddrop import PyramidDrop
-from pruning.schedule import Both, Schedule, fixed_ratio
+from pruning.compose import Both, Schedule, fixed_ratio
 from pruning.vispruner import VisPruner
 from pruning.vtw import VTW
 from tiny import MARK, ids, llava, picture, prefill
@@ -110,7 +111,7 @@ def test_one_layer_is_the_method():
     torch.testing.assert_close(hidden[-12:], E2E[f"{name}.text_hidden"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", [FastV(), FastV(query="all"), FastV(mode="mask"), SingleFitPrune(), Random(), Last(), Uniform(), Skip(),
+@pytest.mark.parametrize("method", [FastV(), FastVAllRows(), FastVMask(), SingleFitPrune(), Random(), Last(), Uniform(), Skip(),
                                     MaxPool3x3()], ids=repr)
 def test_any_method(method):
     """Two images: 32, 16, 8, 4 tokens, survivors of one stage among those of the one before; decoding goes on."""
@@ -131,7 +132,7 @@ def test_masked_stages_equal_dropped_ones():
     torch.testing.assert_close(dropped[0], masked[0], atol=1e-4, rtol=0)
     whole = entering([.1] * 8, 2)
     for r in (Reduction(torch.tensor([1, 2])), Reduction(torch.tensor([1, 2]), drop=False)):
-        assert whole.entered == whole.reduced(r).entered == 8
+        assert whole.N == whole.reduced(r).N == 8
 
 
 def test_a_method_that_masks():
@@ -175,7 +176,7 @@ def test_laws_of_a_schedule():
 @pytest.mark.parametrize("build, told", [
     (lambda: Schedule(VTW()), "VTW cannot be scheduled"), (lambda: Schedule(VisPruner()), "VisPruner cannot"),
     (lambda: Schedule(FitPrune()), "FitPrune cannot"), (lambda: Schedule(Random(site="embed")), "Random cannot"),
-    (lambda: Schedule(FastV(mode="mask", rerank_decode=True)), "FastV ranks again"), (lambda: Schedule(FastV(), (4, 14)), "2 layers and 3"),
+    (lambda: Schedule(FastVRerank()), "FastV ranks again"), (lambda: Schedule(FastV(), (4, 14)), "2 layers and 3"),
     (lambda: Schedule(ASAP(stages=((2, .5),))), "stages of its own"),
     (lambda: Schedule(FastV(), (4, 4), (.5, .2)), "must rise"), (lambda: Schedule(FastV(), (4,), (0,)), "keep 0 is out"),
     (lambda: Schedule(FastV(), (4,), (.5,), "up"), "'up'")])
@@ -234,11 +235,11 @@ def test_without_the_decoder():
 
 def test_re_ranking_goes_on():
     """A decoder method that ranks again at each token does so behind another one."""
-    model, pruner = llava(layers=6), Both((VisPruner(keep=8), FastV(keep=4, mode="mask", rerank_decode=True)))
+    model, pruner = llava(layers=6), Both((VisPruner(keep=8), FastVRerank(keep=4)))
     logits, cache, trace = prefill(model, QUESTION, [picture(model)], pruner)
     assert trace.tokens == [17] * 6 and trace.visual == [8] * 2 + [4] * 4
     model.step([5], cache, pruner)
-    assert [int((~layer.hidden_keys()).sum()) if layer.dead is not None else layer.length for layer in cache.layers] == [18] * 2 + [14] * 4
+    assert [int((~layer.hidden_keys()).sum()) if layer.masked is not None else layer.length for layer in cache.layers] == [18] * 2 + [14] * 4
 
 
 def test_combined_average():

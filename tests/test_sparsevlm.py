@@ -16,7 +16,7 @@ from minivlm.llama import Decoder
 from pruning.base import Reduction, Tokens, UserError, top
 from pruning.fastv import FastV
 from pruning.sparsevlm import TABLES, SparseVLM, clustered, relevant_text
-from tiny import MARK, Around, ids, llava, one_thread, picture, prefill  # noqa: F401
+from tiny import MARK, Around, ids, llava, picture, prefill
 
 CLUSTER, CLUSTER_FACTS = golden("sparsevlm_cluster_merge")
 RANK, RANK_FACTS = golden("sparsevlm_score_rank_v1_0")
@@ -501,10 +501,10 @@ def test_keeping_all_is_the_unpruned_model(version):
 def test_decoding(version):
     """v1.x: each layer counts on from its own length, as in its released code; v2.0: all from the unpruned length."""
     _, cache, trace = prefill(llava(), ids(5, MARK, 7), [picture(llava())], SparseVLM(version))
-    assert [layer.next for layer in cache.layers] == ([28] * 32 if version == "v2.0" else cache.lengths)
+    assert [layer.next_position for layer in cache.layers] == ([28] * 32 if version == "v2.0" else cache.lengths)
     assert cache.lengths[0] == 28 and cache.lengths[-1] < 20 and cache.lengths == trace.tokens
     llava().step(ids(3), cache)
-    assert [layer.next for layer in cache.layers] == ([31] * 32 if version == "v2.0" else cache.lengths)
+    assert [layer.next_position for layer in cache.layers] == ([31] * 32 if version == "v2.0" else cache.lengths)
 
 
 @pytest.mark.parametrize("version", TABLES)

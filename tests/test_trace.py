@@ -8,12 +8,12 @@ import torch
 from minivlm.trace import Trace
 from pruning.base import Reduction
 from test_base import sequence
-from tiny import MARK, Told, ids, llava, one_thread, picture, prefill  # noqa: F401
+from tiny import MARK, Chosen, ids, llava, picture, prefill
 
 
 def traced(tokens, *reductions):
     """A trace of these reductions, one after the other, and the last sequence."""
-    trace = Trace(cells=tokens.cell)
+    trace = Trace(cells=tokens.grid)
     for layer, r in enumerate(reductions):
         trace.reduce("decoder", layer, tokens, r)
         tokens = tokens.reduced(r)
@@ -54,7 +54,7 @@ def test_sources_times_values_are_the_survivors(parts):
     start = sequence(*parts)
     trace, tokens = traced(start, first, Reduction(torch.tensor([2, 0])))
     values = trace.sources() @ start.hidden[start.visual]
-    held = dict(zip(tokens.origin.tolist(), tokens.hidden[tokens.visual, 0].tolist()))
+    held = dict(zip(tokens.source.tolist(), tokens.hidden[tokens.visual, 0].tolist()))
     assert dict(zip(trace.steps[-1].kept.tolist(), values[:, 0].tolist())) == held
 
 
@@ -65,11 +65,11 @@ def test_three_images_reduced_one_by_one():
     first, second, third = sequence([0.] * 2), sequence([0.] * 3), sequence([0.])
     trace.reduce("vision", 23, first, Reduction(torch.tensor([1])))
     assert trace.sources().equal(torch.eye(6)[1:])
-    trace.reduce("vision", 23, replace(second, origin=second.origin + 2),
+    trace.reduce("vision", 23, replace(second, source=second.source + 2),
                  Reduction(torch.tensor([0, 2]), torch.tensor([[1., 0, 0], [0, .5, .5]])))
-    trace.reduce("vision", 23, replace(third, origin=third.origin + 5), Reduction(torch.tensor([0])))
+    trace.reduce("vision", 23, replace(third, source=third.source + 5), Reduction(torch.tensor([0])))
     assert trace.sources().tolist() == [[0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, .5, .5, 0], [0, 0, 0, 0, 0, 1]]
-    left = replace(sequence([0.] * 4), origin=torch.tensor([1, 2, 4, 5]))
+    left = replace(sequence([0.] * 4), source=torch.tensor([1, 2, 4, 5]))
     trace.reduce("decoder", 2, left, Reduction(torch.tensor([2, 3])))
     assert trace.sources().tolist() == [[0, 0, 0, .5, .5, 0], [0, 0, 0, 0, 0, 1]]
 
@@ -81,7 +81,7 @@ def test_three_images_reduced_one_by_one():
 def test_of_a_prompt_with_two_images(site, steps):
     """Each site tells where it acted, of which of the 32 tokens, and what it kept; cells count both images' tiles."""
     model = llava()
-    pruner = Told({2: [3, 7]} if site == "decoder" else [3, 7], site)
+    pruner = Chosen({2: [3, 7]} if site == "decoder" else [3, 7], site)
     _, _, trace = prefill(model, ids(2, MARK, 3, MARK, 4), [picture(model), picture(model, 1)], pruner)
     assert [(s.site, s.layer, range(int(s.origin[0]), int(s.origin[-1]) + 1), s.kept.tolist()) for s in trace.steps] == steps
     assert trace.images == [range(16), range(16, 32)] and trace.N == 32

@@ -3,7 +3,6 @@
 from dataclasses import fields
 from functools import lru_cache
 
-import pytest
 import torch
 from hypothesis import settings
 from torch import nn
@@ -23,15 +22,6 @@ from pruning.readings import ATPPooled
 GRIDS = (16, 32), (32, 16), (32, 32), (48, 16), (16, 48)       # of a tiny LLaVA-NeXT
 MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words
 SETTINGS = settings(deadline=None, max_examples=25, derandomize=True, database=None)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For the modules that import it: where matrices are tiny a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=8)
@@ -152,15 +142,18 @@ class Chosen(Pruner):
 
     laws = frozenset()
 
-    def __init__(self, kept, site="decoder", positions="keep"):
-        self.kept, self.site, self.positions = kept, site, positions
+    def __init__(self, kept, site="decoder", positions="keep", look=None):
+        self.kept, self.site, self.positions, self.look = kept, site, positions, look
         self.calls = []                        # the Tokens of each call
+        self.views = []                        # what `look` made of them, while the layers were there to look at
 
     def reduce_at(self, layers):
         return tuple(self.kept)
 
     def reduce(self, tokens):
         self.calls.append(tokens)
+        if self.look:
+            self.views.append(self.look(tokens))
         keep = self.kept[tokens.layer] if self.site == "decoder" else self.kept
         return keep if isinstance(keep, Reduction) else Reduction(torch.tensor(keep, dtype=torch.long))
 
