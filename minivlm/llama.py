@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minivlm.attention import attention, causal_mask, rope, rotate
+from minivlm.attention import causal_mask, rope, rotate
+from minivlm.kernels import attention
 from minivlm.trace import Trace
 from minivlm.views import DecoderView, StepView
 from pruning.apply import checked, order
@@ -60,7 +61,7 @@ class Attention(nn.Module):
             key, value = cache.append(key, value)                                  # (B, Hk, S, Dh) twice
         if last and mask is not None:
             mask = mask[..., -1:, :]
-        out = attention(query, key, value, mask)                                   # (B, H, T or 1, Dh)
+        out = attention(query, key, value, mask)                                   # (B, H, T or 1, Dh)  softmax(q k^T / sqrt(Dh) + mask) v
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

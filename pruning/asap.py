@@ -93,7 +93,7 @@ class ASAP(SGBiMask, Ranked):
         # 4.2: merge what is redundant, then refill from the pruned pool
         s, s_hat = self.masses(tokens)                                             # (n,) twice
         anchors, weights = self.consolidation(tokens, s_hat, kept)                 # (k-a,), (k-a, n)
-        salvaged = self.reallocation(s, kept, len(kept) - len(anchors))            # (a,)
+        salvaged = self.reallocation(tokens, s, kept, anchors)                     # (a,)
         keep, place = torch.cat([anchors, salvaged]).sort()
         merge = torch.cat([weights, F.one_hot(salvaged, tokens.n).to(weights)])[place]             # (k, n)
         reason = (place >= len(anchors)).long()
@@ -143,12 +143,12 @@ class ASAP(SGBiMask, Ranked):
         """What each token weighs in Eq. 6. (k,) -> (k,)"""
         return s_hat
 
-    def reallocation(self, s, kept, vacant):
-        """4.2 Budget Reallocation: of the pruned pool, the best by attention mass s_j. (vacant,), or fewer"""
+    def reallocation(self, tokens, s, kept, anchors):
+        """4.2 Budget Reallocation: of the pruned pool, the best by mass s_j, as many as the sources that left a place. (a,)"""
         if not self.salvage:
             return kept[:0]
-        pool = s.index_fill(0, kept, float("-inf")).argsort(descending=True, stable=True)
-        return pool[:len(s) - len(kept)][:vacant]
+        pool = s.index_fill(0, kept, float("-inf")).argsort(descending=True, stable=True)[:len(s) - len(kept)]
+        return pool[:len(kept) - len(anchors)]
 
 
 def anchors_of(can_absorb):

@@ -46,7 +46,9 @@ class Schedule(Pruner):
         return tuple(sorted({l for stage in self._stages() for l in stage.mask_at(layers)}))
 
     def mask(self, tokens):
-        return self.method.mask(tokens)
+        """The mask of the stage that comes next; after the last cut, that of the last one."""
+        following = [layer for layer in self.layers if layer > tokens.layer] or [self.layers[-1]]
+        return replace(self.method, layer=following[0]).mask(tokens)
 
     def budget(self, n):
         """Visual tokens left of n after the last layer."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pruning.adaptprune import AdaptPrune
-from pruning.asap import ASAP, FastVBiMask
+from pruning.asap import ASAP, FastVBiMask, anchors_of
 from pruning.atp import ATP
 from pruning.base import Reduction, UserError
 from pruning.budget import staged, tokens_to_keep
@@ -110,6 +110,31 @@ class ASAPMaskLastSimilar(ASAPMaskLast):
     """Mask in layer K-1, all rows rank, a source goes to the most similar anchor: what the recordings were made with."""
 
     route = ASAPSimilarRoute.route
+
+
+@dataclass(frozen=True)
+class ASAPDedup(ASAP):
+    """Of the pruned pool, only what is not redundant with what is there, or with what was salvaged before it."""
+
+    def reallocation(self, tokens, s, kept, anchors):
+        pool = super().reallocation(tokens, s, kept, kept[:0])                     # all of it, the best first
+        together = self.similarity(tokens, torch.cat([anchors, pool])) > self.threshold
+        is_new = anchors_of(together.tril(-1))[len(anchors):]
+        return pool[is_new][:len(kept) - len(anchors)]
+
+
+@dataclass(frozen=True)
+class ASAPPrunePast(ASAP):
+    """The caches of the layers before the cut lose the dropped tokens, too: the storage of Table 4 is that."""
+
+    prune_past_kv = True
+
+
+@dataclass(frozen=True)
+class ASAPRenumbered(ASAP):
+    """Survivors are numbered 0.. in place of their own position ids."""
+
+    positions = "renumber"
 
 
 # --- AdaptPrune ----------------------------------------------------------------------------------------------------------
@@ -383,6 +408,9 @@ READINGS = {
     "asap_uniform_mask": ASAPUniformMask,
     "asap_mean_merge": ASAPMeanMerge,
     "asap_similar_route": ASAPSimilarRoute,
+    "asap_dedup": ASAPDedup,
+    "asap_prune_past": ASAPPrunePast,
+    "asap_renumbered": ASAPRenumbered,
     "adaptprune_normed_keys": AdaptPruneNormedKeys,
     "adaptprune_newlines": AdaptPruneKeepNewlines,
     "atp_fixed_ratio": ATPFixedRatio,

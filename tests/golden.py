@@ -15,7 +15,7 @@ from minivlm.cache import Cache
 from minivlm.config import TextConfig
 from minivlm.llama import Decoder
 from minivlm.trace import Trace
-from pruning.base import Tokens
+from pruning.base import Tokens, whole_grid
 
 FOLDER = Path(os.environ.get("MINIVLM_GOLDENS", Path(__file__).parent / "goldens"))
 
@@ -38,9 +38,7 @@ def tiny_decoder():
 def prompt(hidden, system, grid):
     """Tokens for `hidden` (T, D): `system` text rows, a grid of visual rows, text to the end."""
     H, W = grid
-    index = torch.arange(H * W)
-    cell = torch.stack([torch.zeros_like(index), index // W, index % W], dim=1)
-    return Tokens(hidden, torch.arange(len(hidden)), index + system, cell, index, len(hidden))
+    return Tokens.start(hidden, torch.arange(H * W) + system, whole_grid(H, W))
 
 
 def run(decoder, tokens, pruner, steps):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pruning import METHODS
-from pruning.base import Reduction
+from pruning.base import Reduction, for_each_head
 from pruning.fastv import FastV
 from pruning.readings import FastVAllRows, FastVMask
 from tiny import (REDUCING, MARK, Around, Chosen, built, has_keep, ids, llava, next_llava, picture, prefill,
@@ -55,7 +55,7 @@ def close(ours, theirs):
 def replay(pruner, trace, **changed):
     """A method that takes the decisions of an earlier run again, one after the other."""
     steps = iter(trace.steps)
-    as_it_is = lambda cell, mosaic: torch.arange(len(cell))                # the trace has the order in which it was sent on
+    as_it_is = lambda grid, mosaic: torch.arange(len(grid))                # the trace has the order in which it was sent on
     return Around(pruner, lambda tokens: replace(next(steps).reduction, **changed), output_order=as_it_is)
 
 
@@ -92,13 +92,12 @@ def test_dropped_equals_masked(name, prompt):
     same_cache(cache, cache_masked)
 
 
-@pytest.mark.parametrize("rows", ["last", "all"])
-def test_fastv_ranks_alike_in_both_modes(rows):
-    """FastV's own mask mode, which ranks for itself."""
+def test_fastv_ranks_alike_in_both_modes():
+    """The variant that masks ranks for itself."""
     prompt = PROMPTS["two images"]
-    results = [prefill(llava(), prompt, images(prompt), FastV(keep=5, mode=mode, query=rows)) for mode in ("drop", "mask")]
-    close(results[0][0], results[1][0])
-    assert results[0][2].steps[0].kept.equal(results[1][2].steps[0].kept)
+    dropped, masked = (prefill(llava(), prompt, images(prompt), method(keep=5)) for method in (FastV, FastVMask))
+    close(dropped[0], masked[0])
+    assert dropped[2].steps[0].kept.equal(masked[2].steps[0].kept)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["drop", "mask"])
@@ -108,11 +107,12 @@ def test_two_reductions(first, second, positions):
     """Of two images, before layers 2 and 4; what is masked first stays masked when more is dropped."""
     model, prompt = llava(layers=6), PROMPTS["two images"]
 
-    def told(*drops):
+    def chosen(*drops):
         kept = {2: [2, 4, 9, 17, 20, 30], 4: [0, 3, 5]}
         return Chosen({l: Reduction(torch.tensor(kept[l]), drop=drop) for l, drop in zip(kept, drops)}, positions=positions)
-    logits, cache, trace = prefill(model, prompt, images(prompt), told(True, True))
-    logits_now, cache_now, trace_now = prefill(model, prompt, images(prompt), told(first, second))
+
+    logits, cache, trace = prefill(model, prompt, images(prompt), chosen(True, True))
+    logits_now, cache_now, trace_now = prefill(model, prompt, images(prompt), chosen(first, second))
     assert cache.lengths == [45, 45, 19, 19, 16, 16]
     assert trace_now.steps[-1].kept.tolist() == trace.steps[-1].kept.tolist() == [2, 17, 30]
     close(logits, logits_now)
@@ -125,7 +125,7 @@ def test_two_reductions(first, second, positions):
 @every_prompt
 @pytest.mark.parametrize("name", [name for name in SELECTING if has_keep(name)])
 def test_keeping_all_is_the_unpruned_model(name, prompt):
-    """To the bit, in every layer; but where a method looks at all rows the explicit weights give the output: to 1e-4."""
+    """To the bit, in every layer."""
     taken(name, prompt)
     pruner, model = built(name, keep=1.0), prompt.model()
     if prompt.sizes and pruner.site == "vision":
@@ -135,8 +135,7 @@ def test_keeping_all_is_the_unpruned_model(name, prompt):
     assert trace.steps and all(len(step.reduction.keep) == len(step.origin) for step in trace.steps)
     after, after_unpruned = model.step(WORDS, cache), model.step(WORDS, cache_unpruned)
     for ours, theirs in [(logits, unpruned), (after, after_unpruned), *zip(held(cache), held(cache_unpruned))]:
-        close(ours, theirs)
-        assert pruner.rows == "all" or ours.equal(theirs)
+        assert ours.equal(theirs)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -219,40 +218,52 @@ def test_last_row_alone():
         same_cache(cache, cache_all)
 
 
-def test_explicit_equals_fused():
-    """Every layer made explicit in all rows by a method that keeps everything: the unpruned model."""
-    prompt = PROMPTS["two images"]
-    watching = Chosen(dict.fromkeys(range(1, 32), range(32)), needs=["attn", "logits"], rows="all")
-    hidden, cache, _ = prefill(llava(), prompt, images(prompt), watching, last=False)
-    unpruned, cache_unpruned, _ = prefill(llava(), prompt, images(prompt), last=False)
-    assert all(tokens.attn.shape == (4, 45, 45) for tokens in watching.saw)
-    close(hidden, unpruned)
-    same_cache(cache, cache_unpruned)
-
-
 @pytest.mark.parametrize("rows", ["last", "text", "visual"])
 @pytest.mark.parametrize("drop", [True, False], ids=["dropped", "masked"])
-def test_some_rows_equal_those_of_all(rows, drop):
-    """A method that asks for some query rows sees what one that asks for all sees in them, before and after a reduction."""
-    prompt, seen = PROMPTS["two images"], {}
-    for which in (rows, "all"):
-        kept = {2: Reduction(torch.arange(0, 32, 3), drop=drop), 4: range(11)}
-        pruner = Chosen(kept, needs=["attn", "logits", "own_attn"], rows=which)
-        prefill(llava(layers=6), prompt, images(prompt), pruner)
-        seen[which] = pruner.saw
-    for some, every in zip(seen[rows], seen["all"]):
-        at = torch.searchsorted(every.rows, some.rows)
-        assert some.rows.equal(every.rows[at]) and len(some.rows) == {"last": 1, "text": 10, "visual": some.n}[rows]
-        for ours, theirs in ((some.attn, every.attn), (some.logits, every.logits), (some.own_attn, every.own_attn)):
-            close(ours, theirs[:, at])
+@pytest.mark.parametrize("window", [None, 30])
+def test_some_rows_equal_those_of_all(rows, drop, window):
+    """What a method sees of some query rows is what it sees of all in them, before and after a reduction, in both views."""
+    prompt = PROMPTS["two images"]
+
+    def look(tokens):
+        at = torch.isin(tokens.rows("all"), tokens.rows(rows))
+        for view in (tokens.before, tokens.here):
+            close(view.attention(rows), view.attention("all")[:, at])
+            close(view.logits(rows), view.logits("all")[:, at])
+            close(view.mean_attention(rows), view.attention(rows).mean(dim=0))
+            close(view.mean_logits(rows), view.logits(rows).mean(dim=0))
+        return at.sum()
+
+    kept = {2: Reduction(torch.arange(0, 32, 3), drop=drop), 4: range(11)}
+    chosen = Chosen(kept, look=look)
+    prefill(llava(layers=6, window=window), prompt, images(prompt), chosen)
+    assert [int(count) for count in chosen.views] == {"last": [1, 1], "text": [10, 10], "visual": [32, 11]}[rows]
 
 
 @pytest.mark.parametrize("drop", [True, False], ids=["dropped", "masked"])
-def test_own_attn_is_what_the_layer_then_computes(drop):
-    """The attention that layer 3 would compute on the tokens that enter it, asked before it, is what is seen after it."""
+@pytest.mark.parametrize("window", [None, 30])
+def test_here_is_what_the_layer_then_computes(drop, window):
+    """The attention that layer 3 will compute on the tokens that enter it, asked before it, is what layer 3 shows after it."""
     prompt, first = PROMPTS["two images"], Reduction(torch.arange(0, 32, 3), drop=drop)
-    before = Chosen({2: first, 3: range(11)}, needs=["own_attn"], rows="text")
-    after = Chosen({2: first, 4: range(11)}, needs=["attn"], rows="text")
-    for pruner in (before, after):
-        prefill(llava(layers=6), prompt, images(prompt), pruner)
-    close(before.saw[1].own_attn, after.saw[1].attn)
+    here = Chosen({2: first, 3: range(11)}, look=lambda tokens: tokens.here.attention("text"))
+    before = Chosen({2: first, 4: range(11)}, look=lambda tokens: tokens.before.attention("text"))
+    for chosen in (here, before):
+        prefill(llava(layers=6, window=window), prompt, images(prompt), chosen)
+    close(here.views[1], before.views[1])
+
+
+def test_a_view_shows_the_output_of_its_layer():
+    """softmax(logits + mask) value, of a view, through the layer's own output projection and MLP, is what enters the next layer."""
+    prompt, model = PROMPTS["one image"], llava(layers=6)
+
+    def look(tokens):
+        view, layer = tokens.before, model.language_model.layers[tokens.layer - 1]
+        entered = view.tokens.hidden                                               # (T, D)
+        value = layer.self_attn.heads(layer.self_attn.v_proj(layer.input_layernorm(entered))[None])[0]
+        attended = view.attention("all") @ for_each_head(value, 4)                 # (H, T, Dh)
+        hidden = entered + layer.self_attn.o_proj(attended.transpose(0, 1).flatten(1))
+        close(hidden + layer.mlp(layer.post_attention_layernorm(hidden)), tokens.hidden)
+
+    chosen = Chosen({1: range(16), 3: range(9), 5: range(4)}, look=look)
+    prefill(model, prompt, images(prompt), chosen)
+    assert len(chosen.views) == 3

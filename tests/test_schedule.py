@@ -1,20 +1,23 @@
 """One method at several layers, and methods of different sites on one prompt."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
 
+from build import tokens
 from golden import golden, prompt, run, tiny_decoder
 from pruning.asap import ASAP
-from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.base import Pruner, Reduction, UserError
+from pruning.budget import tokens_to_keep
 from pruning.controls import AveragePool, Blind, DownSample, Last, MaxPool3x3, Random, Skip, Uniform
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
-from pruning.readings import FastVAllRows, FastVMask, FastVRerank
 from pruning.fitprune import FitPrune, SingleFitPrune
 from pruning.pyramiddrop import PyramidDrop
+from pruning.ranked import top
 from pruning.compose import Both, Schedule, fixed_ratio
+from pruning.readings import ASAPMaskLast, ASAPPrunePast, FastVAllRows, FastVMask, FastVRerank
 from pruning.vispruner import VisPruner
 from pruning.vtw import VTW
 from tiny import MARK, ids, llava, picture, prefill
@@ -24,10 +27,9 @@ QUESTION = ids(3, MARK, 6)
 
 
 def entering(score, layer, n=None):
-    """Tokens that enter `layer`: of n visual tokens those are left to which the last one pays `score`."""
-    n = len(score) if n is None else n
-    now = prompt(torch.zeros(len(score) + 2, 1), 1, (1, len(score)))
-    return replace(now, prompt=torch.zeros(n + 2, 1), layer=layer, attn=torch.tensor([0., *score, 0.])[None, None])
+    """The tokens that enter `layer`: of n visual tokens those are left to which the last one pays `score`."""
+    entered = tokens("t" + "v" * (len(score) if n is None else n) + "t")
+    return tokens("t" + "v" * len(score) + "t", [0., *score, 0.], layer=layer, prompt=entered)
 
 
 # --- schedules by hand -----------------------------------------------------------------------------------------------------
@@ -81,23 +83,23 @@ def test_average():
 
 @dataclass(frozen=True)
 class OwnFastV(Pruner):
-    """FastV by the attention that the layer itself would compute, renumbered: one stage of PyramidDrop."""
+    """FastV by the attention that the layer itself will compute, renumbered: one stage of PyramidDrop."""
 
     layer: int = 2
     keep: float | int = .5
-    needs = frozenset({"own_attn"})
     positions = "renumber"
 
     def reduce(self, tokens):
-        return Reduction(top(tokens.own_attn.mean(dim=0)[-1, tokens.visual], tokens_to_keep(self.keep, tokens.n)))
+        score = tokens.here.mean_attention("last")[0, tokens.visual]
+        return Reduction(top(score, tokens_to_keep(self.keep, tokens.n)))
 
 
 @pytest.mark.parametrize("name", [name for name in E2E_FACTS["runs"] if name.startswith("pdrop")])
 def test_pyramiddrop_is_a_schedule(name):
-    """Needs, rows and positions are those of the method: PyramidDrop's recorded runs come out of a schedule of its one stage."""
-    facts, tokens = E2E_FACTS["runs"][name], prompt(E2E["inputs_embeds"][0], 35, (24, 24))
+    """Positions are those of the method: PyramidDrop's recorded runs come out of a schedule of its one stage."""
+    facts, start = E2E_FACTS["runs"][name], prompt(E2E["inputs_embeds"][0], 35, (24, 24))
     pruner = Schedule(OwnFastV(), tuple(facts["layer_list"]), tuple(facts["ratios"]))
-    hidden, decoded, trace, after = run(tiny_decoder(), tokens, pruner, E2E["decode_embeds"])
+    hidden, decoded, trace, after = run(tiny_decoder(), start, pruner, E2E["decode_embeds"])
     torch.testing.assert_close(hidden[-12:], E2E[f"{name}.text_hidden"], atol=1e-5, rtol=0)
     torch.testing.assert_close(decoded, E2E[f"{name}.decode_hidden"], atol=1e-5, rtol=0)
     assert trace.tokens == facts["kv_prefill"] and trace.visual == pruner.schedule(576, 6)
@@ -106,8 +108,8 @@ def test_pyramiddrop_is_a_schedule(name):
 def test_one_layer_is_the_method():
     """FastV's recorded run, as a schedule of one."""
     name = "fastv_lmms_K2_keep0.25"
-    tokens = prompt(E2E["inputs_embeds"][0], 35, (24, 24))
-    hidden, _, _, _ = run(tiny_decoder(), tokens, Schedule(FastV(), (2,), (.25,)), E2E["decode_embeds"])
+    start = prompt(E2E["inputs_embeds"][0], 35, (24, 24))
+    hidden, _, _, _ = run(tiny_decoder(), start, Schedule(FastV(), (2,), (.25,)), E2E["decode_embeds"])
     torch.testing.assert_close(hidden[-12:], E2E[f"{name}.text_hidden"], atol=1e-5, rtol=0)
 
 
@@ -127,7 +129,7 @@ def test_any_method(method):
 def test_masked_stages_equal_dropped_ones():
     """The number that entered is counted whether the tokens are gone or masked, and all stages choose alike."""
     model, stages = llava(), ((4, 14, 24), (.5, .25, .125))
-    dropped, masked = (prefill(model, QUESTION, [picture(model)], Schedule(FastV(mode=mode), *stages)) for mode in ("drop", "mask"))
+    dropped, masked = (prefill(model, QUESTION, [picture(model)], Schedule(method(), *stages)) for method in (FastV, FastVMask))
     assert [s.kept.tolist() for s in dropped[2].steps] == [s.kept.tolist() for s in masked[2].steps]
     torch.testing.assert_close(dropped[0], masked[0], atol=1e-4, rtol=0)
     whole = entering([.1] * 8, 2)
@@ -142,27 +144,27 @@ def test_a_method_that_masks():
         def mask_at(self, layers):
             return range(self.layer)
 
-        def mask(self, tokens, query, key, causal):
-            return torch.full_like(causal, self.layer)
+        def mask(self, tokens):
+            return torch.full((1, 1), self.layer)
 
         def reduce(self, tokens):
             return Reduction(torch.tensor([self.layer, self.keep]))
 
     pruner = Schedule(Masking(), (2, 5), (4, 2))
     assert pruner.mask_at(8) == (0, 1, 2, 3, 4)
-    asked = [pruner.mask(entering([.1], layer), None, None, torch.zeros(1, 1)).item() for layer in range(5)]
-    assert asked == [2, 2, 5, 5, 5]
+    masks = [pruner.mask(entering([.1], layer)).item() for layer in range(6)]
+    assert masks == [2, 2, 5, 5, 5, 5]
     assert [pruner.reduce(entering([.1] * 8, layer)).keep.tolist() for layer in (2, 5)] == [[2, 4], [5, 2]]
 
 
 def test_asap_in_a_schedule():
-    """Its mask may be asked for in layers after the last cut; and what it drops from the caches before, a schedule drops."""
-    model, given = llava(layers=6), (QUESTION, [picture(llava(layers=6))])
+    """Its mask acts in all layers before the last cut; and what it drops from the caches before, a schedule drops."""
+    model, question = llava(layers=6), (QUESTION, [picture(llava(layers=6))])
     stages = (2, 4), (8, 4)
-    plain, masked, past = (prefill(model, *given, Schedule(method, *stages)) for method in
-                           (ASAP(), ASAP(bidir_layers=(1, 3, 4)), ASAP(prune_past_kv=True)))
-    assert masked[2].visual == plain[2].visual and not masked[0].equal(plain[0])
-    assert len(set(past[1].lengths)) == 1 < len(set(plain[1].lengths))
+    assert Schedule(ASAP(), *stages).mask_at(6) == (0, 1, 2, 3) and Schedule(ASAPMaskLast(), *stages).mask_at(6) == (1, 3)
+    masked, last, past = (prefill(model, *question, Schedule(method(), *stages)) for method in (ASAP, ASAPMaskLast, ASAPPrunePast))
+    assert masked[2].visual == last[2].visual == [16, 16, 8, 8, 4, 4] and not masked[0].equal(last[0])
+    assert len(set(past[1].lengths)) == 1 < len(set(masked[1].lengths))
 
 
 def test_laws_of_a_schedule():
@@ -176,8 +178,7 @@ def test_laws_of_a_schedule():
 @pytest.mark.parametrize("build, told", [
     (lambda: Schedule(VTW()), "VTW cannot be scheduled"), (lambda: Schedule(VisPruner()), "VisPruner cannot"),
     (lambda: Schedule(FitPrune()), "FitPrune cannot"), (lambda: Schedule(Random(site="embed")), "Random cannot"),
-    (lambda: Schedule(FastVRerank()), "FastV ranks again"), (lambda: Schedule(FastV(), (4, 14)), "2 layers and 3"),
-    (lambda: Schedule(ASAP(stages=((2, .5),))), "stages of its own"),
+    (lambda: Schedule(FastVRerank()), "FastVRerank ranks again"), (lambda: Schedule(FastV(), (4, 14)), "2 layers and 3"),
     (lambda: Schedule(FastV(), (4, 4), (.5, .2)), "must rise"), (lambda: Schedule(FastV(), (4,), (0,)), "keep 0 is out"),
     (lambda: Schedule(FastV(), (4,), (.5,), "up"), "'up'")])
 def test_bad_schedules(build, told):
@@ -276,7 +277,7 @@ def test_text_alone():
 def test_facts_as_data():
     """Nested dataclasses: all options can be listed."""
     assert asdict(Both((VisPruner(keep=8), FastV(keep=4))))["methods"][1]["keep"] == 4
-    assert asdict(Schedule(FastV()))["method"]["query"] == "last"
+    assert asdict(Schedule(FastV()))["method"]["layer"] == 2
 
 
 @pytest.mark.parametrize("methods, told", [

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from minivlm.attention import attention
+from minivlm.kernels import attention
 from minivlm.lab.clock import Clock, Memory
 from minivlm.lab.report import size
 
