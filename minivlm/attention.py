@@ -16,7 +16,8 @@ def attention_by_definition(query, key, value, mask):
     """
     key = for_each_head(key, query.shape[1])                                       # (B, H, S, Dh)
     value = for_each_head(value, query.shape[1])                                   # (B, H, S, Dh)
-    logits = query @ key.mT / query.shape[-1] ** 0.5                               # (B, H, T, S)
+    Dh = query.shape[-1]
+    logits = query @ key.mT / Dh ** 0.5                                            # (B, H, T, S)
     weights = (logits + mask).softmax(dim=-1)                                      # (B, H, T, S)
     return weights @ value
 
@@ -29,15 +30,16 @@ def attention(query, key, value, mask=None, causal=True):
     """
     key = for_each_head(key, query.shape[1])                                       # (B, H, S, Dh)
     value = for_each_head(value, query.shape[1])                                   # (B, H, S, Dh)
-    T, S = query.shape[-2], key.shape[-2]
-    if mask is not None:
-        return F.scaled_dot_product_attention(query, key, value, mask.to(query.dtype))
-    if not causal or T == 1:
-        return F.scaled_dot_product_attention(query, key, value)
-    if T == S:
+    T = query.shape[-2]
+    S = key.shape[-2]
+    if mask is None and causal and T == S:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    mask = causal_mask(torch.arange(S - T, S, device=query.device), S)
-    return F.scaled_dot_product_attention(query, key, value, mask.to(query.dtype))
+    if mask is None and causal and T > 1:
+        rows = torch.arange(S - T, S, device=query.device)
+        mask = causal_mask(rows, S)                                                # (T, S)
+    if mask is not None:
+        mask = mask.to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, mask)
 
 
 def causal_mask(rows, S, hidden=None):
@@ -45,18 +47,21 @@ def causal_mask(rows, S, hidden=None):
 
     hidden: keys that no row, (S,), or that each row, (R, S), may not see. A row that is left with nothing sees itself.
     """
+    row = rows[:, None]                                                            # (R, 1)
     column = torch.arange(S, device=rows.device)                                   # (S,)
-    allowed = column <= rows[:, None]                                              # (R, S)
+    allowed = column <= row                                                        # (R, S)
     if hidden is not None:
         allowed &= ~hidden
         sees_nothing = ~allowed.any(dim=-1, keepdim=True)                          # (R, 1)
-        allowed |= sees_nothing & (column == rows[:, None])
+        is_itself = column == row                                                  # (R, S)
+        allowed |= sees_nothing & is_itself
     return additive(allowed)
 
 
 def additive(allowed, dtype=torch.float32):
     """The mask to add to logits: 0 where True, minus infinity elsewhere."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, float("-inf"))
 
 
 def rope(position, head_dim, theta, dtype):
@@ -64,22 +69,26 @@ def rope(position, head_dim, theta, dtype):
 
     position (T,), or (T, 2) of two dimensions: the first half of the pairs turns by the first, the others by the second.
     """
-    index = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position.device)
-    frequency = 1.0 / theta ** (index / head_dim)                                  # (Dh/2,) radians per position
+    index = torch.arange(0, head_dim, 2, device=position.device)
+    frequency = 1.0 / theta ** (index.float() / head_dim)                          # (Dh/2,) radians per position
     if position.ndim == 1:
         position = position[:, None]                                               # (T, 1)
     else:
+        row, column = position.split(1, dim=1)                                     # (T, 1) twice
         pairs = head_dim // 2
-        first = position[:, :1].expand(-1, pairs // 2)
-        second = position[:, 1:].expand(-1, pairs - pairs // 2)
+        first = row.expand(-1, pairs // 2)
+        second = column.expand(-1, pairs - pairs // 2)
         position = torch.cat([first, second], dim=1)                               # (T, Dh/2)
     angle = position.float() * frequency                                           # (T, Dh/2)
     angle = torch.cat([angle, angle], dim=-1)                                      # (T, Dh)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos = angle.cos().to(dtype)
+    sin = angle.sin().to(dtype)
+    return cos, sin
 
 
 def rotate(x, rope):
     """Rotary embedding of x (.., T, Dh) by (cos, sin). Coordinate i turns with i + Dh/2 ("halves"), not with its neighbour."""
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    quarter_turn = torch.cat([-second, first], dim=-1)
+    return x * cos + quarter_turn * sin

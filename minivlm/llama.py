@@ -52,15 +52,17 @@ class Attention(nn.Module):
 
         last: only the last token's row is computed, (B, 1, D).
         """
-        query_rows = x[:, -1:] if last else x                                          # (B, T or 1, D)
-        query = self.heads(self.q_proj(query_rows))                                    # (B, H, T or 1, Dh)
-        query = rotate(query, tuple(part[..., -query_rows.shape[1]:, :] for part in rope))
+        query_x = x
+        query_rope = rope
+        if last:
+            query_x = x[:, -1:]                                                    # (B, 1, D)
+            query_rope = [part[..., -1:, :] for part in rope]
+            mask = None if mask is None else mask[..., -1:, :]
+        query = rotate(self.heads(self.q_proj(query_x)), query_rope)               # (B, H, T or 1, Dh)
         key = rotate(self.heads(self.k_proj(x)), rope)                             # (B, Hk, T, Dh)
         value = self.heads(self.v_proj(x))                                         # (B, Hk, T, Dh)
         if cache is not None:
             key, value = cache.append(key, value)                                  # (B, Hk, S, Dh) twice
-        if last and mask is not None:
-            mask = mask[..., -1:, :]
         out = attention(query, key, value, mask)                                   # (B, H, T or 1, Dh)  softmax(q k^T / sqrt(Dh) + mask) v
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -91,7 +93,9 @@ class Layer(nn.Module):
     def forward(self, x, rope, cache=None, mask=None, last=False):
         """(B, T, D) -> (B, T, D); with `last` only the last token's row, (B, 1, D)."""
         attended = self.self_attn(self.input_layernorm(x), rope, cache, mask, last)
-        x = (x[:, -1:] if last else x) + attended
+        if last:
+            x = x[:, -1:]
+        x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

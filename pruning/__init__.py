@@ -10,6 +10,7 @@ from pruning.fitprune import FitPrune, SingleFitPrune
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus
 from pruning.pyramiddrop import PyramidDrop
+from pruning.readings import READINGS
 from pruning.sparsevlm import SparseVLM
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner

@@ -10,13 +10,13 @@ from pruning.errors import UserError
 def checked(pruner, tokens):
     """What the method says of these tokens. UserError, naming the method, if it cannot be applied or breaks its word."""
     r = pruner.reduce(tokens)
-    problem = _problem(r, tokens.n, getattr(pruner, "laws", ()))
+    problem = _problem(r, tokens.n, pruner)
     if problem:
         raise UserError(f"{type(pruner).__name__}: {problem}")
     return r
 
 
-def _problem(r, n, laws):
+def _problem(r, n, pruner):
     """What is wrong with the result of a `reduce`, with the remedy; None if nothing is."""
     keep = getattr(r, "keep", None)
     if not isinstance(keep, torch.Tensor):
@@ -27,11 +27,11 @@ def _problem(r, n, laws):
     if len(keep) and not 0 <= keep.min() <= keep.max() < n:
         return (f"keep holds {int(keep.min())} to {int(keep.max())} with {n} visual tokens: it counts among the visual tokens, "
                 "from 0, and not in rows of the sequence")
-    if r.merge is None and (keep.diff() <= 0).any():
+    if r.merge is None and pruner.site != "vision" and (keep.diff() <= 0).any():
         return "keep must rise, each index once: sort it, as top does"
     if r.merge is not None and r.merge.shape != (len(keep), n):
         return f"merge is {tuple(r.merge.shape)}, and must be (k, n) = {(len(keep), n)}"
-    if r.merge is not None and "convex" in laws:
+    if r.merge is not None and "convex" in pruner.laws:
         total = r.merge.float().sum(dim=1)                                         # (k,)
         if (r.merge < 0).any() or not torch.allclose(total, torch.ones_like(total), atol=1e-3):
             return "merge has rows that are negative or do not sum to 1, and the law convex is declared: divide each row by its sum"

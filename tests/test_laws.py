@@ -150,8 +150,8 @@ class Broken(Pruner):
 @pytest.mark.parametrize("mistake, law", [("none", None), ("unsorted", "ordered"), ("one too many", "budget"), ("first rows", "needle"),
                                           ("first rows", "shift"), ("merges", "select"), ("numbers", "scale")])
 def test_a_broken_law_says_so(mistake, law):
-    """Rows 2, 3, 4 of six are visual and get .1 .3 .4 from the last; each mistake breaks its law, and the sentence has case and remedy."""
-    case = tokens("ttvvvt", [.05, .05, .1, .3, .4, .1])
+    """Rows 2, 3, 4 of six are visual and get .1 .4 .3 from the last; each mistake breaks its law, and the sentence has case and remedy."""
+    case = tokens("ttvvvt", [.05, .05, .1, .4, .3, .1])
     sentences = list(broken(Broken(mistake), case))
     if law is None:
         assert not sentences

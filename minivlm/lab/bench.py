@@ -11,9 +11,11 @@ import torch
 from tqdm import tqdm
 
 from minivlm.clip import ClipVision
+from minivlm import kernels
 from minivlm.lab import hf
 from minivlm.lab.clock import Clock, Memory, Timed, available
 from minivlm.lab.count import count, on_meta, weight_bytes
+from minivlm.lab.machine import limits
 from minivlm.lab.options import check
 from minivlm.lab.parallel import gathered
 from minivlm.lab.report import size
@@ -39,10 +41,12 @@ def measure(shape, pruners, checkpoint=None, text=64, steps=20, repeat=5, dtype=
         races[name] = lambda pruner=pruner: ours(model, ids, pixels, pruner, steps, clock)
     for attention in against:
         races[f"transformers {attention}"] = _theirs(model, ids, pixels, attention, steps, clock)
+    measured = _race(races, repeat, rank, size)
     return dict(shape=shape.name, layers=shape.layers, image_tokens=shape.n, text_tokens=text, steps=steps, repeat=repeat,
                 dtype=str(dtype).removeprefix("torch."), device=_named(device), torch=torch.__version__, threads=torch.get_num_threads(), processes=size,
+                machine=limits(dtype, device), kernels=kernels.choices(),
                 read_a_token=sum(weight_bytes(shape, dtype)[part] for part in ("decoder", "head")),
-                rows=[dict(method=name, **counts.get(name, {}), **seen) for name, seen in _race(races, repeat, rank, size).items()])
+                rows=[dict(method=name, **counts.get(name, {}), **seen) for name, seen in measured.items()])
 
 
 def _count(shape, pruner, text, dtype):

@@ -1,5 +1,6 @@
 """A benchmark as text: the table of times and ratios, and for each contestant the sentence that says what bounds it."""
 
+from minivlm.lab.machine import shares
 from minivlm.lab.report import size
 
 
@@ -17,10 +18,24 @@ def lines(told):
         peak = "?" if row["peak"] is None else size(row["peak"])
         yield (f"{row['method']:{wide}}  {cells[0]:>11}  {cells[1]:>11}  {cells[2]:>16}  {cells[3]:>13}  {cells[4]:>11}  {peak:>10}  {_ratios(row, first)}").rstrip()
     yield ""
-    yield f"peak: memory above the weights. prefill: how much faster, the method's own time in; FLOPs say: by the counted FLOPs, decoder and head"
+    yield "peak: memory above the weights. prefill: how much faster, the method's own time in; FLOPs say: by the counted FLOPs, decoder and head"
+    yield ""
+    yield from wall(rows, told, wide)
     yield ""
     for row in rows:
         yield f"{row['method']:{wide}}  {sentence(row, first, told)}"
+
+
+def wall(rows, told, wide):
+    """Each phase as a share of what this machine can do at most."""
+    machine = told["machine"]
+    yield (f"this machine: {machine['flops_per_second'] / 1e9:.0f} GFLOP/s in products, reads {machine['bytes_per_second'] / 1e9:.1f} GB/s; "
+           f"{told['kernels']}. Share of that limit, 1.00 is the wall:")
+    for row in rows:
+        reached = shares(row, machine, _read(row, told)) if "kv_bytes" in row else {}
+        cells = [f"{phase} {reached[phase]:.2f}" for phase in ("encode", "prefill", "decode") if phase in reached]
+        if cells:
+            yield f"{row['method']:{wide}}  {', '.join(cells)}"
 
 
 def _cell(row, stage):

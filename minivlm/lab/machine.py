@@ -1,0 +1,48 @@
+"""What this machine can do at most: its matmul rate and the bandwidth at which it reads, measured in the run that they limit.
+
+A prefill cannot be faster than its FLOPs at the matmul rate, a decoded token not faster than its bytes at the bandwidth: the
+share of that limit which a phase reaches says how much there is left to gain; 1.0 is the wall.
+"""
+
+from time import perf_counter
+
+import torch
+
+SIDE = 2048                            # of the matrices multiplied: 17 GFLOP
+READ = 2 ** 28                         # bytes read: more than any cache holds
+ROUNDS = 3
+
+
+def limits(dtype, device):
+    """{"flops_per_second", "bytes_per_second"} of this machine, the best of a few rounds."""
+    a, b = torch.randn(2, SIDE, SIDE).to(device, dtype)
+    weight = torch.ones(READ // (dtype.itemsize * SIDE), SIDE, dtype=dtype, device=device)
+    row = torch.ones(SIDE, 1, dtype=dtype, device=device)
+    return dict(flops_per_second=2 * SIDE ** 3 / _best(lambda: a @ b, device),
+                bytes_per_second=weight.numel() * dtype.itemsize / _best(lambda: weight @ row, device))
+
+
+def shares(row, machine, bytes_read):
+    """{phase: share of the machine's limit} of a row of `bench`; phases whose FLOPs are not known are left out."""
+    time = row["median"]
+    reached = {"decode": bytes_read / machine["bytes_per_second"] / time["decode"]}
+    if "flops" in row:
+        for phase, flops in row["flops"].items():
+            reached[phase] = flops / machine["flops_per_second"] / time[phase]
+    return reached
+
+
+def _best(work, device):
+    seconds = []
+    for _ in range(ROUNDS):
+        _wait(device)
+        start = perf_counter()
+        work()
+        _wait(device)
+        seconds.append(perf_counter() - start)
+    return min(seconds)
+
+
+def _wait(device):
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
