@@ -237,6 +237,23 @@ def test_eos_of_generation_config_then_config(tmp_path):
     assert model.eos == (2,) and model.folder == tmp_path and model.tokenizer is None and model.processor.size == 28
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("eos", ["2", 2.0, True, [2, "3"], {}, [[2]], 10 ** 20, []])
+def test_eos_of_a_wrong_kind_is_one_line(tmp_path, file, eos):
+    tiny(tmp_path)
+    raw = json.loads((tmp_path / file).read_text()) if (tmp_path / file).exists() else {}
+    (tmp_path / file).write_text(json.dumps(raw | {"eos_token_id": eos}))
+    with pytest.raises(UserError, match=f"{file}: eos_token_id must be a number or null, and is"):
+        weights.load(tmp_path)
+
+
+def test_generation_config_of_a_wrong_kind_is_one_line(tmp_path):
+    tiny(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"text_config": [1]}')
+    with pytest.raises(UserError, match="generation_config.json: text_config must be an object"):
+        weights.load(tmp_path)
+
+
 # Broken checkpoints: how, and what must be said
 
 def edit_json(folder, name, edit):
@@ -280,6 +297,17 @@ BROKEN = {                                         # (shards, damage, what is sa
                           r"vision_tower.vision_model.encoder.layers.2.* are missing"),
     "fewer layers in the config": (1, lambda f: edit_json(f, "config.json", lambda c: c["text_config"].update(num_hidden_layers=2)),
                                    r"language_model.model.layers.2.* no part of this model"),
+    "more layers of the tower in the config": (1, lambda f: edit_json(f, "config.json", lambda c: c["vision_config"].update(num_hidden_layers=5)),
+                                               r"encoder.layers.4.* are missing"),
+    "fewer layers of the tower in the config": (1, lambda f: edit_json(f, "config.json", lambda c: c["vision_config"].update(num_hidden_layers=3)),
+                                                r"encoder.layers.3.* no part of this model"),
+    "more layers of the decoder in the config": (1, lambda f: edit_json(f, "config.json", lambda c: c["text_config"].update(num_hidden_layers=9)),
+                                                 r"language_model.model.layers.3.* are missing"),
+    "last layer of the tower, but not the norm after it": (1, lambda f: change(f, lambda t: [t.pop(k) for k in list(t) if ".encoder.layers.3." in k]),
+                                                           r"encoder.layers.3.* are missing"),
+    "one of two unused layers": (1, lambda f: (change(f, lambda t: [t.pop(k) for k in list(t) if ".encoder.layers.3." in k or "post_" in k]),
+                                               edit_json(f, "config.json", lambda c: c.update(vision_feature_layer=-3))),
+                                 r"encoder.layers.3.* are missing"),
     "shape": (1, lambda f: change(f, lambda t: t.update({"multi_modal_projector.linear_1.bias": torch.ones(47)})),
               r"linear_1.bias is \(47,\), where config.json asks for \(48,\)"),
     "vocabulary": (1, lambda f: edit_json(f, "config.json", lambda c: c["text_config"].update(vocab_size=95)),
