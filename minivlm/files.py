@@ -144,13 +144,18 @@ def read_bytes(path, limit=None):
 
 
 def open_file(path, limit):
-    """The file at a path, opened. A pipe or a device, which may never end, and too large a file raise OSError unread."""
+    """The file at a path, opened, once `check_file` let it pass."""
+    check_file(path, limit)
+    return open(path, "rb")
+
+
+def check_file(path, limit):
+    """OSError for a pipe or a device, which may never end, and for a file of more than `limit` bytes. It is not opened."""
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):      # a folder is refused by open
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):      # a folder is refused by who opens it
         raise OSError("it is a pipe or a device, and no regular file")
     if status.st_size > limit:
         raise OSError(_too_large(limit))
-    return open(path, "rb")
 
 
 def _too_large(limit):
