@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import layouts
@@ -345,6 +347,42 @@ def test_broken_checkpoint_is_one_line(tmp_path, what):
     with pytest.raises(UserError, match=words) as told:
         weights.load(tmp_path)
     assert "\n" not in str(told.value) and str(tmp_path) in str(told.value)
+
+
+ODD = [None, True, False, 0, 1, 3, -1, 10 ** 9, 10 ** 20, 1.5, 1e308, "", "x", "\ud800\n\0", "y" * 5000, [], [1], [[1]], [None], {}, {"a": 1}]
+FILES = {                                          # the keys that are tried, in the file and in its sections
+    "config.json": ("model_type", "image_token_index", "vision_feature_layer", "image_grid_pinpoints", "text_config", "vision_config",
+                    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "image_size", "patch_size",
+                    "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "sliding_window", "torch_dtype", "tie_word_embeddings",
+                    "attention_bias", "eos_token_id", "pad_token_id", "architectures"),
+    "generation_config.json": ("eos_token_id", "text_config"),
+    "preprocessor_config.json": ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "do_resize", "do_normalize",
+                                 "do_center_crop", "image_processor_type"),
+    "processor_config.json": ("image_processor",), INDEX: ("weight_map", "metadata")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tiny(tmp_path_factory.mktemp("whole"), shards=2)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from([(file, key) for file, keys in FILES.items() for key in keys]), st.sampled_from(ODD),
+       st.sampled_from([None, "text_config", "vision_config"]))
+def test_any_value_is_read_or_refused_in_one_line(whole, place, value, section):
+    """A value of any kind at any key: the folder loads and reads a picture, or a sentence says why not."""
+    file, key = place
+    before = (whole / file).read_text() if (whole / file).exists() else None
+    raw = json.loads(before or "{}")
+    raw.get(section, raw)[key] = value
+    (whole / file).write_text(json.dumps(raw))
+    try:
+        model = weights.load(whole)
+        assert model.processor.pixels(Image.new("RGB", (40, 30))).shape == (1, 3, 28, 28)
+    except UserError as error:
+        assert str(error).isprintable() and len(str(error)) < 500
+    finally:
+        (whole / file).unlink() if before is None else (whole / file).write_text(before)
 
 
 def test_head_that_is_not_tied_must_be_there(tmp_path):
