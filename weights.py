@@ -117,8 +117,8 @@ def _unused(config):
 def _may_be_missing(config):
     """The parts that a checkpoint may leave out, each a list of names that are all there or all missing.
 
-    Of the tower that is the norm at its end, or with it every layer that never runs. If only layers are missing, config.json
-    has more of them than the model that was saved, and counted from its end the features would be another layer's.
+    Of the tower that is the norm at its end, or with it every layer that never runs. If only layers are missing,
+    config.json has more of them than the model that was saved: counted from its end, the features are another layer's.
     """
     unused = _unused(config)
     parts = [unused[:1], unused] if unused else []
@@ -132,7 +132,8 @@ def _match(folder, tensors, shapes, layouts, optional):
     absent = {ours for key, ours in table.items() if key not in tensors}
     wholes = [{ours for ours in shapes for name in part if ours.startswith(name + ".")} for part in optional]
     missed = absent.difference(*(whole for whole in wholes if whole <= absent))
-    missing, spare = [key for key, ours in table.items() if ours in missed], [key for key in tensors if key not in table]
+    missing = [key for key, ours in table.items() if ours in missed]
+    spare = [key for key in tensors if key not in table]
     if missing or spare:
         raise UserError(f"{folder}: " + ", ".join(_some(missing, "missing") + _some(spare, "no part of this model"))
                         + ": config.json and the safetensors files do not belong together, or are not whole")

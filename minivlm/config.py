@@ -163,8 +163,10 @@ def _turned(path, pinpoints):
 
 
 def _pairs(pinpoints):
-    pairs = isinstance(pinpoints, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pinpoints)
-    return pairs and 1 <= len(pinpoints) <= LONGEST and all(type(n) is int and n > 0 for pair in pinpoints for n in pair)
+    if not isinstance(pinpoints, list) or not 1 <= len(pinpoints) <= LONGEST:
+        return False
+    pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in pinpoints)
+    return pairs and all(type(n) is int and n > 0 for pair in pinpoints for n in pair)
 
 
 def _text(path, raw, top={}):
@@ -232,8 +234,8 @@ def _rope_theta(path, raw):
     sections = [_section(path, raw, name) for name in ("rope_parameters", "rope_scaling")]
     for rope in sections:
         _only(path, rope, rope_type=("default",), type=("default",), partial_rotary_factor=(1, None))
-    if all(sections) and sections[0] != sections[1]:           # which of them counts has changed from version to version
-        raise UserError(f"{path}: rope_parameters and rope_scaling differ: keep the one that the model was trained with")
+    if all(sections) and sections[0] != sections[1]:           # which of them counts differs from version to version
+        raise UserError(f"{path}: rope_parameters and rope_scaling differ: keep the one that the model was trained by")
     rope = sections[0] or sections[1]
     if any(isinstance(value, dict) for value in rope.values()):
         raise UserError(f"{path}: rope_parameters that differ from layer to layer are not supported")
@@ -253,7 +255,7 @@ def _check_heads(path, config):
         raise UserError(f"{path}: num_attention_heads {text.num_attention_heads} is no multiple of "
                         f"num_key_value_heads {text.num_key_value_heads}")
     if text.head_dim < 2 or text.head_dim % 2:
-        raise UserError(f"{path}: head_dim is {text.head_dim}, and rotary embeddings need pairs: it must be an even number")
+        raise UserError(f"{path}: head_dim is {text.head_dim}, and must be an even number: rotary embeddings turn pairs")
     if vision.hidden_size % vision.num_attention_heads:
         raise UserError(f"{path}: the tower's hidden_size {vision.hidden_size} is no multiple of its "
                         f"num_attention_heads {vision.num_attention_heads}")

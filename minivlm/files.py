@@ -20,12 +20,12 @@ from pruning.base import UserError
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FETCHED = ["*.safetensors", "*.json", "tokenizer.model"]                 # of a hub repository
 SAME_WEIGHTS = {f"llava-v1.5-{size}": f"llava-hf/llava-1.5-{size}-hf" for size in ("7b", "13b")}
-# Constants that old versions stored, and CLIP's text half.
 LIMIT = 2 ** 24                                    # bytes of a file that is read whole, but for ...
 LIMITS = {"tokenizer.json": 2 ** 26}
 HEADER = 10 ** 8                                   # bytes of the header of a safetensors file; its own library's limit
 DEPTH = 100                                        # of lists and objects in each other
 DIGITS = 100                                       # of a whole number
+# Constants that old versions stored, and CLIP's text half.
 IGNORED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^text_model\.|^(visual|text)_projection\.|^logit_scale$")
 
 
@@ -33,15 +33,15 @@ def folder_of(source):
     """The folder that a path or hub id means."""
     path = os.path.expanduser(source)
     if os.path.isdir(path):                        # of os.path: Path's may raise, for a name that is too long
-        return _whole_model(Path(path))
+        return _model_folder(Path(path))
     if os.path.exists(path):
         raise UserError(f"{path} is a file: give the folder of the checkpoint")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise UserError(f"{source or repr('')}: there is no such folder, and it is no hub id (owner/name) either")
-    return _whole_model(fetch(str(source)))
+    return _model_folder(fetch(str(source)))
 
 
-def _whole_model(folder):
+def _model_folder(folder):
     """The folder itself; UserError if it has an adapter (LoRA) and no model."""
     adapter = folder / "adapter_config.json"
     names = ("model.safetensors", "model.safetensors.index.json")
@@ -91,8 +91,8 @@ def read_json(path):
 def parse_json(text):
     """The value of a JSON text.
 
-    Raises ValueError where the text means nothing, or not the same to everybody: NaN and Infinity, numbers too large for a
-    float, a key with two values, and what is nested more than DEPTH deep.
+    Raises ValueError where the text means nothing, or not the same to everybody: NaN and Infinity, numbers too large
+    for a float, a key with two values, and what is nested more than DEPTH deep.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=_float)
@@ -134,7 +134,7 @@ def _deeper(value, depth):
 
 
 def read_bytes(path, limit=None):
-    """The bytes of a file. Raises OSError if it is no regular file, or has more than `limit` bytes (None: as LIMITS says)."""
+    """The bytes of a file. OSError if it is no regular file, or has more than `limit` bytes (None: as LIMITS says)."""
     limit = limit or LIMITS.get(Path(path).name, LIMIT)
     with open_file(path, limit) as file:
         data = file.read(limit + 1)
@@ -150,7 +150,7 @@ def open_file(path, limit):
 
 
 def check_file(path, limit):
-    """OSError for a pipe or a device, which may never end, and for a file of more than `limit` bytes. It is not opened."""
+    """Open nothing, and raise OSError for a pipe or a device, which may never end, and for more than `limit` bytes."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):      # a folder is refused by who opens it
         raise OSError("it is a pipe or a device, and no regular file")

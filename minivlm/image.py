@@ -209,10 +209,11 @@ def _fields(path, told, side):
     if crop is None or not isinstance(crop, int) and crop[0] != crop[1]:
         raise UserError(f"{path}: {crop} is not the side of a square")
     rescale = check(path, "rescale_factor", told.get("rescale_factor", 1 / 255), float)
+    resample = check(path, "resample", told.get("resample", int(Image.Resampling.BICUBIC)), int)
     return {"size": crop if isinstance(crop, int) else crop[0], "resize": resize, "crop": crops,
             "mean": _three(path, "image_mean", told.get("image_mean", MEAN)),
             "std": _three(path, "image_std", told.get("image_std", STD)),
-            "resample": Image.Resampling(check(path, "resample", told.get("resample", int(Image.Resampling.BICUBIC)), int)),
+            "resample": Image.Resampling(resample),
             "rescale": float(rescale) if _flag(path, told, "do_rescale", True) else 1.0,
             "normalize": _flag(path, told, "do_normalize", True)}
 
@@ -229,7 +230,8 @@ def _edges(path, name, size):
         edges = [size[key] for key in keys] if set(size) == set(keys) else []
     least, most = LIMITS["size"]
     if len(edges) not in (1, 2) or not all(type(n) is int and least <= n <= most for n in edges):
-        raise UserError(f"{path}: {name} must be a number from {least} to {most}, or shortest_edge, or height and width, and is {size!r}")
+        raise UserError(f"{path}: {name} must be a number from {least} to {most}, or shortest_edge, or height and width, "
+                        f"and is {size!r}")
     return edges[0] if len(edges) == 1 else tuple(edges)
 
 

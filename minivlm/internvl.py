@@ -166,7 +166,8 @@ class TileProcessor(ImageProcessor):
         path, told = _told(Path(folder))
         if config.original or not told:
             return cls(size, min_tiles=config.min_tiles, max_tiles=config.max_tiles, thumbnail=config.use_thumbnail)
-        known = _fields(path, {"image_mean": MEAN, "image_std": STD} | told | {"do_center_crop": False, "do_resize": True}, size)
+        told = {"image_mean": MEAN, "image_std": STD} | told | {"do_center_crop": False, "do_resize": True}
+        known = _fields(path, told, size)
         if known["size"] != size:
             raise UserError(f"{path} makes pixels of side {known['size']}, but config.json's image_size is {size}")
         least = check(path, "min_patches", told.get("min_patches") or 1, int)

@@ -65,12 +65,13 @@ def read_internvl(path, raw):
 
 
 def _check_tiles(path, config):
-    side = config.vision.image_size // config.vision.patch_size
+    size, patch = config.vision.image_size, config.vision.patch_size
+    side, least, most = size // patch, config.min_tiles, config.max_tiles
     if side % config.join:
-        raise UserError(f"{path}: pixel shuffle joins {config.join} patches a side, and of patch_size {config.vision.patch_size} "
-                        f"image_size {config.vision.image_size} has {side}")
-    if config.min_tiles > config.max_tiles:
-        raise UserError(f"{path}: min_dynamic_patch {config.min_tiles} is more than max_dynamic_patch {config.max_tiles}")
+        raise UserError(f"{path}: pixel shuffle joins {config.join} patches a side, and of patch_size {patch} "
+                        f"image_size {size} has {side}")
+    if least > most:
+        raise UserError(f"{path}: min_dynamic_patch {least} is more than max_dynamic_patch {most}")
 
 
 def _hugging_face(path, raw):
@@ -107,7 +108,8 @@ def _original(path, raw):
 
 def _vision(path, raw):
     """A square side may be written as a list of two; what InternViT-6B has otherwise is not supported."""
-    raw = raw | {key: _side(path, key, raw[key]) for key in ("image_size", "patch_size") if isinstance(raw.get(key), list)}
+    listed = [key for key in ("image_size", "patch_size") if isinstance(raw.get(key), list)]
+    raw = raw | {key: _side(path, key, raw[key]) for key in listed}
     _only(path, raw, hidden_act=ACTIVATIONS, norm_type=("layer_norm",), use_qk_norm=(False,), num_channels=(3,),
           use_absolute_position_embeddings=(True,), use_mean_pooling=(True,))
     return checked(path, InternViTConfig, _known(InternViTConfig, raw))

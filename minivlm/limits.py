@@ -1,7 +1,7 @@
-"""What the values in a checkpoint's JSON files may be: of the kind that a dataclass field is annotated with, and within LIMITS.
+"""What the values in a checkpoint's JSON files may be: of the kind that a dataclass field is annotated with, within LIMITS.
 
-So a number that is no size is refused by its name, before anything is built. The limits are generous: most are ten times
-what the largest released model has.
+So a number that is no size is refused by its name, before anything is built. The limits are generous: most are ten
+times what the largest released model has.
 """
 
 from dataclasses import fields

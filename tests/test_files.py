@@ -1,4 +1,4 @@
-"""Files that are no files, too large, or no JSON that means the same to everybody: each is refused in one line, unread."""
+"""Files that are no files, too large, or no JSON that means the same to everybody: each is refused in one line."""
 
 import json
 import os
@@ -12,9 +12,12 @@ from pruning.base import UserError, one_line
 
 
 @pytest.mark.parametrize("text, words", [
-    ("[" * 100_000, "nested too deep"), ('{"a":' * 100_000, "nested too deep"), ("[" * 200 + "1" + "]" * 200, "more than 100 deep"),
-    ('{"a": 1, "b": {"c": 1, "c": 2}}', "two values for 'c'"), ('{"a": NaN}', "NaN is no number"), ("[Infinity]", "no number"),
-    ("-Infinity", "no number"), ("1e999", "1e999 is no number"), ("1" * 2000, "2000 digits"), ("", "Expecting value"), ("{]", "Expecting")])
+    ("[" * 100_000, "nested too deep"), ('{"a":' * 100_000, "nested too deep"),
+    ("[" * 200 + "1" + "]" * 200, "more than 100 deep"),
+    ('{"a": 1, "b": {"c": 1, "c": 2}}', "two values for 'c'"), ('{"a": NaN}', "NaN is no number"),
+    ("[Infinity]", "no number"),
+    ("-Infinity", "no number"), ("1e999", "1e999 is no number"), ("1" * 2000, "2000 digits"),
+    ("", "Expecting value"), ("{]", "Expecting")])
 def test_json_that_is_refused(text, words):
     """By the plain ValueError of a parser, whatever the json module would make of it."""
     with pytest.raises(ValueError, match=words):
@@ -30,7 +33,8 @@ def test_json_that_is_read():
 
 @pytest.mark.parametrize("content, words", [
     (b"\xff\xfe", "utf-8"), (b"[1]", "holds a list where an object is expected"), (b"null", "holds a NoneType"),
-    (b'{"a": NaN}', "NaN is no number"), (b'{"a": 1, "a": 2}', "two values for 'a'"), (b"[" * 100_000, "nested too deep")], ids=range(6))
+    (b'{"a": NaN}', "NaN is no number"),
+    (b'{"a": 1, "a": 2}', "two values for 'a'"), (b"[" * 100_000, "nested too deep")], ids=range(6))
 def test_a_bad_json_file_is_one_line_that_names_it(tmp_path, content, words):
     (tmp_path / "some.json").write_bytes(content)
     with pytest.raises(UserError, match=f"some.json .*{words}") as error:
@@ -118,15 +122,17 @@ def test_a_key_twice_in_a_header_is_refused(tmp_path):
         stored(tmp_path)
 
 
-@pytest.mark.parametrize("head", [b"", b"\x01", struct.pack("<Q", 2 ** 63) + b"{}", struct.pack("<Q", 10 ** 5) + b"[" * 10 ** 5])
+@pytest.mark.parametrize("head", [
+    b"", b"\x01", struct.pack("<Q", 2 ** 63) + b"{}", struct.pack("<Q", 10 ** 5) + b"[" * 10 ** 5])
 def test_a_header_that_is_none(tmp_path, head):
     (tmp_path / "model.safetensors").write_bytes(head)
     with pytest.raises(UserError, match="model.safetensors is truncated or no safetensors file"):
         stored(tmp_path)
 
 
-@pytest.mark.parametrize("told, base", [({"base_model_name_or_path": "liuhaotian/llava-v1.5-7b"}, "liuhaotian/llava-v1.5-7b"),
-                                        ({}, "another model"), ({"base_model_name_or_path": None}, "another model")])
+@pytest.mark.parametrize("told, base", [
+    ({"base_model_name_or_path": "liuhaotian/llava-v1.5-7b"}, "liuhaotian/llava-v1.5-7b"),
+    ({}, "another model"), ({"base_model_name_or_path": None}, "another model")])
 def test_an_adapter_is_no_model(tmp_path, told, base):
     """A LoRA folder, with and without its config.json; merged, it is a model like any other."""
     (tmp_path / "adapter_config.json").write_text(json.dumps(told))
@@ -139,8 +145,10 @@ def test_an_adapter_is_no_model(tmp_path, told, base):
     assert folder_of(tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize("name", ["a\0b", "a\nb", "\udcff", "x" * 5000, "x/" * 2500, "~nobody-of-this-name/x", "", "a/" + "b" * 5000,
-                                  f"{__file__}/below"], ids=range(9))
+@pytest.mark.parametrize("name", [
+    "a\0b", "a\nb", "\udcff", "x" * 5000, "x/" * 2500, "~nobody-of-this-name/x", "", "a/" + "b" * 5000,
+    f"{__file__}/below"],
+    ids=range(9))
 def test_names_that_no_folder_can_have(name, tmp_path, monkeypatch):
     """And every other place where a name is tried."""
     monkeypatch.chdir(tmp_path)
@@ -151,7 +159,8 @@ def test_names_that_no_folder_can_have(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text, shown", [
     ("plain größe", "plain größe"), ("a\nb\0", r"a\nb\x00"), ("\udcff\u202e", r"\udcff\u202e"),
-    ("x" * 5000 + " is bad", "x" * 97 + " ... " + "x" * 97 + " is bad"), ("ab " * 300, "ab " * 79 + " ... " + "ab " * 79)])
+    ("x" * 5000 + " is bad", "x" * 97 + " ... " + "x" * 97 + " is bad"),
+    ("ab " * 300, "ab " * 79 + " ... " + "ab " * 79)])
 def test_messages_are_one_line_that_ends(text, shown):
-    """What cannot be printed is escaped; of a long word and of a long line the middle goes, which names and remedies are not."""
+    """What cannot be printed is escaped; of a long word and of a long line the middle is cut out."""
     assert one_line(text) == str(UserError(text)) == shown

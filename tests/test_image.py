@@ -194,8 +194,9 @@ def test_a_preprocessor_config_that_cannot_be_followed(tmp_path, text, told):
     *(("image_std", v) for v in ([0, 1, 1], 0, -1, [1e308, 1, 1], [None] * 3, [])),
     *(("rescale_factor", v) for v in (0, True, "1/255", [1], 1e300, -1)),
     *(("resample", v) for v in (6, -1, "3", True, 3.5, [3])),
-    *((key, v) for key in ("size", "crop_size") for v in (True, 10 ** 20, 28.0, [28, 28, 28], [], [[28]], {"shortest_edge": True}, {"height": 28},
-                                                        {"height": 10 ** 9, "width": 28}, {"shortest_edge": None}, {})),
+    *((key, v) for key in ("size", "crop_size") for v in (
+        True, 10 ** 20, 28.0, [28, 28, 28], [], [[28]], {"shortest_edge": True}, {"height": 28},
+        {"height": 10 ** 9, "width": 28}, {"shortest_edge": None}, {})),
     *((key, v) for key in ("do_resize", "do_rescale", "do_normalize", "do_center_crop") for v in (1, "no", [], 0.5)),
     *((key, v) for key in ("image_processor_type", "feature_extractor_type") for v in (1, ["CLIPImageProcessor"], {})),
 ], ids=str)
@@ -221,7 +222,8 @@ def test_a_processor_config_of_a_wrong_kind(tmp_path, told, words):
 
 @pytest.mark.parametrize("told, words", [
     ({"max_patches": 10 ** 6}, "max_patches must be a positive number"), ({"max_patches": "12"}, "max_patches must be"),
-    ({"min_patches": True}, "min_patches must be"), ({"min_patches": 9, "max_patches": 8}, "min_patches 9 is more than max_patches 8"),
+    ({"min_patches": True}, "min_patches must be"),
+    ({"min_patches": 9, "max_patches": 8}, "min_patches 9 is more than max_patches 8"),
     ({"image_std": 0}, "image_std must be"), ({"size": "448"}, "size must be")])
 def test_tiles_of_a_wrong_kind(tmp_path, told, words):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))

@@ -129,7 +129,8 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, content, told):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-@pytest.mark.parametrize("kind, told", [("pipe", "a pipe or a device"), ("device", "a pipe or a device"), ("large", "larger than 256 MiB")])
+@pytest.mark.parametrize("kind, told", [("pipe", "a pipe or a device"), ("device", "a pipe or a device"),
+                                        ("large", "larger than 256 MiB")])
 def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch, kind, told):
     """A pipe that nobody writes to would be waited for, and /dev/zero never ends."""
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("it was opened"))
@@ -146,7 +147,8 @@ def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch, kind, told):
             open_image(name)
 
 
-@pytest.mark.parametrize("name", ["a\0b.png", "a\nb.png", "\udcff.png", "x" * 5000, f"{__file__}/photo.png"], ids=range(5))
+@pytest.mark.parametrize("name", ["a\0b.png", "a\nb.png", "\udcff.png", "x" * 5000, f"{__file__}/photo.png"],
+                         ids=range(5))
 def test_names_that_no_picture_can_have(name):
     with pytest.raises(UserError, match="no picture that can be read") as error:
         open_image(name)
