@@ -17,11 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pruning.fields import first_fault, shown
+from pruning.fields import first_fault, one_line, shown
 
 
 class UserError(ValueError):
-    """A request that cannot be met. Its text is one line that names the thing and the remedy."""
+    """A request that cannot be met. Its text is one line that names the thing and the remedy.
+
+    Names are repeated in it as they came: what is not printable is escaped, and what is too long is cut.
+    """
+
+    def __init__(self, text):
+        super().__init__(one_line(str(text)))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from minivlm.lab import modules
 from minivlm.llama import plan
 from pruning import METHODS
 from pruning.base import PRECONDITIONS, UserError
-from pruning.fields import annotations, parse, plain, shown
+from pruning.fields import annotations, parse, shown
 from pruning.schedule import Both, Schedule
 
 
@@ -141,8 +141,8 @@ def _fitted(path, keep, settings):
     """The method that a file written by `run.py fit` holds."""
     if keep is not None or settings:
         raise UserError(f"{path} holds a fitted method with all its options: --keep and --set do not go with it")
+    stored = read_json(path, "method that `run.py fit` wrote", SMALL)
     try:
-        stored = read_json(path, "fitted method", SMALL)
         return METHODS[stored["method"]](**stored["options"])
     except (UserError, KeyError, TypeError) as error:      # of values, of names, of kinds
         raise UserError(f"{path} holds no method that `run.py fit` wrote ({error})") from None
