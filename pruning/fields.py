@@ -12,7 +12,6 @@ words of the command line. No annotation admits NaN or infinity, and true is no 
 
 import json
 import math
-import re
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -21,7 +20,6 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 MOST_LAYERS = 10_000                               # of any model: a longer schedule is a slip, and would fill the memory
 MOST = 2 ** 63                                     # what a tensor of whole numbers cannot hold
 SHOWN = 60                                         # letters of a value that a message repeats
-LONG = 300                                         # letters of a word, without a space, that a message does not repeat
 
 
 @dataclass(frozen=True)
@@ -127,13 +125,6 @@ def shown(value):
     except Exception:                              # a whole number of 5000 digits, a list nested without an end
         return f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= SHOWN else text[:SHOWN] + ".."
-
-
-def one_line(text):
-    """one_line("a\\nb") -> "a\\\\nb": a message without line breaks, control characters and lone surrogates, its endless words cut."""
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    cut = re.sub(rf"\S{{{LONG},}}", lambda word: word[0][:SHOWN] + ".." + word[0][-SHOWN:], escaped)
-    return cut if len(cut) <= 10 * LONG else f"{cut[:5 * LONG]} .. {cut[-LONG:]}"
 
 
 def _members(annotation):
