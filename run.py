@@ -279,14 +279,15 @@ def main(argv):
         if line is None:
             if "--debug" in argv or os.environ.get("MINIVLM_DEBUG"):   # the tests set the variable: a bug fails them
                 raise
-            line = UserError(f"this is a bug: {type(error).__name__}: {error}; please report it, with what --debug prints")
+            name = type(error).__name__
+            line = UserError(f"this is a bug: {name}: {error}; please report it, with what --debug prints")
             status = 70
         print(f"run.py: {line}", file=sys.stderr)
         return status
 
 
 def ended(argv):
-    """The exit status of a command. What libraries warn of is shown at its end, not around the line that refuses bad input."""
+    """The exit status of a command. What libraries warn of is shown at its end, not around a refusal."""
     with warnings.catch_warnings(record=True) as caught:
         try:
             args = parser(COMMANDS).parse_args(shipped.first_look() if argv == [] else argv, Namespace(argv=argv))
@@ -302,7 +303,7 @@ def ended(argv):
 
 
 def refusal(error):
-    """The line on what a user can mend: the error's own, the system's with the file's name, a memory that is full; None for a bug."""
+    """The line on what a user can mend: the error's own, the system's with the file's name, a full memory; None for a bug."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError):

@@ -1,7 +1,7 @@
-"""Data files that a user brings: questions, instructions, recordings, fitted methods. Read within limits, checked by field.
+"""Data files of a user: questions, instructions, recordings, fitted methods. Read within limits, checked by field.
 
-Nothing is read that is no regular file (a pipe would wait for ever, a device has no end) or that is larger than files of
-its kind are. What is wrong is a UserError that names the file, the line or entry, and the field.
+Nothing is read that is no regular file (a pipe would wait for ever, a device has no end) or that is larger than files
+of its kind are. What is wrong is a UserError that names the file, the line or entry, and the field.
 """
 
 import json
@@ -55,12 +55,13 @@ def _value(text, where, what):
 
 
 def check_row(row, where, what, complaint=None, **annotations):
-    """UserError unless `row` is a JSON object whose fields are as annotated (pruning/fields.py); what may be None may be missing.
+    """UserError unless `row` is a JSON object whose fields are as annotated (pruning/fields.py).
 
-    complaint: what to say of a value of a wrong kind, in place of a sentence on that field.
+    What may be None may be missing. complaint: what to say of a value of a wrong kind, in place of a sentence on that field.
     """
     if not isinstance(row, dict):
-        raise UserError(f"{where}: no {what} in JSON: write an object {{..}} with {', '.join(annotations)}; got {shown(row)}")
+        names = ", ".join(annotations)
+        raise UserError(f"{where}: no {what} in JSON: write an object {{..}} with {names}; got {shown(row)}")
     for name, annotation in annotations.items():
         if name not in row and fault(annotation, None):
             raise UserError(f"{where}: there is no {name!r} in it")

@@ -18,11 +18,13 @@ from pruning.base import UserError
 from pruning.fields import Count, NotNegative, Range
 
 ID = Annotated[int, Range(0, 2 ** 24)]
-PROMPT = dict(text=str | tuple[str, ...], images=tuple[str, ...], generated=tuple[tuple[ID, ...], ...], ids_unexpanded=tuple[ID, ...] | None,
-              n_image_tokens=Count | None, n_generated=Count | None, max_abs_logit=NotNegative | None, top2_margins=tuple[float, ...] | None)
+PROMPT = dict(text=str | tuple[str, ...], images=tuple[str, ...], generated=tuple[tuple[ID, ...], ...],
+              ids_unexpanded=tuple[ID, ...] | None, n_image_tokens=Count | None, n_generated=Count | None,
+              max_abs_logit=NotNegative | None, top2_margins=tuple[float, ...] | None)
 EOS_LIST_CASE = dict(prompt=Count, eos_token_id=tuple[ID, ...], generated=tuple[tuple[ID, ...], ...])
-DIMENSIONS = dict(attention_mask=(2,), input_ids=(2,), pixel_values=(4, 5), vision_hidden_0=(3,), vision_hidden_m2=(3,), projected=(3,),
-                  image_features_packed=(2,), inputs_embeds=(3,), attentions=(5,), layer_out=(4,), final_hidden=(3,), logits=(3,))
+DIMENSIONS = dict(attention_mask=(2,), input_ids=(2,), pixel_values=(4, 5), vision_hidden_0=(3,), vision_hidden_m2=(3,),
+                  projected=(3,), image_features_packed=(2,), inputs_embeds=(3,), attentions=(5,), layer_out=(4,),
+                  final_hidden=(3,), logits=(3,))
 VISION = "pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed"       # image after image
 
 
@@ -86,10 +88,12 @@ def _checked(recording, tensors):
         if prompt.get("ids_unexpanded") == []:
             raise UserError(f"prompt {n}: it has no ids")
         names = [f"p{n}.attention_mask"] + [name for name in tensors if name.startswith(f"p{n}.")]
-        _check_tensors({name: tensors[name] for name in names}, 1 if isinstance(prompt["text"], str) else len(prompt["text"]), len(prompt["generated"]))
+        texts = 1 if isinstance(prompt["text"], str) else len(prompt["text"])
+        _check_tensors({name: tensors[name] for name in names}, texts, len(prompt["generated"]))
     if case is not None:
         _check_case(case, prompts)
-    return Expected([{name: value for name, value in prompt.items() if value is not None} for prompt in prompts], tensors, case)
+    said = [{name: value for name, value in prompt.items() if value is not None} for prompt in prompts]
+    return Expected(said, tensors, case)
 
 
 def _check_case(case, prompts):
