@@ -5,6 +5,7 @@
                   -> tensors     -> memory-mapped and assigned: no second copy, nothing is read before it is used
 """
 
+import warnings
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -207,9 +208,14 @@ def _dtype(dtype):
 def device_of(name):
     """The torch device called so; UserError where it cannot be used here."""
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")        # the sentence below says it
+            probe = torch.ones(1, device=name)
+            probe.item()                           # the meta device, and some that are not built in, have no values
+            return probe.device
+    except Exception as error:                     # each kind of device has its own
+        first = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise UserError(f"device {name!r} cannot be used here ({first}): try cpu") from None
 
 
 def _eos(folder, model):

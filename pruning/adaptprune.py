@@ -18,40 +18,35 @@ Table 4: (a) correction, distance and similarity off is FastV, (b) correction al
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.fields import Amount, Layer, NotNegative, Positive
 
 
 @dataclass(frozen=True)
 class AdaptPrune(Pruner):
     """Keep what the last token attends to, corrected to the centre, and suppress the neighbours of what is kept."""
 
-    layer: int = 2                     # K: the first layer that runs on the kept tokens
-    keep: float | int = 0.1            # share, or number, of visual tokens kept
+    layer: Layer = 2                   # K: the first layer that runs on the kept tokens
+    keep: Amount = 0.1                 # share, or number, of visual tokens kept
     correction: bool = True            # 4.1: weigh the attention by a Gaussian around the centre
     distance: bool = True              # 4.2: suppress by nearness; off: all neighbours count as near
     similarity: bool = True            # 4.2: suppress by likeness; off: all neighbours count as alike
-    sigma_d: float = 1.5               # of Eq. 1, in patches
-    sigma_s: float = 0.05              # of Eq. 2, in units of cosine
-    distance_limit: float = 5.0        # Neighbors(i): tokens of the tile at most so many patches away
-    sigma_correction: float | None = None  # of the Gaussian, in patches; None: half of the grid's longer side
-    keys: str = "raw"                  # "raw": layer K's projection of its input without the norm; "normed": with it
-    newline: str = "rank_plain"        # tokens on no grid: "rank_plain" or "always_keep"
+    sigma_d: Positive = 1.5            # of Eq. 1, in patches
+    sigma_s: Positive = 0.05           # of Eq. 2, in units of cosine
+    distance_limit: NotNegative = 5.0  # Neighbors(i): tokens of the tile at most so many patches away
+    sigma_correction: Positive | None = None  # of the Gaussian, in patches; None: half of the grid's longer side
+    keys: Literal["raw", "normed"] = "raw"  # "raw": layer K's projection of its input without the norm; "normed": with it
+    newline: Literal["rank_plain", "always_keep"] = "rank_plain"  # tokens on no grid: "rank_plain" or "always_keep"
     repeat: bool = False               # True: a kept token may be picked again, as in the released code
     rounding: str = "floor"            # of share * n
 
     def __post_init__(self):
-        if self.keys not in ("raw", "normed") or self.newline not in ("rank_plain", "always_keep"):
-            raise UserError(f'AdaptPrune: keys is "raw" or "normed", newline "rank_plain" or "always_keep"; got {self.keys!r}, '
-                            f"{self.newline!r}")
-        sigma_correction = 1 if self.sigma_correction is None else self.sigma_correction
-        if not all(sigma > 0 for sigma in (self.sigma_d, self.sigma_s, sigma_correction)):
-            raise UserError("AdaptPrune: sigma_d, sigma_s and sigma_correction must be above 0")
-        if self.layer < 1 or not self.distance_limit >= 0:
-            raise UserError("AdaptPrune: layer is at least 1 (before layer 0 there is no attention), distance_limit at least 0")
+        super().__post_init__()
         self.budget(2 ** 20)           # what no prompt can meet fails here, before the model runs
 
     @property

@@ -20,32 +20,34 @@ Appendix C.1, the mask as a plug-in: bimask.py. "192" and "128" of the tables ar
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from pruning.base import Reduction, UserError, cosines, staged, tokens_to_keep, top
 from pruning.bimask import SGBiMask, images
+from pruning.fields import Amount, AnyLayer, Layer
 
 
 @dataclass(frozen=True)
 class ASAP(SGBiMask):
     """Rank under SG-BiMask, merge what is redundant among the kept, refill."""
 
-    layer: int = 2                     # K: the first layer that runs on the kept tokens; the paper's L is layer K-1
-    keep: float | int = 0.17           # k: share, or number, of visual tokens kept (98 of 576: 128 on average)
-    stages: tuple = ()                 # progressive, in place of layer and keep: ((layer, keep of the original), ..)
+    layer: Layer = 2                   # K: the first layer that runs on the kept tokens; the paper's L is layer K-1
+    keep: Amount = 0.17                # k: share, or number, of visual tokens kept (98 of 576: 128 on average)
+    stages: tuple[tuple[AnyLayer, Amount], ...] = ()  # progressive, in place of layer and keep: ((layer, keep of the original), ..)
     rounding: str = "round"            # of share * n
     bidirectional: bool = True         # off: causal attention, as in FastV
     apply_to_output: bool = True       # the mask drives the layer's output; off: the scores alone
-    rank_query: str = "all"            # attention from "all" rows from the image on, "visual", "text", "last"; "saliency": s_j
+    rank_query: Literal["all", "visual", "text", "last", "saliency"] = "all"  # attention from "all" rows from the image on, "visual", "text", "last"; "saliency": s_j
     consolidate: bool = True           # Saliency-Weighted Consolidation
     threshold: float = 0.9             # t: cosine above which a token is redundant
-    chain: str = "anchor"              # where i is absorbed too: "anchor", "root", "cascade" or "literal" (see destinations)
-    route: str = "similar"             # of several anchors, the most "similar" or the most "salient"
+    chain: Literal["anchor", "root", "cascade", "literal"] = "anchor"  # where i is absorbed too: "anchor", "root", "cascade" or "literal" (see destinations)
+    route: Literal["similar", "salient"] = "similar"  # of several anchors, the most "similar" or the most "salient"
     salvage: bool = True               # Budget Reallocation
     salvage_dedup: bool = False        # salvage only what is not redundant with what is there
-    position_ids: str = "keep"         # of survivors, merged ones too: their own, "keep", or "renumber"
+    position_ids: Literal["keep", "renumber"] = "keep"  # of survivors, merged ones too: their own, "keep", or "renumber"
     prune_past_kv: bool = False        # drop from the caches of layers ..K-1 too: Table 4's storage is just that
 
     rows = "all"
@@ -54,26 +56,17 @@ class ASAP(SGBiMask):
 
     def __post_init__(self):
         super().__post_init__()
-        known = dict(rank_query=("all", "visual", "text", "last", "saliency"), chain=("anchor", "root", "cascade", "literal"),
-                     route=("similar", "salient"), position_ids=("keep", "renumber"))
-        for name, words in known.items():
-            if getattr(self, name) not in words:
-                raise UserError(f"ASAP: {name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
-        if any(not isinstance(stage, (tuple, list)) or len(stage) != 2 for stage in self.stages):
-            raise UserError(f"ASAP: stages are pairs (layer, keep); got {self.stages}")
         layers = self.reduce_at(None)
         if layers[0] < 1 or any(a >= b for a, b in zip(layers, layers[1:])):
             raise UserError(f"ASAP: layers rise from 1 on, as before layer 0 there is no attention to rank by; got {layers}")
         if self.bidir_layers and not (self.bidirectional and self.apply_to_output):
             raise UserError("ASAP: bidir_layers needs bidirectional and apply_to_output: without them no layer has the mask")
-        if self.threshold != self.threshold:
-            raise UserError("ASAP: threshold is a cosine, not NaN")
         self.budget(2 ** 20)           # what no prompt can meet fails here, before the model runs
 
     @property
     def cuts(self):
         """((layer, keep), ..) of all stages."""
-        return tuple(tuple(stage) for stage in self.stages) or ((self.layer, self.keep),)
+        return self.stages or ((self.layer, self.keep),)
 
     @property
     def looks(self):

@@ -24,17 +24,16 @@ Paper and code: no code is public and the paper leaves much open. What is chosen
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pruning.base import Pruner, Reduction, UserError, staged, top
+from pruning.fields import AnyLayer, Count, FromOne, NotNegative, Positive
 
 ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "gelu": F.gelu}
-WORDS = dict(strategy=("both", "redundant", "spatial"), score=("both", "self", "cross"), self_rows=("received", "given"),
-             self_source=("logits", "probs"), score_norm=("minmax", "none", "softmax", "rank"), fit=("exact", "pool"),
-             position_ids=("keep", "renumber", "2d"))
 
 
 class Thresholds(nn.Module):
@@ -63,23 +62,23 @@ class ATP(Pruner):
     """Adaptive Token Pruning: what passes one of two thresholds, predicted for each prompt and layer, is kept."""
 
     module: nn.ModuleList | None = None  # the trained Thresholds, one a layer; on the command line a folder with them
-    layers: tuple = (4, 14, 24)        # I: the modules stand before these; the paper's other choice is 1, 13, 25
-    strategy: str = "both"             # Table 4: "both" thresholds, "redundant" or "spatial" alone
-    score: str = "both"                # Table 5: rank by "both" modalities, "self" or "cross"
-    self_rows: str = "received"        # Eq. 3: mean of what a token "received", or has "given"
-    self_source: str = "logits"        # Eq. 3: of the "logits", or of the "probs"
-    score_norm: str = "minmax"         # before thresholds: "minmax", "softmax", "rank" over what is left, or "none"
-    eps: float = 1e-6                  # of "minmax"
-    strides: tuple = (2, 4, 8)         # Eq. 5: every so many rows and columns are a sample
-    lambda_sample: float = 3.0         # Eq. 5
-    temperature: float = 100.0         # T of Eq. 9 and 10
-    fit: str = "exact"                 # prompts of another length than the module's: refused, or "pool" the scores to it
+    layers: tuple[AnyLayer, ...] = (4, 14, 24)  # I: the modules stand before these; the paper's other choice is 1, 13, 25
+    strategy: Literal["both", "redundant", "spatial"] = "both"  # Table 4: "both" thresholds, "redundant" or "spatial" alone
+    score: Literal["both", "self", "cross"] = "both"  # Table 5: rank by "both" modalities, "self" or "cross"
+    self_rows: Literal["received", "given"] = "received"  # Eq. 3: mean of what a token "received", or has "given"
+    self_source: Literal["logits", "probs"] = "logits"  # Eq. 3: of the "logits", or of the "probs"
+    score_norm: Literal["minmax", "none", "softmax", "rank"] = "minmax"  # before thresholds: "minmax", "softmax", "rank" over what is left, or "none"
+    eps: Positive = 1e-6               # of "minmax"
+    strides: tuple[FromOne, ...] = (2, 4, 8)  # Eq. 5: every so many rows and columns are a sample
+    lambda_sample: NotNegative = 3.0   # Eq. 5
+    temperature: Positive = 100.0      # T of Eq. 9 and 10
+    fit: Literal["exact", "pool"] = "exact"  # prompts of another length than the module's: refused, or "pool" the scores to it
     detach_scores: bool = False        # training: no gradient through the scores that Linear reads
     own_key: bool = True               # training: the softmax mask leaves the diagonal alone
-    position_ids: str = "keep"         # of survivors: "keep", "renumber", or "2d": kept, and rows and columns for the image
-    min_keep: int = 1                  # so many are left at least: the best by S_redundant
-    counts: tuple = ()                 # Table 2's pre-defined ratio: so many are left after each layer, without thresholds
-    depth: int | None = None           # decoder layers of the model that the module was trained for
+    position_ids: Literal["keep", "renumber", "2d"] = "keep"  # of survivors: "keep", "renumber", or "2d": kept, and rows and columns for the image
+    min_keep: Count = 1                # so many are left at least: the best by S_redundant
+    counts: tuple[FromOne, ...] = ()   # Table 2's pre-defined ratio: so many are left after each layer, without thresholds
+    depth: FromOne | None = None       # decoder layers of the model that the module was trained for
 
     needs = frozenset({"attn", "logits"})
     rows = "all"
@@ -89,18 +88,13 @@ class ATP(Pruner):
     positions = property(lambda self: "renumber" if self.position_ids == "renumber" else "keep")
 
     def __post_init__(self):
-        for name, words in WORDS.items():
-            if getattr(self, name) not in words:
-                raise UserError(f"ATP: {name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
+        super().__post_init__()
         if not self.layers or self.layers[0] < 1 or any(a >= b for a, b in zip(self.layers, self.layers[1:])):
             raise UserError(f"ATP: layers rise from 1 on, as before layer 0 there is no attention to read; got {self.layers}")
-        if not self.strides or min(self.strides) < 1 or min(self.strides) ** 2 <= self.lambda_sample:
+        if not self.strides or min(self.strides) ** 2 <= self.lambda_sample:
             raise UserError(f"ATP: 1 - lambda_sample / stride^2 must be in (0, 1]; got lambda_sample {self.lambda_sample} and "
                             f"strides {self.strides}")
-        if not self.lambda_sample >= 0 or not self.temperature > 0 or not self.eps > 0 or self.min_keep < 0:
-            raise UserError(f"ATP: temperature and eps are above 0, lambda_sample and min_keep are not below; got "
-                            f"{self.temperature}, {self.eps}, {self.lambda_sample}, {self.min_keep}")
-        if self.counts and (len(self.counts) != len(self.layers) or min(self.counts) < 1):
+        if self.counts and len(self.counts) != len(self.layers):
             raise UserError(f"ATP: counts are numbers from 1 on, one a layer; got {self.counts} for layers {self.layers}")
         if self.module is not None and len(self.module) != len(self.layers):
             raise UserError(f"ATP: {len(self.layers)} layers {self.layers} need as many modules, and {len(self.module)} were "

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pruning.fields import first_fault, shown
+
 
 class UserError(ValueError):
     """A request that cannot be met. Its text is one line that names the thing and the remedy."""
@@ -192,7 +194,11 @@ PRECONDITIONS = {
 
 
 class Pruner:
-    """A method. Subclasses are frozen dataclasses: their fields are the paper's hyper-parameters."""
+    """A method. Subclasses are frozen dataclasses: their fields are the paper's hyper-parameters.
+
+    Their annotations say what is allowed (fields.py): another value is a UserError. A subclass that checks more in a
+    `__post_init__` of its own calls this one first.
+    """
 
     site: ClassVar = "decoder"                    # "vision": before the projector; "embed": before layer 0; "decoder"
     needs: ClassVar = frozenset({"attn"})         # which optional quantities of Tokens it reads
@@ -205,6 +211,10 @@ class Pruner:
     cls: ClassVar = False                         # vision: the class tokens are visual tokens too, on no grid
     prune_past_kv: ClassVar = False               # drop from the caches of the layers before, too
     rerank: ClassVar = False                      # reduce again, from the whole cache, at each generated token
+
+    def __post_init__(self):
+        if wrong := first_fault(self):
+            raise UserError(f"{type(self).__name__}: {wrong}")
 
     def at(self, site):
         """The method that acts at `site`, or None."""
@@ -271,7 +281,7 @@ def tokens_to_keep(keep, n, rounding="floor"):
     Raises UserError if keep is not positive, or above what there is.
     """
     if rounding not in ROUNDINGS:
-        raise UserError(f"rounding {rounding!r} is not known: use one of {', '.join(ROUNDINGS)}")
+        raise UserError(f"rounding {shown(rounding)} is not known: use one of {', '.join(ROUNDINGS)}")
     share = isinstance(keep, float)
     if not 0 < keep <= (1 if share else n):
         raise UserError(f"keep {keep} is out of range: give a share in (0, 1.0] or a number of tokens from 1 to {n}")

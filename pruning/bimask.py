@@ -11,11 +11,13 @@ drives its output, as Eq. 5 says. The last row, which FastV ranks by, is as it w
 """
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 
 from pruning.base import Pruner, UserError
 from pruning.fastv import FastV
+from pruning.fields import AnyLayer, Positive, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +27,12 @@ class SGBiMask(Pruner):
     A plug-in: `class Mine(SGBiMask, AnyDecoderMethod)`, a dataclass again, is that method with the mask.
     """
 
-    lambda_max: float = 1.0            # how visible the most salient later token is, in (0, 1]
-    bidir_layers: tuple = ()           # layers whose attention has the mask; (): each layer K-1
+    lambda_max: Annotated[float, Range(above=0, high=1)] = 1.0  # how visible the most salient later token is, in (0, 1]
+    bidir_layers: tuple[AnyLayer, ...] = ()  # layers whose attention has the mask; (): each layer K-1
     per_head: bool = False             # each head masks by its own saliency, not by the mean over heads
-    saliency_rows: str = "all"         # queries i in Eq. 2: "all" visual tokens, or "causal": those from j on
+    saliency_rows: Literal["all", "causal"] = "all"  # queries i in Eq. 2: "all" visual tokens, or "causal": those from j on
     saliency_floor: float | None = None  # least mass s_j that counts in Eq. 3
-    eps: float = 1e-6                  # of Eq. 3, 4, and the least weight that Eq. 6 divides by
-
-    def __post_init__(self):
-        if not 0 < self.lambda_max <= 1 or not self.eps > 0 or self.saliency_rows not in ("all", "causal"):
-            raise UserError(f'SG-BiMask: lambda_max is in (0, 1], eps above 0, saliency_rows "all" or "causal"; got '
-                            f"{self.lambda_max}, {self.eps}, {self.saliency_rows!r}")
+    eps: Positive = 1e-6               # of Eq. 3, 4, and the least weight that Eq. 6 divides by
 
     def mask_at(self, layers):
         if any(not 0 <= l < layers for l in self.bidir_layers):
@@ -75,11 +72,7 @@ class SGBiMask(Pruner):
 class FastVBiMask(SGBiMask, FastV):
     """Appendix C.1: FastV with SG-BiMask. By the last row it keeps FastV's tokens, of richer content; so all rows rank."""
 
-    query: str = "all"                 # whose attention counts
-
-    def __post_init__(self):
-        SGBiMask.__post_init__(self)
-        FastV.__post_init__(self)
+    query: Literal["last", "all"] = "all"  # whose attention counts
 
 
 def images(visual):

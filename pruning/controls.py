@@ -12,12 +12,14 @@ pools the scores, not the features, over the patches that exist; no Gaussian cor
 
 from dataclasses import dataclass
 from math import isqrt
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from pruning.adaptprune import gaussian
 from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.fields import Amount, Layer
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,19 @@ class Blind(Pruner):
 class Control(Pruner):
     """What those below share: a place and a number."""
 
-    layer: int = 2                     # K: the first layer that runs on the kept tokens, at the site "decoder"
-    keep: float | int = 0.1            # share, or number, of visual tokens kept
-    site: str = "decoder"              # or "embed": before layer 0, which no ranking by attention can do
+    layer: Layer = 2                   # K: the first layer that runs on the kept tokens, at the site "decoder"
+    keep: Amount = 0.1                 # share, or number, of visual tokens kept
+    site: Literal["embed", "decoder"] = "decoder"  # or "embed": before layer 0, which no ranking by attention can do
     rounding: str = "floor"            # of share * n
 
     needs = frozenset()
     laws = frozenset({"select", "ordered", "budget", "scale"})
 
     def __post_init__(self):
-        name = type(self).__name__
+        super().__post_init__()
         tokens_to_keep(self.keep, 2 ** 20, self.rounding)      # what no prompt can meet fails here
-        if self.site not in ("embed", "decoder"):
-            raise UserError(f'{name}: site is "embed" or "decoder"; got {self.site!r}')
         if self.site == "embed" and self.needs:
-            raise UserError(f'{name} ranks by attention, which there is at the site "decoder" alone')
-        if self.layer < 1:
-            raise UserError(f'{name}: layer must be at least 1; before layer 0 is site="embed"')
+            raise UserError(f'{type(self).__name__} ranks by attention, which there is at the site "decoder" alone')
 
     def reduce_at(self, layers):
         return (self.layer,) if self.site == "decoder" else ()

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 
 from pruning.base import Pruner, Reduction, UserError, cosines, tokens_to_keep
+from pruning.fields import Amount
 
 
 @dataclass(frozen=True)
 class DivPrune(Pruner):
     """Keep the visual tokens that lie farthest apart."""
 
-    keep: float | int = 0.098          # share, or number, of all visual tokens kept
+    keep: Amount = 0.098               # share, or number, of all visual tokens kept
     rounding: str = "round"            # of share * n: "round" half to even, "floor" or "ceil"
     repeat: bool = False               # True: a kept token may be kept again, as in the released code
 
@@ -31,6 +32,7 @@ class DivPrune(Pruner):
     positions = "renumber"
 
     def __post_init__(self):
+        super().__post_init__()
         self.budget(2 ** 20)           # what no prompt can meet fails here, before the model runs
 
     @property

@@ -12,8 +12,10 @@ all tokens and masks the keys of the dropped ones (mode="mask"); with a cache it
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.fields import Amount, Layer
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,17 @@ class FastV(Pruner):
     across_heads = "mean"
     laws = frozenset({"select", "ordered", "budget", "scale", "needle"})
 
-    layer: int = 2                     # K: the first layer that runs on the kept tokens
-    keep: float | int = 0.5            # 1 - R: share, or number, of visual tokens kept
-    query: str = "last"                # whose attention counts: "last" prompt token (code) or "all" tokens (paper)
+    layer: Layer = 2                   # K: the first layer that runs on the kept tokens
+    keep: Amount = 0.5                 # 1 - R: share, or number, of visual tokens kept
+    query: Literal["last", "all"] = "last"  # whose attention counts: "last" prompt token (code) or "all" tokens (paper)
     rounding: str = "floor"            # of share * n: "floor", "round" or "ceil"
-    mode: str = "drop"                 # "drop" the tokens, or "mask" their keys in layers K..
+    mode: Literal["drop", "mask"] = "drop"  # "drop" the tokens, or "mask" their keys in layers K..
     rerank_decode: bool = False        # rank again at each generated token; only with mode="mask"
 
     def __post_init__(self):
-        if self.query not in ("last", "all") or self.mode not in ("drop", "mask"):
-            raise UserError(f'FastV: query is "last" or "all", mode "drop" or "mask"; got {self.query!r}, {self.mode!r}')
+        super().__post_init__()
         if self.rerank_decode and self.mode != "mask":
             raise UserError('FastV: rerank_decode needs mode="mask": what was dropped cannot come back')
-        if self.layer < 1:
-            raise UserError("FastV: layer must be at least 1: before layer 0 there is no attention to rank by")
 
     @property
     def rows(self):

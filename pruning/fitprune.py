@@ -15,10 +15,12 @@ the visual tokens for the names 10, 20, .. 50, 55, 60, .. 90.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from pruning.base import Pruner, Reduction, UserError, solve, tokens_to_keep, top
+from pruning.fields import Amount, Layer
 
 TABLES = {                             # LLaVA-1.5-7B, 576 tokens: percent of FLOPs to save -> deletions in layers 0..31
     0: (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
@@ -40,7 +42,7 @@ class FitPrune(Pruner):
     """Delete in each layer as many visual tokens as its table says."""
 
     ratio: int = 60                    # percent of the FLOPs to save: which of the released tables
-    table: tuple = ()                  # deletions in each layer, in place of a released table
+    table: tuple[int, ...] = ()        # deletions in each layer, in place of a released table
     visual: int = 576                  # visual tokens for which the table was fitted
 
     rows = "all"
@@ -49,6 +51,7 @@ class FitPrune(Pruner):
     preconditions = frozenset({"text", "calibration"})
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.table and self.ratio not in TABLES:
             raise UserError(f"FitPrune: no table for ratio {self.ratio}: use one of {', '.join(map(str, TABLES))}")
         if self.visual < 1 or any(d < 0 for d in self.table) or sum(self.table) > self.visual:
@@ -83,9 +86,9 @@ class FitPrune(Pruner):
 class SingleFitPrune(Pruner):
     """FitPrune's score in the place of FastV's: once, before layer K (AdaptPrune's Table 5 (a), arXiv:2503.08019)."""
 
-    layer: int = 2                     # K: the first layer that runs on the kept tokens
-    keep: float | int = 0.1            # share, or number, of visual tokens kept
-    heads: str = "max"                 # attention over heads: "max", as in FitPrune, or "mean"
+    layer: Layer = 2                   # K: the first layer that runs on the kept tokens
+    keep: Amount = 0.1                 # share, or number, of visual tokens kept
+    heads: Literal["max", "mean"] = "max"  # attention over heads: "max", as in FitPrune, or "mean"
     rounding: str = "floor"            # of share * n
 
     rows = "all"
@@ -94,11 +97,8 @@ class SingleFitPrune(Pruner):
     preconditions = frozenset({"text"})
 
     def __post_init__(self):
+        super().__post_init__()
         self.budget(2 ** 20)           # what no prompt can meet fails here, before the model runs
-        if self.heads not in ("max", "mean"):
-            raise UserError(f'SingleFitPrune: heads is "max" or "mean"; got {self.heads!r}')
-        if self.layer < 1:
-            raise UserError("SingleFitPrune: layer must be at least 1: before layer 0 there is no attention to rank by")
 
     def reduce_at(self, layers):
         return (self.layer,)

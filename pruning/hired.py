@@ -19,10 +19,12 @@ lost, and without newlines: `packed`. There the released code confuses the rows 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.fields import Amount, FromOne, Share
 from pruning.mosaic import padding
 
 
@@ -30,10 +32,10 @@ from pruning.mosaic import padding
 class HiRED(Pruner):
     """Divide a budget over tiles by visual content; keep of each tile the patches that its class token looks at."""
 
-    keep: float | int = 0.2            # share, or number, of the patches of all tiles kept, at most
-    alpha: float = 0.5                 # share of the budget for the base tile; 1 - alpha: of its patches, the content
-    content: str = "count"             # of a part: its "count" of content patches (code) or its "sum" of attention (paper)
-    grid: tuple = ()                   # rows and columns of the tiles, whose parts are regions (paper); (): bands (code)
+    keep: Amount = 0.2                 # share, or number, of the patches of all tiles kept, at most
+    alpha: Share = 0.5                 # share of the budget for the base tile; 1 - alpha: of its patches, the content
+    content: Literal["count", "sum"] = "count"  # of a part: its "count" of content patches (code) or its "sum" of attention (paper)
+    grid: tuple[FromOne, ...] = ()     # rows and columns of the tiles, whose parts are regions (paper); (): bands (code)
     swapped: bool = False              # rows and columns of the mosaic exchanged, as in the released code
 
     site = "vision"
@@ -42,10 +44,9 @@ class HiRED(Pruner):
     preconditions = frozenset({"cls"})
 
     def __post_init__(self):
+        super().__post_init__()
         self.budget(2 ** 20)           # a value of keep that no image can meet fails here, before the model runs
-        if self.content not in ("count", "sum") or not 0 <= self.alpha <= 1:
-            raise UserError(f'HiRED: content is "count" or "sum", alpha from 0 to 1; got {self.content!r}, {self.alpha}')
-        if self.grid and (len(self.grid) != 2 or min(self.grid) < 1):
+        if self.grid and len(self.grid) != 2:
             raise UserError(f"HiRED: grid is the rows and columns of the tiles, like 2,2; got {self.grid}")
 
     @property

@@ -22,11 +22,13 @@ is none (in the released code a zero vector).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from pruning.base import Pruner, Reduction, UserError, tokens_to_keep
+from pruning.fields import Amount, Count, FromOne
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,19 @@ class PruMerge(Pruner):
     `keep` counts every token left of a tile, the pooled one too: 73 of 576 is the released code's fixed ratio 1/8.
     """
 
-    keep: float | int | None = None    # None: as many as are outliers; else share, or number, of each tile's tokens left
-    neighbours: int = 32               # k nearest neighbours merged into each kept token
+    keep: Amount | None = None         # None: as many as are outliers; else share, or number, of each tile's tokens left
+    neighbours: Count = 32             # k nearest neighbours merged into each kept token
     normalise: bool = False            # divide by the sum of weights (paper)
     pooled: bool = True                # append the sum of all that is not kept (code)
-    sources: str = "all"               # what may be merged: "all" other tokens (code) or the "pruned" ones
-    attention: str = "last"            # block that is looked at: "last" (code) or "penultimate" (paper)
+    sources: Literal["all", "pruned"] = "all"  # what may be merged: "all" other tokens (code) or the "pruned" ones
+    attention: Literal["last", "penultimate"] = "last"  # block that is looked at: "last" (code) or "penultimate" (paper)
 
     site = "vision"
     per = "tile"
     preconditions = frozenset({"cls"})
 
     def __post_init__(self):
-        name = type(self).__name__
-        if self.sources not in ("all", "pruned") or self.attention not in ("last", "penultimate"):
-            raise UserError(f'{name}: sources is "all" or "pruned", attention "last" or "penultimate"; '
-                            f"got {self.sources!r}, {self.attention!r}")
-        if self.neighbours < 0:
-            raise UserError(f"{name}: neighbours is a number from 0; got {self.neighbours}")
+        super().__post_init__()
         self.budget(2 ** 20)           # a value of keep that no tile can meet fails here, before the model runs
 
     @property
@@ -124,13 +121,11 @@ class PruMerge(Pruner):
 class PruMergePlus(PruMerge):
     """PruMerge, and a uniform sample of the patches kept too; with `keep`, half is chosen by attention, half is the grid."""
 
-    density: int = 3                   # of the grid, in multiples of the number of outliers; only with keep=None
+    density: FromOne = 3               # of the grid, in multiples of the number of outliers; only with keep=None
     duplicates: bool = False           # with keep: count a patch twice that is strong and on the grid (released code)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.density < 1:
-            raise UserError(f"PruMergePlus: density is a number from 1; got {self.density}")
         if self.duplicates and self.keep is None:
             raise UserError("PruMergePlus: duplicates needs keep: the adaptive form keeps nothing twice")
 

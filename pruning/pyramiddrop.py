@@ -12,8 +12,10 @@ here several make one set.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from pruning.base import Pruner, Reduction, UserError, solve, tokens_to_keep, top
+from pruning.base import Pruner, Reduction, solve, tokens_to_keep, top
+from pruning.fields import Amount, AnyLayer
 from pruning.schedule import check_stages, stages
 
 
@@ -21,18 +23,17 @@ from pruning.schedule import check_stages, stages
 class PyramidDrop(Pruner):
     """Before each of `layers`, keep the visual tokens that the last token looks at most in that layer."""
 
-    layers: tuple = (8, 16, 24)        # the first layer of each stage
-    ratios: tuple = (0.5, 0.25, 0.125)  # share (or number) of the original visual tokens that enters it
-    positions: str = "renumber"        # the survivors 0.., or "keep" their ids
+    layers: tuple[AnyLayer, ...] = (8, 16, 24)  # the first layer of each stage
+    ratios: tuple[Amount, ...] = (0.5, 0.25, 0.125)  # share (or number) of the original visual tokens that enters it
+    positions: Literal["keep", "renumber"] = "renumber"  # the survivors 0.., or "keep" their ids
     rounding: str = "floor"            # of share * n
 
     needs = frozenset({"own_attn"})
     laws = frozenset({"select", "ordered", "scale", "needle"})
 
     def __post_init__(self):
+        super().__post_init__()
         check_stages("PyramidDrop", self)
-        if self.positions not in ("keep", "renumber"):
-            raise UserError(f'PyramidDrop: positions is "keep" or "renumber"; got {self.positions!r}')
 
     def reduce_at(self, layers):
         return tuple(self.layers)

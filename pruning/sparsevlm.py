@@ -19,59 +19,56 @@ drops nothing.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.fields import Amount, AnyLayer, Count, FromOne, NotNegative
 
 LAYERS = {"v1.0": (2, 6, 15, 19), "v1.5": (2, 6, 15), "v2.0": (2, 6, 15)}
 TABLES = {      # average of 576 tokens: v1.0 scale and bias; the others the tokens kept after each of LAYERS, without clusters
     "v1.0": {0: (0, 0), 64: (.8, 0), 128: (9, 6), 192: (13.5, 0), 576: (0, 576)},
     "v1.5": {0: (0, 0, 0), 64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110), 576: (576, 576, 576)},
     "v2.0": {0: (0, 0, 0), 64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118), 576: (576, 576, 576)}}
-WORDS = dict(version=tuple(LAYERS), raters=(">", ">="), merge=("mean", "sum"), ties=("first", "noise", "none"))
 
 
 @dataclass(frozen=True)
 class SparseVLM(Pruner):
     """Keep the visual tokens that the relevant text attends to; in v1.x recycle some of the others."""
 
-    version: str = "v1.5"              # "v1.0" rank and four cuts, "v1.5" table, "v2.0" table, no recycling
-    keep: float | int = 1 / 3          # share, or number, left on average over the layers: a row of the table, or between two
-    layers: tuple = ()                 # cut what leaves these layers (from 0); (): those of LAYERS
-    table: tuple = ()                  # in place of keep: the tokens kept at each cut; v1.0: scale and bias
-    lam: float | None = None           # v1.0, in place of keep: lambda of the paper's rule
-    raters: str = ">"                  # text ">" (code) or ">=" (paper) the mean relevance
+    version: Literal["v1.0", "v1.5", "v2.0"] = "v1.5"  # "v1.0" rank and four cuts, "v1.5" table, "v2.0" table, no recycling
+    keep: Amount = 1 / 3               # share, or number, left on average over the layers: a row of the table, or between two
+    layers: tuple[AnyLayer, ...] = ()  # cut what leaves these layers (from 0); (): those of LAYERS
+    table: tuple[float, ...] = ()      # in place of keep: the tokens kept at each cut; v1.0: scale and bias
+    lam: NotNegative | None = None     # v1.0, in place of keep: lambda of the paper's rule
+    raters: Literal[">", ">="] = ">"   # text ">" (code) or ">=" (paper) the mean relevance
     recycle: float = 0.3               # tau, share of the dropped tokens that is recycled; 0: none
     clusters: float = 0.1              # theta, clusters as a share of the recycled
-    extra: int = 1                     # one more of both (code), or 0 (paper)
-    neighbours: int | None = None      # k of kNN, itself one of them; None: the number of clusters (code)
-    merge: str = "mean"                # a cluster is the "mean" (code) or "sum" (paper) of its tokens
-    ties: str = "first"                # of equal densities: the "first" is denser, "noise" decides (code), "none" is
+    extra: Count = 1                   # one more of both (code), or 0 (paper)
+    neighbours: FromOne | None = None  # k of kNN, itself one of them; None: the number of clusters (code)
+    merge: Literal["mean", "sum"] = "mean"  # a cluster is the "mean" (code) or "sum" (paper) of its tokens
+    ties: Literal["first", "noise", "none"] = "first"  # of equal densities: the "first" is denser, "noise" decides (code), "none" is
     seed: int = 0                      # of the noise
-    heads: int = 14                    # v2.0: heads that rate
+    heads: FromOne = 14                # v2.0: heads that rate
 
     needs = frozenset({"attn", "prompt"})
     rows = "text"
     preconditions = frozenset({"text"})            # after the image
 
     def __post_init__(self):
-        for name, words in WORDS.items():
-            if getattr(self, name) not in words:
-                raise UserError(f"SparseVLM: {name} is one of {', '.join(words)}, not {getattr(self, name)!r}")
+        super().__post_init__()
         if any(a >= b for a, b in zip((-1, *self.cuts), self.cuts)):
             raise UserError(f"SparseVLM: layers must rise from 0 upwards; got {self.layers}")
         wanted = 2 if self.version == "v1.0" else len(self.cuts)
         if len(self.table or TABLES[self.version][0]) != wanted or min(self.table, default=0) < 0:
             what = "scale and bias" if self.version == "v1.0" else f"{wanted} numbers, one a cut"
             raise UserError(f"SparseVLM: table is {what}, none negative; got {self.table or 'none'}")
-        if self.lam is not None and (self.version != "v1.0" or self.table or self.lam < 0):
-            raise UserError('SparseVLM: lam is at least 0, in place of table, and goes with version="v1.0", which has a rank')
-        if not (0 <= self.recycle <= 1 and 0 <= self.clusters <= 1 and self.extra >= 0):
-            raise UserError("SparseVLM: recycle and clusters are shares from 0 to 1, extra at least 0")
-        if self.heads < 1 or self.neighbours is not None and self.neighbours < 1:
-            raise UserError("SparseVLM: heads and neighbours are at least 1")
+        if self.lam is not None and (self.version != "v1.0" or self.table):
+            raise UserError('SparseVLM: lam is in place of table, and goes with version="v1.0", which has a rank')
+        if not (0 <= self.recycle <= 1 and 0 <= self.clusters <= 1):
+            raise UserError(f"SparseVLM: recycle and clusters are shares from 0 to 1; got {self.recycle} and {self.clusters}")
 
     @property
     def cuts(self):

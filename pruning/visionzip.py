@@ -22,14 +22,15 @@ import torch
 import torch.nn.functional as F
 
 from pruning.base import Pruner, Reduction, UserError, tokens_to_keep, top
+from pruning.fields import Amount
 
 
 @dataclass(frozen=True)
 class VisionZip(Pruner):
     """Keep the patches that the class token looks at, and merge the others by their keys."""
 
-    keep: float | int = 1 / 9          # number, or share, of the tokens of each tile left, of both kinds: 64 of 576
-    contextual: float | int = 10 / 64  # of these the contextual ones: share, rounded down, or number
+    keep: Amount = 1 / 9               # number, or share, of the tokens of each tile left, of both kinds: 64 of 576
+    contextual: Amount = 10 / 64       # of these the contextual ones: share, rounded down, or number
     average: bool = False              # contextual tokens are averages (paper), not target + average of the others
     cls: bool = True                   # the class token is a visual token, and the first dominant one
 
@@ -39,6 +40,7 @@ class VisionZip(Pruner):
     preconditions = frozenset({"cls"})
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.contextual <= (1 if isinstance(self.contextual, float) else 2 ** 20):
             raise UserError(f"VisionZip: contextual is a share from 0 to 1.0, or a number from 0; got {self.contextual}")
         self.counts(self.keep if isinstance(self.keep, int) else 2 ** 20)

@@ -18,15 +18,16 @@ from dataclasses import dataclass
 import torch
 
 from pruning.base import Pruner, Reduction, UserError, cosines, tokens_to_keep
+from pruning.fields import Amount, FromOne, Share
 
 
 @dataclass(frozen=True)
 class VisPruner(Pruner):
     """Keep the patches that the class token looks at, and the most diverse of the others."""
 
-    keep: float | int = 2 / 9          # T: number, or share, of the tokens of each tile kept: 128 of 576
-    important: float = 0.5             # r: share of T that is chosen by attention
-    removed: int = 8                   # tokens removed from the rest in one round
+    keep: Amount = 2 / 9               # T: number, or share, of the tokens of each tile kept: 128 of 576
+    important: Share = 0.5             # r: share of T that is chosen by attention
+    removed: FromOne = 8               # tokens removed from the rest in one round
 
     site = "vision"
     per = "tile"
@@ -34,10 +35,8 @@ class VisPruner(Pruner):
     preconditions = frozenset({"cls"})
 
     def __post_init__(self):
+        super().__post_init__()
         self.budget(2 ** 20)           # a value of keep that no tile can meet fails here, before the model runs
-        if not 0 <= self.important <= 1 or self.removed < 1:
-            raise UserError(f"VisPruner: important is a share from 0 to 1, removed is at least 1; "
-                            f"got {self.important}, {self.removed}")
 
     def budget(self, n, tiles=1):
         """Visual tokens left of n in all, the tiles being equal in size."""

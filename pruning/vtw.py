@@ -11,29 +11,24 @@ n positions drawn from the whole prompt, text too; here text is never dropped: o
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from pruning.base import Pruner, Reduction, UserError, solve
+from pruning.fields import Layer
 
 
 @dataclass(frozen=True)
 class VTW(Pruner):
     """Drop all visual tokens before layer K."""
 
-    layer: int = 15                    # K: the first layer without an image; the number of layers: it is never withdrawn
-    positions: str = "keep"            # "keep" the ids of the text, or "renumber" it 0..
-    mode: str = "visual"               # "visual": withdraw them all; "random": those among n random positions
+    layer: Layer = 15                  # K: the first layer without an image; the number of layers: it is never withdrawn
+    positions: Literal["keep", "renumber"] = "keep"  # "keep" the ids of the text, or "renumber" it 0..
+    mode: Literal["visual", "random"] = "visual"  # "visual": withdraw them all; "random": those among n random positions
     seed: int = 0                      # of mode "random"
 
     needs = frozenset()
-
-    def __post_init__(self):
-        if self.positions not in ("keep", "renumber") or self.mode not in ("visual", "random"):
-            raise UserError('VTW: positions is "keep" or "renumber", mode "visual" or "random"; '
-                            f"got {self.positions!r}, {self.mode!r}")
-        if self.layer < 1:
-            raise UserError("VTW: layer must be at least 1: before layer 0 the text has read nothing of the image")
 
     @property
     def laws(self):
