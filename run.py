@@ -4,6 +4,7 @@
 import json
 import os
 import sys
+import warnings
 from argparse import Namespace
 from math import isfinite
 from pathlib import Path
@@ -268,18 +269,48 @@ COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "eval": 
 
 
 def main(argv):
-    """Run one command, without words the first look; the exit status."""
+    """Run one command, without words the first look; the exit status: 2 after bad input, 70 after a bug of ours."""
     try:
-        args = parser(COMMANDS).parse_args(shipped.first_look() if argv == [] else argv, Namespace(argv=argv))
-        return args.function(args) or 0
-    except UserError as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 2
+        return ended(argv)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:                            # whoever read the output, like head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except Exception as error:
+        line, status = refusal(error), 2
+        if line is None:
+            if "--debug" in argv or os.environ.get("MINIVLM_DEBUG"):   # the tests set the variable: a bug fails them
+                raise
+            name = type(error).__name__
+            line = UserError(f"this is a bug: {name}: {error}; please report it, with what --debug prints")
+            status = 70
+        print(f"run.py: {line}", file=sys.stderr)
+        return status
+
+
+def ended(argv):
+    """The exit status of a command. What libraries warn of is shown at its end, not around a refusal."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            args = parser(COMMANDS).parse_args(shipped.first_look() if argv == [] else argv, Namespace(argv=argv))
+            if "device" in args and "LOCAL_RANK" not in os.environ:    # torchrun's processes each get their own
+                device_of(args.device)
+            status = args.function(args) or 0
+        except BrokenPipeError:                        # whoever read the output, like head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 141
+    for warning in caught:
+        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    return status
+
+
+def refusal(error):
+    """The line on what a user can mend: the error's own, the system's with the file's name, a full memory; None for a bug."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError):
+        return UserError(f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error})")
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
+        return UserError("the memory is full: take a smaller model, fewer tokens at once or --dtype bfloat16")
+    return None
 
 
 if __name__ == "__main__":

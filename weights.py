@@ -5,6 +5,7 @@
                   -> tensors     -> memory-mapped and assigned: no second copy, nothing is read before it is used
 """
 
+import warnings
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -19,6 +20,7 @@ from minivlm.files import DTYPES, folder_of, read_json, stored
 from minivlm.image import ImageProcessor
 from minivlm.internvl import InternVL, TileProcessor
 from minivlm.internvl_config import LAYOUTS as INTERNVL_LAYOUTS, InternVLConfig, split
+from minivlm.limits import check
 from minivlm.llava import Llava
 from minivlm.text import Tokenizer
 from minivlm.tiles import TilesProcessor
@@ -89,7 +91,7 @@ def find(model, folder):
     there, nor what lies above the hidden states that LLaVA reads.
     """
     config, shapes = model.config, {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    optional = _unused(config) + ["lm_head"] * config.text.tie_word_embeddings
+    optional = _may_be_missing(config)
     tensors = stored(folder)
     if isinstance(model, InternVL):
         return _match(folder, split(tensors, config), shapes, INTERNVL_LAYOUTS, optional)
@@ -113,15 +115,26 @@ def _unused(config):
     return ["vision_tower.post_layernorm"] + [f"vision_tower.layers.{l}" for l in range(highest, count)]
 
 
+def _may_be_missing(config):
+    """The parts that a checkpoint may leave out, each a list of names that are all there or all missing.
+
+    Of the tower that is the norm at its end, or with it every layer that never runs. If only layers are missing,
+    config.json has more of them than the model that was saved: counted from its end, the features are another layer's.
+    """
+    unused = _unused(config)
+    parts = [unused[:1], unused] if unused else []
+    return parts + [["lm_head"]] * config.text.tie_word_embeddings
+
+
 def _match(folder, tensors, shapes, layouts, optional):
     """{parameter name: Stored} by the layout whose names fit best; strict both ways, but for optional parts."""
     tables = ({named(layout, ours): ours for ours in shapes} for layout in layouts)
     table = max(tables, key=lambda table: len(table.keys() & tensors.keys()))
     absent = {ours for key, ours in table.items() if key not in tensors}
-    for part in optional:
-        whole = {ours for ours in shapes if ours.startswith(part + ".")}
-        absent -= whole if whole <= absent else set()
-    missing, spare = [key for key, ours in table.items() if ours in absent], [key for key in tensors if key not in table]
+    wholes = [{ours for ours in shapes for name in part if ours.startswith(name + ".")} for part in optional]
+    missed = absent.difference(*(whole for whole in wholes if whole <= absent))
+    missing = [key for key, ours in table.items() if ours in missed]
+    spare = [key for key in tensors if key not in table]
     if missing or spare:
         raise UserError(f"{folder}: " + ", ".join(_some(missing, "missing") + _some(spare, "no part of this model"))
                         + ": config.json and the safetensors files do not belong together, or are not whole")
@@ -195,9 +208,14 @@ def _dtype(dtype):
 def device_of(name):
     """The torch device called so; UserError where it cannot be used here."""
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")        # the sentence below says it
+            probe = torch.ones(1, device=name)
+            probe.item()                           # the meta device, and some that are not built in, have no values
+            return probe.device
+    except Exception as error:                     # each kind of device has its own
+        first = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise UserError(f"device {name!r} cannot be used here ({first}): try cpu") from None
 
 
 def _eos(folder, model):
@@ -207,8 +225,9 @@ def _eos(folder, model):
     """
     names = ["generation_config.json"] + ["config.json"] * (not isinstance(model, InternVL))
     for path in (folder / name for name in names):
-        raw = read_json(path) if path.is_file() else {}
-        eos = raw.get("eos_token_id", (raw.get("text_config") or {}).get("eos_token_id"))
+        raw = read_json(path) if path.exists() else {}
+        text = check(path, "text_config", raw.get("text_config"), dict | None) or {}
+        eos = check(path, "eos_token_id", raw.get("eos_token_id", text.get("eos_token_id")), int | list[int] | None)
         if eos is not None:
             return tuple(eos) if isinstance(eos, list) else (eos,)
     return () if model.tokenizer is None or model.tokenizer.eos is None else (model.tokenizer.eos,)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minivlm.clip import ACTIVATIONS
 from minivlm.files import read_json
+from minivlm.limits import LIMITS, LONGEST, check, checked
 from pruning.base import UserError
 
 
@@ -88,6 +89,7 @@ CLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_a
             patch_size=32)
 # ... and for the towers that an original config only names.
 TOWERS = {"clip-vit-large-patch14-336": {}, "clip-vit-large-patch14": dict(image_size=224)}
+TILES = LIMITS["max_tiles"][1]
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -104,28 +106,36 @@ def read_config(folder):
         raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
     original = kind in ("llava_llama", "llava_mistral") or any(key.startswith("mm_") for key in raw)
     config = _original(path, raw) if original else _hugging_face(path, raw)
+    _check_heads(path, config)
     _check_feature_layer(path, config)
     _check_pinpoints(path, config)
     return config
 
 
 def _hugging_face(path, raw):
-    text, vision = _section(path, raw, "text_config"), _section(path, raw, "vision_config")
+    text = _section(path, raw, "text_config")
+    vision = _section(path, raw, "vision_config")
     _only(path, raw, projector_hidden_act=ACTIVATIONS, vision_feature_select_strategy=("default", "full"))
     anyres, mistral = raw["model_type"] == "llava_next", text.get("model_type") == "mistral"
-    return LlavaConfig(
-        VisionConfig() if raw.get("vision_config") is None else _vision(path, vision),
-        _text(path, text, raw.get("tie_word_embeddings", False)),
-        raw.get("image_token_index", raw.get("image_token_id", 32000)), raw.get("projector_hidden_act", "gelu"),
-        raw.get("vision_feature_layer", -2), raw.get("vision_feature_select_strategy", "default"),
-        raw.get("multimodal_projector_bias", True), "anyres" if anyres else "crop",
-        (raw.get("image_grid_pinpoints") or PINPOINTS) if anyres else None, dtype=_dtype(path, raw, text),
+    pinpoints = raw.get("image_grid_pinpoints")
+    return checked(path, LlavaConfig, dict(
+        vision=VisionConfig() if raw.get("vision_config") is None else _vision(path, vision),
+        text=_text(path, text, raw),
+        image_token_index=raw.get("image_token_index", raw.get("image_token_id", 32000)),
+        projector_hidden_act=raw.get("projector_hidden_act", "gelu"),
+        vision_feature_layer=raw.get("vision_feature_layer", -2),
+        vision_feature_select_strategy=raw.get("vision_feature_select_strategy", "default"),
+        multimodal_projector_bias=raw.get("multimodal_projector_bias", True),
+        image_aspect_ratio="anyres" if anyres else "crop",
+        image_grid_pinpoints=(PINPOINTS if pinpoints is None else pinpoints) if anyres else None,
+        dtype=_dtype(path, raw, text),
         pad_token_id=raw.get("pad_token_id", text.get("pad_token_id")),
-        template="llava-hf" if not anyres else "mistral" if mistral else "llava_v1")
+        template="llava-hf" if not anyres else "mistral" if mistral else "llava_v1"))
 
 
 def _original(path, raw):
-    tower, aspect = raw.get("mm_vision_tower"), raw.get("image_aspect_ratio")
+    tower = raw.get("mm_vision_tower")
+    aspect = check(path, "image_aspect_ratio", raw.get("image_aspect_ratio"), str | None)
     if anyres := str(aspect).startswith("anyres"):
         _only(path, {"mm_patch_merge_type": "flat"} | raw, image_aspect_ratio=("anyres",), mm_patch_merge_type=("spatial_unpad",))
     _only(path, {"mm_projector_type": "linear"} | raw, mm_projector_type=("mlp2x_gelu",), mm_use_im_start_end=(False,),
@@ -134,15 +144,15 @@ def _original(path, raw):
         raise UserError(f"{path}: mm_vision_tower must name the CLIP tower, and is {tower!r}")
     mistral = "Mistral" in str(raw.get("architectures")) or raw.get("model_type") == "llava_mistral"
     text = _text(path, raw | {"model_type": "mistral" if mistral else "llama"})
-    return LlavaConfig(
-        _tower(path, tower), text,
+    return checked(path, LlavaConfig, dict(
+        vision=_tower(path, tower), text=text,
         image_token_index=text.vocab_size,         # the original has no such token: the first id that is no word
         vision_feature_layer=raw.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="full" if raw.get("mm_vision_select_feature") == "cls_patch" else "default",
         image_aspect_ratio=aspect if aspect in ("pad", "anyres") else "crop",
         image_grid_pinpoints=_turned(path, raw.get("image_grid_pinpoints")) if anyres else None,
         dtype=_dtype(path, raw), original=True, vision_tower=tower, pad_token_id=raw.get("pad_token_id"),
-        template="mistral" if mistral else "llava_v1")
+        template="mistral" if mistral else "llava_v1"))
 
 
 def _turned(path, pinpoints):
@@ -153,28 +163,36 @@ def _turned(path, pinpoints):
 
 
 def _pairs(pinpoints):
-    return isinstance(pinpoints, list) and pinpoints and all(
-        isinstance(p, list) and len(p) == 2 and all(isinstance(n, int) and n > 0 for n in p) for p in pinpoints)
+    if not isinstance(pinpoints, list) or not 1 <= len(pinpoints) <= LONGEST:
+        return False
+    pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in pinpoints)
+    return pairs and all(type(n) is int and n > 0 for pair in pinpoints for n in pair)
 
 
-def _text(path, raw, tied=False):
+def _text(path, raw, top={}):
+    """The TextConfig of a text_config; `top` is what stands around it."""
     kind = raw.get("model_type", "llama")
     _only(path, raw, model_type=TEXT, hidden_act=("silu",))
     given = TEXT[kind] | _known(TextConfig, raw) | {"rope_theta": _rope_theta(path, raw)}
-    given["tie_word_embeddings"] = bool(tied or raw.get("tie_word_embeddings"))
+    given["tie_word_embeddings"] = any(_flag(path, place, "tie_word_embeddings") for place in (raw, top))
     if kind == "llama":                            # Qwen2 has biases on three of the four projections, whatever it says
-        given["qkv_bias"] = given["o_bias"] = raw.get("attention_bias", False)
-    config = _checked(path, TextConfig, given)
+        given["qkv_bias"] = given["o_bias"] = _flag(path, raw, "attention_bias")
+    windowed = _flag(path, raw, "use_sliding_window")
+    config = checked(path, TextConfig, given)
     if kind == "qwen2":                            # its window is that of some layers: up to its width they are the same
-        window = config.sliding_window if raw.get("use_sliding_window") else None
+        window = config.sliding_window if windowed else None
         config.max_position_embeddings = min(config.max_position_embeddings, window or config.max_position_embeddings)
     config.sliding_window = config.sliding_window if kind == "mistral" else None
     return config
 
 
+def _flag(path, raw, name):
+    return bool(check(path, name, raw.get(name), bool | None))
+
+
 def _vision(path, raw):
     _only(path, raw, model_type=("clip_vision_model",), hidden_act=ACTIVATIONS)
-    return _checked(path, VisionConfig, CLIP | _known(VisionConfig, raw))
+    return checked(path, VisionConfig, CLIP | _known(VisionConfig, raw))
 
 
 def _tower(path, name):
@@ -182,7 +200,7 @@ def _tower(path, name):
     folder = tower_folder(path.parent, name)
     if folder and (folder / "config.json").is_file():
         raw = read_json(folder / "config.json")
-        return _vision(folder / "config.json", raw.get("vision_config") or raw)
+        return _vision(folder / "config.json", _section(folder / "config.json", raw, "vision_config") or raw)
     if Path(name).name not in TOWERS:
         raise UserError(f"{path}: mm_vision_tower {name!r} is not known ({', '.join(TOWERS)} are): "
                         "put the folder of that CLIP model beside the checkpoint's")
@@ -193,14 +211,11 @@ def tower_folder(folder, name):
     """Where a named CLIP tower lies: at that path, in the checkpoint's folder or beside it; None if nowhere."""
     folder = Path(os.path.abspath(folder))
     places = (at / part for at in (folder, folder.parent, Path()) for part in (name, Path(name).name))
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if os.path.isdir(place)), None)
 
 
 def _section(path, raw, name):
-    section = raw.get(name) or {}
-    if not isinstance(section, dict):
-        raise UserError(f"{path}: {name} must be an object, and is {section!r}")
-    return section
+    return check(path, name, raw.get(name), dict | None) or {}
 
 
 def _only(path, raw, **supported):
@@ -214,21 +229,16 @@ def _known(cls, raw):
     return {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
 
 
-def _checked(path, cls, given):
-    """cls(**given), with every size a whole number above 0."""
-    for f in fields(cls):
-        value, number = given.get(f.name, f.default), float if isinstance(f.default, float) else int
-        if isinstance(f.default, (bool, str)) or value is None is f.default:
-            continue
-        if not isinstance(value, (number, int)) or value <= 0:
-            raise UserError(f"{path}: {f.name} must be a positive number, and is {value!r}")
-    return cls(**given)
-
-
 def _rope_theta(path, raw):
     """theta, from rope_parameters or, in older files, from rope_theta and rope_scaling."""
-    rope = _section(path, raw, "rope_parameters") or _section(path, raw, "rope_scaling")
-    _only(path, rope, rope_type=("default",), type=("default",))
+    sections = [_section(path, raw, name) for name in ("rope_parameters", "rope_scaling")]
+    for rope in sections:
+        _only(path, rope, rope_type=("default",), type=("default",), partial_rotary_factor=(1, None))
+    if all(sections) and sections[0] != sections[1]:           # which of them counts differs from version to version
+        raise UserError(f"{path}: rope_parameters and rope_scaling differ: keep the one that the model was trained by")
+    rope = sections[0] or sections[1]
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UserError(f"{path}: rope_parameters that differ from layer to layer are not supported")
     return rope.get("rope_theta", raw.get("rope_theta", 10000.0))
 
 
@@ -238,10 +248,26 @@ def _dtype(path, *sections):
     return name
 
 
+def _check_heads(path, config):
+    """Sizes that only fit together."""
+    text, vision = config.text, config.vision
+    if text.num_attention_heads % text.num_key_value_heads:
+        raise UserError(f"{path}: num_attention_heads {text.num_attention_heads} is no multiple of "
+                        f"num_key_value_heads {text.num_key_value_heads}")
+    if text.head_dim < 2 or text.head_dim % 2:
+        raise UserError(f"{path}: head_dim is {text.head_dim}, and must be an even number: rotary embeddings turn pairs")
+    if vision.hidden_size % vision.num_attention_heads:
+        raise UserError(f"{path}: the tower's hidden_size {vision.hidden_size} is no multiple of its "
+                        f"num_attention_heads {vision.num_attention_heads}")
+    if vision.patch_size > vision.image_size:
+        raise UserError(f"{path}: patch_size {vision.patch_size} is larger than image_size {vision.image_size}")
+
+
 def _check_feature_layer(path, config):
-    layers, count = config.vision_feature_layer, config.vision.num_hidden_layers + 1
-    layers = layers if isinstance(layers, list) and layers else [layers]
-    if not all(isinstance(l, int) and -count <= l < count for l in layers):
+    count = config.vision.num_hidden_layers + 1
+    layers = config.vision_feature_layer
+    layers = layers if isinstance(layers, list) else [layers]
+    if not all(-count <= layer < count for layer in layers):
         raise UserError(f"{path}: vision_feature_layer {config.vision_feature_layer!r} names no hidden state of {count}")
 
 
@@ -251,5 +277,7 @@ def _check_pinpoints(path, config):
         return
     if not _pairs(pinpoints) or any(n % side for pair in pinpoints for n in pair):
         raise UserError(f"{path}: image_grid_pinpoints must be pairs of multiples of image_size {side}, and is {pinpoints!r}")
+    if any(height * width > TILES * side ** 2 for height, width in pinpoints):
+        raise UserError(f"{path}: image_grid_pinpoints {pinpoints!r} have a grid of more than {TILES} tiles")
     if config.vision_feature_select_strategy != "default":
         raise UserError(f"{path}: the class token has no place among the tiles: only the feature strategy 'default' is supported")

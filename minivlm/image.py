@@ -9,6 +9,7 @@ Grey of 16 or 32 bits is scaled to 8 (transformers and Pillow clip it: nearly al
 first frame. The orientation in the EXIF tags is applied.
 """
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ import torch
 from PIL import Image, ImageOps
 
 from minivlm.config import tower_folder
-from minivlm.files import read_json
+from minivlm.files import check_file, read_json
+from minivlm.limits import LIMITS, check
 from pruning.base import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)         # of the pictures CLIP was trained on: red, green, blue
 STD = (0.26862954, 0.26130258, 0.27577711)
+BYTES = 2 ** 28                                    # no file is opened that has more
 PIXELS = 2 ** 28                                   # no picture is padded or resized to more than this
 KINDS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor", "LlavaNextImageProcessor")
 
@@ -35,6 +38,8 @@ def open_image(image):
             warnings.simplefilter("ignore")        # Pillow's remarks on odd but readable files
             if isinstance(image, Image.Image):
                 return _rgb(image)
+            if isinstance(image, (str, os.PathLike)):
+                check_file(image, BYTES)
             with Image.open(image) as opened:
                 return _rgb(opened)
     except Exception as error:                     # a damaged file can raise anything in a decoder
@@ -107,19 +112,15 @@ class ImageProcessor:
 
         config: the LlavaConfig; image_aspect_ratio "pad" pads, vision.image_size is the side the model reads.
         """
+        path, told = _told(Path(folder))
         tower = config.vision_tower and tower_folder(folder, config.vision_tower)
-        told = _told(Path(folder)) or (_told(tower) if tower else {})
-        kind = told.get("image_processor_type") or told.get("feature_extractor_type") or KINDS[0]
-        kind = kind.removesuffix("Fast").removesuffix("Pil")
-        if kind not in KINDS:
-            raise UserError(f"{folder}: image_processor_type {kind} is not known; known are {', '.join(KINDS)}")
-        pad = config.image_aspect_ratio == "pad" or (kind == "LlavaImageProcessor" and told.get("do_pad"))
-        try:
-            processor = cls(mode="pad" if pad else "crop", **_fields(told, config.vision.image_size))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{folder}: preprocessor_config.json cannot be followed: {error}") from error
+        if tower and not told:
+            path, told = _told(tower)
+        kind = _kind(path, told)
+        pad = config.image_aspect_ratio == "pad" or kind == "LlavaImageProcessor" and _flag(path, told, "do_pad", False)
+        processor = cls(mode="pad" if pad else "crop", **_fields(path, told, config.vision.image_size))
         if processor.size != config.vision.image_size:
-            raise UserError(f"{folder}: preprocessor_config.json makes pixels of side {processor.size}, "
+            raise UserError(f"{path} makes pixels of side {processor.size}, "
                             f"but config.json's image_size is {config.vision.image_size}")
         return processor
 
@@ -183,41 +184,59 @@ class ImageProcessor:
 
 
 def _told(folder):
-    """What a folder's files say about images: {} where they say nothing."""
+    """The file of a folder that speaks of images, and what it says: {} if there is none."""
     preprocessor, processor = folder / "preprocessor_config.json", folder / "processor_config.json"
-    if preprocessor.is_file():
-        return read_json(preprocessor)
-    return (read_json(processor) if processor.is_file() else {}).get("image_processor") or {}
+    if preprocessor.exists():
+        return preprocessor, read_json(preprocessor)
+    raw = read_json(processor) if processor.exists() else {}
+    return processor, check(processor, "image_processor", raw.get("image_processor"), dict | None) or {}
 
 
-def _fields(told, side):
+def _kind(path, told):
+    names = [check(path, key, told.get(key), str | None) for key in ("image_processor_type", "feature_extractor_type")]
+    kind = (names[0] or names[1] or KINDS[0]).removesuffix("Fast").removesuffix("Pil")
+    if kind not in KINDS:
+        raise UserError(f"{path}: image_processor_type {kind} is not known; known are {', '.join(KINDS)}")
+    return kind
+
+
+def _fields(path, told, side):
     """ImageProcessor's fields from Hugging Face's keys; `side` where they name no size."""
     told = {key: value for key, value in told.items() if value is not None}
-    resize = _edges(told.get("size", side)) if told.get("do_resize", True) else None
-    crop = _edges(told.get("crop_size", side)) if told.get("do_center_crop", True) else resize
+    crops = _flag(path, told, "do_center_crop", True)
+    resize = _edges(path, "size", told.get("size", side)) if _flag(path, told, "do_resize", True) else None
+    crop = _edges(path, "crop_size", told.get("crop_size", side)) if crops else resize
     if crop is None or not isinstance(crop, int) and crop[0] != crop[1]:
-        raise ValueError(f"{crop} is not the side of a square")
-    return {"size": crop if isinstance(crop, int) else crop[0], "resize": resize,
-            "crop": told.get("do_center_crop", True), "mean": _three(told.get("image_mean", MEAN)),
-            "std": _three(told.get("image_std", STD)),
-            "resample": Image.Resampling(told.get("resample", Image.Resampling.BICUBIC)),
-            "rescale": float(told.get("rescale_factor", 1 / 255)) if told.get("do_rescale", True) else 1.0,
-            "normalize": told.get("do_normalize", True)}
+        raise UserError(f"{path}: {crop} is not the side of a square")
+    rescale = check(path, "rescale_factor", told.get("rescale_factor", 1 / 255), float)
+    resample = check(path, "resample", told.get("resample", int(Image.Resampling.BICUBIC)), int)
+    return {"size": crop if isinstance(crop, int) else crop[0], "resize": resize, "crop": crops,
+            "mean": _three(path, "image_mean", told.get("image_mean", MEAN)),
+            "std": _three(path, "image_std", told.get("image_std", STD)),
+            "resample": Image.Resampling(resample),
+            "rescale": float(rescale) if _flag(path, told, "do_rescale", True) else 1.0,
+            "normalize": _flag(path, told, "do_normalize", True)}
 
 
-def _edges(size):
+def _flag(path, told, name, default):
+    return check(path, name, default if told.get(name) is None else told[name], bool)
+
+
+def _edges(path, name, size):
     """336, {"shortest_edge": 336} -> 336; {"height": 336, "width": 224}, [336, 224] -> (336, 224)"""
+    edges = size if isinstance(size, list) else [size]
     if isinstance(size, dict):
-        known = set(size) in ({"shortest_edge"}, {"height", "width"})
-        size = size.get("shortest_edge") or (size["height"], size["width"]) if known else None
-    edges = (size,) if isinstance(size, int) else tuple(size or ())
-    if len(edges) not in (1, 2) or not all(isinstance(n, int) and n > 0 for n in edges):
-        raise ValueError("a size is a number, or shortest_edge, or height and width")
-    return edges[0] if len(edges) == 1 else edges
+        keys = ["shortest_edge"] if set(size) == {"shortest_edge"} else ["height", "width"]
+        edges = [size[key] for key in keys] if set(size) == set(keys) else []
+    least, most = LIMITS["size"]
+    if len(edges) not in (1, 2) or not all(type(n) is int and least <= n <= most for n in edges):
+        raise UserError(f"{path}: {name} must be a number from {least} to {most}, or shortest_edge, or height and width, "
+                        f"and is {size!r}")
+    return edges[0] if len(edges) == 1 else tuple(edges)
 
 
-def _three(values):
-    values = (values,) * 3 if isinstance(values, (int, float)) else tuple(map(float, values))
+def _three(path, name, values):
+    values = values if isinstance(values, (list, tuple)) else [values] * 3
     if len(values) != 3:
-        raise ValueError("image_mean and image_std are three numbers")
-    return values
+        raise UserError(f"{path}: {name} must be three numbers, and is {values!r}")
+    return tuple(float(check(path, name, value, float)) for value in values)

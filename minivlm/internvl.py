@@ -8,6 +8,7 @@ visual token has four.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from minivlm.attention import attention
 from minivlm.clip import ACTIVATIONS, MLP
 from minivlm.image import ImageProcessor, _fields, _told, open_image
+from minivlm.limits import check
 from minivlm.llava import Llava
 from pruning.base import UserError
 
@@ -158,17 +160,19 @@ class TileProcessor(ImageProcessor):
     @classmethod
     def from_folder(cls, folder, config):
         """As config.json says in OpenGVLab's layout; else as preprocessor_config.json or processor_config.json do."""
-        size, told = config.vision.image_size, {} if config.original else _told(folder)
-        if not told:
+        size = config.vision.image_size
+        path, told = _told(Path(folder))
+        if config.original or not told:
             return cls(size, min_tiles=config.min_tiles, max_tiles=config.max_tiles, thumbnail=config.use_thumbnail)
-        try:
-            known = _fields({"image_mean": MEAN, "image_std": STD} | told | {"do_center_crop": False, "do_resize": True}, size)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{folder}: preprocessor_config.json cannot be followed: {error}") from error
+        told = {"image_mean": MEAN, "image_std": STD} | told | {"do_center_crop": False, "do_resize": True}
+        known = _fields(path, told, size)
         if known["size"] != size:
-            raise UserError(f"{folder}: preprocessor_config.json makes pixels of side {known['size']}, "
-                            f"but config.json's image_size is {size}")
-        return cls(**known | {"resize": None}, min_tiles=told.get("min_patches") or 1, max_tiles=told.get("max_patches") or 12)
+            raise UserError(f"{path} makes pixels of side {known['size']}, but config.json's image_size is {size}")
+        least = check(path, "min_patches", told.get("min_patches") or 1, int)
+        most = check(path, "max_patches", told.get("max_patches") or 12, int)
+        if least > most:
+            raise UserError(f"{path}: min_patches {least} is more than max_patches {most}")
+        return cls(**known | {"resize": None}, min_tiles=least, max_tiles=most)
 
     def grid(self, width, height):
         """(columns, rows) of tiles: the shape nearest to the picture's; of equals the larger, if it is not far too large."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from minivlm.chatml import CHATML
 from minivlm.clip import ACTIVATIONS
-from minivlm.config import TextConfig, VisionConfig, _checked, _dtype, _known, _only, _section, _text
+from minivlm.config import TextConfig, VisionConfig, _check_heads, _dtype, _known, _only, _section, _text
 from minivlm.files import read_json
+from minivlm.limits import check, checked
 from pruning.base import UserError
 
 CONTEXT = "<IMG_CONTEXT>"                          # the token in whose place a visual token is put
@@ -57,17 +58,32 @@ def read_internvl(path, raw):
     """The InternVLConfig of a config.json. UserError names the key of what is not supported."""
     if raw.get("quantization_config"):
         raise UserError(f"{path}: quantization_config: quantised weights are not read, use the bfloat16 checkpoint")
-    return (_original if raw["model_type"] == "internvl_chat" else _hugging_face)(path, raw)
+    config = (_original if raw["model_type"] == "internvl_chat" else _hugging_face)(path, raw)
+    _check_heads(path, config)
+    _check_tiles(path, config)
+    return config
+
+
+def _check_tiles(path, config):
+    size, patch = config.vision.image_size, config.vision.patch_size
+    side, least, most = size // patch, config.min_tiles, config.max_tiles
+    if side % config.join:
+        raise UserError(f"{path}: pixel shuffle joins {config.join} patches a side, and of patch_size {patch} "
+                        f"image_size {size} has {side}")
+    if least > most:
+        raise UserError(f"{path}: min_dynamic_patch {least} is more than max_dynamic_patch {most}")
 
 
 def _hugging_face(path, raw):
     text, vision = {"model_type": "qwen2"} | _section(path, raw, "text_config"), _section(path, raw, "vision_config")
     _only(path, raw, projector_hidden_act=ACTIVATIONS, vision_feature_select_strategy=("default",), downsample_ratio=(0.5,),
           vision_feature_layer=(-1,))
-    return InternVLConfig(
-        _vision(path, {"attention_bias": False} | vision), _decoder(path, text, raw.get("tie_word_embeddings", True)),
-        raw.get("image_token_id", 151667), raw.get("projector_hidden_act", "gelu"),
-        dtype=_dtype(path, raw, text))
+    return checked(path, InternVLConfig, dict(
+        vision=_vision(path, {"attention_bias": False} | vision),
+        text=_decoder(path, text, {"tie_word_embeddings": True} | raw),
+        image_token_index=raw.get("image_token_id", 151667),
+        projector_hidden_act=raw.get("projector_hidden_act", "gelu"),
+        dtype=_dtype(path, raw, text)))
 
 
 def _original(path, raw):
@@ -79,39 +95,54 @@ def _original(path, raw):
     vision = {"attention_bias": vision.get("qkv_bias", True), "use_qk_norm": vision.get("qk_normalization", False)} | vision
     size = raw.get("force_image_size") or vision.get("image_size", 448)
     _only(path, {"image_size": size}, image_size=(vision.get("image_size", 448),))
-    tiles = raw.get("max_dynamic_patch", 12) if raw.get("dynamic_image_size", True) else 1
-    return InternVLConfig(
-        _vision(path, vision), _decoder(path, text | {"model_type": "llama" if kind == "internlm2" else kind}),
-        _context_id(path.parent) or CONTEXT_IDS[kind], min_tiles=raw.get("min_dynamic_patch", 1), max_tiles=tiles,
-        use_thumbnail=raw.get("use_thumbnail", True), template=raw["template"], dtype=_dtype(path, raw, text), original=True)
+    dynamic = check(path, "dynamic_image_size", raw.get("dynamic_image_size", True), bool)
+    return checked(path, InternVLConfig, dict(
+        vision=_vision(path, vision),
+        text=_decoder(path, text | {"model_type": "llama" if kind == "internlm2" else kind}),
+        image_token_index=_context_id(path.parent) or CONTEXT_IDS[kind],
+        min_tiles=raw.get("min_dynamic_patch", 1) if dynamic else 1,
+        max_tiles=raw.get("max_dynamic_patch", 12) if dynamic else 1,
+        use_thumbnail=raw.get("use_thumbnail", True),
+        template=raw["template"], dtype=_dtype(path, raw, text), original=True))
 
 
 def _vision(path, raw):
     """A square side may be written as a list of two; what InternViT-6B has otherwise is not supported."""
-    raw = raw | {key: raw[key][0] for key in ("image_size", "patch_size") if isinstance(raw.get(key), (list, tuple))}
+    listed = [key for key in ("image_size", "patch_size") if isinstance(raw.get(key), list)]
+    raw = raw | {key: _side(path, key, raw[key]) for key in listed}
     _only(path, raw, hidden_act=ACTIVATIONS, norm_type=("layer_norm",), use_qk_norm=(False,), num_channels=(3,),
           use_absolute_position_embeddings=(True,), use_mean_pooling=(True,))
-    return _checked(path, InternViTConfig, _known(InternViTConfig, raw))
+    return checked(path, InternViTConfig, _known(InternViTConfig, raw))
 
 
-def _decoder(path, raw, tied=False):
+def _side(path, name, sides):
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise UserError(f"{path}: {name} {sides!r} is not the side of a square, twice")
+    return sides[0]
+
+
+def _decoder(path, raw, top={}):
     """InternLM2 is LLaMA's network. Its dynamic rotary embedding differs past max_position_embeddings alone, where the
     context ends anyway."""
     for name in ("rope_scaling", "rope_parameters"):
         rope = _section(path, raw, name)
         if "dynamic" in (rope.get("type"), rope.get("rope_type")):
             raw = raw | {name: {key: value for key, value in rope.items() if key == "rope_theta"}}
-    return _text(path, raw, tied)
+    return _text(path, raw, top)
 
 
 def _context_id(folder):
     """The id of the image's token in the tokenizer's files, or None where they do not tell."""
     for name in ("tokenizer_config.json", "added_tokens.json", "tokenizer.json"):
-        told = read_json(folder / name) if (folder / name).is_file() else {}
-        added = {str(token.get("content")): id for id, token in (told.get("added_tokens_decoder") or {}).items()}
-        added |= {token["content"]: token["id"] for token in told.get("added_tokens") or ()}
-        if id := (added | told).get(CONTEXT):
-            return int(id)
+        path = folder / name
+        raw = read_json(path) if path.is_file() else {}
+        by_id = check(path, "added_tokens_decoder", raw.get("added_tokens_decoder"), dict | None) or {}
+        listed = check(path, "added_tokens", raw.get("added_tokens"), list | None) or []
+        tokens = [*by_id.items(), *((token.get("id"), token) for token in listed if isinstance(token, dict))]
+        added = {str(token.get("content")): id for id, token in tokens if isinstance(token, dict)}
+        id = raw.get(CONTEXT, added.get(CONTEXT))              # added_tokens.json is {content: id}
+        if id is not None:
+            return check(path, "id", int(id) if str(id).isdecimal() else id, int)
 
 
 # The names of the tensors in a file, from those of the parameters: (what it is there, what it becomes), one after the other.
@@ -152,7 +183,7 @@ def split(tensors, config):
              r"\.attention\.wqkv\.weight$": (text.num_key_value_heads, text.num_attention_heads // text.num_key_value_heads)}
     for key, tensor in tensors.items():
         groups, queries = next((sizes for name, sizes in fused.items() if re.search(name, key)), (0, 0))
-        if not groups or tensor.shape[0] % (groups * (queries + 2)):
+        if not groups or not tensor.shape or tensor.shape[0] % (groups * (queries + 2)):
             parts[key] = tensor
         else:
             parts |= {f"{key} ({part})": _part(tensor, part, groups, queries) for part in "qkv"}

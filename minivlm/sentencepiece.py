@@ -77,6 +77,8 @@ def _varint(data, at):
     """(number, where it ends): seven bits a byte, the lowest first; the eighth bit says that more follow."""
     number = shift = 0
     while True:
+        if shift > 63:
+            raise ValueError("it is damaged: a number has more than 64 bits")
         number |= (data[at] & 127) << shift
         at, shift = at + 1, shift + 7
         if data[at - 1] < 128:

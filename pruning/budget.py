@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 
 from pruning.errors import UserError
+from pruning.fields import shown
 
 ROUNDINGS = {"floor": math.floor, "round": round, "ceil": math.ceil}
 
@@ -15,7 +16,7 @@ def tokens_to_keep(keep, n, rounding="floor"):
     Raises UserError if keep is not positive, or above what there is.
     """
     if rounding not in ROUNDINGS:
-        raise UserError(f"rounding {rounding!r} is not known: use one of {', '.join(ROUNDINGS)}")
+        raise UserError(f"rounding {shown(rounding)} is not known: use one of {', '.join(ROUNDINGS)}")
     is_share = isinstance(keep, float)
     most = 1 if is_share else n
     if not 0 < keep <= most:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 from pruning.base import Pruner, UserError
 from pruning.budget import solve, staged, tokens_to_keep
+from pruning.fields import Amount, AnyLayer
 
 SITES = ("vision", "embed", "decoder")
 
@@ -22,11 +23,12 @@ class Schedule(Pruner):
     """`method`, before each of `layers`, so that these shares of the visual tokens that entered layer 0 are left."""
 
     method: Pruner                     # FastV(), ..: its own layer and keep are not used
-    layers: tuple = (4, 14, 24)
-    ratios: tuple = (136, 68, 34)      # shares, or numbers
+    layers: tuple[AnyLayer, ...] = (4, 14, 24)
+    ratios: tuple[Amount, ...] = (136, 68, 34)  # shares, or numbers
     rounding: str = "floor"            # of share * n
 
     def __post_init__(self):
+        super().__post_init__()
         name = type(self.method).__name__
         if self.method.site != "decoder" or not {"layer", "keep"} <= {f.name for f in fields(self.method)}:
             raise UserError(f"{name} cannot be scheduled: only a method of the decoder with a layer and a keep, like FastV, can")
@@ -93,11 +95,12 @@ def fixed_ratio(method, ratio, layers, average, n=576, depth=32):
 class Both(Pruner):
     """Methods of different sites, in the order of the pipeline: Both((VisPruner(keep=256), FastV(keep=64)))."""
 
-    methods: tuple
+    methods: tuple[Pruner, ...]
 
     laws = property(lambda self: frozenset.intersection(*(m.laws for m in self.methods)) - {"needle"})
 
     def __post_init__(self):
+        super().__post_init__()
         if any(isinstance(m, Both) for m in self.methods):
             raise UserError("give all methods to one Both, in the order of the pipeline")
         sites = [m.site for m in self.methods]

@@ -12,6 +12,7 @@ pools the scores, not the features, over the patches that exist; no Gaussian cor
 
 from dataclasses import dataclass
 from math import isqrt
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ class Control(Pruner):
 
     layer: Layer = 2                   # K: the first layer that runs on the kept tokens, at the site "decoder"
     keep: Amount = 0.1                 # share, or number, of visual tokens kept
-    site: str = "decoder"              # or "embed": before layer 0, which no ranking by attention can do
+    site: Literal["embed", "decoder"] = "decoder"  # or "embed": before layer 0, which no ranking by attention can do
     rounding: str = "floor"            # of share * n
 
     laws = frozenset({"select", "ordered", "budget", "scale"})
@@ -64,14 +65,9 @@ class Control(Pruner):
 
     def __post_init__(self):
         super().__post_init__()
-        name = type(self).__name__
         tokens_to_keep(self.keep, 2 ** 20, self.rounding)      # what no prompt can meet fails here
-        if self.site not in ("embed", "decoder"):
-            raise UserError(f'{name}: site is "embed" or "decoder"; got {self.site!r}')
         if self.site == "embed" and self.ranks:
-            raise UserError(f'{name} ranks by attention, which only the site "decoder" has')
-        if self.layer < 1:
-            raise UserError(f'{name}: layer must be at least 1; before layer 0 is site="embed"')
+            raise UserError(f'{type(self).__name__} ranks by attention, which only the site "decoder" has')
 
     def reduce_at(self, layers):
         return (self.layer,) if self.site == "decoder" else ()

@@ -6,8 +6,8 @@
     layers: tuple[Layer, ...] = (8, 16)        a list
     sigma: Positive | None = None              or nothing
 
-`first_fault` holds a method to its annotations, whether it was built from Python or from the command line; `parse` reads the
-words of the command line. No annotation admits NaN or infinity, and true is no number.
+`first_fault` holds a method to its annotations, whether it was built from Python or from the command line; `parse` reads
+the words of the command line. No annotation admits NaN or infinity, and true is no number.
 """
 
 import json
@@ -17,7 +17,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
-MOST_LAYERS = 10_000                               # of any model: a longer schedule is a slip, and would fill the memory
+MOST_LAYERS = 10_000                               # of any model: a longer schedule would fill the memory
 MOST = 2 ** 63                                     # what a tensor of whole numbers cannot hold
 SHOWN = 60                                         # letters of a value that a message repeats
 
@@ -52,7 +52,8 @@ NotNegative = Annotated[float, Range(low=0)]
 Share = Annotated[float, Range(0, 1)]
 Count = Annotated[int, Range(low=0)]
 FromOne = Annotated[int, Range(low=1)]
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list", NoneType: "none"}
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list",
+         NoneType: "none"}
 
 
 @cache
@@ -81,7 +82,7 @@ def first_fault(method):
 
 
 def fault(annotation, value):
-    """fault(Layer, 0) -> "must be at least 1", fault(Layer, "x") -> "is a whole number from 1"; "" where the value is admitted."""
+    """What is wrong with a value: fault(Share, 2) -> "must be at most 1", fault(int, "x") -> "is a whole number"; else ""."""
     for member in _members(annotation):
         if _is_kind(member, value):
             return _beyond(member, value)
@@ -89,7 +90,7 @@ def fault(annotation, value):
 
 
 def parse(annotation, text):
-    """parse(tuple[int, ...], "2,6") -> (2, 6): what a text of the command line means; as it is where it means nothing."""
+    """parse(tuple[int, ...], "2,6") -> (2, 6): what a text means; the text itself where it means nothing."""
     members = [_bare(member) for member in _members(annotation)]
     if NoneType in members and text.lower() == "none":
         return None
@@ -177,5 +178,7 @@ def _described(member):
         return "one of " + ", ".join(get_args(kind))
     if get_args(kind) and get_origin(kind) is tuple:
         inner, *others = get_args(kind)
-        return f"a list, each item {described(inner)}" if others == [...] else f"a list of {' and '.join(map(described, get_args(kind)))}"
+        if others == [...]:
+            return f"a list, each item {described(inner)}"
+        return f"a list of {' and '.join(map(described, get_args(kind)))}"
     return WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}") + "".join(map(str, limits))

@@ -1,7 +1,9 @@
 """Methods side by side, methods composed, scheduled and fitted, all from the command line, on a tiny checkpoint."""
 
+import inspect
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,30 @@ def test_methods_describes_each(capsys):
     assert "K: the first layer that runs on the kept tokens" in done(capsys, "methods", "fastv")[1]
     assert json.loads(done(capsys, "methods", "--json")[1])[0]["name"] == next(iter(METHODS))
     assert done(capsys, "methods", "slowv")[0] == 2
+
+
+@dataclass(frozen=True)
+class Bare(FastV):
+    """A method of one's own."""
+
+    plain: int = 3
+    made: tuple[int, ...] = field(default_factory=tuple)
+    wide: tuple[int, ...] = (
+        1, 2,                          # over two lines
+    )
+    about: str = "# no comment"
+
+
+def test_methods_describes_fields_without_a_comment(capsys, monkeypatch):
+    """The field and its default, and no more: a comment that is not there was a traceback; so was a default that is made."""
+    monkeypatch.setitem(METHODS, "bare", Bare)
+    status, out, err = done(capsys, "methods", "bare")
+    assert status == 0, err
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert {"plain=3", "made=()", "wide=(1, 2) over two lines", "about=# no comment"} <= set(lines)
+    assert done(capsys, "methods")[0] == done(capsys, "methods", "--json")[0] == done(capsys, "methods", "bare", "--json")[0] == 0
+    monkeypatch.setattr(inspect, "getsource", lambda kind: "    class Bare: (")
+    assert done(capsys, "methods", "bare")[0] == 0
 
 
 @pytest.mark.parametrize("method, options", [("vtw", ["--eta", "0.5"]), ("fitprune", ["--ratio", "0.1"])])

@@ -1,13 +1,16 @@
 """config.json of every kind: partial ones, old and new keys, the original's flat list, and what is refused."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from typing import get_args
 
 import pytest
 
 import layouts
 from layouts import HF_7B, HF_13B, NEXT_7B, NEXT_MISTRAL, ORIGINAL_7B, ORIGINAL_MISTRAL, ORIGINAL_NEXT, TINY
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig, read_config
+from minivlm.internvl_config import InternVLConfig, InternViTConfig
+from minivlm.limits import LIMITS
 from pruning.base import UserError
 
 # What the hub's files hold of their text_config and vision_config; all else is left to the defaults of the classes.
@@ -157,6 +160,32 @@ REFUSED = {
     "size": (HUB | {"text_config": {"hidden_size": "4096"}}, "hidden_size must be a positive number, and is '4096'"),
     "zero": (HUB | {"vision_config": {"num_attention_heads": 0}}, "num_attention_heads must be a positive number"),
     "section": (HUB | {"text_config": [1]}, "text_config must be an object"),
+    "empty section": (HUB | {"vision_config": []}, "vision_config must be an object"),
+    "two ropes": (HUB | {"text_config": {"rope_parameters": {"rope_theta": 1e4},
+                                         "rope_scaling": {"type": "linear", "factor": 2.0}}},
+                  "type 'linear' is not supported"),
+    "two thetas": (HUB | {"text_config": {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"rope_theta": 1e6}}},
+                   "rope_parameters and rope_scaling differ"),
+    "part of a rope": (HUB | {"text_config": {"rope_parameters": {"partial_rotary_factor": .5}}},
+                       "partial_rotary_factor 0.5"),
+    "ropes of layers": (HUB | {"text_config": {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}},
+                        "differ from layer to layer"),
+    "groups": (HUB | {"text_config": {"num_attention_heads": 32, "num_key_value_heads": 5}},
+               "32 is no multiple of num_key_value_heads 5"),
+    "more heads than width": (HUB | {"text_config": {"hidden_size": 16}}, "head_dim is 0"),
+    "odd head": (HUB | {"text_config": {"head_dim": 127}}, "head_dim is 127, and must be an even number"),
+    "heads of the tower": (HUB | {"vision_config": {"hidden_size": 100, "num_attention_heads": 16}},
+                           "100 is no multiple of its"),
+    "patch": (HUB | {"vision_config": {"image_size": 14, "patch_size": 15}},
+              "patch_size 15 is larger than image_size 14"),
+    "large grid": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": [[3360000, 3360000]]},
+                   "more than 256 tiles"),
+    "many grids": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": [[336, 336]] * 257},
+                   "image_grid_pinpoints must be pairs"),
+    "no grid": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": []}, "image_grid_pinpoints must be pairs"),
+    "true grid": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": [[True, 336]]},
+                  "image_grid_pinpoints must be pairs"),
+    "aspect": (layouts.original_json(ORIGINAL_7B, image_aspect_ratio=1), "image_aspect_ratio must be text or null"),
     "projector": (layouts.original_json(ORIGINAL_7B, mm_projector_type="linear"), "mm_projector_type 'linear'"),
     "marks": (layouts.original_json(ORIGINAL_7B, mm_use_im_start_end=True), "mm_use_im_start_end True"),
     "tower": (layouts.original_json(ORIGINAL_7B, mm_vision_tower="openai/other"), "mm_vision_tower 'openai/other' is not known"),
@@ -170,6 +199,110 @@ def test_refused_in_one_line_that_names_file_and_key(tmp_path, what):
     with pytest.raises(UserError, match=words) as told:
         read(tmp_path, raw)
     assert "config.json" in str(told.value) and "\n" not in str(told.value)
+
+
+PLACES = {                                         # a layout: what its config.json is, and where its sections are
+    "llava": (HUB | {"vision_config": HUB_VISION}, "text_config", "vision_config"),
+    "original": (layouts.original_json(ORIGINAL_7B), None, None),
+    "internvl": ({"model_type": "internvl", "text_config": {}, "vision_config": {}}, "text_config", "vision_config"),
+    "internvl_chat": ({"model_type": "internvl_chat", "ps_version": "v2", "template": "internvl2_5", "llm_config": {},
+                       "vision_config": {}},
+                      "llm_config", "vision_config"),
+}
+TEXT_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+              "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
+VISION_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
+                "patch_size", "num_channels")
+TOP = {"llava": ("image_token_index", "image_token_id", "vision_feature_layer", "multimodal_projector_bias"),
+       "original": ("mm_vision_select_layer",), "internvl": ("image_token_id",),
+       "internvl_chat": ("min_dynamic_patch", "max_dynamic_patch", "dynamic_image_size", "use_thumbnail",
+                         "force_image_size")}
+NO_SIZE = ["500", 500.5, [500], {"a": 1}, 10 ** 20, -10 ** 9, 10 ** 9 * 5]
+
+
+def written(layout, section, key, value):
+    raw = json.loads(json.dumps(PLACES[layout][0]))
+    if layout == "llava" and key == "image_token_id":
+        del raw["image_token_index"]
+    (raw if section is None else raw[section])[key] = value
+    return raw
+
+
+@pytest.mark.parametrize("layout, section, key", [
+    (layout, section, key) for layout, (_, text, vision) in PLACES.items()
+    for section, keys in ((text, TEXT_SIZES), (vision, VISION_SIZES if vision else ()), (None, TOP[layout]))
+    for key in keys])
+def test_what_is_no_size_is_refused_by_its_name(tmp_path, layout, section, key):
+    """Text, a fraction, a list, an object, too large, negative; and true, where a number is meant."""
+    flags = ("multimodal_projector_bias", "dynamic_image_size", "use_thumbnail")
+    named = {"image_token_id": "image_token_index", "mm_vision_select_layer": "vision_feature_layer",
+             "force_image_size": "image_size", "min_dynamic_patch": "min_tiles", "max_dynamic_patch": "max_tiles"}.get(key, key)
+    for value in [*NO_SIZE, 1 if key in flags else True]:
+        with pytest.raises(UserError, match=f"config.json: {named} ") as error:
+            read(tmp_path, written(layout, section, key, value))
+        assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("value", [None, "500", 500.0, [500], True, -1, 2 ** 24 + 1, {}])
+def test_image_token_that_is_no_id(tmp_path, value):
+    with pytest.raises(UserError,
+                       match="config.json: image_token_index must be a number, and is .*whole number from 0 to"):
+        read(tmp_path, HUB | {"image_token_index": value})
+
+
+def test_image_token_may_be_no_word(tmp_path):
+    """Nothing looks its embedding up: the original's is the first id after the vocabulary."""
+    assert read(tmp_path, HUB | {"image_token_index": 10 ** 6}).image_token_index == 10 ** 6
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+@pytest.mark.parametrize("value", ["1", True, None, 0, -1, 1e300, [1.0]])
+def test_what_is_no_real_number(tmp_path, key, value):
+    with pytest.raises(UserError, match=f"{key} must be a positive number, and is"):
+        read(tmp_path, HUB | {"text_config": HUB_TEXT | {key: value}})
+
+
+@pytest.mark.parametrize("key", ["attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"])
+def test_what_is_no_flag(tmp_path, key):
+    with pytest.raises(UserError, match=f"{key} must be true or false.*, and is 'no'"):
+        read(tmp_path, HUB | {"text_config": HUB_TEXT | {key: "no"}})
+
+
+def test_every_number_of_a_configuration_has_limits():
+    """So that a new field cannot be forgotten."""
+    for cls in VisionConfig, TextConfig, LlavaConfig, InternVLConfig, InternViTConfig:
+        for f in fields(cls):
+            kinds = get_args(f.type) or (f.type,)
+            assert f.name in LIMITS or not {int, float} & set(kinds), f.name
+
+
+def test_the_same_rope_twice_is_read(tmp_path):
+    same = {"rope_type": "default", "rope_theta": 5e5}
+    text = HUB_TEXT | {"rope_parameters": same, "rope_scaling": same}
+    assert read(tmp_path, HUB | {"text_config": text}).text.rope_theta == 5e5
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"vision_config": {"image_size": [448, 224]}}, "not the side of a square"),
+    ({"vision_config": {"image_size": []}}, "not the side"),
+    ({"vision_config": {"patch_size": 64}}, "joins 2 patches a side, and of patch_size 64 image_size 448 has 7"),
+    ({"min_dynamic_patch": 13}, "min_dynamic_patch 13 is more than max_dynamic_patch 12"),
+    ({"max_dynamic_patch": 10 ** 6}, "max_tiles")])
+def test_tiles_of_internvl_that_cannot_be(tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        read(tmp_path, PLACES["internvl_chat"][0] | change)
+
+
+@pytest.mark.parametrize("name, told, words", [
+    ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder must be an object"),
+    ("tokenizer.json", {"added_tokens": {"a": 1}}, "added_tokens must be a list"),
+    ("added_tokens.json", {"<IMG_CONTEXT>": "x"}, "id must be a number, and is 'x'"),
+    ("tokenizer.json", {"added_tokens": [1, {"content": [], "id": 5}, {"content": "<IMG_CONTEXT>", "id": 5.5}]},
+     "and is 5.5")])
+def test_tokenizer_files_of_internvl_of_a_wrong_kind(tmp_path, name, told, words):
+    (tmp_path / name).write_text(json.dumps(told))
+    with pytest.raises(UserError, match=f"{name}: .*{words}"):
+        read(tmp_path, PLACES["internvl_chat"][0])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\udcff"])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from safetensors import safe_open
 
 from minivlm.config import LlavaConfig, VisionConfig
 from minivlm.image import MEAN, STD, ImageProcessor
+from minivlm.internvl import TileProcessor
+from minivlm.internvl_config import InternVLConfig
 from pruning.base import UserError
 
 PARITY = Path(__file__).parent / "parity"
@@ -183,6 +186,49 @@ def test_a_preprocessor_config_that_cannot_be_followed(tmp_path, text, told):
     with pytest.raises(UserError, match=told) as error:
         ImageProcessor.from_folder(tmp_path, config(28))
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("key, value", [
+    *(("image_mean", v) for v in ([1e308, 0, 0], [True, 0, 0], {"r": 1}, "0.5", [[0], 0, 0], [0] * 4, 1e4)),
+    *(("image_std", v) for v in ([0, 1, 1], 0, -1, [1e308, 1, 1], [None] * 3, [])),
+    *(("rescale_factor", v) for v in (0, True, "1/255", [1], 1e300, -1)),
+    *(("resample", v) for v in (6, -1, "3", True, 3.5, [3])),
+    *((key, v) for key in ("size", "crop_size") for v in (
+        True, 10 ** 20, 28.0, [28, 28, 28], [], [[28]], {"shortest_edge": True}, {"height": 28},
+        {"height": 10 ** 9, "width": 28}, {"shortest_edge": None}, {})),
+    *((key, v) for key in ("do_resize", "do_rescale", "do_normalize", "do_center_crop") for v in (1, "no", [], 0.5)),
+    *((key, v) for key in ("image_processor_type", "feature_extractor_type") for v in (1, ["CLIPImageProcessor"], {})),
+], ids=str)
+def test_values_of_a_wrong_kind_are_refused_by_name(tmp_path, key, value, nested):
+    """And without a warning of numpy or Pillow."""
+    content = {"image_processor": {key: value}} if nested else {key: value}
+    name = "processor_config.json" if nested else "preprocessor_config.json"
+    (tmp_path / name).write_text(json.dumps(content))
+    with warnings.catch_warnings(), pytest.raises(UserError, match=f": {key} must be") as error:
+        warnings.simplefilter("error")
+        ImageProcessor.from_folder(tmp_path, config(28))
+    assert f"{name}: " in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("told, words", [
+    ({"image_processor": [1]}, "processor_config.json: image_processor must be an object or null"),
+    ({"image_processor": "CLIP"}, "image_processor must be an object")])
+def test_a_processor_config_of_a_wrong_kind(tmp_path, told, words):
+    (tmp_path / "processor_config.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=words):
+        ImageProcessor.from_folder(tmp_path, config(28))
+
+
+@pytest.mark.parametrize("told, words", [
+    ({"max_patches": 10 ** 6}, "max_patches must be a positive number"), ({"max_patches": "12"}, "max_patches must be"),
+    ({"min_patches": True}, "min_patches must be"),
+    ({"min_patches": 9, "max_patches": 8}, "min_patches 9 is more than max_patches 8"),
+    ({"image_std": 0}, "image_std must be"), ({"size": "448"}, "size must be")])
+def test_tiles_of_a_wrong_kind(tmp_path, told, words):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=f"preprocessor_config.json: {words}"):
+        TileProcessor.from_folder(tmp_path, InternVLConfig())
 
 
 def test_pixels_that_are_no_square_are_refused():

@@ -1,6 +1,7 @@
 """From a file to an upright RGB picture: every colour mode by its rule, every bad file one line."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -125,6 +126,33 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, content, told):
         open_image(path)
     assert str(error.value).count(path.name) in (1, 2) and str(error.value).startswith(str(path))
     assert told in str(error.value) and "Errno" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("kind, told", [("pipe", "a pipe or a device"), ("device", "a pipe or a device"),
+                                        ("large", "larger than 256 MiB")])
+def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch, kind, told):
+    """A pipe that nobody writes to would be waited for, and /dev/zero never ends."""
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("it was opened"))
+    path = tmp_path / "photo.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with open(path, "wb") as file:
+            file.truncate(2 ** 28 + 1)
+    for name in path, str(path):
+        with pytest.raises(UserError, match=f"photo.png: no picture that can be read .*{told}"):
+            open_image(name)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "a\nb.png", "\udcff.png", "x" * 5000, f"{__file__}/photo.png"],
+                         ids=range(5))
+def test_names_that_no_picture_can_have(name):
+    with pytest.raises(UserError, match="no picture that can be read") as error:
+        open_image(name)
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
 
 
 @settings(deadline=None, max_examples=150)

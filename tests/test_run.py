@@ -5,12 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import run
+from pruning.base import UserError
 
 HERE = Path(__file__).parent / "parity"
 MODEL, PICTURE = str(HERE / "llava15_mha"), str(HERE / "images" / "land_500x333.png")
@@ -156,6 +158,80 @@ def test_bad_input_is_one_line_and_status_2(capsys, argv, told):
     status, out, err = done(capsys, *argv)
     assert status == 2 and told in err and "Traceback" not in err
     assert len(err.splitlines()) == 1 and not out
+
+
+NUMBERS = {
+    "ask": ["temperature", "top-p", "seed", "max-new-tokens", "average"],
+    "compare": ["average", "max-new-tokens"],
+    "fit": ["count", "ratio", "eta"],
+    "eval": ["count", "seed", "draws", "processes", "max-new-tokens"],
+    "scenes": ["count", "seed"],
+    "train toy": ["seed", "minutes"],
+    "train atp": ["target-tokens", "steps", "batch", "accumulate", "lr", "lr-module", "lambda-atp", "lambda-target", "warmup", "theta-r",
+                  "theta-s", "width", "seed", "save-every"],
+    "ablate": ["steps", "batch", "lr", "lr-module", "count", "seed"],
+    "cost": ["text", "layers"],
+    "bench": ["text", "repeat", "steps", "threads", "layers"],
+    "growth": ["tokens", "decode", "prompts", "repeat", "threads"],
+    "tables": ["text"],
+}
+WORDS = {
+    "ask": [PICTURE, "What?", "--method", "fastv"], "compare": [PICTURE, "What?"], "fit": ["vtw", "--questions", "none", "--out", "OUT.json"],
+    "scenes": ["--out", "OUT"], "train toy": ["--out", "OUT"], "ablate": ["--out", "OUT"], "cost": ["--method", "fastv"],
+    "train atp": ["--data", "toy", "--out", "OUT", "--target-tokens", "36"],
+}
+
+
+@pytest.mark.parametrize("command, option", [(command, option) for command in NUMBERS for option in NUMBERS[command]])
+def test_numbers_that_are_none(capsys, tmp_path, monkeypatch, command, option):
+    """NaN, infinity, what is far too large, below zero, or no number: one line that names the option, and nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    for text in ("nan", "inf", "1e999", "9" * 5000, "word", "-99999999999999999999"):
+        status, out, err = done(capsys, *command.split(), *WORDS.get(command, []), f"--{option}={text}")
+        assert status == 2 and option in err and len(err.splitlines()) == 1 and len(err) < 700 and not out, (text, err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "fpga", "mkldnn", "", "cpu:-1", "a\nb"])
+@pytest.mark.parametrize("words", [ASK, ["bench"], ["train", "toy", "--out", "run"], ["verify", MODEL]])
+def test_a_device_that_cannot_compute(capsys, tmp_path, monkeypatch, device, words):
+    """Said before any work, and in one line although torch warns as well."""
+    monkeypatch.chdir(tmp_path)
+    status, out, err = done(capsys, *words, "--device", device)
+    assert status == 2 and "device" in err and "try cpu" in err and len(err.splitlines()) == 1 and not out
+    assert not list(tmp_path.iterdir())
+
+
+def broken(error):
+    """A command that fails."""
+    def command(args):
+        warnings.warn("a library's remark")
+        raise error
+    return command
+
+
+@pytest.mark.parametrize("error, status, told", [
+    (ZeroDivisionError("a\nb"), 70, r"this is a bug: ZeroDivisionError: a\nb; please report it"),
+    (RecursionError("deep"), 70, "this is a bug: RecursionError"), (KeyError("x"), 70, "this is a bug: KeyError: 'x'"),
+    (OSError(28, "No space left on device", "a.json"), 2, "a.json cannot be read or written (No space left on device)"),
+    (PermissionError(13, "Permission denied", "a"), 2, "a cannot be read or written"), (MemoryError(), 2, "the memory is full"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full"), (UserError("so"), 2, "run.py: so")])
+def test_an_exception_that_nobody_foresaw(capsys, monkeypatch, error, status, told):
+    """The last net: one line without the warnings before it; with --debug, and in these tests, a bug is a traceback."""
+    monkeypatch.setitem(run.COMMANDS, "tables", broken(error))
+    if status == 70:
+        for words in (["tables"], ["tables", "--debug"]):
+            with pytest.raises(type(error)):
+                run.main(words)
+            monkeypatch.delenv("MINIVLM_DEBUG", raising=False)
+    got, out, err = done(capsys, "tables")
+    assert got == status and told in err and len(err.splitlines()) == 1 and not out
+
+
+def test_a_warning_is_shown_where_the_command_succeeds(monkeypatch):
+    monkeypatch.setitem(run.COMMANDS, "tables", lambda args: warnings.warn("a library's remark"))
+    with pytest.warns(UserWarning, match="a library's remark"):
+        assert run.main(["tables"]) == 0
 
 
 def test_a_reader_that_has_enough_ends_it_quietly():

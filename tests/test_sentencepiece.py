@@ -104,7 +104,8 @@ def test_the_library_gives_the_same_ids(tmp_path, byte_fallback):
 @pytest.mark.parametrize("content, told", [
     (model(START, b"\x12\x02\x18\x01" + LLAMA), "not byte-pair"), (b"", "not byte-pair"),
     (model(START, BPE + field(3, field(2, b"rules") + b"\x20\x00")), "rewrites"), (model(START, BPE + b"\x1a\x02\x18\x01"), "rewrites"),
-    (model(START)[:-3], "damaged"), (model(START)[:1], "index"), (b"hello", "damaged|no SentencePiece")], ids=str)
+    (model(START)[:-3], "damaged"), (model(START)[:1], "index"), (b"hello", "damaged|no SentencePiece"),
+    (b"\x08" + b"\xff" * 20, "a number has more than 64 bits")], ids=str)
 def test_what_cannot_be_read_is_one_line(tmp_path, content, told):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(UserError, match=told) as error:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import layouts
@@ -237,6 +239,23 @@ def test_eos_of_generation_config_then_config(tmp_path):
     assert model.eos == (2,) and model.folder == tmp_path and model.tokenizer is None and model.processor.size == 28
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("eos", ["2", 2.0, True, [2, "3"], {}, [[2]], 10 ** 20, []])
+def test_eos_of_a_wrong_kind_is_one_line(tmp_path, file, eos):
+    tiny(tmp_path)
+    raw = json.loads((tmp_path / file).read_text()) if (tmp_path / file).exists() else {}
+    (tmp_path / file).write_text(json.dumps(raw | {"eos_token_id": eos}))
+    with pytest.raises(UserError, match=f"{file}: eos_token_id must be a number or null, and is"):
+        weights.load(tmp_path)
+
+
+def test_generation_config_of_a_wrong_kind_is_one_line(tmp_path):
+    tiny(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"text_config": [1]}')
+    with pytest.raises(UserError, match="generation_config.json: text_config must be an object"):
+        weights.load(tmp_path)
+
+
 # Broken checkpoints: how, and what must be said
 
 def edit_json(folder, name, edit):
@@ -280,6 +299,24 @@ BROKEN = {                                         # (shards, damage, what is sa
                           r"vision_tower.vision_model.encoder.layers.2.* are missing"),
     "fewer layers in the config": (1, lambda f: edit_json(f, "config.json", lambda c: c["text_config"].update(num_hidden_layers=2)),
                                    r"language_model.model.layers.2.* no part of this model"),
+    "more layers of the tower in the config": (1, lambda f: edit_json(f, "config.json",
+                                                                      lambda c: c["vision_config"].update(num_hidden_layers=5)),
+                                               r"encoder.layers.4.* are missing"),
+    "fewer layers of the tower in the config": (1, lambda f: edit_json(f, "config.json",
+                                                                       lambda c: c["vision_config"].update(num_hidden_layers=3)),
+                                                r"encoder.layers.3.* no part of this model"),
+    "more layers of the decoder in the config": (1, lambda f: edit_json(f, "config.json",
+                                                                        lambda c: c["text_config"].update(num_hidden_layers=9)),
+                                                 r"language_model.model.layers.3.* are missing"),
+    "last layer of the tower, but not the norm after it": (1, lambda f: change(f,
+                                                                               lambda t: [t.pop(k) for k in list(t) if ".encoder.layers.3." in k]),
+                                                           r"encoder.layers.3.* are missing"),
+    "one of two unused layers": (1,
+                                 lambda f: (change(f,
+                                                   lambda t: [t.pop(k) for k in list(t) if ".encoder.layers.3." in k or "post_" in k]),
+                                               edit_json(f, "config.json",
+                                                         lambda c: c.update(vision_feature_layer=-3))),
+                                 r"encoder.layers.3.* are missing"),
     "shape": (1, lambda f: change(f, lambda t: t.update({"multi_modal_projector.linear_1.bias": torch.ones(47)})),
               r"linear_1.bias is \(47,\), where config.json asks for \(48,\)"),
     "vocabulary": (1, lambda f: edit_json(f, "config.json", lambda c: c["text_config"].update(vocab_size=95)),
@@ -317,6 +354,47 @@ def test_broken_checkpoint_is_one_line(tmp_path, what):
     with pytest.raises(UserError, match=words) as told:
         weights.load(tmp_path)
     assert "\n" not in str(told.value) and str(tmp_path) in str(told.value)
+
+
+ODD = [None, True, False, 0, 1, 3, -1, 10 ** 9, 10 ** 20, 1.5, 1e308, "", "x", "\ud800\n\0", "y" * 5000, [], [1],
+       [[1]], [None], {}, {"a": 1}]
+FILES = {                                          # the keys that are tried, in the file and in its sections
+    "config.json": ("model_type", "image_token_index", "vision_feature_layer", "image_grid_pinpoints", "text_config",
+                    "vision_config",
+                    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+                    "image_size", "patch_size",
+                    "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "sliding_window", "torch_dtype",
+                    "tie_word_embeddings",
+                    "attention_bias", "eos_token_id", "pad_token_id", "architectures"),
+    "generation_config.json": ("eos_token_id", "text_config"),
+    "preprocessor_config.json": ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor",
+                                 "do_resize", "do_normalize",
+                                 "do_center_crop", "image_processor_type"),
+    "processor_config.json": ("image_processor",), INDEX: ("weight_map", "metadata")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tiny(tmp_path_factory.mktemp("whole"), shards=2)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from([(file, key) for file, keys in FILES.items() for key in keys]), st.sampled_from(ODD),
+       st.sampled_from([None, "text_config", "vision_config"]))
+def test_any_value_is_read_or_refused_in_one_line(whole, place, value, section):
+    """A value of any kind at any key: the folder loads and reads a picture, or a sentence says why not."""
+    file, key = place
+    before = (whole / file).read_text() if (whole / file).exists() else None
+    raw = json.loads(before or "{}")
+    raw.get(section, raw)[key] = value
+    (whole / file).write_text(json.dumps(raw))
+    try:
+        model = weights.load(whole)
+        assert model.processor.pixels(Image.new("RGB", (40, 30))).shape == (1, 3, 28, 28)
+    except UserError as error:
+        assert str(error).isprintable() and len(str(error)) < 500
+    finally:
+        (whole / file).unlink() if before is None else (whole / file).write_text(before)
 
 
 def test_head_that_is_not_tied_must_be_there(tmp_path):

@@ -1,6 +1,7 @@
 """The words of the command line: one function for each command's arguments, and the groups that several of them share."""
 
 import argparse
+from typing import Annotated, get_args
 
 from minivlm.lab import ablate, contestants, evaluate, fit, shapes, tables, tasks
 from minivlm.lab.train_atp import Recipe
@@ -9,6 +10,7 @@ from minivlm.toy import scenes
 from minivlm.toy.train import HIDING
 from pruning import METHODS
 from pruning.base import UserError
+from pruning.fields import FromOne, NotNegative, Positive, Range, Share, fault
 
 EXAMPLES = """examples:
   python run.py                              every method on a picture and question that are shipped
@@ -32,16 +34,37 @@ EXAMPLES = """examples:
   python run.py growth --model minivlm/toy   time and memory as prompts and answers grow longer
 bad input ends with one line and exit status 2"""
 TRAINED = dict(steps=int, batch=int, accumulate=int, lr=float, lr_module=float, lambda_atp=float, lambda_target=float, warmup=float,
-               theta_r=float, theta_s=float, width=int, activation=str, seed=int)
+               theta_r=float, theta_s=float, width=int, activation=str, seed=int)      # a Recipe checks them more closely
 GROUPS = {"train": "Train the shipped model (toy), or the module of a method (atp)."}
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+Number = Annotated[int, Range(1, 10 ** 6)]         # of tokens, questions, rounds: more would fill the memory
+Threads = Annotated[int, Range(1, 1024)]
+Seed = Annotated[int, Range(0, 2 ** 31 - 1)]
+Probability = Annotated[float, Range(above=0, high=1)]
 
 
 class OneLine(argparse.ArgumentParser):
     """A parser that complains in one line, without repeating the usage."""
 
     def error(self, message):
+        if message.startswith("argument --"):          # "argument --count: 0 ..": as one would type it
+            message = message.removeprefix("argument ").replace(":", "", 1)
         raise UserError(f"{message}: see `python {self.prog} --help`")
+
+
+def of(annotation):
+    """What reads a number within the annotation's range, as the `type` of an option."""
+    kind = (*get_args(annotation), annotation)[0]
+
+    def number(text):
+        value = kind(text)
+        if wrong := fault(annotation, value):
+            raise argparse.ArgumentTypeError(f"{text}: {wrong}")
+        return value
+    number.__name__ = kind.__name__                    # argparse says "invalid int value"
+    return number
 
 
 def parser(functions):
@@ -56,6 +79,7 @@ def parser(functions):
             commands[group] = below.add_subparsers(required=True, metavar="WHAT")
         command = commands[group].add_parser(own, help=function.__doc__, description=function.__doc__)
         command.set_defaults(function=function)
+        command.add_argument("--debug", action="store_true", help="show where a bug of ours is")
         ARGUMENTS[name](command.add_argument)
     return whole
 
@@ -82,7 +106,7 @@ def _compare(add):
     add("question", metavar="QUESTION")
     add("--method", default="all", metavar="A,B,..", help="methods, with commas, or all (default)")
     add("--keep", help="visual tokens left after the reduction: a number or a share (default: the methods' own)")
-    add("--average", type=float, metavar="A", help="visual tokens entering a layer on average: each method solves for its budget")
+    add("--average", type=of(Positive), metavar="A", help="visual tokens entering a layer on average: each method solves for its budget")
     add("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
     add("--out", metavar="PNG", help="draw what each method kept")
     add("--maps", action="store_true", help="draw as well what each ranked by, and what it merged")
@@ -95,9 +119,9 @@ def _fit(add):
     add("fitted", choices=fit.FITTED, metavar="METHOD", help=" or ".join(fit.FITTED))
     add("--questions", required=True, metavar="JSONL", help='one {"image": .., "text": ..} a line')
     add("--images", metavar="DIR", help="the folder of its pictures (default: the file's)")
-    add("--count", type=int, default=64, help="read so many of them (default: 64)")
-    add("--ratio", type=float, default=0.6, help="fitprune: share of the FLOPs to save (default: 0.6)")
-    add("--eta", type=float, default=0.003, help="vtw: the divergence allowed (default: 0.003)")
+    add("--count", type=of(Number), default=64, help="read so many of them (default: 64)")
+    add("--ratio", type=of(Share), default=0.6, help="fitprune: share of the FLOPs to save (default: 0.6)")
+    add("--eta", type=of(NotNegative), default=0.003, help="vtw: the divergence allowed (default: 0.003)")
     add("--out", required=True, metavar="JSON", help="the file that --method reads")
     _model(add)
 
@@ -106,35 +130,35 @@ def _eval(add):
     add("--task", choices=tasks.TASKS, default="scenes", help="(default: scenes, the drawn world)")
     add("--data", metavar="DIR", help="a folder of questions, as `scenes` writes it (default: drawn here)")
     add("--split", metavar="NAME", help="of what is drawn: heldout (default), pairs (kinds of objects never shown in training), validation")
-    add("--count", type=int, metavar="N", help=f"questions of each family (default: {tasks.COUNT}; of a folder all)")
-    add("--seed", type=int, help="of what is drawn (default: 0)")
+    add("--count", type=of(Number), metavar="N", help=f"questions of each family (default: {tasks.COUNT}; of a folder all)")
+    add("--seed", type=of(Seed), help="of what is drawn (default: 0)")
     add("--method", default=contestants.DEFAULT, metavar="A,B,..", help=f"methods, or all (default: {contestants.DEFAULT}); none, random and "
                                                                       "uniform are always beside them")
     add("--keep", default="0.5,0.25,0.1", metavar="K,K,..", help="visual tokens left after the reduction: shares or numbers (default: 0.5,0.25,0.1)")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option; of several methods, METHOD.OPTION=VALUE")
     add("--oracles", action="store_true", help="as well tokens on things first, and on the background first, where it is known what a picture shows")
-    add("--draws", type=int, default=evaluate.Contest.draws, help=f"answers of a random method to each question (default: {evaluate.Contest.draws})")
+    add("--draws", type=of(Number), default=evaluate.Contest.draws, help=f"answers of a random method to each question (default: {evaluate.Contest.draws})")
     add("--out", metavar="JSON", help="write every number; beside it .png, accuracy against tokens, and .jsonl, every answer: the same command "
                                       "goes on from there when it was interrupted")
-    add("--processes", type=int, metavar="N", help="on this machine (default: for a small model on the CPU one a core, else 1); "
+    add("--processes", type=of(Threads), metavar="N", help="on this machine (default: for a small model on the CPU one a core, else 1); "
                                                    "or start it with torchrun")
-    add("--max-new-tokens", type=int, default=evaluate.Contest.max_new_tokens, metavar="N", help=f"(default: {evaluate.Contest.max_new_tokens})")
+    add("--max-new-tokens", type=of(Number), default=evaluate.Contest.max_new_tokens, metavar="N", help=f"(default: {evaluate.Contest.max_new_tokens})")
     _model(add)
 
 
 def _scenes(add):
     add("--out", required=True, metavar="DIR", help="a new folder")
-    add("--count", type=int, default=300, help="questions of each of the eight families (default: 300)")
+    add("--count", type=of(Number), default=300, help="questions of each of the eight families (default: 300)")
     add("--set", dest="name", choices=scenes.SETS, default="heldout", help="pairs: kinds of objects never shown in training (default: heldout)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=of(Seed), default=0)
 
 
 def _train_toy(add):
     add("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")
-    add("--seed", type=int, default=0)
+    add("--seed", type=of(Seed), default=0)
     add("--hide", choices=HIDING, default=HIDING[0], help="what the last part of the training hides from the decoder: blocks of neighbours "
                                                           "(default), single patches, or nothing")
-    add("--minutes", type=float, metavar="M", help="stop after so many, to go on with --resume")
+    add("--minutes", type=of(NotNegative), metavar="M", help="stop after so many, to go on with --resume")
     add("--resume", action="store_true", help="go on from the state in --out")
     _device(add)
 
@@ -142,15 +166,15 @@ def _train_toy(add):
 def _train_atp(add):
     add("--data", required=True, metavar="D", help="a json file in LLaVA's instruction format, or toy: the drawn world")
     add("--images", metavar="DIR", help="the folder of its pictures (default: the file's)")
-    add("--target-tokens", type=float, required=True, metavar="N", help="visual tokens in a layer on average (N_target)")
+    add("--target-tokens", type=of(Positive), required=True, metavar="N", help="visual tokens in a layer on average (N_target)")
     add("--layers", default="4,14,24", help="the modules stand before these (default: 4,14,24)")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method: strategy=spatial, ..")
     add("--freeze-lm", action="store_true", help="train the thresholds alone (Table 3)")
     add("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")
     add("--resume", action="store_true", help="go on from the state in --out")
-    add("--save-every", type=int, default=100, metavar="STEPS")
+    add("--save-every", type=of(FromOne), default=100, metavar="STEPS")
     for name, kind in TRAINED.items():
-        add(f"--{name.replace('_', '-')}", type=kind, default=getattr(Recipe, name), help=f"(default: {getattr(Recipe, name)})")
+        add(f"--{name.replace('_', '-')}", type=kind if kind is str else of(kind), default=getattr(Recipe, name), help=f"(default: {getattr(Recipe, name)})")
     add("--target-unit", choices=("tokens", "share"), default=Recipe.target_unit, help="of the distance to the target")
     add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
     add("--template", help="llava-hf, llava_v1 or vicuna_v1 (default: the checkpoint's)")
@@ -162,7 +186,7 @@ def _ablate(add):
     add("--out", required=True, metavar="DIR", help="the folder for all that is trained, and for the answers: the same command goes on from there")
     add("--rows", metavar="A,B,..", help=f"of {', '.join(row.name for row in ablate.ROWS)} (default: all)")
     for name, default in (("steps", 150), ("batch", 16), ("lr", 2e-4), ("lr-module", 3e-3), ("count", 100), ("seed", 0)):
-        add(f"--{name}", type=type(default), default=default, help=f"(default: {default})")
+        add(f"--{name}", type=of(type(default)), default=default, help=f"(default: {default})")
     add("--model", help="a checkpoint folder (default: the shipped model)")
     _device(add)
 
@@ -190,14 +214,14 @@ def _methods(add):
 def _tables(add):
     add("papers", nargs="*", metavar="PAPER", help=f"of {', '.join(tables.PAPERS)} (default: all)")
     _formula(add)
-    add("--text", type=int, help="text tokens that it counts besides the image's (default: none)")
+    add("--text", type=of(Annotated[int, Range(0, 10 ** 6)]), help="text tokens that it counts besides the image's (default: none)")
     add("--json", action="store_true", help="print JSON")
 
 
 def _cost(add):
     _shape(add, "llava-1.5-7b")
     _methods_and_budgets(add)
-    add("--text", type=int, default=64, help="text tokens of the prompt (default: 64)")
+    add("--text", type=of(Number), default=64, help="text tokens of the prompt (default: 64)")
     _formula(add)
     add("--all-tokens", action="store_true", help="the formula counts the text too")
     add("--dtype", default="float16", choices=DTYPES)
@@ -212,7 +236,7 @@ def _formula(add):
 def _shape(add, default):
     add("--shape", choices=shapes.SHAPES, help=f"of the model (default: {default})")
     add("--model", metavar="DIR", help="in place of --shape: that of a checkpoint folder or hub id")
-    add("--layers", type=int, metavar="N", help="only so many layers of its decoder")
+    add("--layers", type=of(int), metavar="N", help="only so many layers of its decoder")
 
 
 def _methods_and_budgets(add):
@@ -227,12 +251,12 @@ def _bench(add):
     _shape(add, "small")
     _methods_and_budgets(add)
     add("--against", choices=("hf",), help="also run transformers (sdpa and eager) on the same weights")
-    add("--text", type=int, default=64, help="text tokens of the prompt (default: 64)")
-    add("--repeat", type=int, default=5, help="rounds; medians are shown (default: 5); torchrun divides them over its processes, "
+    add("--text", type=of(Number), default=64, help="text tokens of the prompt (default: 64)")
+    add("--repeat", type=of(Number), default=5, help="rounds; medians are shown (default: 5); torchrun divides them over its processes, "
                                                "which need a GPU, or --threads cores, each")
-    add("--steps", type=int, default=10, help="tokens decoded a round (default: 10)")
+    add("--steps", type=of(Number), default=10, help="tokens decoded a round (default: 10)")
     add("--dtype", default="float32", choices=DTYPES)
-    add("--threads", type=int, default=2)
+    add("--threads", type=of(Threads), default=2)
     add("--json", metavar="FILE", help="write every time")
     add("--out", metavar="PNG", help="draw the prefill's time against the tokens kept, with the line that FLOPs predict")
     _device(add)
@@ -241,11 +265,11 @@ def _bench(add):
 def _growth(add):
     _shape(add, "small")
     add("--tokens", type=_lengths, default="160,320,640,1280,2560", metavar="T,T,..", help="tokens of the prompts (default: 160,320,640,1280,2560)")
-    add("--decode", type=int, default=1000, metavar="N", help="tokens after the first of them (default: 1000)")
-    add("--prompts", type=int, default=50, metavar="N", help="prompts in a row (default: 50)")
-    add("--repeat", type=int, default=3, help="rounds; medians are shown (default: 3)")
+    add("--decode", type=of(Number), default=1000, metavar="N", help="tokens after the first of them (default: 1000)")
+    add("--prompts", type=of(Number), default=50, metavar="N", help="prompts in a row (default: 50)")
+    add("--repeat", type=of(Number), default=3, help="rounds; medians are shown (default: 3)")
     add("--dtype", default="float32", choices=DTYPES)
-    add("--threads", type=int, default=2)
+    add("--threads", type=of(Threads), default=2)
     add("--json", metavar="FILE", help="write every number")
     _device(add)
 
@@ -255,8 +279,8 @@ def _lengths(text):
         lengths = [int(part) for part in text.split(",")]
     except ValueError:
         lengths = [0]
-    if min(lengths) < 2:
-        raise argparse.ArgumentTypeError(f"{text}: give numbers from 2 on, with commas")
+    if min(lengths) < 2 or max(lengths) > 10 ** 6:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers from 2 to a million, with commas")
     return lengths
 
 
@@ -264,20 +288,20 @@ def _method(add):
     add("--method", help=f"one of {', '.join(METHODS)}; a file that `fit` wrote; or A+B, one after the other (default: none)")
     add("--keep", help="visual tokens to keep: a number (128) or a share (0.25), of the whole prompt, or of each image "
                            "or tile: `methods NAME` says; for A+B one each (256+64)")
-    add("--average", type=float, metavar="A", help="in place of --keep: visual tokens entering a layer on average")
+    add("--average", type=of(Positive), metavar="A", help="in place of --keep: visual tokens entering a layer on average")
     add("--schedule", metavar="LAYER:KEEP,..", help="act before several layers, like 4:136,14:68,24:34")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method; for A+B, A.OPTION=VALUE")
 
 
 def _sampling(add):
-    add("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
-    add("--top-p", type=float, default=1.0)
-    add("--seed", type=int, default=0)
+    add("--temperature", type=of(NotNegative), default=0.0, help="0 (default): always the likeliest token")
+    add("--top-p", type=of(Probability), default=1.0)
+    add("--seed", type=of(int), default=0)
     _length(add)
 
 
 def _length(add):
-    add("--max-new-tokens", type=int, default=512, metavar="N")
+    add("--max-new-tokens", type=of(Number), default=512, metavar="N")
 
 
 def _model(add):

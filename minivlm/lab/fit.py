@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from minivlm.data import check_pictures, check_row, read_lines
 from minivlm.image import open_image
 from minivlm.text import prompt
 from minivlm.trace import Trace
@@ -21,23 +22,22 @@ def samples(model, questions, images=None, count=None, template="llava-hf"):
 
     `images` is the folder of the pictures; by default the one that the file is in.
     """
-    rows, made = _rows(questions)[:count], []
-    for row in tqdm(rows, desc="reading", leave=False):
-        pixels = model.processor.pixels(open_image(Path(images or Path(questions).parent) / row["image"]))
-        text = prompt([(row.get("text", row.get("question")), None)], 1, template)
-        made.append(model.embed(model.tokenizer.encode(text), [pixels]))
-    return made
+    folder, prompts = Path(images or Path(questions).parent), []
+    for picture, question in tqdm(asked(questions, folder)[:count], desc="reading", leave=False):
+        text = prompt([(question, None)], 1, template)
+        prompts.append(model.embed(model.tokenizer.encode(text), [model.processor.pixels(open_image(picture))]))
+    return prompts
 
 
-def _rows(path):
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no questions file, one JSON object a line ({error})") from None
-    bad = [i for i, row in enumerate(rows) if not isinstance(row, dict) or "image" not in row or not {"text", "question"} & {*row}]
-    if bad or not rows:
-        raise UserError(f'{path}: ' + (f'line {bad[0] + 1} lacks "image" or "text"' if bad else "there is no question in it"))
-    return rows
+def asked(path, folder):
+    """[(path of the picture, question), ..] of a questions file, every line and picture looked at first."""
+    rows = read_lines(path, "question")
+    for where, row in rows:
+        check_row(row, where, "question", image=str, text=str | None, question=str | None)
+        if row.get("text", row.get("question")) is None:
+            raise UserError(f"{where}: there is no 'text' in it")
+    check_pictures((where, folder / row["image"]) for where, row in rows)
+    return [(folder / row["image"], row.get("text", row.get("question"))) for _, row in rows]
 
 
 @torch.inference_mode()

@@ -5,16 +5,17 @@ LLaVA's format is one list: [{"image": "a.jpg", "conversations": [{"from": "huma
 picture is left out, since nothing can be pruned from it.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from minivlm.data import LARGE, check_pictures, check_row, read_json
 from minivlm.image import open_image
 from minivlm.text import IMAGE, prompt
 from pruning.base import UserError
+from pruning.fields import shown
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Instructions:
 
     def __init__(self, data, images=None):
         self.images = Path(images or Path(data).parent)
-        self.rows = drawn() if str(data) == "toy" else _read(data)
+        self.rows = drawn() if str(data) == "toy" else _read(data, self.images)
 
     def __len__(self):
         return len(self.rows)
@@ -54,22 +55,33 @@ def drawn(count=2000):
     return [(item.picture, [(item.question, item.answer)]) for item in items("train", count)]
 
 
-def _read(path):
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        made = [(row["image"], _turns(row["conversations"])) for row in rows if row.get("image")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} holds no instructions: give "toy", or a json list of {{"image", "conversations"}} as LLaVA\'s '
-                        f"({type(error).__name__}: {error})") from None
-    if not made:
+def _read(path, images):
+    """[(picture, turns), ..] of the conversations that have a picture. Every one, and its file, is looked at first."""
+    rows = read_json(path, "instructions", LARGE)
+    if not isinstance(rows, list):
+        raise UserError(f'{path}: no instructions: give "toy", or a json list of {{"image", "conversations"}} as LLaVA\'s')
+    samples, pictures = [], []
+    for n, row in enumerate(rows):
+        where = f"{path}, conversation {n}"
+        check_row(row, where, "instructions", image=str | None)
+        if row.get("image"):
+            samples.append((row["image"], _turns(row, where)))
+            pictures.append((where, images / row["image"]))
+    if not samples:
         raise UserError(f"{path}: none of its {len(rows)} conversations has an image, so there is nothing to prune")
-    return made
+    check_pictures(pictures)
+    return samples
 
 
-def _turns(said):
-    words = [turn["value"].replace(IMAGE, "").strip() for turn in said]
-    if [turn["from"] for turn in said] != ["human", "gpt"] * (len(said) // 2) or not said:
-        raise ValueError("a conversation is human, gpt, human, gpt, ..")
+def _turns(row, where):
+    """[(question, answer), ..] of one conversation, without the mark of the picture."""
+    check_row(row, where, "instructions", conversations=tuple)
+    for turn in row["conversations"]:
+        check_row(turn, where, "turn", value=str, **{"from": str})
+    speakers = [turn["from"] for turn in row["conversations"]]
+    if speakers != ["human", "gpt"] * (len(speakers) // 2) or not speakers:
+        raise UserError(f"{where}: it goes human, gpt, human, gpt, ..; got {shown(speakers)}")
+    words = [turn["value"].replace(IMAGE, "").strip() for turn in row["conversations"]]
     return list(zip(words[::2], words[1::2]))
 
 

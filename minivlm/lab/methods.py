@@ -1,8 +1,12 @@
 """The registry as a table, and one method in full: where it acts, what it reads and asks for, its laws, paper and options."""
 
 import inspect
+import io
+import itertools
 import re
 import sys
+import textwrap
+import tokenize
 from dataclasses import fields
 
 from pruning import METHODS
@@ -17,9 +21,9 @@ def facts(name):
     method, default = METHODS[name], METHODS[name]()
     module = sys.modules[method.__module__]
     return dict(name=name, file=method.__module__.replace(".", "/") + ".py", what=" ".join(method.__doc__.split()),
-                source=_source(module.__doc__), site=default.site, per=default.per, 
+                source=_source(module.__doc__ or method.__doc__), site=default.site, per=default.per,
                 asks=sorted(default.preconditions), laws=sorted(default.laws),
-                options=[dict(name=f.name, default=f.default, about=_about(method, f.name)) for f in fields(method)])
+                options=[dict(name=f.name, default=getattr(default, f.name), about=_about(method, f.name)) for f in fields(method)])
 
 
 def _source(doc):
@@ -30,10 +34,27 @@ def _source(doc):
 
 
 def _about(method, option):
-    """What stands beside the field in the class that declares it."""
-    for owner in method.__mro__:
-        if option in owner.__dict__.get("__annotations__", ()):
-            return re.search(rf"^    {option}: .*?  # (.+)$", inspect.getsource(owner), re.M).group(1)
+    """The comment beside the field in the class that declares it, "" where it has none."""
+    owner = next(kind for kind in method.__mro__ if option in inspect.get_annotations(kind))
+    try:
+        source = textwrap.dedent(inspect.getsource(owner))
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):     # a class that no file holds as it is
+        return ""
+    return next((_comment(tokens, i) for i in range(len(tokens)) if _declares(tokens, i, option)), "")
+
+
+def _declares(tokens, i, option):
+    """Whether the statement that begins at token i is the field's: its name and a colon, first on a line of the class's body."""
+    before = tokens[i - 1].type if i else None
+    begins = before in (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT)
+    return begins and tokens[i].string == option and tokens[i + 1].string == ":"
+
+
+def _comment(tokens, i):
+    """The first comment of the statement that begins at token i."""
+    statement = itertools.takewhile(lambda token: token.type != tokenize.NEWLINE, tokens[i:])
+    return next((token.string.lstrip("# ") for token in statement if token.type == tokenize.COMMENT), "")
 
 
 def table(rows):
@@ -59,4 +80,4 @@ def described(row):
     wide = max((len(f"{o['name']}={o['default']}") for o in row["options"]), default=0)
     for option in row["options"]:
         told = f"{option['name']}={option['default']}"
-        yield f"  {told:{wide}}  {option['about']}"
+        yield f"  {told:{wide}}  {option['about']}".rstrip()

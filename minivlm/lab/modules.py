@@ -11,6 +11,7 @@ from torch import nn
 
 from pruning.atp import ATP, Thresholds
 from pruning.base import UserError
+from pruning.fields import shown
 
 NAME = "atp.safetensors"
 
@@ -28,26 +29,39 @@ def save(atp, folder):
 
 def read(source, **settings):
     """The ATP of a folder, or file, with its own options but for `settings`. UserError names what is wrong with the file."""
-    path = Path(source).expanduser()
-    path = path / NAME if path.is_dir() else path
+    path = _file(source)
     try:
         with safe_open(path, "pt") as file:
-            told, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
-        options, activation = json.loads(told["options"]), told["activation"]
-        options = {name: tuple(x) if isinstance(x, list) else x for name, x in options.items()}
-        module = _modules(tensors, activation) if tensors else None
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        options = json.loads(metadata["options"])
+        module = _modules(tensors, metadata["activation"]) if tensors else None
         return ATP(**options | settings, module=module)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise UserError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:     # RecursionError is one, too
         raise UserError(f"{path} holds no module that `run.py train atp` wrote ({str(error).splitlines()[0]})") from None
+
+
+def _file(source):
+    """The file that a folder, or the file's own name, means. UserError where none is; a pipe would wait for ever."""
+    try:
+        path = Path(source).expanduser()
+        path = path / NAME if path.is_dir() else path
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError) as error:       # a name that is too long; ~nobody
+        raise UserError(f"{shown(source)} holds no module that `run.py train atp` wrote ({error})") from None
+    raise UserError(f"{path} holds no module that `run.py train atp` wrote: there is no such file")
 
 
 def _modules(tensors, activation):
     """A ModuleList of Thresholds with these weights; strict both ways."""
-    count = 1 + max(int(name.split(".")[0]) for name in tensors)
-    width, length = tensors["0.linear.weight"].shape
-    modules = nn.ModuleList(Thresholds(length // 2, width, activation) for _ in range(count))
+    other = [name for name, tensor in tensors.items() if not tensor.isfinite().all() or not tensor.is_floating_point()]
+    if other:
+        raise UserError(f"{other[0]} holds what is no finite number: train the module again")
+    sizes = [tensors[f"{i}.linear.weight"].shape for i in range(sum(name.endswith(".linear.weight") for name in tensors))]
+    modules = nn.ModuleList(Thresholds(length // 2, width, activation) for width, length in sizes)
     modules.load_state_dict(tensors)
     return modules.eval().requires_grad_(False)
 

@@ -1,16 +1,16 @@
-"""From words on a command line to a method: its options are the fields of its dataclass, read by their defaults' types."""
+"""From words on a command line to a method: its options are the fields of its dataclass, read by their annotations."""
 
-import json
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from minivlm.files import read_json
+from minivlm.data import SMALL, read_json
 from minivlm.lab import modules
 from minivlm.llama import plan
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
+from pruning.fields import annotations, parse, shown
 from pruning.laws import PRECONDITIONS
 
 
@@ -40,7 +40,17 @@ def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({}))
 def own_settings(folder):
     """{method: ["option=value", ..]} of the folder's methods.json: what its model asks for in place of the defaults."""
     path = Path(folder) / "methods.json"
-    return read_json(path) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    settings = read_json(path, "settings of methods", SMALL)
+    for name, words in settings.items() if isinstance(settings, dict) else [("", settings)]:
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UserError(f'{path}: write {{"METHOD": ["OPTION=VALUE", ..]}}; got {shown(settings)}')
+        try:
+            build(name, settings=words)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    return settings
 
 
 def build_all(names, keep, average, settings, n, layers, parts=None, own=MappingProxyType({})):
@@ -117,27 +127,25 @@ def share(settings, names):
 def _single(name, place, keep, settings):
     if name not in METHODS:
         raise UserError(f"{place}: {name!r} is not known: use one of {', '.join(METHODS)}")
-    known = {f.name: f for f in fields(METHODS[name])}
+    known = annotations(METHODS[name])
     pairs = ([("keep", keep)] if keep is not None else []) + [_pair(setting) for setting in settings]
     for option, _ in pairs:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}: its options are {', '.join(known)}")
-    options = {option: value(known[option], text) for option, text in pairs}
-    folder = options.pop("module", None)
-    return METHODS[name](**options) if folder is None else modules.read(str(folder), **options)
+    options = dict(pairs)
+    folder = options.pop("module", "none")             # the one option that is no value: where the value lies
+    options = {option: parse(known[option], text) for option, text in options.items()}
+    return METHODS[name](**options) if folder.lower() == "none" else modules.read(folder, **options)
 
 
 def _fitted(path, keep, settings):
     """The method that a file written by `run.py fit` holds."""
     if keep is not None or settings:
         raise UserError(f"{path} holds a fitted method with all its options: --keep and --set do not go with it")
+    stored = read_json(path, "method that `run.py fit` wrote", SMALL)
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
-        name, options = told["method"], {k: _tuple(v) for k, v in told["options"].items()}
-        return METHODS[name](**options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+        return METHODS[stored["method"]](**stored["options"])
+    except (UserError, KeyError, TypeError) as error:      # of values, of names, of kinds
         raise UserError(f"{path} holds no method that `run.py fit` wrote ({error})") from None
 
 
@@ -150,33 +158,8 @@ def _stages(schedule):
         raise UserError(f"--schedule {schedule}: write LAYER:KEEP,LAYER:KEEP,.. like 4:136,14:68,24:34") from None
 
 
-def value(field, text):
-    """What `text` means for a dataclass field: a number, true or false, a list (2,6 or [[2,0.5],[6,0.1]]), none, or the word itself."""
-    listed = f"[{text}]" if "," in text and not text.startswith("[") else text
-    try:
-        told = json.loads(text.lower() if text.lower() in ("true", "false") else listed)
-    except ValueError:
-        told = None if text.lower() == "none" else text
-    told = _tuple(told)
-    default = None if field.default is MISSING else field.default
-    if isinstance(default, tuple) and not isinstance(told, (tuple, str)):
-        told = (told,)
-    if default is not None and told is not None and _kind(told) != _kind(default):
-        raise UserError(f"option {field.name} is a {_kind(default)} like {default!r}, not {text!r}")
-    return told
-
-
-def _tuple(x):
-    return tuple(map(_tuple, x)) if isinstance(x, list) else x
-
-
 def _pair(setting):
     name, equals, text = setting.partition("=")
     if not equals:
         raise UserError(f"--set {setting!r}: write OPTION=VALUE")
     return name, text
-
-
-def _kind(x):
-    kinds = {bool: "switch (true or false)", int: "number", float: "number", tuple: "list", str: "word"}
-    return next(word for kind, word in kinds.items() if isinstance(x, kind))

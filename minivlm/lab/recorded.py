@@ -4,17 +4,27 @@ On disk it is expected.json (prompts: text, images, ids, greedy ids) with expect
 pN.stage). tests/record_hf.py writes both and tells every name.
 """
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
+from typing import Annotated, Mapping
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from minivlm.data import check_row, read_json
 from pruning.base import UserError
+from pruning.fields import Count, NotNegative, Range
 
+ID = Annotated[int, Range(0, 2 ** 24)]
+PROMPT = dict(text=str | tuple[str, ...], images=tuple[str, ...], generated=tuple[tuple[ID, ...], ...],
+              ids_unexpanded=tuple[ID, ...] | None, n_image_tokens=Count | None, n_generated=Count | None,
+              max_abs_logit=NotNegative | None, top2_margins=tuple[float, ...] | None)
+EOS_LIST_CASE = dict(prompt=Count, eos_token_id=tuple[ID, ...], generated=tuple[tuple[ID, ...], ...])
+DIMENSIONS = dict(attention_mask=(2,), input_ids=(2,), pixel_values=(4, 5), vision_hidden_0=(3,), vision_hidden_m2=(3,),
+                  projected=(3,), image_features_packed=(2,), inputs_embeds=(3,), attentions=(5,), layer_out=(4,),
+                  final_hidden=(3,), logits=(3,))
 VISION = "pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed"       # image after image
 
 
@@ -32,33 +42,82 @@ class Expected:
         A sample is the prompt's fields and its tensors in one dict; `where` names it.
         """
         for n, prompt in enumerate(self.prompts):
-            texts = prompt["text"] if isinstance(prompt["text"], list) else [prompt["text"]]
-            tensors = {name[len(f"p{n}."):]: value for name, value in self.tensors.items() if name.startswith(f"p{n}.")}
-            shares = _shares(tensors, prompt) if len(texts) > 1 else {}
-            for b, text in enumerate(texts):
-                valid, one = tensors["attention_mask"][b].bool(), dict(prompt, text=text, generated=prompt["generated"][b])
-                if len(texts) > 1:
-                    one["images"] = prompt["images"][b:b + 1]                      # a batch has one image a sample
-                own = {name: _own(name, value, b, valid, shares.get(name)) for name, value in tensors.items()}
-                yield own | one, f"prompt {n}" + (f", sample {b}" if len(texts) > 1 else "")
+            try:
+                yield from self._samples(n, prompt)
+            except (KeyError, IndexError, RuntimeError) as error:
+                raise UserError(f"prompt {n} of the recording has tensors that do not belong together ({type(error).__name__}): "
+                                "record it again") from None
+
+    def _samples(self, n, prompt):
+        texts = prompt["text"] if isinstance(prompt["text"], list) else [prompt["text"]]
+        tensors = {name[len(f"p{n}."):]: value for name, value in self.tensors.items() if name.startswith(f"p{n}.")}
+        shares = _shares(tensors, prompt) if len(texts) > 1 else {}
+        for b, text in enumerate(texts):
+            valid, one = tensors["attention_mask"][b].bool(), dict(prompt, text=text, generated=prompt["generated"][b])
+            if len(texts) > 1:
+                one["images"] = prompt["images"][b:b + 1]                      # a batch has one image a sample
+            own = {name: _own(name, value, b, valid, shares.get(name)) for name, value in tensors.items()}
+            yield own | one, f"prompt {n}" + (f", sample {b}" if len(texts) > 1 else "")
 
 
 def read_expected(path):
     """The Expected in a JSON file and the safetensors file beside it. Raises UserError."""
+    _check_there(path)
     try:
-        told, tensors = json.loads(Path(path).read_text(encoding="utf-8")), load_file(Path(path).with_suffix(".safetensors"))
-        for n, prompt in enumerate(told["prompts"]):
-            prompt["text"], prompt["images"], prompt["generated"], tensors[f"p{n}.attention_mask"]         # the least it has
-        return Expected(told["prompts"], tensors, told.get("eos_list_case"))
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename or error} is not there: record it, or use --live IMAGE QUESTION") from None
-    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        recording = read_json(path, "recording")
+        tensors = os.path.splitext(path)[0] + ".safetensors"
+        _check_there(tensors)
+        return _checked(recording, load_file(tensors))
+    except UserError as error:
+        raise UserError(f"{path} is no recording ({str(error).removeprefix(f'{path}: ')}): record it again") from None
+    except (KeyError, OSError, SafetensorError) as error:
         raise UserError(f"{path} is no recording ({type(error).__name__}: {error}): record it again") from None
+
+
+def _check_there(path):
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is not there: record it, or use --live IMAGE QUESTION")
+
+
+def _checked(recording, tensors):
+    """The Expected of what the two files hold, every field of it looked at."""
+    check_row(recording, "the file", "recording", prompts=tuple, eos_list_case=dict | None)
+    prompts, case = recording["prompts"], recording.get("eos_list_case")
+    for n, prompt in enumerate(prompts):
+        check_row(prompt, f"prompt {n}", "prompt", **PROMPT)
+        if prompt.get("ids_unexpanded") == []:
+            raise UserError(f"prompt {n}: it has no ids")
+        names = [f"p{n}.attention_mask"] + [name for name in tensors if name.startswith(f"p{n}.")]
+        texts = 1 if isinstance(prompt["text"], str) else len(prompt["text"])
+        _check_tensors({name: tensors[name] for name in names}, texts, len(prompt["generated"]))
+    if case is not None:
+        _check_case(case, prompts)
+    said = [{name: value for name, value in prompt.items() if value is not None} for prompt in prompts]
+    return Expected(said, tensors, case)
+
+
+def _check_case(case, prompts):
+    """UserError unless the generation with several end tokens is one of a single prompt that is there."""
+    check_row(case, "eos_list_case", "case", **EOS_LIST_CASE)
+    there = case["prompt"] < len(prompts) and isinstance(prompts[case["prompt"]]["text"], str)
+    if not there or not any(case["generated"][:1]):
+        raise UserError("eos_list_case: it is of a prompt that is not there, or generates nothing")
+
+
+def _check_tensors(tensors, texts, answers):
+    """UserError unless each has the dimensions of its stage, and what is of samples is of as many as there are texts."""
+    for name, tensor in tensors.items():
+        stage = name.partition(".")[2]
+        if tensor.ndim not in DIMENSIONS.get(stage, (tensor.ndim,)) or not tensor.numel():
+            raise UserError(f"{name} has shape {tuple(tensor.shape)}")
+        samples = tensor.shape[1] if stage in ("attentions", "layer_out") else tensor.shape[0] if tensor.ndim else texts
+        if stage not in VISION and samples != texts or answers != texts:
+            raise UserError(f"{name} has {samples} samples of {texts} texts and {answers} answers")
 
 
 def find_picture(name, places):
     """The picture of a recording in the first of the folders that has it. Raises UserError."""
-    found = next((place / name for place in places if (place / name).is_file()), None)
+    found = next((place / name for place in places if os.path.isfile(place / name)), None)
     if found is None:
         raise UserError(f"{name}, a picture of the recording, is not in {' or '.join(map(str, places))}: name its folder")
     return found

@@ -5,6 +5,8 @@ import os
 import shlex
 from pathlib import Path
 
+from minivlm.data import check_row, read_lines
+from minivlm.toy.benchmark import ROW
 from minivlm.toy.questions import ID, SPECIAL, WORDS
 from minivlm.toy.scenes import SIDE
 from pruning.base import UserError
@@ -49,9 +51,15 @@ def first_look():
 
 
 def known(picture, question):
-    """What the questions.jsonl beside the picture tells of the question: a dict with answer and evidence; {} without one."""
-    file = Path(picture).parent / "questions.jsonl"
-    if not file.is_file():
+    """What the questions.jsonl beside the picture tells of the question: a dict with answer and evidence; {} without one.
+
+    {} too where that file is of another kind: it need not be ours.
+    """
+    try:
+        rows = read_lines(Path(picture).parent / "questions.jsonl", "question")
+        for where, row in rows:
+            check_row(row, where, "question", **ROW)
+    except UserError:
         return {}
-    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return next((row for row in rows if row.get("image") == Path(picture).name and words(row.get("question", "")) == words(question)), {})
+    own = (row for _, row in rows if row["image"] == Path(picture).name and words(row["question"]) == words(question))
+    return {name: value for name, value in next(own, {}).items() if value is not None}

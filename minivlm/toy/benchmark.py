@@ -9,17 +9,23 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
 
+from minivlm.data import check_pictures, check_row, read_lines
 from minivlm.image import open_image
 from minivlm.toy import questions, scenes
 from minivlm.toy.questions import FAMILIES, WORDS
 from minivlm.toy.scenes import GRID
 from pruning.base import UserError
+from pruning.fields import Range
 
+PATCHES = tuple[Annotated[int, Range(0, GRID ** 2 - 1)], ...]
+ROW = dict(image=str, family=str, question=str, answer=str, evidence=PATCHES | None, things=PATCHES | None)
+COMPLAINT = f"image, family, question and answer are words, evidence and things numbers of patches below {GRID ** 2}"
 BATCH = 32                                         # pictures drawn at once: the set depends on it
 
 
@@ -77,30 +83,17 @@ def write(folder, name="heldout", count=300, seed=0, pictures=None):
 
 def read(folder):
     """[Item] of a folder that `write` wrote, or of one like it; patches may be missing. UserError that names the line."""
-    path, opened = Path(folder) / "questions.jsonl", cache(open_image)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no questions that can be read ({error}): `python run.py scenes` writes a folder of them") from None
-    found = [_read(line, Path(folder), f"{path}, line {n}", opened) for n, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise UserError(f"{path}: there is no question in it")
-    return found
+    folder, opened = Path(folder), cache(open_image)
+    rows = read_lines(folder / "questions.jsonl", "question")
+    for where, row in rows:
+        check_row(row, where, "question", COMPLAINT, **ROW)
+    check_pictures((where, folder / row["image"]) for where, row in rows)
+    return [_item(row, opened(folder / row["image"])) for _, row in rows]
 
 
-def _read(line, folder, where, opened):
-    try:
-        row = json.loads(line)
-        words = [row[name] for name in ("image", "family", "question", "answer")]
-        evidence, things = (tuple(map(int, row.get(name, ()))) for name in ("evidence", "things"))
-    except KeyError as error:
-        raise UserError(f"{where}: there is no {error} in it") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: no question in JSON ({error})") from None
-    if not all(isinstance(word, str) for word in words) or not all(0 <= patch < GRID ** 2 for patch in evidence + things):
-        raise UserError(f"{where}: image, family, question and answer are words, evidence and things numbers of patches below {GRID ** 2}")
-    image, *told = words
-    return Item(image, opened(folder / image), *told, evidence, things)
+def _item(row, picture):
+    evidence, things = (tuple(row.get(name) or ()) for name in ("evidence", "things"))
+    return Item(row["image"], picture, row["family"], row["question"], row["answer"], evidence, things)
 
 
 def on_patches(cells, patches):

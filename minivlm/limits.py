@@ -1,0 +1,94 @@
+"""What the values in a checkpoint's JSON files may be: of the kind that a dataclass field is annotated with, within LIMITS.
+
+So a number that is no size is refused by its name, before anything is built. The limits are generous: most are ten
+times what the largest released model has.
+"""
+
+from dataclasses import fields
+from types import UnionType
+from typing import get_args
+
+from pruning.base import UserError
+
+LIMITS = {                                         # the least and the most
+    # network
+    "vocab_size": (1, 2 ** 24),
+    "hidden_size": (1, 2 ** 17),
+    "intermediate_size": (1, 2 ** 20),
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 2 ** 12),
+    "num_key_value_heads": (1, 2 ** 12),
+    "head_dim": (1, 2 ** 14),
+    "max_position_embeddings": (1, 2 ** 31),
+    "sliding_window": (1, 2 ** 31),
+    "rms_norm_eps": (1e-20, 1),
+    "layer_norm_eps": (1e-20, 1),
+    "rope_theta": (1e-3, 1e15),
+    "num_channels": (3, 3),                        # red, green, blue
+    "downsample_ratio": (.5, .5),
+    "vision_feature_layer": (-1001, 1000),
+    # pictures
+    "image_size": (1, 2 ** 14),
+    "patch_size": (1, 2 ** 14),
+    "min_tiles": (1, 256),
+    "max_tiles": (1, 256),
+    "min_patches": (1, 256),                       # the same, in preprocessor_config.json
+    "max_patches": (1, 256),
+    "size": (1, 2 ** 14),
+    "image_mean": (-1000, 1000),
+    "image_std": (1e-6, 1000),
+    "rescale_factor": (1e-6, 1000),
+    "resample": (0, 5),                            # of PIL.Image.Resampling
+    # ids; some files write -1 for none
+    "id": (0, 2 ** 24),
+    "image_token_index": (0, 2 ** 24),
+    "pad_token_id": (-1, 2 ** 24),
+    "eos_token_id": (-1, 2 ** 24),
+}
+LONGEST = 256                                      # values in a list of numbers
+WORDS = {bool: "true or false", str: "text", dict: "an object", list: "a list", type(None): "null"}
+
+
+def checked(path, cls, values):
+    """cls(**values), every value checked against the annotation of its field."""
+    for field in fields(cls):
+        if field.name in values:
+            check(path, field.name, values[field.name], field.type)
+    return cls(**values)
+
+
+def check(path, name, value, annotation):
+    """The value itself. UserError names the file and the key if it is of another kind, or beyond LIMITS[name].
+
+    check("config.json", "head_dim", 128, int | None) -> 128; to `int`, neither True nor 500.0 is a number.
+    """
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if any(_suits(value, kind, LIMITS.get(name)) for kind in kinds):
+        return value
+    words = dict.fromkeys(WORDS.get(kind) or _number(LIMITS[name]) for kind in kinds)
+    raise UserError(f"{path}: {name} must be {' or '.join(words)}, and is {value!r}{_remedy(kinds, LIMITS.get(name))}")
+
+
+def _suits(value, kind, limits):
+    if get_args(kind):                             # list[int]
+        counted = isinstance(value, list) and 1 <= len(value) <= LONGEST
+        return counted and all(_suits(held, *get_args(kind), limits) for held in value)
+    if isinstance(value, bool):                    # to Python a bool is an int, too
+        return kind is bool
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    whole_or_not = int if kind is int else (int, float)
+    return isinstance(value, whole_or_not) and limits[0] <= value <= limits[1]
+
+
+def _number(limits):
+    return "a positive number" if limits[0] > 0 else "a number"
+
+
+def _remedy(kinds, limits):
+    """What to write, where a number is meant."""
+    if limits is None:
+        return ""
+    number = "a number" if float in kinds else "a whole number"
+    several = ", or a list of them" if any(map(get_args, kinds)) else ""
+    return f": write {number} from {limits[0]} to {limits[1]}{several}"
