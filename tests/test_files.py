@@ -8,7 +8,7 @@ import pytest
 
 from minivlm import files
 from minivlm.files import folder_of, parse_json, read_bytes, read_json, stored
-from pruning.base import UserError, one_line
+from pruning.errors import UserError, one_line
 
 
 @pytest.mark.parametrize("text, words", [

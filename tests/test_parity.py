@@ -6,8 +6,8 @@ summation in float32 cannot agree to 1e-5 where the values reach 10. Ids agree e
 """
 
 import json
-import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import PIL
@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 import tiny_internvl
 import weights
-from minivlm.attention import Look, attention, rope, rotate
+from minivlm.attention import rope, rotate
 from minivlm.lab.recorded import Expected, read_expected
 from minivlm.lab.verify import TOLERANCE, verify
-from pruning.base import UserError
+from minivlm.views import DecoderView
+from pruning.base import Tokens, UserError
 from tiny_llava import LAYOUTS, rename, save
 
 PARITY = Path(__file__).parent / "parity"
@@ -105,9 +106,9 @@ def test_vision_tower(case):
     chosen = c.vision_feature_layer if isinstance(c.vision_feature_layer, list) else [c.vision_feature_layer]
     chosen = [l % (c.vision.num_hidden_layers + 1) for l in chosen]
     pixels = recorded["p0.pixel_values"]
-    (first, *states), _ = model.vision_tower(pixels.flatten(0, 1) if pixels.ndim == 5 else pixels, [0, *chosen])
-    assert close(first, recorded["p0.vision_hidden_0"])
-    assert close(torch.cat(states, dim=-1), recorded["p0.vision_hidden_m2"])
+    states = model.vision_tower(pixels.flatten(0, 1) if pixels.ndim == 5 else pixels, max(chosen))
+    assert close(states[0], recorded["p0.vision_hidden_0"])
+    assert close(torch.cat([states[l] for l in chosen], dim=-1), recorded["p0.vision_hidden_m2"])
 
 
 @pytest.mark.parametrize("case", LLAVA)
@@ -129,16 +130,15 @@ def test_projector_and_splice(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_layer(case):
-    """One layer at a time: fused, explicit, and its attention weights. Then the norm and the head."""
+    """One layer at a time, and its attention weights as a view shows them. Then the norm and the head."""
     model, _, recorded = loaded(case)
     decoder, hidden = model.language_model, recorded["p0.inputs_embeds"]
-    rows = torch.arange(hidden.shape[1])
-    turn, dead = decoder.turn(rows, hidden.dtype), decoder.dead(None, rows, rows)
-    for layer, out, attn in zip(decoder.layers, recorded["p0.layer_out"], recorded["p0.attentions"], strict=True):
-        look = Look(rows)
-        assert close(layer(hidden, turn, dead=dead), out)
-        assert close(layer(hidden, turn, dead=dead, look=look), out)
-        assert close(look.attn, attn)
+    tokens = Tokens.start(hidden[0], [])
+    rope, mask = decoder.shared(tokens)
+    for layer, out, attention in zip(decoder.layers, recorded["p0.layer_out"], recorded["p0.attentions"], strict=True):
+        view = DecoderView(layer, replace(tokens, hidden=hidden[0]), rope, mask)
+        assert close(view.attention(), attention[0])
+        assert close(layer(hidden, rope, mask=mask), out)
         hidden = out
     assert close(decoder.norm(hidden), recorded["p0.final_hidden"])
     assert close(model.lm_head(recorded["p0.final_hidden"]), recorded["p0.logits"])
@@ -151,30 +151,9 @@ def test_rotary_embedding(theta, head_dim):
     half = head_dim // 2
     angle = position.double()[:, None] * theta ** (-torch.arange(half, dtype=torch.float64) / half)        # (T, Dh/2)
     number = torch.complex(x[..., :half].double(), x[..., half:].double())
-    turned = number * torch.polar(torch.ones_like(angle), angle)
-    ours = rotate(x, *rope(position, head_dim, theta, torch.float32))
-    assert close(ours, torch.cat([turned.real, turned.imag], dim=-1).float())
-
-
-@pytest.mark.parametrize("T, S, Hk", [(7, 7, 4), (7, 7, 2), (1, 9, 1), (3, 9, 2)])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_fused_and_explicit(T, S, Hk, masked):
-    """Both against the formula written out for each head and row; the last T of S tokens ask, some keys are dead."""
-    generator = torch.Generator().manual_seed(T + S + Hk)
-    query, key, value = (torch.randn(1, h, n, 8, generator=generator) for h, n in ((4, T), (Hk, S), (Hk, S)))
-    dead = torch.zeros(S, dtype=torch.bool)
-    dead[[0, 1, 4] if masked else []] = True
-    look, one = Look(torch.arange(T)), Look(torch.tensor([T - 1]))
-    fused = attention(query, key, value, dead if masked else None, look=one)
-    explicit = attention(query, key, value, dead if masked else None, look=look)
-    for h in range(4):
-        for t in range(T):
-            seen = [s for s in range(S - T + t + 1) if not dead[s]] or [S - T + t]         # or itself, where it sees nothing
-            k, v = key[0, h // (4 // Hk), seen].double(), value[0, h // (4 // Hk), seen].double()
-            attn = (k @ query[0, h, t].double() / math.sqrt(8)).softmax(dim=0)
-            assert close(fused[0, h, t], (attn @ v).float()) and close(explicit[0, h, t], (attn @ v).float())
-            assert close(look.attn[0, h, t, seen], attn.float())
-    assert close(one.attn[0, :, 0], look.attn[0, :, -1])
+    rotated = number * torch.polar(torch.ones_like(angle), angle)
+    ours = rotate(x, rope(position, head_dim, theta, torch.float32))
+    assert close(ours, torch.cat([rotated.real, rotated.imag], dim=-1).float())
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
