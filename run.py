@@ -53,7 +53,8 @@ def ask(args):
 def chat(args):
     """Talk about pictures: one question a line; an empty line or the end of the input ends."""
     talk, images, pixels = session.conversation(args, args.images)
-    model, turns = talk.model, 0
+    model, turns, read = talk.model, [], ""            # read: the text that the model has taken in last, with its answer
+    template = session.template(args, model)
     if sys.stdin.isatty():
         print("One question a line; an empty line ends. What the first question dropped stays dropped.")
     while question := session.line():
@@ -63,15 +64,17 @@ def chat(args):
             print(error, file=sys.stderr)              # the next question may do
             continue
         if turns:
-            ended = talk.pending == [model.tokenizer.eos]          # by the model itself: it is read with what follows
-            text = next_turn(question, ended, template=session.template(args, model))
-            talk.read(model.tokenizer.encode(text, bos=False))
+            text = next_turn(question, template=template, turns=turns)
+            if talk.pending and talk.pending[0] in model.eos:      # the template writes how an answer ends
+                talk.pending = []
+            talk.read(model.tokenizer.encode(text, bos=False, after=read))
         else:
-            text = prompt([(question, None)], len(images), session.template(args, model))
+            text = prompt([(question, None)], len(images), template)
             talk.read(model.tokenizer.encode(text), pixels)
             print("  " + "\n  ".join(report.cost_lines(talk)), file=sys.stderr)
-        session.stream(talk, args)
-        turns += 1
+        answer = session.stream(talk, args)
+        turns.append((question, answer))
+        read = text + answer
 
 
 def compare_(args):

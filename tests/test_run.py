@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 import run
+from minivlm.chat import Sampling
+from minivlm.llava import Llava
+from minivlm.text import Tokenizer
 from pruning.base import UserError
 
 HERE = Path(__file__).parent / "parity"
@@ -73,7 +76,60 @@ def test_the_same_seed_gives_the_same_answer(capsys):
 def test_chat_goes_on_from_the_pruned_cache(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("What is shown?\nAnd now?\n\n"))
     status, out, err = done(capsys, "chat", PICTURE, "--model", MODEL, "--max-new-tokens", "4", "--method", "fastv", "--keep", "4")
-    assert status == 0 and len(out.splitlines()) == 2 and "4 of them visual" in err
+    assert status == 0 and out.count("\n") == 2 and "4 of them visual" in err
+
+
+LLAMA3 = ("{% for m in messages %}{{ '<' + m['role'] + '>' }}{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' else c['text'] }}"
+          "{% endfor %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}")
+
+
+def own(folder, template=LLAMA3):
+    """The checkpoint with a chat template of its own."""
+    shutil.copytree(MODEL, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_chat_in_the_checkpoints_own_template(capsys, monkeypatch, tmp_path):
+    """Every text that is read, and the ids of the whole conversation: those of its rendering, with the answers as they came."""
+    read = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, bos=True, after="": read.append(text) or encode(self, text, bos, after))
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is shown?\nAnd now?\n\n"))
+    status, out, err = done(capsys, "chat", PICTURE, "--model", own(tmp_path / "m"), "--max-new-tokens", "4", "--system", "Be brief.")
+    assert status == 0, err
+    assert read == ["<system>Be brief.</s><user><image>\nWhat is shown?</s><assistant>", "</s><user>And now?</s><assistant>"]
+
+
+def test_the_end_of_an_answer_is_read_once(capsys, monkeypatch, tmp_path):
+    """The model ends its answer itself, with the token that the template writes there too."""
+    ids = []
+    step = Llava.step
+    monkeypatch.setattr(Llava, "step", lambda self, new, *rest: ids.extend(new) or step(self, new, *rest))
+    monkeypatch.setattr(Sampling, "choose", lambda self, logits: 2)                # </s>, at once
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nOld?\n\n"))
+    for template, count in (("llava_v1", 1), ("mistral", 1), ("llava-hf", 0)):
+        ids.clear()
+        assert done(capsys, "chat", PICTURE, "--model", MODEL, "--template", template)[0] == 0
+        assert ids.count(2) == count and len(ids) > 5
+        monkeypatch.setattr("sys.stdin", io.StringIO("What?\nOld?\n\n"))
+
+
+def test_raw_and_a_template_that_is_a_file(capsys, tmp_path):
+    """The same prompt in three ways: the same answer."""
+    (tmp_path / "t.jinja").write_text(LLAMA3)
+    raw = "<user><image>\nWhat is shown?</s><assistant>"
+    ways = (["What is shown?", "--model", own(tmp_path / "m")], ["What is shown?", "--model", MODEL, "--template", tmp_path / "t.jinja"],
+            [raw, "--model", MODEL, "--raw"])
+    answers = {done(capsys, "ask", PICTURE, *way, "--max-new-tokens", "6")[:2] for way in ways}
+    assert len(answers) == 1 and answers.pop()[0] == 0
+
+
+def test_eval_notes_the_template(capsys, tmp_path):
+    out = tmp_path / "e.json"
+    status, _, err = done(capsys, "eval", "--count", "1", "--method", "fastv", "--keep", "0.5", "--out", out, "--template", "vicuna_v1", "--system", "Be brief.")
+    assert status == 0, err
+    assert json.loads(out.read_text())["recipe"]["template"] == "vicuna_v1 with the system message 'Be brief.'"
 
 
 def test_scenes_are_a_folder_of_questions(capsys, tmp_path):

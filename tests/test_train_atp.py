@@ -19,6 +19,7 @@ from minivlm.lab import instruct
 from minivlm.lab.atp_student import Student, prepared
 from minivlm.lab.instruct import Instructions, batch, tokenised
 from minivlm.lab.train_atp import Recipe, Run
+from minivlm.template import Jinja
 from minivlm.text import prompt
 from minivlm.trace import Trace
 from pruning.atp import ATP
@@ -94,6 +95,17 @@ def test_answers_are_found(data):
     assert learnt.count(tokenizer.eos) == 2 and ids.index(tokenizer.image) < answer.index(True)
     asked = tokenizer.decode([i for i, a in zip(ids, answer) if not a])
     assert asked.count("USER:") == asked.count("ASSISTANT:") == 2 and "white" not in asked
+
+
+def test_answers_end_where_a_template_does_not_say_so(data):
+    """Of a checkpoint's own templates: llava's writes no </s>, which is learnt all the same, and the others' end stays theirs."""
+    tokenizer = model().tokenizer
+    llava = ("{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' "
+             "else c['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}")
+    turns = data.rows[1][1]
+    assert tokenised(tokenizer, turns, Jinja(llava, "llava")) == tokenised(tokenizer, turns, "llava-hf")
+    closed = llava.replace("{% endfor %}{% endfor %}", "{% endfor %}{{ '</s>' if m['role'] == 'assistant' }}{% endfor %}")
+    assert tokenised(tokenizer, turns, Jinja(closed, "closed"))[0].count(tokenizer.eos) == 2
 
 
 def split(ids, mark):

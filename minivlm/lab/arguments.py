@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 from minivlm.lab import ablate, contestants, evaluate, fit, shapes, tables, tasks
 from minivlm.lab.train_atp import Recipe
-from minivlm.text import TEMPLATES
+from minivlm.template import TEMPLATES
 from minivlm.toy import scenes
 from minivlm.toy.train import HIDING
 from pruning import METHODS
@@ -177,7 +177,7 @@ def _train_atp(add):
         add(f"--{name.replace('_', '-')}", type=kind if kind is str else of(kind), default=getattr(Recipe, name), help=f"(default: {getattr(Recipe, name)})")
     add("--target-unit", choices=("tokens", "share"), default=Recipe.target_unit, help="of the distance to the target")
     add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
-    add("--template", help="llava-hf, llava_v1 or vicuna_v1 (default: the checkpoint's)")
+    add("--template", metavar="T", help="a name (`ask --help` lists them), or a file in jinja (default: the checkpoint's)")
     add("--dtype", choices=("float32", "bfloat16"), default=Recipe.dtype, help="of the products; what is trained is float32")
     _device(add)
 
@@ -306,7 +306,9 @@ def _length(add):
 
 def _model(add):
     add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
-    add("--template", help=f"{', '.join(TEMPLATES)} (default: the checkpoint's)")
+    add("--template", metavar="T", help=f"{', '.join(TEMPLATES)}; or a file, in jinja (default: the checkpoint's)")
+    add("--system", metavar="TEXT", help="what the model is told to be, where the template has a place for it")
+    add("--raw", action="store_true", help="no template: the prompt is the question as it is, with one <image> mark a picture")
     add("--dtype", help="float32, bfloat16 or float16 (default: as stored; a small model on the CPU in float32)")
     _device(add)
 

@@ -10,7 +10,7 @@ from minivlm.config import tower_folder
 from weights import LAYOUTS, find, named, skeleton
 
 DESCRIBING = ("config.json", "generation_config.json", "*processor_config.json", "tokenizer*", "special_tokens_map.json",
-              "added_tokens.json", "chat_template*")
+              "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")
 
 
 def save(model, folder):

@@ -95,7 +95,7 @@ class Contest:
         """`told`, and everything else that decides the rows, as words and numbers."""
         weights, asked = self.model.state_dict().values(), [(i.image, i.family, i.question, i.answer) for i in self.items]
         return told | dict(
-            template=self.template, draws=self.draws, max_new_tokens=self.max_new_tokens, device=self.model.device.type,
+            template=str(self.template), draws=self.draws, max_new_tokens=self.max_new_tokens, device=self.model.device.type,
             dtype=str(self.model.lm_head.weight.dtype).removeprefix("torch."), weights=checksum(weights),
             questions=zlib.crc32(repr(asked).encode()), **{one.label: _described(one.pruner) for one in self.contestants})
 

@@ -11,6 +11,9 @@ from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
 from minivlm.lab import parallel, shipped
 from minivlm.lab.options import averaged, build, check, own_settings
+from minivlm.template import Raw, chosen
+from minivlm.text import named
+from minivlm.vocabulary import FILES
 from pruning.base import UserError
 from weights import load
 
@@ -53,13 +56,19 @@ def opened(args, dtype=None):
         torch.set_num_threads(1)
         model = model if dtype or args.dtype else model.float()
     if model.tokenizer is None:
-        raise UserError(f"{args.model} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
+        raise UserError(f"{args.model} has no {', no '.join(FILES)}: copy the tokenizer's files from the checkpoint")
     return model
 
 
 def template(args, model):
-    """The prompt's template: --template, or the checkpoint's."""
-    return args.template or model.config.template
+    """The prompt's template: --raw, --template or the checkpoint's, with the message of --system."""
+    system = getattr(args, "system", None)
+    if getattr(args, "raw", False):
+        if args.template or system:
+            raise UserError("--raw takes the prompt as it is: leave --template and --system out")
+        return Raw()
+    template = chosen(args.template, model.folder, model.tokenizer) if args.template else model.config.template
+    return template if system is None else named(template).with_system(system)
 
 
 def stream(talk, args):
