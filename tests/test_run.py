@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import run
 from minivlm.chat import Sampling
@@ -130,6 +131,19 @@ def test_eval_notes_the_template(capsys, tmp_path):
     status, _, err = done(capsys, "eval", "--count", "1", "--method", "fastv", "--keep", "0.5", "--out", out, "--template", "vicuna_v1", "--system", "Be brief.")
     assert status == 0, err
     assert json.loads(out.read_text())["recipe"]["template"] == "vicuna_v1 with the system message 'Be brief.'"
+
+
+@pytest.mark.parametrize("words", ["What does <pad> mean?", "<pad>"])
+def test_a_token_without_a_row_is_one_line(capsys, tmp_path, words):
+    """config.json and the embedding end before an id that the tokenizer has; in a first prompt and in a later turn."""
+    folder = own(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 501
+    (folder / "config.json").write_text(json.dumps(config))
+    state = load_file(folder / "model.safetensors")
+    save_file({key: value[:501].clone() if value.shape[:1] == (512,) else value for key, value in state.items()}, folder / "model.safetensors")
+    status, _, err = done(capsys, "ask", PICTURE, words, "--model", folder, "--max-new-tokens", "1")
+    assert status == 2 and "the token <pad> has the id 501, and the model's embedding has 501 rows" in err and err.count("\n") == 1
 
 
 def test_scenes_are_a_folder_of_questions(capsys, tmp_path):
