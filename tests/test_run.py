@@ -146,6 +146,19 @@ def test_a_token_without_a_row_is_one_line(capsys, tmp_path, words):
     assert status == 2 and "the token <pad> has the id 501, and the model's embedding has 501 rows" in err and err.count("\n") == 1
 
 
+def test_without_a_tokenizer(capsys, tmp_path):
+    """verify and inspect need none; ask says which files it lacks."""
+    folder = own(tmp_path / "m")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    status, out, err = done(capsys, "verify", folder, "--images", Path(MODEL).parent / "images")
+    assert status == 0 and "logits" in out and "FAIL" not in out, err
+    status, out, _ = done(capsys, "inspect", folder)
+    assert status == 0 and "has no tokenizer.json" in out
+    status, _, err = done(capsys, "ask", PICTURE, "What?", "--model", folder)
+    assert status == 2 and "has no tokenizer.json, no tokenizer.model, no vocab.json" in err
+
+
 def test_scenes_are_a_folder_of_questions(capsys, tmp_path):
     """Two questions of each of eight families; the folder is not written over, and not left half-written."""
     status, out, _ = done(capsys, "scenes", "--out", tmp_path / "s", "--count", "2")
