@@ -90,13 +90,16 @@ class Tokenizer:
     def _named(self, told, key, default):
         name = told.get(key, default)
         name = name.get("content") if isinstance(name, dict) else name
-        return self.fast.token_to_id(name) if isinstance(name, str) else None
+        try:
+            return self.fast.token_to_id(name) if isinstance(name, str) else None
+        except UnicodeError:                       # half of a character: no token
+            return None
 
     def _start(self, told):
         bos, wanted = self._named(told, "bos_token", "<s>"), told.get("add_bos_token")
         if wanted is None:                         # then the file tells by doing; LLaMA's class adds it in any case
             wanted = bos in self.fast.encode("").ids or any(
-                name in (told.get("tokenizer_class") or "Llama") for name in ("Llama", "InternLM2"))
+                name in str(told.get("tokenizer_class") or "Llama") for name in ("Llama", "InternLM2"))
         return bos if wanted else None
 
     def encode(self, text, bos=True, after=""):
@@ -118,7 +121,9 @@ class Tokenizer:
             ids = self.fast.encode(text.replace(IMAGE, self._written), add_special_tokens=False).ids
         except TypeError as error:                 # a shell's bytes that are not UTF-8
             raise UserError(f"the text {text[:200]!r} is not valid Unicode: write it in UTF-8") from error
-        except Exception as error:                 # a piece that is in no vocabulary, and no token stands for those
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:             # a piece that is in no vocabulary, and no token stands for those; or a panic
             sentence = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.folder}: the tokenizer cannot encode {text[:200]!r} ({sentence}): use other words") from error
         return [self.image if i == self._mark else i for i in ids]

@@ -46,11 +46,9 @@ def _read(path, read, added):
         tokenizer = read(path.read_bytes())
         _bounded(tokenizer)
         _add(tokenizer, added)
-    except UserError:
+    except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:                 # the library raises plain exceptions, and its panics are not even those
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
         sentence = (str(error) or type(error).__name__).splitlines()[0][:300]
         raise UserError(f"{path} cannot be read as a tokenizer ({sentence}): fetch it again") from error
     tokenizer.no_truncation()
@@ -65,7 +63,8 @@ def added_tokens(folder, settings):
     if not tokens and path.is_file():              # the older file: {token: id}
         named = {"<|endoftext|>"}                  # which the classes name where the settings do not
         named |= {token for key, token in settings.items() if key.endswith("_token") and isinstance(token, str)}
-        named |= {token for token in settings.get("additional_special_tokens") or () if isinstance(token, str)}
+        more = settings.get("additional_special_tokens")
+        named |= {token for token in more if isinstance(token, str)} if isinstance(more, list) else set()
         tokens = {id: dict(content=token, special=token in named, normalized=token not in named)
                   for token, id in read_json(path).items()}
     try:

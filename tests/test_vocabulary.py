@@ -108,6 +108,18 @@ def test_pairs_that_cannot_be_read(tmp_path, change, told):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("settings", [dict(bos_token=5), dict(bos_token="\ud800"), dict(bos_token=[]), dict(bos_token={}), dict(eos_token=dict(content=5)),
+                                      dict(tokenizer_class=5), dict(tokenizer_class=["x"]), dict(additional_special_tokens=5), dict(chat_template=5),
+                                      dict(additional_special_tokens=[5, {}])], ids=ascii)
+def test_settings_of_a_wrong_kind_are_none(tmp_path, settings):
+    """They name no token; the file's own are enough."""
+    fast = trained()
+    fast.add_special_tokens(["</s>"])
+    assert Tokenizer(stored(tmp_path, fast, **settings)).encode("the lake</s>")[-1] == 300
+    (tmp_path / "added_tokens.json").write_text('{"<a>": 301}')
+    assert Tokenizer(tmp_path).encode("<a>")[-1] == 301
+
+
 def test_which_files_are_a_tokenizer(tmp_path):
     assert not has_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{}")
