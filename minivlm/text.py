@@ -126,6 +126,9 @@ class Tokenizer:
         except BaseException as error:             # a piece that is in no vocabulary, and no token stands for those; or a panic
             sentence = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.folder}: the tokenizer cannot encode {text[:200]!r} ({sentence}): use other words") from error
+        if self.image not in (None, self._mark) and self.image in ids:
+            raise UserError(f"{self.folder}: the token {self.fast.id_to_token(self.image)} has the id {self.image}, which config.json gives "
+                            "the image mark: leave it out of the text, or fetch the tokenizer's files that belong to these weights")
         return [self.image if i == self._mark else i for i in ids]
 
     def decode(self, ids):

@@ -123,6 +123,14 @@ def test_the_mark_has_the_callers_id(folder, index):
             assert tokenizer.pieces(ids)[1:] == ["▁the", "<image>", "▁the"] and tokenizer.decode(ids) == "the the"
 
 
+def test_another_token_with_the_id_of_the_mark(folder):
+    """config.json gives the mark the id of <pad>: written out, it is no picture."""
+    tokenizer = Tokenizer(folder, 501)
+    assert tokenizer.encode("the<image>").count(501) == 1
+    with pytest.raises(UserError, match="the token <pad> has the id 501, which config.json gives the image mark"):
+        tokenizer.encode("the<pad><image>")
+
+
 def test_a_stored_truncation_or_padding_is_not_applied(folder):
     """tokenizer.json may have been saved by a training script that cut and padded."""
     ids = Tokenizer(folder).encode("the answer is")
