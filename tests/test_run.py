@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import run
-from minivlm.chat import Sampling
+from minivlm.chat import Conversation, Sampling
 from minivlm.llava import Llava
 from minivlm.text import Tokenizer
 from pruning.base import UserError
+from weights import load
 
 HERE = Path(__file__).parent / "parity"
 MODEL, PICTURE = str(HERE / "llava15_mha"), str(HERE / "images" / "land_500x333.png")
@@ -96,10 +97,12 @@ def test_chat_in_the_checkpoints_own_template(capsys, monkeypatch, tmp_path):
     read = []
     encode = Tokenizer.encode
     monkeypatch.setattr(Tokenizer, "encode", lambda self, text, bos=True, after="": read.append(text) or encode(self, text, bos, after))
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is shown?\nAnd now?\n\n"))
-    status, out, err = done(capsys, "chat", PICTURE, "--model", own(tmp_path / "m"), "--max-new-tokens", "4", "--system", "Be brief.")
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is shown?\nAnd now?\nSure?\n\n"))
+    numbered = own(tmp_path / "m", LLAMA3.replace("m['role'] +", "m['role'] + (loop.index | string if m['role'] == 'user' else '') +"))
+    status, out, err = done(capsys, "chat", PICTURE, "--model", numbered, "--max-new-tokens", "4", "--system", "Be brief.")
     assert status == 0, err
-    assert read == ["<system>Be brief.</s><user><image>\nWhat is shown?</s><assistant>", "</s><user>And now?</s><assistant>"]
+    assert read == ["<system>Be brief.</s><user2><image>\nWhat is shown?</s><assistant>", "</s><user4>And now?</s><assistant>",
+                    "</s><user6>Sure?</s><assistant>"]
 
 
 def test_the_end_of_an_answer_is_read_once(capsys, monkeypatch, tmp_path):
@@ -144,6 +147,10 @@ def test_a_token_without_a_row_is_one_line(capsys, tmp_path, words):
     save_file({key: value[:501].clone() if value.shape[:1] == (512,) else value for key, value in state.items()}, folder / "model.safetensors")
     status, _, err = done(capsys, "ask", PICTURE, words, "--model", folder, "--max-new-tokens", "1")
     assert status == 2 and "the token <pad> has the id 501, and the model's embedding has 501 rows" in err and err.count("\n") == 1
+    talk = Conversation(load(folder))
+    talk.read([1, 300])
+    with pytest.raises(UserError, match="the token <pad> has the id 501"):
+        talk.read([300, 501])
 
 
 def test_without_a_tokenizer(capsys, tmp_path):
