@@ -1,4 +1,7 @@
-"""Prompt formats by name: how each family of models writes a conversation. For checkpoints without a template of their own."""
+"""Prompt formats by name: how each family of models writes a conversation.
+
+For checkpoints without a template of their own.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -12,19 +15,24 @@ class Template:
     """How a conversation is written: a subclass has a `name` and `text`, and the rest follows from it."""
 
     def text(self, turns, images=1):
-        """The text of turns (question, answer), the last answer None where the model shall give it. See `text.prompt`."""
+        """The text of turns (question, answer), the last answer None where the model shall give it.
+
+        See `text.prompt`.
+        """
         raise NotImplementedError
 
     def with_system(self, system):
         """The same template with this system message. Raises UserError where it has no place for one."""
-        raise UserError(f"the template {self.name} has no place for a system message: leave --system out, or choose a --template")
+        raise UserError(f"the template {self.name} has no place for a system message: leave --system out, or choose "
+                        f"a --template")
 
     def around(self, turns, images=1):
         """The texts before, between and after the answers of whole turns: one more than there are answers."""
         turns = [(question, None if answer is None else ANSWER) for question, answer in turns]
         texts = self.text(turns, images).split(ANSWER)
         if len(texts) != 1 + sum(answer is not None for _, answer in turns):
-            raise UserError(f"{self.name} does not write each answer once, so no chat can go on with it: choose a --template")
+            raise UserError(f"{self.name} does not write each answer once, so no chat can go on with it: choose a "
+                            f"--template")
         return texts
 
     def following(self, turns, question):
@@ -35,7 +43,8 @@ class Template:
         whole = self.text([*turns[:-1], (turns[-1][0], ANSWER), (question, None)], images + more)
         read, _, rest = whole.partition(ANSWER)
         if not read.startswith(before) or not rest:
-            raise UserError(f"{self.name} writes earlier turns otherwise than they were asked: begin a new chat, or choose a --template")
+            raise UserError(f"{self.name} writes earlier turns otherwise than they were asked: begin a new chat, or "
+                            f"choose a --template")
         return rest
 
     def __str__(self):
@@ -43,7 +52,8 @@ class Template:
 
 
 def marked(questions, images):
-    """The questions with the marks of `images` pictures, each on its own line before the first one, unless they hold them."""
+    """The questions with the marks of `images` pictures, each on its own line before the first one, unless they
+    hold them."""
     marks = sum(question.count(IMAGE) for question in questions)
     if images and not marks:
         return [f"{IMAGE}\n" * images + questions[0], *questions[1:]]
@@ -68,7 +78,8 @@ class Format(Template):
         """The text of the turns."""
         questions = marked([question for question, _ in turns], images)
         answers = ["" if answer is None else self.answer.format(answer) + self.close for _, answer in turns]
-        asked = self.between.join(self.question.format(question) + answer for question, answer in zip(questions, answers))
+        asked = [self.question.format(question) + answer for question, answer in zip(questions, answers)]
+        asked = self.between.join(asked)
         return (self.system_turn.format(self.system) if self.system else "") + asked
 
     def with_system(self, system):
@@ -80,7 +91,8 @@ class Format(Template):
 
 HUMAN = ("A chat between a curious human and an artificial intelligence assistant. "
          "The assistant gives helpful, detailed, and polite answers to the human's questions.")
-SEES = ("You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+SEES = ("You are a helpful language and vision assistant. "
+        "You are able to understand the visual content that the user provides, "
         "and assist the user with a variety of tasks using natural language.")
 LLAMA3 = "<|start_header_id|>{}<|end_header_id|>\n\n"
 
@@ -91,7 +103,8 @@ def _vicuna(name, system):
 
 def _llama3(name, system):
     question = LLAMA3.format("user") + "{}<|eot_id|>" + LLAMA3.format("assistant")
-    return Format(name, question, "{}", "<|eot_id|>", system=system, system_turn=LLAMA3.format("system") + "{}<|eot_id|>")
+    system_turn = LLAMA3.format("system") + "{}<|eot_id|>"
+    return Format(name, question, "{}", "<|eot_id|>", system=system, system_turn=system_turn)
 
 
 FORMATS = {format.name: format for format in (

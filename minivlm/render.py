@@ -21,7 +21,8 @@ SECONDS = 20                           # that a text may take, with the start of
 
 
 class _Process:
-    """The process that renders: started when it is first needed, and again after it was ended or this one was forked."""
+    """The process that renders: started when it is first needed, and again after it was ended or this one was
+    forked."""
 
     def __init__(self):
         self.running = None
@@ -49,8 +50,9 @@ class _Process:
             return answer
 
     def _start(self):
-        self.running = subprocess.Popen([sys.executable, "-m", "minivlm.sandbox"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, cwd=Path(__file__).resolve().parent.parent, encoding="utf-8")
+        root = Path(__file__).resolve().parent.parent
+        self.running = subprocess.Popen([sys.executable, "-m", "minivlm.sandbox"], cwd=root, encoding="utf-8",
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.owner = os.getpid()
 
     def _end(self):
@@ -63,9 +65,13 @@ _process = _Process()
 
 
 def render(template, variables, name="the chat template"):
-    """The text that a jinja template makes of JSON values. Raises UserError, which begins with `name`, where it makes none."""
+    """The text that a jinja template makes of JSON values.
+
+    Raises UserError, which begins with `name`, where it makes none.
+    """
     if len(template) > LONGEST_TEMPLATE:
-        raise UserError(f"{name} has {len(template)} characters, and at most {LONGEST_TEMPLATE} are read: choose a --template")
+        raise UserError(f"{name} has {len(template)} characters, and at most {LONGEST_TEMPLATE} are read: choose a "
+                        f"--template")
     line = _process.ask(json.dumps(dict(template=template, variables=variables)))
     if not line.endswith("\n"):
         raise UserError(f"{name} takes more than {SECONDS} seconds, or too much memory: choose a --template")

@@ -1,4 +1,6 @@
-"""What runs in the process that renders chat templates: lines of JSON in, lines of JSON out. It imports neither torch nor us.
+"""What runs in the process that renders chat templates: lines of JSON in, lines of JSON out.
+
+It imports neither torch nor anything of ours.
 
 `render.py` starts it and ends it.
 """
@@ -58,7 +60,8 @@ def _environment():
     def strftime_now(form):
         return datetime.now().strftime(form)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation()])
+    extensions = [loopcontrols, _generation()]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = tojson             # jinja2's own escapes <, > and & for web pages
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment

@@ -1,4 +1,5 @@
-"""Which template a checkpoint is asked in: its own, else that of its family; else there is none, and --template chooses one.
+"""Which template a checkpoint is asked in: its own, else that of its family; else there is none, and --template
+chooses one.
 
 A released folder has its template, in the language of jinja, in one of four files. Original LLaVA and InternVL folders
 mostly have none: their formats are known by name (formats.py, chatml.py).
@@ -35,7 +36,7 @@ class Jinja(Template):
 
     def text(self, turns, images=1):
         """The text of the turns. Raises UserError where the template cannot write them."""
-        marked([question for question, _ in turns], images)                # raises where marks and pictures do not match
+        marked([question for question, _ in turns], images)    # raises where marks and pictures do not match
         text = self._written(turns, images, self.parts)
         if text.count(IMAGE) != images + sum((answer or "").count(IMAGE) for _, answer in turns):
             raise UserError(f"{self.name} does not write one {IMAGE} mark a picture: {CHOOSE}")
@@ -43,7 +44,8 @@ class Jinja(Template):
 
     @cached_property
     def parts(self):
-        """Whether content is a list of pictures and texts, as llava-hf's templates read it, or one string with marks in it."""
+        """Whether content is a list of pictures and texts, as llava-hf's templates read it, or one string with
+        marks in it."""
         for parts in (True, False):
             try:
                 text = self._written([("Why?", None)], 1, parts)
@@ -65,7 +67,8 @@ class Jinja(Template):
         return other if system.strip() in text else super().with_system(system)
 
     def _written(self, turns, images, parts):
-        """The template's text of the turns; the pictures come before the first question, unless the questions place them."""
+        """The template's text of the turns; the pictures come before the first question, unless the questions place
+        them."""
         content = _parts if parts else _string
         placed = any(IMAGE in question for question, _ in turns)
         messages = [] if self.system is None else [dict(role="system", content=content(self.system))]
@@ -75,7 +78,7 @@ class Jinja(Template):
                 messages.append(dict(role="assistant", content=content(answer)))
         variables = dict(self.special, messages=messages, add_generation_prompt=turns[-1][1] is None)
         text = render(self.source, variables, self.name)
-        if CONTEXT in self.source:                 # InternVL's own mark; <image> is short for it and what stands around it
+        if CONTEXT in self.source:                 # InternVL's own mark: <image> is short for it
             text = text.replace(f"<img>{CONTEXT}</img>", IMAGE).replace(CONTEXT, IMAGE)
         return text
 
@@ -101,7 +104,8 @@ class Raw(Template):
         """The turns' texts, one after the other. Raises UserError unless they have one mark a picture."""
         text = "".join(question + (answer or "") for question, answer in turns)
         if text.count(IMAGE) != images:
-            raise UserError(f"the text has {text.count(IMAGE)} {IMAGE} marks for {images} pictures: with --raw write one mark a picture")
+            raise UserError(f"the text has {text.count(IMAGE)} {IMAGE} marks for {images} pictures: with --raw write "
+                            f"one mark a picture")
         return text
 
 
@@ -121,9 +125,12 @@ class Missing(Template):
 
 
 def template_of(folder, config, tokenizer=None):
-    """The template of a checkpoint: a name of TEMPLATES or a Template. It never raises: one that is missing does when it is used."""
+    """The template of a checkpoint: a name of TEMPLATES or a Template.
+
+    It never raises: one that is missing does when it is used.
+    """
     if isinstance(config, InternVLConfig) and config.original:
-        return config.template                     # config.json names it; what the tokenizer's file has is the decoder's
+        return config.template                     # config.json names it; the tokenizer's file has the decoder's
     try:
         return own_template(Path(folder), tokenizer) or _family(Path(folder), config, tokenizer)
     except UserError as error:
@@ -131,7 +138,10 @@ def template_of(folder, config, tokenizer=None):
 
 
 def own_template(folder, tokenizer=None):
-    """The Jinja of a folder's own chat template; None where it has none. In transformers' order: the first one counts."""
+    """The Jinja of a folder's own chat template; None where it has none.
+
+    In transformers' order: the first one counts.
+    """
     for name in ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json"):
         path = folder / name
         source = _source(path) if path.is_file() else None
@@ -148,7 +158,8 @@ def _source(path):
         try:
             return path.read_text("utf-8")
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read as a chat template ({error}): fetch it again, or {CHOOSE}") from None
+            raise UserError(f"{path} cannot be read as a chat template ({error}): fetch it again, or "
+                            f"{CHOOSE}") from None
     source = read_json(path).get("chat_template")
     if isinstance(source, dict):                   # several, by name
         source = source.get("default")
@@ -173,10 +184,14 @@ def special_tokens(folder, tokenizer=None):
 
 
 def _family(folder, config, tokenizer):
-    """The name of a format, by what the tokenizer has and by the text model. Raises UserError for one that is not known."""
+    """The name of a format, by what the tokenizer has and by the text model.
+
+    Raises UserError for one that is not known.
+    """
     if tokenizer is None or isinstance(config, InternVLConfig):
         return config.template
-    has = {token for token in ("<|start_header_id|>", "<|im_start|>", "<|user|>", "</s>") if tokenizer.fast.token_to_id(token) is not None}
+    telling = ("<|start_header_id|>", "<|im_start|>", "<|user|>", "</s>")
+    has = {token for token in telling if tokenizer.fast.token_to_id(token) is not None}
     kind = _kind(read_json(folder / "config.json"))
     if "<|start_header_id|>" in has:
         return "llava_llama_3" if config.original else "llama-3"
@@ -202,7 +217,10 @@ def _kind(raw):
 
 
 def chosen(name, folder, tokenizer=None):
-    """The template that --template names: a name of TEMPLATES, or the path of a jinja file. Raises UserError for another."""
+    """The template that --template names: a name of TEMPLATES, or the path of a jinja file.
+
+    Raises UserError for another.
+    """
     if name in TEMPLATES:
         return name
     path = Path(name)
@@ -211,5 +229,6 @@ def chosen(name, folder, tokenizer=None):
     except (OSError, ValueError):                  # no name of a file
         source = None
     if source is None:
-        raise UserError(f"template {name!r} is not known: use one of {', '.join(TEMPLATES)}, or the path of a jinja file")
+        raise UserError(f"template {name!r} is not known: use one of {', '.join(TEMPLATES)}, or the path of a jinja "
+                        f"file")
     return Jinja(source, str(path), special_tokens(Path(folder), tokenizer))

@@ -37,7 +37,7 @@ def next_turn(question, ended=False, images=0, template="llava-hf", turns=(("", 
     """The text that goes on after an answer of the model, up to the next answer.
 
     turns: those before, (question, answer); a template of a checkpoint's own may write what it does because of them.
-    `ended`: the answer's end token, </s> or <|im_end|>, has been read already; else the text has it, if the template does.
+    `ended`: the answer's end token, </s> or <|im_end|>, has been read already; else it is in the text.
     Encode it as what goes on: next_turn("Old?") -> " USER: Old? ASSISTANT:"
     """
     text = named(template).following(list(turns), marked([question], images)[0])
@@ -84,7 +84,8 @@ class Tokenizer:
         marks = ("<img>", CONTEXT, "</img>", END)
         missing = [mark for mark in marks if self.fast.token_to_id(mark) is None]
         if missing:
-            raise UserError(f"{self.folder}: the tokenizer has no {', '.join(missing)}: InternVL's own tokenizer files are needed, "
+            raise UserError(f"{self.folder}: the tokenizer has no {', '.join(missing)}: InternVL's own tokenizer "
+                            f"files are needed, "
                             "with tokenizer_config.json or added_tokens.json, in place of the language model's")
 
     def _named(self, told, key, default):
@@ -123,12 +124,14 @@ class Tokenizer:
             raise UserError(f"the text {text[:200]!r} is not valid Unicode: write it in UTF-8") from error
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:             # a piece that is in no vocabulary, and no token stands for those; or a panic
+        except BaseException as error:             # a piece without a token, where no token is for those; or a panic
             sentence = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.folder}: the tokenizer cannot encode {text[:200]!r} ({sentence}): use other words") from error
+            raise UserError(f"{self.folder}: the tokenizer cannot encode {text[:200]!r} ({sentence}): use other "
+                            f"words") from error
         if self.image not in (None, self._mark) and self.image in ids:
-            raise UserError(f"{self.folder}: the token {self.fast.id_to_token(self.image)} has the id {self.image}, which config.json gives "
-                            "the image mark: leave it out of the text, or fetch the tokenizer's files that belong to these weights")
+            raise UserError(f"{self.folder}: the token {self.fast.id_to_token(self.image)} has the id {self.image}, "
+                            f"which config.json gives "
+                            "the image mark: leave it out of the text, or fetch the tokenizer's files of these weights")
         return [self.image if i == self._mark else i for i in ids]
 
     def decode(self, ids):

@@ -1,4 +1,5 @@
-"""A folder's tokenizer files: tokenizer.json, or tokenizer.model (SentencePiece), or vocab.json with merges.txt (Qwen2, GPT-2).
+"""A folder's tokenizer files: tokenizer.json, or tokenizer.model (SentencePiece), or vocab.json with merges.txt
+(Qwen2, GPT-2).
 
 Beside each of them, tokenizer_config.json or the older added_tokens.json may name tokens that the file itself lacks.
 What a file says is bounded before any text meets it: a few bytes of it could ask for gigabytes.
@@ -19,7 +20,8 @@ LARGEST = 2 ** 28                      # bytes of a file; released ones have up 
 MOST_RESERVED = 100_000                # ids that are left free before one that is added
 LONGEST_PIECE = 2000                   # characters
 GROWTH = 100                           # how many times longer the rules of a file may make a text
-QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -36,7 +38,8 @@ def read_vocabulary(folder, settings):
     for name, read in readers:
         if (folder / name).exists():
             return _read(folder / name, read, added)
-    raise UserError(f"{folder} has no tokenizer.json, no tokenizer.model and no vocab.json: copy one of them from the checkpoint")
+    raise UserError(f"{folder} has no tokenizer.json, no tokenizer.model and no vocab.json: copy one of them from "
+                    f"the checkpoint")
 
 
 def _read(path, read, added):
@@ -48,7 +51,7 @@ def _read(path, read, added):
         _add(tokenizer, added)
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:                 # the library raises plain exceptions, and its panics are not even those
+    except BaseException as error:                 # the library's own, and its panics, which are no Exception
         sentence = (str(error) or type(error).__name__).splitlines()[0][:300]
         raise UserError(f"{path} cannot be read as a tokenizer ({sentence}): fetch it again") from error
     tokenizer.no_truncation()
@@ -57,7 +60,8 @@ def _read(path, read, added):
 
 
 def added_tokens(folder, settings):
-    """{id: {"content", "special", ..}} of the tokens that are named beside the vocabulary, in the order of their ids."""
+    """{id: {"content", "special", ..}} of the tokens that are named beside the vocabulary, in the order of their
+    ids."""
     path = folder / "added_tokens.json"
     tokens = settings.get("added_tokens_decoder") or {}
     if not tokens and path.is_file():              # the older file: {token: id}
@@ -71,13 +75,17 @@ def added_tokens(folder, settings):
         tokens = sorted((int(id), dict(token)) for id, token in tokens.items())
         assert all(isinstance(token["content"], str) for _, token in tokens)
     except (AttributeError, TypeError, ValueError, KeyError, AssertionError):
-        raise UserError(f"{folder}: the added tokens of tokenizer_config.json or added_tokens.json are no tokens with ids: "
+        raise UserError(f"{folder}: the added tokens of tokenizer_config.json or added_tokens.json are no tokens "
+                        f"with ids: "
                         "fetch both again") from None
     return dict(tokens)
 
 
 def _add(tokenizer, added):
-    """Add the tokens that the tokenizer lacks, each with its id: ids in between are reserved. Raises ValueError where that fails."""
+    """Add the tokens that the tokenizer lacks, each with its id: ids in between are reserved.
+
+    Raises ValueError where that fails.
+    """
     there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for id, token in added.items():
         content = token["content"]
@@ -97,10 +105,12 @@ def _add(tokenizer, added):
 
 
 def _from_pairs(folder, settings, data):
-    """Byte pairs over bytes: vocab.json {piece: id} and merges.txt, a pair a line; text is cut as the class of the tokenizer does."""
+    """Byte pairs over bytes: vocab.json {piece: id} and merges.txt, a pair a line; text is cut as the class of the
+    tokenizer does."""
     kind = str(settings.get("tokenizer_class") or "Qwen2Tokenizer").removesuffix("Fast")
     if kind not in ("Qwen2Tokenizer", "GPT2Tokenizer"):
-        raise ValueError(f"tokenizer_class {kind} is not known beside vocab.json: make a tokenizer.json of it with transformers")
+        raise ValueError(f"tokenizer_class {kind} is not known beside vocab.json: make a tokenizer.json of it with "
+                         f"transformers")
     if not (folder / "merges.txt").is_file():
         raise ValueError("merges.txt is not beside it: fetch it too")
     lines = (folder / "merges.txt").read_text("utf-8").split("\n")
@@ -114,7 +124,8 @@ def _from_pairs(folder, settings, data):
     tokenizer.decoder = decoders.ByteLevel()
     if kind == "Qwen2Tokenizer":
         cut = pre_tokenizers.Split(Regex(QWEN2), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False)])
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, letters])
         tokenizer.normalizer = normalizers.NFC()
     return tokenizer
 
@@ -146,7 +157,8 @@ def _growths(rules):
 
 
 def _longest_in_charsmap(text):
-    """Letters of the longest text in SentencePiece's rules for characters: a trie after its size, then texts that end with 0."""
+    """Letters of the longest text in SentencePiece's rules for characters: a trie after its size, then texts that
+    end with 0."""
     data = b64decode(text)
     texts = data[4 + int.from_bytes(data[:4], "little"):]
     return max(1, max(len(part.decode("utf-8", "replace")) for part in texts.split(b"\0")))
