@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from minivlm.chatml import CHATML, QWEN
-from minivlm.files import read_json
+from minivlm.files import read_bytes, read_json
 from minivlm.formats import FORMATS, IMAGE, Template, marked
 from minivlm.internvl_config import CONTEXT, InternVLConfig
 from minivlm.render import LONGEST_TEMPLATE, render
@@ -153,10 +153,8 @@ def own_template(folder, tokenizer=None):
 def _source(path):
     """The template in a file, in jinja or in JSON under "chat_template"; None where it has none."""
     if path.suffix != ".json":
-        if path.stat().st_size > 4 * LONGEST_TEMPLATE:
-            raise UserError(f"{path} is too large for a chat template: fetch it again, or {CHOOSE}")
         try:
-            return path.read_text("utf-8")
+            return read_bytes(path, 4 * LONGEST_TEMPLATE).decode("utf-8")
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read as a chat template ({error}): fetch it again, or "
                             f"{CHOOSE}") from None

@@ -12,11 +12,10 @@ from math import prod
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from minivlm.files import read_json
+from minivlm.files import parse_json, read_bytes, read_json
 from minivlm.sentencepiece import from_sentencepiece
 from pruning.base import UserError
 
-LARGEST = 2 ** 28                      # bytes of a file; released ones have up to 35 million
 MOST_RESERVED = 100_000                # ids that are left free before one that is added
 LONGEST_PIECE = 2000                   # characters
 GROWTH = 100                           # how many times longer the rules of a file may make a text
@@ -44,9 +43,7 @@ def read_vocabulary(folder, settings):
 
 def _read(path, read, added):
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it has more than {LARGEST >> 20} MB")
-        tokenizer = read(path.read_bytes())
+        tokenizer = read(read_bytes(path))
         _bounded(tokenizer)
         _add(tokenizer, added)
     except (UserError, KeyboardInterrupt, SystemExit):
@@ -113,12 +110,12 @@ def _from_pairs(folder, settings, data):
                          f"transformers")
     if not (folder / "merges.txt").is_file():
         raise ValueError("merges.txt is not beside it: fetch it too")
-    lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+    lines = read_bytes(folder / "merges.txt").decode("utf-8").split("\n")
     merges = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     wrong = next((pair for pair in merges if len(pair) != 2), None)
     if wrong:
         raise ValueError(f"merges.txt has a line that is no pair: {' '.join(wrong)[:80]!r}")
-    tokenizer = Tokenizer(models.BPE(json.loads(data), merges))
+    tokenizer = Tokenizer(models.BPE(parse_json(data.decode("utf-8")), merges))
     spaced = bool(settings.get("add_prefix_space"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     tokenizer.decoder = decoders.ByteLevel()

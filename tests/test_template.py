@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="chat_template.jinja cannot be read as a chat template"):
         prompt([("What?", None)], 1, template_of(tmp_path, LlavaConfig()))
     (tmp_path / "chat_template.jinja").write_bytes(b"a" * 3_000_000)
-    with pytest.raises(UserError, match="too large for a chat template"):
+    with pytest.raises(UserError, match="cannot be read as a chat template .it is larger than 1 MiB"):
         prompt([("What?", None)], 1, template_of(tmp_path, LlavaConfig()))
 
 
