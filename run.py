@@ -131,11 +131,9 @@ def scenes_(args):
     """Draw the world of the shipped model: pictures, and a questions file with answers and evidence, for any code to be scored on."""
     if args.count < 1:
         raise UserError(f"--count {args.count}: ask for at least one question of each family")
-    if Path(args.out).exists():
+    if os.path.lexists(args.out):
         raise UserError(f"{args.out} is there already: name a new folder")
-    beside = Path(args.out).with_name("." + Path(args.out).name)
-    count = benchmark.write(beside, args.name, args.count, args.seed)
-    beside.replace(args.out)
+    count = benchmark.write(args.out, args.name, args.count, args.seed)
     print(f"wrote {count} questions to {args.out}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from minivlm.atomic import written
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
 from minivlm.lab import parallel, shipped
@@ -98,10 +99,9 @@ def positive(args, *names):
 
 
 def save(path, write):
-    """Write beside the place and move there, so that an interruption leaves no half file."""
-    beside = Path(path).with_name("." + Path(path).name)
-    write(beside)
-    beside.replace(path)
+    """Write the result whole or not at all: `write` gets the path to write to."""
+    with written(path) as beside:
+        write(beside)
     print(f"wrote {path}")
 
 

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from minivlm.atomic import save_tensors, write_text, written_folder
 from minivlm.image import MEAN, STD
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, scenes
@@ -30,13 +30,12 @@ def trained(path):
 
 def save(model, folder, seed=0):
     """Write the folder: float16 weights, the files that describe them, and four pictures of the held-out set with questions."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {_stored(name): tensor.half().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in _files(model.config).items():
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-    benchmark.write(folder / "samples", count=benchmark.BATCH, seed=seed, pictures=4)
+    state = {_stored(name): tensor.half() for name, tensor in model.state_dict().items()}
+    with written_folder(folder) as place:
+        save_tensors(state, place / "model.safetensors", {"format": "pt"})
+        for name, content in _files(model.config).items():
+            write_text(place / name, json.dumps(content, indent=1) + "\n")
+        benchmark.write(place / "samples", count=benchmark.BATCH, seed=seed, pictures=4)
 
 
 def _stored(name):
