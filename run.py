@@ -143,7 +143,8 @@ def train_toy(args):
         raise UserError(f"{args.out} holds a run already: go on with --resume, or name another --out")
     run = train.train(args.out, train.Recipe(seed=args.seed, hidden=args.hide), args.device, args.resume, args.minutes)
     if run.at == run.total:
-        folder.save(folder.trained(Path(args.out) / "best.safetensors"), Path(args.out) / "model")
+        run.resume("best")
+        folder.save(run.student.llava, Path(args.out) / "model")
         print(f"wrote {Path(args.out) / 'model'}")
     else:
         print(f"stopped at step {run.at} of {run.total}: go on with --resume")

@@ -27,7 +27,7 @@ def check_bounds(recipe, bounds):
         value = getattr(recipe, name)
         if not _within(value, least, most):
             most = "" if most == FINITE else f" and at most {most}"
-            raise UserError(f"{name} {_short(value)}: give a finite number, at least {least}{most}")
+            raise UserError(f"{name} {short(value)}: give a finite number, at least {least}{most}")
 
 
 def _within(value, least, most):
@@ -47,7 +47,7 @@ def read_facts(path):
         metadata = file.metadata() or {}
     version = metadata.get("version", "an older one")
     if version != VERSION:
-        raise UserError(f"{path} is a state of another version ({_short(version)}; this one reads {VERSION}), or none at all: {ANEW}")
+        raise UserError(f"{path} is a state of another version ({short(version)}; this one reads {VERSION}), or none at all: {ANEW}")
     try:
         facts = json.loads(metadata.get("facts", ""))
     except (ValueError, RecursionError):
@@ -62,7 +62,7 @@ def read_tensors(path, expected):
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
         for name in sorted(slices.keys() ^ expected.keys()):
-            raise damaged(path, f"{_short(name)} is {'missing' if name in expected else 'one tensor too many'}")
+            raise damaged(path, f"{short(name)} is {'missing' if name in expected else 'one tensor too many'}")
         for name, (shape, dtype) in expected.items():
             _check_kind(path, name, slices[name], shape, dtype)
         tensors = {name: file.get_tensor(name) for name in expected}
@@ -85,7 +85,7 @@ def _opened(path):
         with safe_open(path, "pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise damaged(path, _short(error)) from None
+        raise damaged(path, short(error)) from None
 
 
 def check_same(path, theirs, ours):
@@ -96,7 +96,7 @@ def check_same(path, theirs, ours):
             raise damaged(path, f"its header does not say what {part} the run had")
         for name, value in options.items():
             if others[name] != value:
-                raise UserError(f"{path} is of a run with {name} {_short(others[name])}, not {_short(value)}: resume with the same "
+                raise UserError(f"{path} is of a run with {name} {short(others[name])}, not {short(value)}: resume with the same "
                                 "options, or name another --out")
 
 
@@ -104,7 +104,7 @@ def check_number(path, facts, name, least, most):
     """The fact of this name. UserError if it is no number from `least` to `most`; a whole one if `least` is."""
     value = facts.get(name)
     if not _within(value, least, most):
-        raise damaged(path, f"its {name} is {_short(value)}, and should be from {least} to {most}")
+        raise damaged(path, f"its {name} is {short(value)}, and should be from {least} to {most}")
     return value
 
 
@@ -113,8 +113,8 @@ def damaged(path, what):
     return UserError(f"{path} is damaged: {what}: {ANEW}, or put back a copy of it")
 
 
-def _short(value):
-    """A value from a file, in one line that is not long."""
+def short(value):
+    """A value from a file, as one line that is not long."""
     text = value if isinstance(value, str) else str(value)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 200 else text[:200] + ".."
