@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -96,6 +97,18 @@ def positive(args, *names):
     for name in names:
         if (number := getattr(args, name)) is not None and number < 1:
             raise UserError(f"--{name.replace('_', '-')} {number}: give a number from 1 on")
+
+
+@contextmanager
+def interruptible(path, remedy):
+    """On Ctrl-C one line says what stays (what is at `path`) and how to go on; the exit status is 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if parallel.first():
+            kept = f"what is done is in {path}: {remedy}" if path and Path(path).exists() else "nothing was kept"
+            print(f"\nrun.py: interrupted; {kept}", file=sys.stderr)
+        raise
 
 
 def save(path, write):
