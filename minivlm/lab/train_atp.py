@@ -86,17 +86,16 @@ class Run:
         r, model = self.recipe, self.student.llava
         a_step, last = r.accumulate * self.size, r.steps if stop is None else min(stop, r.steps)
         order = islice(self.data.order(r.seed), self.at * a_step * r.batch, None)
-        bar = tqdm(total=r.steps, initial=self.at, desc="train", disable=self.rank > 0)
-        while self.at < last:
-            chosen = [[next(order) for _ in range(r.batch)] for _ in range(a_step)][self.rank::self.size]
-            batches = (batch(model, [self.data[i] for i in indices], r.template) for indices in chosen)
-            self.log.append(dict(step=self.at, **self.step(batches)))
-            self.at += 1
-            bar.set_postfix({k: f"{self.log[-1][k]:.3g}" for k in ("loss", "ntp", "average")}, refresh=False)
-            bar.update()
-            if self.rank == 0 and (self.at % save_every == 0 or self.at == last):
-                self.save()
-        bar.close()
+        with tqdm(total=r.steps, initial=self.at, desc="train", disable=self.rank > 0) as bar:
+            while self.at < last:
+                chosen = [[next(order) for _ in range(r.batch)] for _ in range(a_step)][self.rank::self.size]
+                batches = (batch(model, [self.data[i] for i in indices], r.template) for indices in chosen)
+                self.log.append(dict(step=self.at, **self.step(batches)))
+                self.at += 1
+                bar.set_postfix({k: f"{self.log[-1][k]:.3g}" for k in ("loss", "ntp", "average")}, refresh=False)
+                bar.update()
+                if self.rank == 0 and (self.at % save_every == 0 or self.at == last):
+                    self.save()
 
     def step(self, batches):
         """One update by the mean over batches and processes; what LOGGED names, and the tokens kept."""
