@@ -36,10 +36,12 @@ def test_a_block_that_fails_leaves_nothing(tmp_path, error):
     assert path.read_text() == "old" and names(tmp_path) == ["table.json"]
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "link to a folder"])
 def test_what_a_killed_run_left_is_cleared(tmp_path, kind):
     """A hidden link is removed and not followed."""
-    stale, target = hidden(tmp_path / "a.json"), tmp_path / "mine.txt"
+    stale = hidden(tmp_path / "a.json")
+    target = tmp_path / "mine" / "mine.txt"
+    target.parent.mkdir()
     target.write_text("mine")
     if kind == "file":
         stale.write_text("half")
@@ -47,10 +49,10 @@ def test_what_a_killed_run_left_is_cleared(tmp_path, kind):
         (stale / "inside").mkdir(parents=True)
         (stale / "inside" / "half.png").write_text("half")
     else:
-        stale.symlink_to(target)
+        stale.symlink_to(target if kind == "link" else target.parent)
     with written(tmp_path / "a.json") as beside:
         beside.write_text("new")
-    assert names(tmp_path) == ["a.json", "mine.txt"] and target.read_text() == "mine"
+    assert names(tmp_path) == ["a.json", "mine"] and target.read_text() == "mine"
 
 
 def test_a_new_folder_appears_when_it_is_whole(tmp_path):

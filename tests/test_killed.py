@@ -51,6 +51,7 @@ def check_every_rename(monkeypatch, tmp_path, command):
     (tmp_path / "whole").mkdir()
     with killed_at(monkeypatch) as renames:
         ended(tmp_path / "whole")
+    assert renames
     whole = files(tmp_path / "whole")
     for rename in range(1, len(renames) + 1):
         out = tmp_path / str(rename)

@@ -143,11 +143,7 @@ class Run:
         facts = dict(at=self.at, best=self.best, recipe=repr(self.recipe), dtype=str(self.dtype)[6:], log=self.log)
         training.save_state(self.folder / f"{name}.safetensors", tensors, facts)
         if name == "state":
-            self.save_log()
-
-    def save_log(self):
-        """log.txt, as the state has it."""
-        write_text(self.folder / "log.txt", "".join(line + "\n" for line in self.log))
+            write_text(self.folder / "log.txt", "".join(line + "\n" for line in self.log))
 
     def resume(self, name="state"):
         """Go on from a saved state. UserError if there is none, if it is of another recipe, or damaged: then nothing is changed."""
@@ -159,8 +155,6 @@ class Run:
         tensors = {key: tensor.to(self.device) for key, tensor in tensors.items()}
         self.student.load_state_dict({key[8:]: tensor for key, tensor in tensors.items() if key.startswith("student.")})
         self.optimiser.state = {key: tensor for key, tensor in tensors.items() if not key.startswith("student.")}
-        if name == "state":            # a run that was killed may have left the log of the state before
-            self.save_log()
 
     def read_state(self, path):
         """The facts and the tensors of a state."""
