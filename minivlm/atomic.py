@@ -3,8 +3,8 @@
     with written("table.json") as beside:
         beside.write_text(text)
 
-A reader never sees half a file. If the block fails, the hidden file is removed; if the process is killed, the hidden file stays,
-and the next `written` of the same name clears it.
+A reader never sees half a file. If the block fails, the hidden file is removed. If the process is killed, it stays, and
+the next `written` of the same name clears it.
 """
 
 import json
@@ -47,7 +47,7 @@ def remove(path):
 
 @contextmanager
 def written_folder(path):
-    """Where to make the files of a folder: under its hidden name if it is new, else in itself, a file at a time by `written`."""
+    """Where to make the files of a folder: under its hidden name if it is new, else in itself, each by `written`."""
     path = Path(path)
     if path.exists():
         yield path
@@ -59,7 +59,7 @@ def written_folder(path):
 
 @contextmanager
 def filled(path):
-    """A folder for the results of a run. Made if it is missing, and removed again if the run fails before anything is in it.
+    """A folder for the results of a run. Made if missing, and removed again if the run fails before anything is in it.
 
     UserError if it cannot be made or written to.
     """

@@ -1,7 +1,7 @@
 """What trainings share: the bounds of a recipe, and the state of a run in a safetensors file.
 
-A state holds tensors, and facts (JSON) in its header. It is read and checked as a whole before anything of a run is changed:
-which tensors there are, their shapes and dtypes, and that every number is finite.
+A state holds tensors, and facts (JSON) in its header. It is read and checked as a whole before anything of a run is
+changed: which tensors there are, their shapes and dtypes, and that every number is finite.
 """
 
 import json
@@ -22,7 +22,8 @@ ANEW = "train anew in another --out"
 
 
 def check_bounds(recipe, bounds):
-    """UserError where a field of the recipe is no number from `least` to `most`; {field: (least, most)}. Whole bounds mean a whole number."""
+    """UserError where a field of the recipe is no number in its bounds: {field: (least, most)}, both whole for a
+    whole number."""
     for name, (least, most) in bounds.items():
         value = getattr(recipe, name)
         if not _within(value, least, most):
@@ -47,7 +48,8 @@ def read_facts(path):
         metadata = file.metadata() or {}
     version = metadata.get("version", "an older one")
     if version != VERSION:
-        raise UserError(f"{path} is a state of another version ({short(version)}; this one reads {VERSION}), or none at all: {ANEW}")
+        raise UserError(f"{path} is a state of another version ({short(version)}; this one reads {VERSION}), or none "
+                        f"at all: {ANEW}")
     try:
         facts = json.loads(metadata.get("facts", ""))
     except (ValueError, RecursionError):
@@ -58,7 +60,7 @@ def read_facts(path):
 
 
 def read_tensors(path, expected):
-    """{name: tensor} of a state, on the CPU; `expected`: {name: (shape, dtype)}. UserError names the first tensor that is not as expected."""
+    """{name: tensor} of a state, on the CPU. UserError names one that is not as `expected`: {name: (shape, dtype)}."""
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
         for name in sorted(slices.keys() ^ expected.keys()):
@@ -96,8 +98,8 @@ def check_same(path, theirs, ours):
             raise damaged(path, f"its header does not say what {part} the run had")
         for name, value in options.items():
             if others[name] != value:
-                raise UserError(f"{path} is of a run with {name} {short(others[name])}, not {short(value)}: resume with the same "
-                                "options, or name another --out")
+                raise UserError(f"{path} is of a run with {name} {short(others[name])}, not {short(value)}: resume "
+                                "with the same options, or name another --out")
 
 
 def check_number(path, facts, name, least, most):

@@ -1,4 +1,4 @@
-"""Results are whole or not there: what a failed block, a full disk or a killed process leaves, and equal bytes for equal tensors."""
+"""Results are whole or not there: what a failed block or a killed process leaves; equal tensors are equal bytes."""
 
 import os
 

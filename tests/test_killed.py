@@ -1,4 +1,4 @@
-"""A run that is killed at any rename and gone on with gives the files of one that was not, to the byte, and nothing hidden."""
+"""A run that is killed at any rename and gone on with leaves the files of one that was not, to the byte."""
 
 import contextlib
 from dataclasses import replace
@@ -23,7 +23,7 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def killed_at(monkeypatch, rename=None):
-    """A list of the renames of the block. The process ends before rename number `rename`: it removes nothing any more."""
+    """The renames of the block. The process ends before rename number `rename`: it removes nothing any more."""
     renames, replace_file = [], atomic.os.replace
 
     def replaced(source, target):
@@ -44,7 +44,7 @@ def files(path):
 
 
 def check_every_rename(monkeypatch, tmp_path, command):
-    """`command`: (folder of the results, whether there is a state) -> exit status. The names of the files that it leaves."""
+    """The files that it leaves. `command`: (folder of the results, whether there is a state) -> exit status."""
     def ended(out):
         with torch.enable_grad():
             assert command(out, (out / "state.safetensors").exists()) == 0
@@ -68,7 +68,7 @@ def check_every_rename(monkeypatch, tmp_path, command):
 
 @pytest.mark.parametrize("frozen, steps", [(True, 3), (False, 2)])
 def test_train_atp(monkeypatch, tmp_path, frozen, steps):
-    """Three saves. Killed before the last module, it once said "wrote" on --resume, and left the module of the save before."""
+    """Killed before the last module, it once said "wrote" on --resume, and left the module of the save before."""
     written(tmp_path)
     more = ["--save-every", "1", *["--freeze-lm"] * frozen]
 
@@ -82,8 +82,8 @@ def tiny(layers):
     """The shipped model's shape with a width of 16."""
     shape = config()
     vision = replace(shape.vision, hidden_size=16, intermediate_size=16, num_attention_heads=2)
-    text = replace(shape.text, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=2, head_dim=8,
-                   num_hidden_layers=layers)
+    text = replace(shape.text, hidden_size=16, intermediate_size=16, num_attention_heads=2,
+                   num_key_value_heads=2, head_dim=8, num_hidden_layers=layers)
     return replace(shape, vision=vision, text=text)
 
 
@@ -130,7 +130,8 @@ def test_ablate(monkeypatch, tmp_path, model):
     monkeypatch.setattr(ablate, "picture", lambda *args: Image.new("RGB", (8, 8)))
 
     def command(out, begun):
-        return run.main(["ablate", "--out", str(out), "--model", str(model), "--rows", "adaptive", "--steps", "1", "--batch", "2", "--count", "1"])
+        return run.main(["ablate", "--out", str(out), "--model", str(model), "--rows", "adaptive", "--steps", "1",
+                         "--batch", "2", "--count", "1"])
     names = check_every_rename(monkeypatch, tmp_path, command)
     assert {"tables.json", "none/answers.jsonl", "adaptive/kept.png", "adaptive/model.safetensors"} <= names
 
@@ -140,8 +141,9 @@ def test_eval(monkeypatch, tmp_path, model):
     benchmark.write(tmp_path / "data", count=1)
 
     def command(out, begun):
-        return run.main(["eval", "--model", str(model), "--data", str(tmp_path / "data"), "--method", "fastv", "--keep", "0.1", "--max-new-tokens", "1",
-                         "--draws", "1", "--processes", "1", "--out", str(out / "o.json")])
+        return run.main(["eval", "--model", str(model), "--data", str(tmp_path / "data"), "--method", "fastv",
+                         "--keep", "0.1", "--max-new-tokens", "1", "--draws", "1", "--processes", "1",
+                         "--out", str(out / "o.json")])
     assert check_every_rename(monkeypatch, tmp_path, command) == {"o.json", "o.jsonl", "o.png"}
 
 

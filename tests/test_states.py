@@ -1,4 +1,4 @@
-"""States to go on from that are damaged, changed by hand, of another run or of an older version: one line, and nothing is changed."""
+"""States that are damaged, changed by hand, of another run or of an older version: one line, and nothing is changed."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def shared_changes(weight, at):
     ]
 
 
-# --- train atp ---------------------------------------------------------------------------------------------------------------
+# --- train atp -------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -148,7 +148,8 @@ def test_a_tampered_state_of_train_atp(capsys, out, change, words):
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"", "is damaged"), (b"no state", "is damaged"), (b"\xff" * 64, "is damaged"), (b"\x02" + b"\0" * 7 + b"{}", "another version")])
+    (b"", "is damaged"), (b"no state", "is damaged"), (b"\xff" * 64, "is damaged"),
+    (b"\x02" + b"\0" * 7 + b"{}", "another version")])
 def test_a_file_that_is_no_state(capsys, out, content, words):
     (out / "state.safetensors").write_bytes(content)
     refused(capsys, out, words)
@@ -176,14 +177,14 @@ def test_other_conversations_and_weights_are_refused(capsys, out):
     data.write_text(text.replace("white and bright", "white and tall"))
     refused(capsys, out, "with conversations [0-9]+, not [0-9]+: resume with the same options")
     data.write_text(text)
-    tampered(out / "state.safetensors", lambda tensors, metadata: metadata.update(facts=changed_weights(metadata["facts"])))
+    tampered(out / "state.safetensors", other_weights)
     refused(capsys, out, "with weights 1, not [0-9]+: resume with the same options")
 
 
-def changed_weights(facts):
-    facts = json.loads(facts)
+def other_weights(tensors, metadata):
+    facts = json.loads(metadata["facts"])
     facts["model"]["weights"] = 1
-    return json.dumps(facts)
+    metadata["facts"] = json.dumps(facts)
 
 
 def test_what_follows_from_a_state_is_written_anew(capsys, out):
@@ -197,7 +198,8 @@ def test_what_follows_from_a_state_is_written_anew(capsys, out):
 
 
 @pytest.mark.parametrize("field, value", [
-    *((name, float(x)) for name in ("lr", "lr_module", "lambda_atp", "lambda_target", "warmup", "target") for x in ("nan", "inf", "-1")),
+    *((name, float(x)) for name in ("lr", "lr_module", "lambda_atp", "lambda_target", "warmup", "target")
+      for x in ("nan", "inf", "-1")),
     *((name, x) for name in ("steps", "batch", "accumulate", "width") for x in (0, -1, 10 ** 9, 1.5, True)),
     ("seed", -1), ("seed", 2 ** 64), ("warmup", 1.1), ("lr", "1e-3")])
 def test_bounds_of_the_recipe(field, value):
@@ -205,7 +207,8 @@ def test_bounds_of_the_recipe(field, value):
         Recipe(**dict(target=8.) | {field: value})
 
 
-@pytest.mark.parametrize("words", [["--lr-module", "nan"], ["--lr", "inf"], ["--theta-s", "nan"], ["--steps", "1000000000"], ["--seed", "-1"],
+@pytest.mark.parametrize("words", [["--lr-module", "nan"], ["--lr", "inf"], ["--theta-s", "nan"],
+    ["--steps", "1000000000"], ["--seed", "-1"],
                                    ["--target-tokens", "nan"], ["--images", "nowhere"]])
 def test_a_run_that_does_not_begin_leaves_no_folder(capsys, finished, tmp_path, words):
     """Nor its parents."""
@@ -238,12 +241,13 @@ def test_ctrl_c_says_how_to_go_on(capsys, finished, tmp_path, monkeypatch):
     assert status == 130 and err.endswith("run.py: interrupted; nothing was kept\n") and not (tmp_path / "out").exists()
     interrupted_at(1)
     status, _, err = done(capsys, *argv)
-    assert status == 130 and err.endswith(f"what is done is in {tmp_path / 'out' / 'state.safetensors'}: go on with --resume\n")
+    state = tmp_path / "out" / "state.safetensors"
+    assert status == 130 and err.endswith(f"what is done is in {state}: go on with --resume\n")
     monkeypatch.setattr(train_atp.Run, "step", step)
     assert done(capsys, *argv, "--resume")[0] == 0
 
 
-# --- train toy ---------------------------------------------------------------------------------------------------------------
+# --- train toy -------------------------------------------------------------------------------------------------------
 
 TOY = train.Recipe(vision_steps=1, vision_batch=2, joint_steps=1, joint_batch=2, warmup=1)
 
@@ -278,7 +282,8 @@ TOY_CHANGES = shared_changes(STUDENT, 2) + [
     (fact("log", ["a\nb"]), "its log is no list of lines"),
     (fact("log", ["a"] * 3), "its log is no list of lines, at most one a step"),
     (tensor(f"momentum.{STUDENT[8:]}", lambda x: None), "momentum.llava.lm_head.weight is missing"),
-    (tensor(f"momentum.{STUDENT[8:]}", first(float("nan"))), "momentum.llava.lm_head.weight has numbers that are not finite"),
+    (tensor(f"momentum.{STUDENT[8:]}", first(float("nan"))),
+    "momentum.llava.lm_head.weight has numbers that are not finite"),
 ]
 
 
@@ -308,7 +313,8 @@ def test_a_state_of_either_stage_is_read(tmp_path, monkeypatch, steps):
 
 
 @pytest.mark.parametrize("field, value", [
-    *((name, float(x)) for name in ("whole", "hide", "matrix_rate", "other_rate", "tower_share") for x in ("nan", "inf", "-1")),
+    *((name, float(x)) for name in ("whole", "hide", "matrix_rate", "other_rate", "tower_share")
+      for x in ("nan", "inf", "-1")),
     *((name, x) for name in ("vision_batch", "joint_batch", "joint_steps", "warmup") for x in (0, 10 ** 9, 1.5)),
     ("vision_steps", -1), ("seed", -1), ("seed", 2 ** 64)])
 def test_bounds_of_the_toy_recipe(field, value):
@@ -321,7 +327,8 @@ def test_an_unknown_way_of_hiding():
         train.Recipe(hidden="all")
 
 
-@pytest.mark.parametrize("words", [["--minutes", "nan"], ["--minutes", "inf"], ["--minutes", "-1"], ["--seed", "-1"], ["--resume"]])
+@pytest.mark.parametrize("words", [["--minutes", "nan"], ["--minutes", "inf"], ["--minutes", "-1"], ["--seed", "-1"],
+    ["--resume"]])
 def test_a_toy_run_that_does_not_begin_leaves_no_folder(capsys, tmp_path, monkeypatch, words):
     monkeypatch.setattr(train, "config", lambda: tiny(2))
     status, _, err = done(capsys, "train", "toy", "--out", tmp_path / "a" / "b", *words)
@@ -344,7 +351,7 @@ def test_the_best_network_is_missing(capsys, toy, monkeypatch):
     assert status == 2 and "best.safetensors: no run to resume" in err and not (toy / "model").exists()
 
 
-# --- eval and ablate ---------------------------------------------------------------------------------------------------------
+# --- eval and ablate -------------------------------------------------------------------------------------------------
 
 RECIPE = dict(model="m", draws=3)
 ROW = dict(contestant="none", question=0, answers=["yes"], right=1.0, visual=[144, 14.5], evidence=None)
@@ -363,19 +370,24 @@ def test_a_log_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    dict(contestant=1), dict(contestant=None), dict(question="0"), dict(question=-1), dict(question=1.5), dict(question=True), dict(question=[1]),
-    dict(answers="yes"), dict(answers=[1]), dict(right=float("nan")), dict(right=2), dict(right="1"), dict(right=None), dict(visual=[]),
-    dict(visual=3), dict(visual=[None]), dict(visual=[-1]), dict(visual=[float("inf")]), dict(visual=[10 ** 400]), dict(evidence="1"),
+    dict(contestant=1), dict(contestant=None), dict(question="0"), dict(question=-1), dict(question=1.5),
+    dict(question=True), dict(question=[1]),
+    dict(answers="yes"), dict(answers=[1]), dict(right=float("nan")), dict(right=2), dict(right="1"),
+    dict(right=None), dict(visual=[]),
+    dict(visual=3), dict(visual=[None]), dict(visual=[-1]), dict(visual=[float("inf")]), dict(visual=[10 ** 400]),
+    dict(evidence="1"),
     dict(evidence=-1), dict(more=1), dict(why_not="x")])
 def test_a_row_that_no_run_wrote(tmp_path, change):
     """Keys, kinds and bounds."""
-    with pytest.raises(UserError, match="a.jsonl, line 2 is no answer of a run: remove the line, and the question is asked again"):
+    with pytest.raises(UserError, match="line 2 is no answer of a run: remove the line, and the question is asked again"):
         log_of(tmp_path / "a.jsonl", dict(recipe=RECIPE), ROW | change)
 
 
 @pytest.mark.parametrize("lines, words", [
-    ([ROW], "something else"), ([dict(recipe=[1])], "something else"), ([dict(recipe=None)], "something else"), (["[1]"], "something else"),
-    (["[" * 100000], "something else"), ([dict(recipe=RECIPE | dict(draws="3\n" * 500))], r"draws '3\\n"), ([dict(recipe={})], "model None")])
+    ([ROW], "something else"), ([dict(recipe=[1])], "something else"), ([dict(recipe=None)], "something else"),
+    (["[1]"], "something else"),
+    (["[" * 100000], "something else"), ([dict(recipe=RECIPE | dict(draws="3\n" * 500))], r"draws '3\\n"),
+    ([dict(recipe={})], "model None")])
 def test_a_log_of_something_else(tmp_path, lines, words):
     with pytest.raises(UserError, match=words) as error:
         log_of(tmp_path / "a.jsonl", *lines)
@@ -410,10 +422,12 @@ def test_a_log_appears_with_its_first_row(tmp_path):
     assert list(tmp_path.iterdir()) == []
     log.add(ROW)
     log.add(GAVE_UP)
-    assert (tmp_path / "a.jsonl").read_text().splitlines() == [json.dumps(line) for line in (dict(recipe=RECIPE), ROW, GAVE_UP)]
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [dict(recipe=RECIPE), ROW, GAVE_UP]
 
 
-@pytest.mark.parametrize("words", [["--steps", "0"], ["--lr", "nan"], ["--lr-module", "inf"], ["--count", "0"], ["--seed", "-1"], ["--batch", "1000000000"],
+@pytest.mark.parametrize("words", [["--steps", "0"], ["--lr", "nan"], ["--lr-module", "inf"], ["--count", "0"],
+    ["--seed", "-1"], ["--batch", "1000000000"],
                                    ["--model", "nowhere"]])
 def test_a_study_that_does_not_begin_leaves_no_folder(capsys, tmp_path, monkeypatch, words):
     monkeypatch.setattr("minivlm.lab.instruct.drawn.__defaults__", (1,))
@@ -444,17 +458,21 @@ def test_ctrl_c_of_a_study(capsys, tmp_path, monkeypatch):
     assert len((tmp_path / "a" / "none" / "answers.jsonl").read_text().splitlines()) == 2
 
 
-# --- the module that is left -------------------------------------------------------------------------------------------------
+# --- the module that is left -----------------------------------------------------------------------------------------
 
 def renamed(tensors, metadata):
     tensors["1000000000.linear.weight"] = tensors.pop("1.linear.weight")
 
 
 @pytest.mark.parametrize("change, words", [
-    (header(options="[1]"), "holds no module"), (header(options="[" * 100000), "holds no module"), (header(options="{"), "holds no module"),
-    (header(options=None), "holds no module"), (header(activation="tanh"), "activation is one of"), (lambda tensors, metadata: (tensors, None), "holds no module"),
-    (renamed, "holds no module"), (spare, "holds no module"), (tensor("0.linear.weight", lambda x: x.flatten()), "holds no module"),
-    (tensor("0.linear.weight", lambda x: None), "holds no module"), (tensor("1.linear_r.bias", lambda x: x.repeat(2)), "holds no module"),
+    (header(options="[1]"), "holds no module"), (header(options="[" * 100000), "holds no module"),
+    (header(options="{"), "holds no module"),
+    (header(options=None), "holds no module"), (header(activation="tanh"), "activation is one of"),
+    (lambda tensors, metadata: (tensors, None), "holds no module"),
+    (renamed, "holds no module"), (spare, "holds no module"), (tensor("0.linear.weight", lambda x: x.flatten()),
+    "holds no module"),
+    (tensor("0.linear.weight", lambda x: None), "holds no module"), (tensor("1.linear_r.bias", lambda x: x.repeat(2)),
+    "holds no module"),
     (tensor("1.linear.weight", first(float("nan"))), "1.linear.weight holds what is no finite number")])
 def test_a_tampered_module(out, change, words):
     """A number of 10^9 layers would be built before it is compared."""

@@ -448,11 +448,13 @@ def test_the_drawn_world(monkeypatch):
 
 
 def test_of_two_processes_one_writes(data, tmp_path):
-    """Under torchrun, gone on with from the first step: the files of one process, each of them whole, with the log of all steps."""
+    """Under torchrun, and gone on with: the files of one process, whole, with the log of all steps."""
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
     command = two + arguments(tmp_path, tmp_path / "out", "--freeze-lm", steps=2)
+    env = os.environ | dict(OMP_NUM_THREADS="1")
     for more in ([], ["--resume"]):
-        ended = subprocess.run(command + more, cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True)
+        ended = subprocess.run(command + more, cwd=ROOT, env=env, capture_output=True, text=True)
         assert ended.returncode == 0 and ended.stdout.count("wrote ") == 1, ended.stderr
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["atp.safetensors", "log.jsonl", "state.safetensors"]
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["atp.safetensors", "log.jsonl", "state.safetensors"]
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2

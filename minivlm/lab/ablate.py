@@ -96,7 +96,8 @@ def trained_as(row, model, recipe):
 def row_answers(row, model, recipe, data, items, folder):
     """Train a row, or go on with it; its rows of answers, and the picture of what it keeps."""
     atp, own = trained_as(row, model, recipe)
-    print(f"{row.name}: trained to {own.target:g} of {model.visual_tokens(torch.empty(1))} tokens in a layer", flush=True)
+    N = model.visual_tokens(torch.empty(1))
+    print(f"{row.name}: trained to {own.target:g} of {N} tokens in a layer", flush=True)
     train_atp.train(model, atp, own, data, folder, resume=(folder / train_atp.STATE).exists())
     pruner = modules.read(folder)
     rows = answers(model.requires_grad_(False), Contestant(row.name, None, pruner), items, folder)
@@ -106,7 +107,7 @@ def row_answers(row, model, recipe, data, items, folder):
 
 
 def answers(model, one, items, folder):
-    """The rows of answers of one contestant, in the order of the questions. UserError if a question cannot be answered."""
+    """The rows of answers of one contestant, in the order of the questions. UserError if one cannot be answered."""
     contest = Contest(model, items, [one], model.config.template)
     with torch.inference_mode(), filled(folder):
         rows = contest.run(Log(folder / "answers.jsonl", contest.recipe()))

@@ -14,9 +14,9 @@ MOST_TOKENS = 10 ** 9
 
 
 class Log:
-    """The rows of a file that several processes may write to. Its first line is the recipe of the run. Without a path, nothing is kept.
+    """The rows of a file that several processes may write to. Its first line is the recipe of the run.
 
-    The file appears with the first row.
+    Without a path, nothing is kept. The file appears with the first row.
     """
 
     def __init__(self, path, recipe):
@@ -61,7 +61,7 @@ def _text(path):
 
 
 def _lines(text):
-    """{number: line} of the lines that can be read, as dicts; what one that was cut short was about is worked on again."""
+    """{number: line} of the lines that can be read, as dicts. What a line cut short was about is worked on again."""
     lines = {}
     for number, line in enumerate(text.split(b"\n"), 1):
         try:
@@ -86,7 +86,8 @@ def _check_row(where, row):
 def _is_answer(row):
     """Whether the words, the shares and the numbers of tokens are such."""
     words = isinstance(row["answers"], list) and all(isinstance(answer, str) for answer in row["answers"])
-    tokens = isinstance(row["visual"], list) and row["visual"] and all(_is_number(n, MOST_TOKENS) for n in row["visual"])
+    visual = row["visual"]
+    tokens = isinstance(visual, list) and visual and all(_is_number(n, MOST_TOKENS) for n in visual)
     evidence = row["evidence"] is None or _is_number(row["evidence"], 1)
     return words and tokens and evidence and _is_number(row["right"], 1)
 
@@ -105,5 +106,5 @@ def _same(path, theirs, ours):
         raise UserError(f"{path} holds something else than the answers of a run: name another --out")
     for name in {**theirs, **ours}:
         if theirs.get(name) != ours.get(name):
-            raise UserError(f"{path} is of a run with {short(name)} {short(theirs.get(name))}, and this one has {short(ours.get(name))}: "
-                            "go on with the same options, or name another --out")
+            raise UserError(f"{path} is of a run with {short(name)} {short(theirs.get(name))}, and this one has "
+                            f"{short(ours.get(name))}: go on with the same options, or name another --out")

@@ -164,7 +164,7 @@ class Run:
 
     @torch.no_grad()
     def resume(self):
-        """Go on from the folder's state. UserError if there is none, if it is of another run, or damaged: then nothing is changed."""
+        """Go on from the folder's state. UserError, before any change, if it is missing, another run's, or damaged."""
         at, tensors = self.read_state(self.folder / STATE)
         state = {}
         for name, i in self.indices().items():
@@ -208,7 +208,7 @@ def _line(step, row):
 
 
 def train(model, atp, recipe, data, folder, save_every=100, resume=False, rank=0, size=1):
-    """Train to the end, or go on with it; the log. The folder then has the modules, and the whole model if it was trained.
+    """Train to the end, or go on with it; the log. The folder then has the modules, and the model if it was trained.
 
     Of several processes only the one of rank 0 writes.
     """

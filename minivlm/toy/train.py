@@ -46,9 +46,9 @@ from pruning.base import UserError
 
 HIDING = ("blocks", "patches", "nothing")
 DTYPES = ("float32", "bfloat16")
-BOUNDS = dict(seed=(0, 2 ** 63 - 1), vision_steps=(0, 10 ** 7), vision_batch=(2, 4096), joint_steps=(1, 10 ** 7), joint_batch=(2, 4096),
-              whole=(0.0, 1.0), hide=(0.0, 1.0), warmup=(1, 10 ** 7), matrix_rate=(0.0, FINITE), other_rate=(0.0, FINITE),
-              tower_share=(0.0, FINITE))
+BOUNDS = dict(seed=(0, 2 ** 63 - 1), vision_steps=(0, 10 ** 7), vision_batch=(2, 4096), joint_steps=(1, 10 ** 7),
+              joint_batch=(2, 4096), whole=(0.0, 1.0), hide=(0.0, 1.0), warmup=(1, 10 ** 7), matrix_rate=(0.0, FINITE),
+              other_rate=(0.0, FINITE), tower_share=(0.0, FINITE))
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Run:
             write_text(self.folder / "log.txt", "".join(line + "\n" for line in self.log))
 
     def resume(self, name="state"):
-        """Go on from a saved state. UserError if there is none, if it is of another recipe, or damaged: then nothing is changed."""
+        """Go on from a saved state. UserError, before any change, if it is missing, another recipe's, or damaged."""
         facts, tensors = self.read_state(self.folder / f"{name}.safetensors")
         self.at = facts["at"]
         self.best = facts["best"]
@@ -159,16 +159,17 @@ class Run:
     def read_state(self, path):
         """The facts and the tensors of a state."""
         if not path.is_file():
-            raise UserError(f"{path}: no run to resume: start one without --resume, in another folder if this one holds a run")
+            raise UserError(f"{path}: no run to resume: start one without --resume, in a new folder")
         facts = training.read_facts(path)
         if facts.get("recipe") != repr(self.recipe):
-            raise UserError(f"{path}: a run with {training.short(facts.get('recipe'))}: resume it with the same options")
+            theirs = training.short(facts.get("recipe"))
+            raise UserError(f"{path}: a run with {theirs}: resume it with the same options")
         at = training.check_number(path, facts, "at", 0, self.total)
         training.check_number(path, facts, "best", -1.0, 1.0)
         if facts.get("dtype") not in DTYPES:
-            raise training.damaged(path, f"its dtype is {training.short(facts.get('dtype'))}, and should be one of {', '.join(DTYPES)}")
-        lines = facts.get("log")
-        if not isinstance(lines, list) or len(lines) > at or not all(isinstance(line, str) and line.isprintable() for line in lines):
+            theirs = training.short(facts.get("dtype"))
+            raise training.damaged(path, f"its dtype is {theirs}, and should be one of {', '.join(DTYPES)}")
+        if not _is_log(facts.get("log"), at):
             raise training.damaged(path, "its log is no list of lines, at most one a step")
         tensors = training.read_tensors(path, self.expected(at))
         return facts, tensors
@@ -191,6 +192,11 @@ class Run:
             return score(logits, labels, (labels >= 0) & (labels != ID["</s>"]))
         right, asked = sum((pool.map if pool else map)(one, range(batches)))
         return right / asked
+
+
+def _is_log(lines, most):
+    """Whether these are lines of text, at most so many."""
+    return isinstance(lines, list) and len(lines) <= most and all(isinstance(x, str) and x.isprintable() for x in lines)
 
 
 def fast_dtype(device):
@@ -227,7 +233,8 @@ def _steps(run, every, time_left):
         while run.at < run.total and time_left():
             loss, counts = run.step(pool)
             if not math.isfinite(loss):
-                raise UserError(f"the loss is not finite at step {run.at}: go on from the last state with --resume, or train anew")
+                raise UserError(f"the loss is not finite at step {run.at}: go on from the last state with --resume, "
+                                "or train anew")
             recent = recent if counts is None else 0.95 * recent + counts.cpu()
             bar.update()
             bar.set_postfix_str(f"loss {loss:.2f} " + _line(recent[0] / recent[1]), refresh=False)
