@@ -27,6 +27,10 @@ from pruning.cost import Formula
 from weights import device_of, load
 
 
+RESUME = "go on with --resume"                     # after Ctrl-C
+SAME_COMMAND = "the same command goes on from there"
+
+
 def ask(args):
     """Answer one question about pictures (or about none)."""
     *pictures, question = args.input
@@ -113,12 +117,13 @@ def eval_(args):
     session.writable(args.out, ".json")
     session.positive(args, "count", "draws", "processes", "max_new_tokens")
     items = tasks.TASKS[args.task](args.data, args.split, args.count, args.seed)
-    with parallel.processes(args.device) as (rank, size, args.device):
+    answers = args.out and Path(args.out).with_suffix(".jsonl")
+    with session.interruptible(answers, SAME_COMMAND), parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
         entered = contestants(model, model.processor.pixels(items[0].picture), args.method, args.keep, args.set, args.oracles)
         contest = evaluate.Contest(model, items, entered, session.template(args, model), args.draws, args.max_new_tokens)
         recipe = contest.recipe(model=str(args.model), **{name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")})
-        log = Log(args.out and Path(args.out).with_suffix(".jsonl"), recipe)
+        log = Log(answers, recipe)
         if size == 1 and (count := args.processes or parallel.worthwhile(model)) > 1:
             return parallel.spread(main, args.argv, count)
         rows = contest.run(log, rank, size)
@@ -134,21 +139,23 @@ def scenes_(args):
     """Draw the world of the shipped model: pictures, and a questions file with answers and evidence, for any code to be scored on."""
     if args.count < 1:
         raise UserError(f"--count {args.count}: ask for at least one question of each family")
-    if Path(args.out).exists():
+    if os.path.lexists(args.out):
         raise UserError(f"{args.out} is there already: name a new folder")
-    beside = Path(args.out).with_name("." + Path(args.out).name)
-    count = benchmark.write(beside, args.name, args.count, args.seed)
-    beside.replace(args.out)
+    count = benchmark.write(args.out, args.name, args.count, args.seed)
     print(f"wrote {count} questions to {args.out}")
 
 
 def train_toy(args):
     """Train the shipped model anew, from nothing, on its drawn world; DIR/model is then a checkpoint folder."""
-    if (Path(args.out) / "state.safetensors").exists() and not args.resume:
+    state = Path(args.out) / "state.safetensors"
+    if state.exists() and not args.resume:
         raise UserError(f"{args.out} holds a run already: go on with --resume, or name another --out")
-    run = train.train(args.out, train.Recipe(seed=args.seed, hidden=args.hide), args.device, args.resume, args.minutes)
+    recipe = train.Recipe(seed=args.seed, hidden=args.hide)
+    with session.interruptible(state, RESUME):
+        run = train.train(args.out, recipe, args.device, args.resume, args.minutes)
     if run.at == run.total:
-        folder.save(folder.trained(Path(args.out) / "best.safetensors"), Path(args.out) / "model")
+        run.resume("best")
+        folder.save(run.student.llava, Path(args.out) / "model")
         print(f"wrote {Path(args.out) / 'model'}")
     else:
         print(f"stopped at step {run.at} of {run.total}: go on with --resume")
@@ -161,7 +168,8 @@ def train_module(args):
     options = {"layers": f"[{args.layers}]"} | dict(pair.partition("=")[::2] for pair in args.set)
     atp = build("atp", settings=[f"{name}={x}" for name, x in options.items()])
     data = Instructions(args.data, args.images)
-    with parallel.processes(args.device) as (rank, size, args.device):
+    state = Path(args.out) / train_atp.STATE
+    with session.interruptible(state, RESUME), parallel.processes(args.device) as (rank, size, args.device):
         frozen = args.freeze_lm and args.dtype == "bfloat16"       # what is trained stays in float32
         model = session.opened(args, "bfloat16" if frozen else "float32")
         chosen = {name: getattr(args, name) for name in (*TRAINED, "target_unit", "freeze_lm", "dtype")}
@@ -179,9 +187,11 @@ def ablate_(args):
     if lost := [name for name in names if name not in [row.name for row in ablate.ROWS]]:
         raise UserError(f"--rows {', '.join(lost)}: use some of {', '.join(row.name for row in ablate.ROWS)}")
     rows = [row for row in ablate.ROWS if row.name in names]
+    session.positive(args, "count")
     recipe = train_atp.Recipe(0, args.steps, args.batch, lr=args.lr, lr_module=args.lr_module, seed=args.seed)
     items = benchmark.items("heldout", args.count)
-    found = ablate.study(shipped.model_or(args.model), args.out, recipe, Instructions("toy"), items, rows)
+    with session.interruptible(args.out, SAME_COMMAND):
+        found = ablate.study(shipped.model_or(args.model), args.out, recipe, Instructions("toy"), items, rows)
     told = ablate.facts(found, items)
     print("\n".join(ablate.lines(told)))
     session.save_json(Path(args.out) / "tables.json", told)

@@ -457,3 +457,16 @@ def test_the_drawn_world(monkeypatch):
     pytest.importorskip("minivlm.toy.benchmark")
     rows = instruct.drawn(2)
     assert len(rows) == 16 and all(picture.size == (96, 96) and len(turns) == 1 for picture, turns in rows)
+
+
+def test_of_two_processes_one_writes(data, tmp_path):
+    """Under torchrun, and gone on with: the files of one process, whole, with the log of all steps."""
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
+    command = two + arguments(tmp_path, tmp_path / "out", "--freeze-lm", steps=2)
+    env = os.environ | dict(OMP_NUM_THREADS="1")
+    for more in ([], ["--resume"]):
+        ended = subprocess.run(command + more, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert ended.returncode == 0 and ended.stdout.count("wrote ") == 1, ended.stderr
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["atp.safetensors", "log.jsonl", "state.safetensors"]
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2

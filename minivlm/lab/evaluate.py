@@ -60,7 +60,8 @@ class Contest:
                 log.add(row)
                 new.append(row)
         self.model.vision_tower = tower
-        return [*log.rows.values(), *parallel.gathered(new)]
+        asked = {(one.label, i) for one in self.contestants for i in range(len(self.items))}
+        return [*(row for key, row in log.rows.items() if key in asked), *parallel.gathered(new)]
 
     def rows(self, i, contestants):
         """What becomes of question i, a contestant after the other: the answer of each draw and the averages, or why there is none."""

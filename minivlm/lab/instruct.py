@@ -5,6 +5,7 @@ LLaVA's format is one list: [{"image": "a.jpg", "conversations": [{"from": "huma
 picture is left out, since nothing can be pruned from it.
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,11 @@ class Instructions:
     def __getitem__(self, i):
         picture, turns = self.rows[i]
         return (open_image(self.images / picture) if isinstance(picture, str) else picture), turns
+
+    def checksum(self):
+        """A number that other conversations do not have. Pictures count by their names."""
+        said = [(picture if isinstance(picture, str) else "", turns) for picture, turns in self.rows]
+        return zlib.crc32(repr(said).encode("utf-8", "surrogatepass"))
 
     def order(self, seed):
         """Indices without an end: each epoch another permutation, the same for the same seed."""

@@ -3,10 +3,12 @@
 import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from minivlm.atomic import written
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
 from minivlm.lab import parallel, shipped
@@ -106,11 +108,22 @@ def positive(args, *names):
             raise UserError(f"--{name.replace('_', '-')} {number}: give a number from 1 on")
 
 
+@contextmanager
+def interruptible(path, remedy):
+    """On Ctrl-C one line says what stays (what is at `path`) and how to go on; the exit status is 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if parallel.first():
+            kept = f"what is done is in {path}: {remedy}" if path and Path(path).exists() else "nothing was kept"
+            print(f"\nrun.py: interrupted; {kept}", file=sys.stderr)
+        raise
+
+
 def save(path, write):
-    """Write beside the place and move there, so that an interruption leaves no half file."""
-    beside = Path(path).with_name("." + Path(path).name)
-    write(beside)
-    beside.replace(path)
+    """Write the result whole or not at all: `write` gets the path to write to."""
+    with written(path) as beside:
+        write(beside)
     print(f"wrote {path}")
 
 
