@@ -111,7 +111,8 @@ def _check_tensors(tensors, texts, answers):
         if tensor.ndim not in DIMENSIONS.get(stage, (tensor.ndim,)) or not tensor.numel():
             raise UserError(f"{name} has shape {tuple(tensor.shape)}")
         samples = tensor.shape[1] if stage in ("attentions", "layer_out") else tensor.shape[0] if tensor.ndim else texts
-        if stage not in VISION and samples != texts or answers != texts:
+        of_images = stage in (*VISION, "image_sizes")
+        if not of_images and samples != texts or answers != texts:
             raise UserError(f"{name} has {samples} samples of {texts} texts and {answers} answers")
 
 
