@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from minivlm.image import open_image
-from minivlm.lab import (ablate, bench, compare, cost, curves, draw, evaluate, fit, growth, hf, inspect, methods, parallel, plot, report, score, session, shapes,
+from minivlm.lab import (ablate, bench, compare, cost, count, curves, draw, evaluate, fit, growth, hf, inspect, methods, parallel, plot, report, score, session, shapes,
                          shipped, tables, tasks, train_atp, verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.contestants import contestants
@@ -239,9 +239,11 @@ def cost_(args):
         raise UserError(f"--text {args.text}: a prompt has at least one text token")
     shape = shapes.shape_of(args.shape, args.model, args.layers)
     pruners = shapes.lineup(args.method, args.keep, args.average, args.set, shape, args.schedule)
+    pruners, why_not = count.able(shape, pruners) if args.method == "all" else (pruners, {})
     formula = Formula(args.ffn or 3, args.text if args.all_tokens else 0, args.cut or "before")
     told = cost.facts(shape, pruners, args.text, formula, getattr(torch, args.dtype))
-    print(json.dumps(told, indent=1) if args.json else "\n".join(cost.lines(told)))
+    told["why_not"] = why_not
+    print(json.dumps(told, indent=1) if args.json else "\n".join([*cost.lines(told), *report.refusals(why_not)]))
 
 
 def bench_(args):
@@ -253,12 +255,14 @@ def bench_(args):
     shape = shapes.shape_of(args.shape or (None if args.model else "small"), args.model, args.layers)
     chosen = (args.method, args.keep, args.average) if args.method or args.keep or args.average or args.schedule else ("fastv,divprune", "0.25", None)
     pruners = shapes.lineup(*chosen, args.set, shape, args.schedule)
+    pruners, why_not = count.able(shape, pruners, counted=False) if args.method == "all" else (pruners, {})
     against = ("sdpa", "eager") if args.against else ()
     with parallel.processes(args.device) as (rank, size, device):
         told = bench.measure(shape, pruners, args.model, args.text, args.steps, args.repeat, getattr(torch, args.dtype), device, against, rank, size)
     if rank:
         return
-    print("\n".join(verdict.lines(told)))
+    told["why_not"] = why_not
+    print("\n".join([*verdict.lines(told), *report.refusals(why_not)]))
     session.save_json(args.json, told)
     if args.out:
         session.save(args.out, plot.plot(told).save)

@@ -158,7 +158,7 @@ def test_bytes_without_reduction_are_the_prompts(capsys, tmp_path):
     """Of tiles the tower gives 80 patches, of which 70 tokens would enter the decoder, newlines and all: with and without a method of
     the vision site."""
     told = []
-    for method in (["--method", "vispruner", "--keep", "4"], []):
+    for method in (["--method", "vispruner", "--keep", "20"], []):
         status, _, _ = done(capsys, "ask", PICTURE, "What?", "--model", Path(MODEL).parent / "next_vicuna", "--max-new-tokens", "1",
                             *method, "--json", tmp_path / "a.json")
         told.append(json.loads((tmp_path / "a.json").read_text()))
