@@ -164,6 +164,17 @@ def test_controls_are_always_there(model):
     assert found["random embed 9"].pruner == Random(keep=9, site="embed") and found["random 0.5"].pruner == Random(keep=.5)
 
 
+def test_controls_act_at_the_layer_of_each_method(model):
+    """FastV moved to layer 3, ASAP at 2, DivPrune before layer 0: a control at each, the rival of the one that acts there."""
+    found = {one.label: one for one in entered(model, "fastv,asap,divprune", settings=["fastv.layer=3"])}
+    assert list(found) == ["none", "random 0.1", "uniform 0.1", "random@3 0.1", "uniform@3 0.1", "random embed 0.1", "uniform embed 0.1",
+                           "fastv 0.1", "asap 0.1", "divprune 0.1"]
+    assert [found[f"{name} 0.1"].rival for name in ("fastv", "asap", "divprune")] == ["random@3 0.1", "random 0.1", "random embed 0.1"]
+    assert found["random@3 0.1"].pruner == Random(keep=.1, layer=3) and found["uniform@3 0.1"].pruner.layer == 3
+    assert [one.label for one in entered(model, "fastv", settings=["layer=3"])] == ["none", "random@3 0.1", "uniform@3 0.1", "fastv 0.1"]
+    assert [one.label for one in entered(model, "fastv", settings=["layer=99"])] == ["none", "random 0.1", "uniform 0.1", "fastv 0.1"]
+
+
 def test_settings(model, tmp_path):
     """Those given go to a method or a control; those of the model's methods.json to a method that is built with none."""
     found = {one.label: one.pruner for one in entered(model, "fastv", settings=["layer=3", "random.layer=3"])}
