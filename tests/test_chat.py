@@ -12,7 +12,9 @@ from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
 from minivlm.text import prompt as written
 from pruning.base import UserError
+from pruning.controls import Blind
 from pruning.fastv import FastV
+from pruning.vtw import VTW
 from tiny import MARK, Around, ids, llava, one_thread, picture, prefill  # noqa: F401
 
 PROMPT = ids(5, MARK, 7)                       # 5 + 16 + 7 = 28 tokens
@@ -100,6 +102,45 @@ def test_a_low_temperature_is_no_overflow(temperature):
 def test_logits_that_overflowed(temperature):
     with pytest.raises(UserError, match="NaN.*float32"):
         Sampling(temperature).choose(torch.tensor([1., torch.nan]))
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("logits", [[1., torch.inf], [torch.inf, torch.inf], [-torch.inf, -torch.inf]])
+def test_logits_that_are_infinite(temperature, logits):
+    """Of two that overflowed no one knows which is larger; one that is -inf alone is only never chosen."""
+    with pytest.raises(UserError, match="infinity.*float32"):
+        Sampling(temperature).choose(torch.tensor(logits))
+    assert Sampling(temperature).choose(torch.tensor([-torch.inf, 2., -torch.inf])) == 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("padding", [torch.nan, torch.inf])
+def test_what_fills_up_the_vocabulary_may_hold_anything(temperature, padding):
+    """Ids that are no token are not chosen for their NaN; a token's NaN is an overflow, beside them too."""
+    unused = lambda: torch.tensor([False, False, True])
+    assert Sampling(temperature).choose(torch.tensor([-40., 40., padding]), unused) == 1
+    with pytest.raises(UserError, match="NaN"):
+        Sampling(temperature).choose(torch.tensor([torch.nan, 40., padding]), unused)
+
+
+def test_rows_that_the_tokenizer_does_not_know():
+    """The checkpoint's head has more rows than the tokenizer has tokens: with NaN in these it answers as before."""
+    model = weights.load(CHECKPOINT)
+    rows, known = model.config.text.vocab_size, max(model.tokenizer.fast.get_vocab(with_added_tokens=True).values()) + 1
+    assert known < rows
+    answers = []
+    for value in (None, torch.nan):
+        if value is not None:
+            with torch.no_grad():
+                model.lm_head.weight[known:] = value
+        conversation = Conversation(model)
+        conversation.read(model.tokenizer.encode("Why?"))
+        answers.append(list(conversation.generate(4)))
+    assert answers[0] == answers[1]
+    with torch.no_grad():
+        model.lm_head.weight[known - 1] = torch.nan
+    with pytest.raises(UserError, match="NaN"):
+        list(conversation.generate(1))
 
 
 # --- where an answer ends ------------------------------------------------------------------------------------------------------
@@ -221,3 +262,23 @@ def test_streamed_pieces_are_the_whole_answer():
     pieces.append(stream.finish())
     assert len(pieces) == len(tokens) + 1 and sum(map(bool, pieces)) > 5
     assert "".join(pieces).strip() == model.tokenizer.decode(tokens).strip()
+
+
+# --- what is left of a prompt ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("prompt, pruner", [([], None), ([MARK], Blind()), ([], VTW(1))])
+def test_a_prompt_of_which_nothing_is_left(prompt, pruner):
+    with pytest.raises(UserError, match="no token of the prompt is left.*give it text"):
+        talk(pruner, prompt)
+
+
+def test_a_prompt_that_fails_leaves_nothing_behind():
+    """Too long, or with a mark too many; then one that can be read, as if it were the first."""
+    conversation = Conversation(llava(), FastV(keep=4))
+    for prompt, told in ((ids(3, MARK, 600), "context"), (ids(3, MARK, 2, MARK, 4), "2 <image> marks for 1 images")):
+        with pytest.raises(UserError, match=told):
+            conversation.read(prompt, [picture(llava())])
+    conversation.read(PROMPT, [picture(llava())])
+    fresh = talk(FastV(keep=4))
+    assert answer(conversation) == answer(fresh) and conversation.trace.visual == fresh.trace.visual and conversation.trace.N == 16
+    assert len(conversation.trace.images) == len(conversation.trace.steps) == 1
