@@ -10,12 +10,13 @@ import torch
 import weights
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
+from minivlm.llama import with_last
 from minivlm.text import prompt as written
-from pruning.base import UserError
+from pruning.base import Reduction, Tokens, UserError
 from pruning.controls import Blind
 from pruning.fastv import FastV
 from pruning.vtw import VTW
-from tiny import MARK, Around, ids, llava, one_thread, picture, prefill  # noqa: F401
+from tiny import MARK, REDUCING, Around, built, ids, llava, one_thread, picture, prefill  # noqa: F401
 
 PROMPT = ids(5, MARK, 7)                       # 5 + 16 + 7 = 28 tokens
 LOGITS = torch.tensor([.15, .5, .05, .3]).log()
@@ -282,3 +283,38 @@ def test_a_prompt_that_fails_leaves_nothing_behind():
     fresh = talk(FastV(keep=4))
     assert answer(conversation) == answer(fresh) and conversation.trace.visual == fresh.trace.visual and conversation.trace.N == 16
     assert len(conversation.trace.images) == len(conversation.trace.steps) == 1
+
+
+@pytest.mark.parametrize("name", REDUCING)
+def test_the_last_token_of_an_image_that_ends_the_prompt(name):
+    """It predicts, so no method of the decoder drops it; those before the decoder decide what the image is; some ask for text."""
+    pruner = built(name)
+    try:
+        logits, cache, trace = prefill(llava(), ids(3, MARK), [picture(llava())], pruner)
+    except UserError as error:
+        assert "text" in pruner.preconditions and "after" in str(error)
+        return
+    last = trace.steps[-1].kept.tolist()
+    if pruner.site == "decoder":
+        assert last[-1] == 15 and last.count(15) == 1
+        told = pruner.reduce_at(32)
+        assert trace.visual[told[0]] <= 16 and len(last) == trace.visual[-1]
+
+
+def test_the_token_that_predicts_is_added():
+    """Of 16 tokens FastV is to keep the first three, and the last: its logits are those of a run that kept these four."""
+    told, fair = (Around(FastV(keep=3), lambda tokens, keep=keep: Reduction(torch.tensor(keep))) for keep in ([0, 1, 2], [0, 1, 2, 15]))
+    ours, theirs = (prefill(llava(), ids(3, MARK), [picture(llava())], pruner) for pruner in (told, fair))
+    close(ours[0], theirs[0])
+    assert ours[2].visual == theirs[2].visual == [16] * 2 + [4] * 30
+
+
+def test_what_stands_for_the_last_token_goes_to_the_end():
+    """Merged ones too: of keep 3, 1 the row of 3 moves behind that of 1; what is not kept comes with weight 1."""
+    tokens = Tokens(torch.zeros(6, 2), torch.arange(6), torch.arange(2, 6), torch.zeros(4, 3), torch.arange(4), 6)
+    moved = with_last(Reduction(torch.tensor([3, 1]), torch.tensor([[.5, 0, 0, .5], [0, 1, 0, 0]]), rule=torch.tensor([0, 1])), tokens)
+    assert moved.keep.tolist() == [1, 3] and moved.merge.tolist() == [[0, 1, 0, 0], [.5, 0, 0, .5]] and moved.rule.tolist() == [1, 0]
+    added = with_last(Reduction(torch.tensor([1]), torch.tensor([[0, .5, .5, 0]])), tokens)
+    assert added.keep.tolist() == [1, 3] and added.merge.tolist() == [[0, .5, .5, 0], [0, 0, 0, 1]]
+    text = Tokens(torch.zeros(7, 2), torch.arange(7), torch.arange(2, 6), torch.zeros(4, 3), torch.arange(4), 7)
+    assert with_last(Reduction(torch.tensor([1])), text).keep.tolist() == [1]
