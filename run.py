@@ -55,30 +55,34 @@ def ask(args):
 
 
 def chat(args):
-    """Talk about pictures: one question a line; an empty line or the end of the input ends."""
+    """Talk about pictures: one question a line; an empty line or the end of the input ends. A line that cannot be read is skipped."""
     talk, images, pixels = session.conversation(args, args.images)
     model, turns, read = talk.model, [], ""            # read: the text that the model has taken in last, with its answer
     template = session.template(args, model)
     if sys.stdin.isatty():
         print("One question a line; an empty line ends. What the first question dropped stays dropped.")
+    refused = False
     while question := session.line():
         try:
             session.note(model, question, () if turns else images)
-        except UserError as error:
-            print(error, file=sys.stderr)              # the next question may do
-            continue
-        if turns:
-            text = next_turn(question, template=template, turns=turns)
-            if talk.pending and talk.pending[0] in model.eos:      # the template writes how an answer ends
-                talk.pending = []
-            talk.read(model.tokenizer.encode(text, bos=False, after=read))
-        else:
-            text = prompt([(question, None)], len(images), template)
-            talk.read(model.tokenizer.encode(text), pixels)
-            print("  " + "\n  ".join(report.cost_lines(talk)), file=sys.stderr)
-        answer = session.stream(talk, args)
-        turns.append((question, answer))
-        read = text + answer
+            if turns:
+                text = next_turn(question, template=template, turns=turns)
+                if talk.pending and talk.pending[0] in model.eos:      # the template writes how an answer ends
+                    talk.pending = []
+                talk.read(model.tokenizer.encode(text, bos=False, after=read))
+            else:
+                text = prompt([(question, None)], len(images), template)
+                talk.read(model.tokenizer.encode(text), pixels)
+                print("  " + "\n  ".join(report.cost_lines(talk)), file=sys.stderr)
+            turns.append((question, ""))
+            read = text
+            answer = session.stream(talk, args)
+            turns[-1] = question, answer
+            read = text + answer
+        except UserError as error:                     # what was said before stays; the next question may do
+            print(error, file=sys.stderr)
+            refused = True
+    return 2 if refused and not turns else 0
 
 
 def compare_(args):
@@ -287,6 +291,7 @@ COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "eval": 
 
 def main(argv):
     """Run one command, without words the first look; the exit status: 2 after bad input, 70 after a bug of ours."""
+    session.any_terminal()
     try:
         return ended(argv)
     except KeyboardInterrupt:
