@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minivlm.lab.options import budgeted, build, entering
+from minivlm.lab.options import averaged, build, entering
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.fastv import FastV
@@ -35,7 +35,7 @@ def prompt(kind):
 def budget(model, images, pruner, average=None):
     """The pruner as a command makes it of the words, and the visual tokens that it says enter each layer."""
     n, layers, parts = sum(map(model.visual_tokens, images)), len(model.language_model.layers), model.parts(images)
-    pruner = budgeted(pruner, average, n, layers, parts)
+    pruner = averaged(pruner, average, n, layers, parts)
     return pruner, entering(pruner, n, layers, parts)
 
 

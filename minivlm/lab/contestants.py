@@ -7,7 +7,7 @@ another layer ("random@3"), or before layer 0 ("random embed"), since what two l
 from dataclasses import dataclass, replace
 from itertools import product
 
-from minivlm.lab.options import budgeted, build, built, check, chosen, listed, own_settings, share, takes_keep
+from minivlm.lab.options import averaged, build, built, check, chosen, listed, own_settings, share, takes_keep
 from minivlm.toy.oracle import Oracle
 from pruning.base import Pruner, UserError
 from pruning.controls import Random
@@ -56,7 +56,7 @@ def contestants(model, pixels, names, keeps, settings, oracles=False):
     def fitting(name, keep, where=()):
         """The method, as Python has it: what its number means is decided for each picture."""
         pruner = build(name, keep, [*where, *given[name]], own=own)
-        budgeted(pruner, None, model.visual_tokens(pixels), layers, model.parts([pixels]))
+        averaged(pruner, None, model.visual_tokens(pixels), layers, model.parts([pixels]))
         return pruner
 
     # the methods

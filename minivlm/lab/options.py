@@ -62,7 +62,7 @@ def build_all(names, keep, average, settings, n, layers, parts=MappingProxyType(
     pruners = {}
     for name in several:
         own_keep = keep if len(several) == 1 or takes_keep(name) else None
-        pruners[name] = built(names, lambda: budgeted(build(name, own_keep, given[name], own=own), average, n, layers, parts))
+        pruners[name] = built(names, lambda: averaged(build(name, own_keep, given[name], own=own), average, n, layers, parts))
     return pruners
 
 
@@ -95,7 +95,7 @@ def takes_keep(name):
     return not name.endswith(".json") and (name not in METHODS or "keep" in {f.name for f in fields(METHODS[name])})
 
 
-def budgeted(pruner, average, n, layers, parts=MappingProxyType({})):
+def averaged(pruner, average, n, layers, parts=MappingProxyType({})):
     """The pruner for a prompt of n visual tokens: its schedule has this average, or its `keep`, if a number, is the prompt's.
 
     parts: what a method may count in place of the n tokens together, {"tile": (how many, tokens of each), "image": ..}: it is

@@ -13,7 +13,7 @@ from minivlm.atomic import written
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
 from minivlm.lab import parallel, shipped
-from minivlm.lab.options import budgeted, build, check, own_settings
+from minivlm.lab.options import averaged, build, check, own_settings
 from minivlm.template import Raw, chosen
 from minivlm.text import named
 from minivlm.vocabulary import FILES
@@ -30,7 +30,7 @@ def conversation(args, pictures):
     pixels = [model.processor.pixels(image) for image in images]
     if images:                                         # without one there is nothing to reduce
         n = sum(model.visual_tokens(tiles) for tiles in pixels)
-        pruner = budgeted(pruner, args.average, n, model.config.text.num_hidden_layers, model.parts(pixels))
+        pruner = averaged(pruner, args.average, n, model.config.text.num_hidden_layers, model.parts(pixels))
     return Conversation(model, check(pruner, model)), images, pixels
 
 

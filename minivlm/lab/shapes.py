@@ -10,7 +10,7 @@ import torch
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig, read_config
 from minivlm.files import folder_of
 from minivlm.lab import options
-from minivlm.lab.options import budgeted, build, built, listed, share, takes_keep
+from minivlm.lab.options import averaged, build, built, listed, share, takes_keep
 from pruning.base import Tokens, UserError
 
 
@@ -118,7 +118,7 @@ def lineup(names, keep, average, settings, shape, schedule=None):
         own_keeps = keeps if len(chosen) == 1 or takes_keep(name) else [None]
         for budget, (average_words, mean) in product(own_keeps, averages.items()):
             label = " ".join(filter(None, (name, schedule, average_words, budget)))
-            pruners[label] = built(names, lambda: budgeted(build(name, budget, own[name], schedule), mean, shape.n, shape.layers, shape.parts))
+            pruners[label] = built(names, lambda: averaged(build(name, budget, own[name], schedule), mean, shape.n, shape.layers, shape.parts))
     return pruners
 
 
