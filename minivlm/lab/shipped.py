@@ -60,7 +60,7 @@ def known(picture, question):
     try:
         rows = read_lines(picture.parent / "questions.jsonl", "question")
         for where, row in rows:
-            check_row(row, where, "question", **ROW)
+            check_row(row, where, "question", **ROW | dict(family=str | None))     # other files need not have it
     except UserError:
         return {}
     own = (row for _, row in rows if row["image"] == picture.name and words(row["question"]) == words(question))
