@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from minivlm.image import open_image
-from minivlm.lab import (ablate, bench, compare, cost, curves, draw, evaluate, fit, growth, hf, inspect, methods, parallel, plot, report, score, session, shapes,
+from minivlm.lab import (ablate, bench, compare, cost, count, curves, draw, evaluate, fit, growth, hf, inspect, methods, parallel, plot, report, score, session, shapes,
                          shipped, tables, tasks, train_atp, verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.contestants import contestants
@@ -55,30 +55,34 @@ def ask(args):
 
 
 def chat(args):
-    """Talk about pictures: one question a line; an empty line or the end of the input ends."""
+    """Talk about pictures: one question a line; an empty line or the end of the input ends. A line that cannot be read is skipped."""
     talk, images, pixels = session.conversation(args, args.images)
     model, turns, read = talk.model, [], ""            # read: the text that the model has taken in last, with its answer
     template = session.template(args, model)
     if sys.stdin.isatty():
         print("One question a line; an empty line ends. What the first question dropped stays dropped.")
+    refused = False
     while question := session.line():
         try:
             session.note(model, question, () if turns else images)
-        except UserError as error:
-            print(error, file=sys.stderr)              # the next question may do
-            continue
-        if turns:
-            text = next_turn(question, template=template, turns=turns)
-            if talk.pending and talk.pending[0] in model.eos:      # the template writes how an answer ends
-                talk.pending = []
-            talk.read(model.tokenizer.encode(text, bos=False, after=read))
-        else:
-            text = prompt([(question, None)], len(images), template)
-            talk.read(model.tokenizer.encode(text), pixels)
-            print("  " + "\n  ".join(report.cost_lines(talk)), file=sys.stderr)
-        answer = session.stream(talk, args)
-        turns.append((question, answer))
-        read = text + answer
+            if turns:
+                text = next_turn(question, template=template, turns=turns)
+                if talk.pending and talk.pending[0] in model.eos:      # the template writes how an answer ends
+                    talk.pending = []
+                talk.read(model.tokenizer.encode(text, bos=False, after=read))
+            else:
+                text = prompt([(question, None)], len(images), template)
+                talk.read(model.tokenizer.encode(text), pixels)
+                print("  " + "\n  ".join(report.cost_lines(talk)), file=sys.stderr)
+            turns.append((question, ""))
+            read = text
+            answer = session.stream(talk, args)
+            turns[-1] = question, answer
+            read = text + answer
+        except UserError as error:                     # what was said before stays; the next question may do
+            print(error, file=sys.stderr)
+            refused = True
+    return 2 if refused and not turns else 0
 
 
 def compare_(args):
@@ -239,9 +243,11 @@ def cost_(args):
         raise UserError(f"--text {args.text}: a prompt has at least one text token")
     shape = shapes.shape_of(args.shape, args.model, args.layers)
     pruners = shapes.lineup(args.method, args.keep, args.average, args.set, shape, args.schedule)
+    pruners, why_not = count.able(shape, pruners) if args.method == "all" else (pruners, {})
     formula = Formula(args.ffn or 3, args.text if args.all_tokens else 0, args.cut or "before")
     told = cost.facts(shape, pruners, args.text, formula, getattr(torch, args.dtype))
-    print(json.dumps(told, indent=1) if args.json else "\n".join(cost.lines(told)))
+    told["why_not"] = why_not
+    print(json.dumps(told, indent=1) if args.json else "\n".join([*cost.lines(told), *report.refusals(why_not)]))
 
 
 def bench_(args):
@@ -253,12 +259,14 @@ def bench_(args):
     shape = shapes.shape_of(args.shape or (None if args.model else "small"), args.model, args.layers)
     chosen = (args.method, args.keep, args.average) if args.method or args.keep or args.average or args.schedule else ("fastv,divprune", "0.25", None)
     pruners = shapes.lineup(*chosen, args.set, shape, args.schedule)
+    pruners, why_not = count.able(shape, pruners, counted=False) if args.method == "all" else (pruners, {})
     against = ("sdpa", "eager") if args.against else ()
     with parallel.processes(args.device) as (rank, size, device):
         told = bench.measure(shape, pruners, args.model, args.text, args.steps, args.repeat, getattr(torch, args.dtype), device, against, rank, size)
     if rank:
         return
-    print("\n".join(verdict.lines(told)))
+    told["why_not"] = why_not
+    print("\n".join([*verdict.lines(told), *report.refusals(why_not)]))
     session.save_json(args.json, told)
     if args.out:
         session.save(args.out, plot.plot(told).save)
@@ -283,6 +291,7 @@ COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "eval": 
 
 def main(argv):
     """Run one command, without words the first look; the exit status: 2 after bad input, 70 after a bug of ours."""
+    session.any_terminal()
     try:
         return ended(argv)
     except KeyboardInterrupt:

@@ -141,7 +141,7 @@ class Decoder(nn.Module):
     def _cut(self, tokens, l, turn, dead, pruner, trace, cache):
         """Call the method before layer l and apply what it says."""
         tokens = replace(tokens, **self._project(tokens, l, turn, dead, pruner))
-        r = pruner.reduce(tokens)
+        r = with_last(pruner.reduce(tokens), tokens)
         if trace is not None:
             trace.reduce("decoder", l, tokens, r)
         for held in cache.layers[:l] if pruner.prune_past_kv else ():
@@ -195,6 +195,26 @@ class Decoder(nn.Module):
         dead = tokens.reduced(pruner.reduce(tokens)).dead
         for held in cache.layers[l:]:
             held.dead = dead
+
+
+def with_last(r, tokens):
+    """The reduction; of a prompt that ends with an image it always keeps the last token, as the last, beside what it keeps anyway.
+
+    That token predicts the next one: without it the logits would be those of a token before it. Methods that act before the
+    decoder need no such care: what they leave is the image that the decoder reads, and its last token predicts.
+    """
+    last = tokens.n - 1
+    if tokens.visual[last] < len(tokens.hidden) - 1:
+        return r
+    own = r.keep == last
+    if not own.any():
+        keep = torch.cat([r.keep, r.keep.new_tensor([last])])
+        merge = None if r.merge is None else torch.cat([r.merge, F.one_hot(keep[-1:], tokens.n).to(r.merge)])
+        return replace(r, keep=keep, merge=merge, rule=None, rules=())
+    # what stands in its place goes to the end
+    order = torch.cat([(~own).nonzero().squeeze(1), own.nonzero().squeeze(1)])
+    keep, merge, rule = (x if x is None else x[order] for x in (r.keep, r.merge, r.rule))
+    return replace(r, keep=keep, merge=merge, rule=rule)
 
 
 def plan(pruner, layers):

@@ -112,7 +112,7 @@ class Llava(nn.Module):
 
         Raises UserError if marks and images do not match.
         """
-        ids = torch.as_tensor(ids, device=self.device)
+        ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)       # of no ids, too
         self._check_rows([id for id in ids.tolist() if id != self.config.image_token_index])
         marks = (ids == self.config.image_token_index).nonzero().squeeze(1).tolist()
         if len(marks) != len(images):
@@ -172,6 +172,8 @@ class Llava(nn.Module):
         longest = self.config.text.max_position_embeddings
         if len(tokens.hidden) > longest:
             raise UserError(f"the prompt has {len(tokens.hidden)} tokens and the model's context is {longest}: shorten it")
+        if not len(tokens.hidden):
+            raise UserError("no token of the prompt is left, so nothing can follow it: give it text, or a method that keeps some of the image")
         cache = Cache.empty(len(self.language_model.layers))
         hidden = self.language_model.prefill(tokens, cache, pruner and pruner.at("decoder"), trace)
         return self.lm_head(hidden[-1]), cache

@@ -181,8 +181,8 @@ LAWS = {
 }
 PER = {
     "prompt": "all visual tokens of a prompt together, whatever images and tiles they are of",
-    "image": "the tokens of each image, all its tiles together",
-    "tile": "the tokens of each tile, as many of every one",
+    "image": "the tokens of each image, all its tiles together; commands divide a number, the whole prompt's, among the images, rounded down",
+    "tile": "the tokens of each tile, as many of every one; commands divide a number, the whole prompt's, among the tiles, rounded down",
 }
 PRECONDITIONS = {
     "cls": "a vision tower with a class token",
@@ -207,7 +207,7 @@ class Pruner:
     laws: ClassVar = frozenset({"select"})        # promises the tests hold it to, of LAWS
     positions: ClassVar = "keep"                  # or "renumber"
     preconditions: ClassVar = frozenset()         # what it asks of model and prompt, of PRECONDITIONS
-    per: ClassVar = "prompt"                      # what `keep` counts, of PER
+    per: ClassVar = "prompt"                      # what `keep` counts, of PER; commands call `divided` first
     cls: ClassVar = False                         # vision: the class tokens are visual tokens too, on no grid
     prune_past_kv: ClassVar = False               # drop from the caches of the layers before, too
     rerank: ClassVar = False                      # reduce again, from the whole cache, at each generated token
@@ -235,6 +235,27 @@ class Pruner:
     def budget(self, n):
         """Visual tokens left of n, or None where the method does not fix it."""
         return None
+
+    def divided(self, parts):
+        """This method on a prompt of which a number in `keep` is the whole budget: each part that it counts gets as many.
+
+        parts: {"tile": (how many, tokens of each), "image": ..}. The number is rounded down: 103 tokens on 5 tiles are 20 of
+        each. A share stays a share. Raises UserError where a part would keep nothing, or more than it has.
+        """
+        count, each = parts.get(self.per, (1, 0))
+        keep = getattr(self, "keep", None)
+        if count == 1 or not isinstance(keep, int):
+            return self
+        if not count <= keep <= count * each:
+            raise UserError(f"keep {keep} is out of range: {type(self).__name__} divides it among {count} {self.per}s of {each} tokens, "
+                            f"so give a share in (0, 1.0] or a number of tokens from {count} to {count * each}")
+        return replace(self, keep=keep // count)
+
+    def left(self, n, parts):
+        """Visual tokens left of n, all `parts` (as in `divided`) together; None where the method does not fix it."""
+        count, each = parts.get(self.per, (1, n))
+        k = self.budget(each)
+        return None if k is None else count * k
 
     def assemble(self, cell, mosaic):
         """Vision site, several tiles: which of the tokens left (k, 3) go on to the decoder, and in which order. (k',) indices

@@ -166,6 +166,63 @@ def test_without_a_tokenizer(capsys, tmp_path):
     assert status == 2 and "has no tokenizer.json, no tokenizer.model, no vocab.json" in err
 
 
+def chatted(monkeypatch, capsys, *lines):
+    """Status, what was printed and what was complained of a chat of these lines (bytes)."""
+    stdin = io.TextIOWrapper(io.BytesIO(b"".join(line + b"\n" for line in lines)), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    return done(capsys, "chat", PICTURE, "--model", MODEL, "--max-new-tokens", "2", "--method", "fastv", "--keep", "4")
+
+
+BAD_LINES = [(b"and <image>?", "1 <image> marks for 0"), (b"a " * 5000, "context"), ("gr\u00f6\u00dfer?".encode("latin-1"), "not valid Unicode")]
+
+
+@pytest.mark.parametrize("bad, told", BAD_LINES)
+def test_a_line_that_cannot_be_read_does_not_end_a_chat(capsys, monkeypatch, bad, told):
+    """It is answered by a sentence, and the next line as if it had not been there."""
+    plain = chatted(monkeypatch, capsys, b"What is shown?", b"So?")
+    status, out, err = chatted(monkeypatch, capsys, b"What is shown?", bad, b"So?")
+    assert status == 0 and out == plain[1] and len(out.splitlines()) == 2
+    assert told in err and len(err.splitlines()) == 1 + len(plain[2].splitlines())
+
+
+@pytest.mark.parametrize("bad, told", [(b"<image> and <image>?", "2 <image> marks for 1"), *BAD_LINES[1:]])
+def test_the_first_line_of_a_chat_may_be_the_bad_one(capsys, monkeypatch, bad, told):
+    """Nothing of it is kept; where no line could be answered the exit status is 2."""
+    plain = chatted(monkeypatch, capsys, b"What is shown?", b"So?")
+    status, out, err = chatted(monkeypatch, capsys, bad, b"What is shown?", b"So?")
+    assert status == 0 and out == plain[1] and told in err and err.endswith(plain[2])
+    status, out, err = chatted(monkeypatch, capsys, bad)
+    assert status == 2 and not out and told in err and len(err.splitlines()) == 1
+
+
+def test_what_was_said_before_an_overflow_stays(capsys, monkeypatch):
+    """The second token cannot be chosen: the first stays, on its own line, and the sentence follows."""
+    chosen = []
+
+    def choose(self, logits, unused=None):
+        chosen.append(int(logits.argmax()))
+        if len(chosen) == 2:
+            raise UserError("overflowed")
+        return chosen[-1]
+    monkeypatch.setattr("minivlm.chat.Sampling.choose", choose)
+    status, out, err = chatted(monkeypatch, capsys, b"What is shown?", b"So?")
+    assert status == 0 and "overflowed" in err and len(out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("words", [["ask", PICTURE, "What?"], ["compare", PICTURE, "Was \u263a?", "--method", "last", "--keep", "4"], ["methods", "fastv"]])
+def test_a_terminal_that_lacks_a_character(monkeypatch, words, encoding):
+    """A substitute is printed in its place, by every command."""
+    page = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(page, encoding=encoding))
+    monkeypatch.setattr("minivlm.text.Stream.push", lambda stream, id: "\u263a")
+    more = ["--model", MODEL, "--max-new-tokens", "2"] if words[0] != "methods" else []
+    assert run.main([*words, *more]) == 0
+    sys.stdout.flush()
+    text = page.getvalue().decode(encoding)
+    assert words[0] == "methods" or ("\u263a" if encoding == "utf-8" else "?") in text
+
+
 def test_scenes_are_a_folder_of_questions(capsys, tmp_path):
     """Two questions of each of eight families; the folder is not written over, and not left half-written."""
     status, out, _ = done(capsys, "scenes", "--out", tmp_path / "s", "--count", "2")
@@ -215,6 +272,12 @@ def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
     (["ask", PICTURE, "What?", "--model", str(HERE)], "config.json"),
     (["ask", PICTURE, "What?", "--model", PICTURE], "is a file"),
     (["ask", "nothing.png", "What?", "--model", MODEL], "nothing.png"),
+    (["ask", "https://llava-vl.github.io/view.jpg", "What?", "--model", MODEL], "addresses are not read: download"),
+    (["compare", "HTTP://a.b/view.jpg", "What?", "--model", MODEL], "addresses are not read: download"),
+    (["chat", "data:image/png;base64," + "A" * 9999, "--model", MODEL], "AAA...: addresses are not read: download"),
+    (["ask", "", "What?", "--model", MODEL], "name of a picture is empty"),
+    (["ask", str(HERE), "What?", "--model", MODEL], "Is a directory"),
+    (["ask", "walk.MP4", "What?", "--model", MODEL], "is a video: give one of its frames"),
     (["ask", PICTURE, "--model", MODEL], "no question"),
     (["ask", PICTURE, "<image> and <image>?", "--model", MODEL], "2 <image> marks for 1"),
     (["ask", "What is in <image>?", "--model", MODEL], "1 <image> marks for 0"),

@@ -105,7 +105,7 @@ def _compare(add):
     add("image", metavar="IMAGE")
     add("question", metavar="QUESTION")
     add("--method", default="all", metavar="A,B,..", help="methods, with commas, or all (default)")
-    add("--keep", help="visual tokens left after the reduction: a number or a share (default: the methods' own)")
+    add("--keep", help="visual tokens left after the reduction: a number, of the whole prompt, or a share (default: the methods' own)")
     add("--average", type=of(Positive), metavar="A", help="visual tokens entering a layer on average: each method solves for its budget")
     add("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
     add("--out", metavar="PNG", help="draw what each method kept")
@@ -240,7 +240,7 @@ def _shape(add, default):
 
 
 def _methods_and_budgets(add):
-    add("--method", metavar="A,B,..", help=f"of {', '.join(METHODS)}; a file that `fit` wrote; or A+B")
+    add("--method", metavar="A,B,..", help=f"of {', '.join(METHODS)}; a file that `fit` wrote; A+B; or all")
     add("--keep", metavar="K,K,..", help="image tokens left of the whole prompt: numbers (192,128) or shares (0.25)")
     add("--average", metavar="A,A,..", help="in place of --keep: image tokens entering a layer on average")
     add("--schedule", metavar="LAYER:KEEP,..", help="act before several layers, like 4:136,14:68,24:34")
@@ -286,8 +286,7 @@ def _lengths(text):
 
 def _method(add):
     add("--method", help=f"one of {', '.join(METHODS)}; a file that `fit` wrote; or A+B, one after the other (default: none)")
-    add("--keep", help="visual tokens to keep: a number (128) or a share (0.25), of the whole prompt, or of each image "
-                           "or tile: `methods NAME` says; for A+B one each (256+64)")
+    add("--keep", help="visual tokens to keep: a number (128), of the whole prompt, or a share (0.25); for A+B one each (256+64)")
     add("--average", type=of(Positive), metavar="A", help="in place of --keep: visual tokens entering a layer on average")
     add("--schedule", metavar="LAYER:KEEP,..", help="act before several layers, like 4:136,14:68,24:34")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method; for A+B, A.OPTION=VALUE")

@@ -70,7 +70,8 @@ class Contest:
         pixels = self.model.processor.pixels(item.picture)
         for one in contestants:
             try:
-                answers, visual, evidence = zip(*(self.answer(ids, pixels, pruner, item.evidence) for pruner in self.drawn(one.pruner, i)))
+                pruner = one.pruner and one.pruner.divided(self.model.parts([pixels]))     # pictures may differ in their tiles
+                answers, visual, evidence = zip(*(self.answer(ids, pixels, drawn, item.evidence) for drawn in self.drawn(pruner, i)))
                 told = dict(answers=answers, right=mean([a == item.answer for a in answers]), visual=[mean(layer) for layer in zip(*visual)],
                             evidence=mean(evidence))
             except UserError as error:

@@ -1,9 +1,10 @@
 """What several commands do: open the model, begin a conversation, stream an answer, write a result whole or not at all."""
 
+import io
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -77,12 +78,25 @@ def stream(talk, args):
     """Print the answer as it comes; return it."""
     text = talk.model.tokenizer.stream()
     parts = []
-    for id in talk.generate(args.max_new_tokens, args.sampling):
-        parts.append(text.push(id))
-        print(parts[-1], end="", flush=True)
+    try:
+        for id in talk.generate(args.max_new_tokens, args.sampling):
+            parts.append(text.push(id))
+            print(parts[-1], end="", flush=True)
+    except UserError:
+        if parts:
+            print(flush=True)                          # what was said stays, on a line of its own
+        raise
     parts.append(text.finish())
     print(parts[-1], flush=True)
     return "".join(parts).strip()
+
+
+def any_terminal():
+    """Print a substitute for a character that the terminal lacks; hand on bytes that are no UTF-8 to where the text is refused."""
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(io.UnsupportedOperation):    # it has been read from already
+                stream.reconfigure(errors=errors)
 
 
 def line():
