@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from minivlm.image import open_image
-from minivlm.lab import (ablate, bench, compare, cost, curves, draw, evaluate, fit, growth, hf, inspect, methods, parallel, plot, report, score, session, shapes,
+from minivlm.lab import (ablate, bench, compare, cost, count, curves, draw, evaluate, fit, growth, hf, inspect, methods, parallel, plot, report, score, session, shapes,
                          shipped, tables, tasks, train_atp, verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.contestants import contestants
@@ -25,6 +25,10 @@ from pruning import METHODS
 from pruning.base import UserError
 from pruning.cost import Formula
 from weights import device_of, load
+
+
+RESUME = "go on with --resume"                     # after Ctrl-C
+SAME_COMMAND = "the same command goes on from there"
 
 
 def ask(args):
@@ -51,27 +55,34 @@ def ask(args):
 
 
 def chat(args):
-    """Talk about pictures: one question a line; an empty line or the end of the input ends."""
+    """Talk about pictures: one question a line; an empty line or the end of the input ends. A line that cannot be read is skipped."""
     talk, images, pixels = session.conversation(args, args.images)
-    model, turns = talk.model, 0
+    model, turns, read = talk.model, [], ""            # read: the text that the model has taken in last, with its answer
+    template = session.template(args, model)
     if sys.stdin.isatty():
         print("One question a line; an empty line ends. What the first question dropped stays dropped.")
+    refused = False
     while question := session.line():
         try:
             session.note(model, question, () if turns else images)
-        except UserError as error:
-            print(error, file=sys.stderr)              # the next question may do
-            continue
-        if turns:
-            ended = talk.pending == [model.tokenizer.eos]          # by the model itself: it is read with what follows
-            text = next_turn(question, ended, template=session.template(args, model))
-            talk.read(model.tokenizer.encode(text, bos=False))
-        else:
-            text = prompt([(question, None)], len(images), session.template(args, model))
-            talk.read(model.tokenizer.encode(text), pixels)
-            print("  " + "\n  ".join(report.cost_lines(talk)), file=sys.stderr)
-        session.stream(talk, args)
-        turns += 1
+            if turns:
+                text = next_turn(question, template=template, turns=turns)
+                if talk.pending and talk.pending[0] in model.eos:      # the template writes how an answer ends
+                    talk.pending = []
+                talk.read(model.tokenizer.encode(text, bos=False, after=read))
+            else:
+                text = prompt([(question, None)], len(images), template)
+                talk.read(model.tokenizer.encode(text), pixels)
+                print("  " + "\n  ".join(report.cost_lines(talk)), file=sys.stderr)
+            turns.append((question, ""))
+            read = text
+            answer = session.stream(talk, args)
+            turns[-1] = question, answer
+            read = text + answer
+        except UserError as error:                     # what was said before stays; the next question may do
+            print(error, file=sys.stderr)
+            refused = True
+    return 2 if refused and not turns else 0
 
 
 def compare_(args):
@@ -110,12 +121,13 @@ def eval_(args):
     session.writable(args.out, ".json")
     session.positive(args, "count", "draws", "processes", "max_new_tokens")
     items = tasks.TASKS[args.task](args.data, args.split, args.count, args.seed)
-    with parallel.processes(args.device) as (rank, size, args.device):
+    answers = args.out and Path(args.out).with_suffix(".jsonl")
+    with session.interruptible(answers, SAME_COMMAND), parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
         entered = contestants(model, model.processor.pixels(items[0].picture), args.method, args.keep, args.set, args.oracles)
         contest = evaluate.Contest(model, items, entered, session.template(args, model), args.draws, args.max_new_tokens)
         recipe = contest.recipe(model=str(args.model), **{name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")})
-        log = Log(args.out and Path(args.out).with_suffix(".jsonl"), recipe)
+        log = Log(answers, recipe)
         if size == 1 and (count := args.processes or parallel.worthwhile(model)) > 1:
             return parallel.spread(main, args.argv, count)
         rows = contest.run(log, rank, size)
@@ -131,21 +143,23 @@ def scenes_(args):
     """Draw the world of the shipped model: pictures, and a questions file with answers and evidence, for any code to be scored on."""
     if args.count < 1:
         raise UserError(f"--count {args.count}: ask for at least one question of each family")
-    if Path(args.out).exists():
+    if os.path.lexists(args.out):
         raise UserError(f"{args.out} is there already: name a new folder")
-    beside = Path(args.out).with_name("." + Path(args.out).name)
-    count = benchmark.write(beside, args.name, args.count, args.seed)
-    beside.replace(args.out)
+    count = benchmark.write(args.out, args.name, args.count, args.seed)
     print(f"wrote {count} questions to {args.out}")
 
 
 def train_toy(args):
     """Train the shipped model anew, from nothing, on its drawn world; DIR/model is then a checkpoint folder."""
-    if (Path(args.out) / "state.safetensors").exists() and not args.resume:
+    state = Path(args.out) / "state.safetensors"
+    if state.exists() and not args.resume:
         raise UserError(f"{args.out} holds a run already: go on with --resume, or name another --out")
-    run = train.train(args.out, train.Recipe(seed=args.seed, hidden=args.hide), args.device, args.resume, args.minutes)
+    recipe = train.Recipe(seed=args.seed, hidden=args.hide)
+    with session.interruptible(state, RESUME):
+        run = train.train(args.out, recipe, args.device, args.resume, args.minutes)
     if run.at == run.total:
-        folder.save(folder.trained(Path(args.out) / "best.safetensors"), Path(args.out) / "model")
+        run.resume("best")
+        folder.save(run.student.llava, Path(args.out) / "model")
         print(f"wrote {Path(args.out) / 'model'}")
     else:
         print(f"stopped at step {run.at} of {run.total}: go on with --resume")
@@ -158,7 +172,8 @@ def train_module(args):
     options = {"layers": f"[{args.layers}]"} | dict(pair.partition("=")[::2] for pair in args.set)
     atp = build("atp", settings=[f"{name}={x}" for name, x in options.items()])
     data = Instructions(args.data, args.images)
-    with parallel.processes(args.device) as (rank, size, args.device):
+    state = Path(args.out) / train_atp.STATE
+    with session.interruptible(state, RESUME), parallel.processes(args.device) as (rank, size, args.device):
         frozen = args.freeze_lm and args.dtype == "bfloat16"       # what is trained stays in float32
         model = session.opened(args, "bfloat16" if frozen else "float32")
         chosen = {name: getattr(args, name) for name in (*TRAINED, "target_unit", "freeze_lm", "dtype")}
@@ -176,9 +191,11 @@ def ablate_(args):
     if lost := [name for name in names if name not in [row.name for row in ablate.ROWS]]:
         raise UserError(f"--rows {', '.join(lost)}: use some of {', '.join(row.name for row in ablate.ROWS)}")
     rows = [row for row in ablate.ROWS if row.name in names]
+    session.positive(args, "count")
     recipe = train_atp.Recipe(0, args.steps, args.batch, lr=args.lr, lr_module=args.lr_module, seed=args.seed)
     items = benchmark.items("heldout", args.count)
-    found = ablate.study(shipped.model_or(args.model), args.out, recipe, Instructions("toy"), items, rows)
+    with session.interruptible(args.out, SAME_COMMAND):
+        found = ablate.study(shipped.model_or(args.model), args.out, recipe, Instructions("toy"), items, rows)
     told = ablate.facts(found, items)
     print("\n".join(ablate.lines(told)))
     session.save_json(Path(args.out) / "tables.json", told)
@@ -226,9 +243,11 @@ def cost_(args):
         raise UserError(f"--text {args.text}: a prompt has at least one text token")
     shape = shapes.shape_of(args.shape, args.model, args.layers)
     pruners = shapes.lineup(args.method, args.keep, args.average, args.set, shape, args.schedule)
+    pruners, why_not = count.able(shape, pruners) if args.method == "all" else (pruners, {})
     formula = Formula(args.ffn or 3, args.text if args.all_tokens else 0, args.cut or "before")
     told = cost.facts(shape, pruners, args.text, formula, getattr(torch, args.dtype))
-    print(json.dumps(told, indent=1) if args.json else "\n".join(cost.lines(told)))
+    told["why_not"] = why_not
+    print(json.dumps(told, indent=1) if args.json else "\n".join([*cost.lines(told), *report.refusals(why_not)]))
 
 
 def bench_(args):
@@ -240,12 +259,14 @@ def bench_(args):
     shape = shapes.shape_of(args.shape or (None if args.model else "small"), args.model, args.layers)
     chosen = (args.method, args.keep, args.average) if args.method or args.keep or args.average or args.schedule else ("fastv,divprune", "0.25", None)
     pruners = shapes.lineup(*chosen, args.set, shape, args.schedule)
+    pruners, why_not = count.able(shape, pruners, counted=False) if args.method == "all" else (pruners, {})
     against = ("sdpa", "eager") if args.against else ()
     with parallel.processes(args.device) as (rank, size, device):
         told = bench.measure(shape, pruners, args.model, args.text, args.steps, args.repeat, getattr(torch, args.dtype), device, against, rank, size)
     if rank:
         return
-    print("\n".join(verdict.lines(told)))
+    told["why_not"] = why_not
+    print("\n".join([*verdict.lines(told), *report.refusals(why_not)]))
     session.save_json(args.json, told)
     if args.out:
         session.save(args.out, plot.plot(told).save)
@@ -270,6 +291,7 @@ COMMANDS = {"ask": ask, "chat": chat, "compare": compare_, "fit": fit_, "eval": 
 
 def main(argv):
     """Run one command, without words the first look; the exit status: 2 after bad input, 70 after a bug of ours."""
+    session.any_terminal()
     try:
         return ended(argv)
     except KeyboardInterrupt:

@@ -22,8 +22,10 @@ from minivlm.internvl import InternVL, TileProcessor
 from minivlm.internvl_config import LAYOUTS as INTERNVL_LAYOUTS, InternVLConfig, split
 from minivlm.limits import check
 from minivlm.llava import Llava
+from minivlm.template import template_of
 from minivlm.text import Tokenizer
 from minivlm.tiles import TilesProcessor
+from minivlm.vocabulary import has_tokenizer
 from pruning.base import UserError
 
 # The same weights have been saved under five sets of names. What stands in the file where our name begins with ...
@@ -59,10 +61,15 @@ def load(source, dtype=None, device="cpu"):
     _assign(model, _read(found, dtype or _stored_dtype(found, model.config), device))
     processor = TileProcessor if isinstance(model, InternVL) else TilesProcessor if model.config.image_grid_pinpoints else ImageProcessor
     model.folder, model.processor = folder, processor.from_folder(folder, model.config)
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    model.tokenizer = Tokenizer(folder, model.config.image_token_index) if has_tokenizer else None
+    model.tokenizer = tokenizer_of(folder, model.config) if has_tokenizer(folder) else None
+    model.config.template = template_of(folder, model.config, model.tokenizer)
     model.eos = _eos(folder, model)
     return model.eval().requires_grad_(False)
+
+
+def tokenizer_of(folder, config):
+    """The tokenizer of a checkpoint folder, with the id of its image mark that config.json gives."""
+    return Tokenizer(folder, config.image_token_index, isinstance(config, InternVLConfig))
 
 
 def skeleton(folder):

@@ -22,11 +22,18 @@ class Sampling:
             raise UserError(f"temperature is at least 0 and top-p in (0, 1]; got {self.temperature} and {self.top_p}")
         self.generator = torch.Generator().manual_seed(self.seed)          # on the CPU: the same draw on every device
 
-    def choose(self, logits):
-        """(V,) -> id"""
+    def choose(self, logits, unused=None):
+        """(V,) -> id
+
+        unused() gives (V,) bool, the ids that are no token: rows that fill up a vocabulary may hold anything, and what overflows
+        there is not chosen. Elsewhere NaN or infinity is a UserError: of two infinite logits no one knows which is larger.
+        """
         token = int(logits.argmax())                       # that of NaN, if there is one
-        if logits[token].isnan():
-            raise UserError("the logits contain NaN: the model overflowed; load it in float32 or bfloat16")
+        if unused is not None and not logits[token].isfinite():
+            logits = logits.masked_fill(unused() & ~logits.isfinite(), -torch.inf)
+            token = int(logits.argmax())
+        if not logits[token].isfinite():
+            raise UserError("the logits contain NaN or infinity: the model overflowed; load it in float32 or bfloat16")
         if self.temperature == 0:
             return token
         logits = logits.double().cpu()                     # less the largest: a low temperature is no overflow
@@ -46,18 +53,28 @@ class Conversation:
         self.model, self.pruner, self.cache, self.trace = model, pruner, None, Trace()
         self.ids, self.logits = [], None               # every id that the cache holds; logits after the last of them
         self.pending = []                              # the newest generated id, until it is run
+        self._unknown = None                           # see _unused
 
     @torch.inference_mode()
     def read(self, ids, images=()):
         """Take in the first prompt (ids with one image mark an image; pixels of each), or more text later."""
         if self.cache is None:
-            tokens = self.model.embed(ids, images, self.pruner, self.trace)
-            self.logits, self.cache = self.model.prefill(tokens, self.pruner, self.trace)
-            self.ids = list(ids)
+            trace = Trace()                                # a prompt that fails leaves nothing behind: another may follow
+            tokens = self.model.embed(ids, images, self.pruner, trace)
+            self.logits, self.cache = self.model.prefill(tokens, self.pruner, trace)
+            self.ids, self.trace = list(ids), trace
         elif len(images):
             raise UserError("an image can only be given in the first turn: start a new conversation for another one")
         else:
             self._run([*self.pending, *ids])
+
+    def _unused(self):
+        """(V,) bool: the ids that the tokenizer does not know."""
+        if self._unknown is None:
+            tokenizer = getattr(self.model, "tokenizer", None)
+            unknown = [tokenizer is not None and tokenizer.fast.id_to_token(id) is None for id in range(len(self.logits))]
+            self._unknown = torch.tensor(unknown, device=self.logits.device)
+        return self._unknown
 
     def _run(self, ids):
         left = self.model.config.text.max_position_embeddings - self.cache.layers[0].next_position
@@ -74,7 +91,7 @@ class Conversation:
             self._run(list(self.pending))                  # an answer that goes on after its last token
         room = self.model.config.text.max_position_embeddings - self.cache.layers[0].next_position
         for left in reversed(range(min(max_new_tokens, room + 1))):
-            token = sampling.choose(self.logits)
+            token = sampling.choose(self.logits, self._unused)
             self.pending = [token]
             yield token
             if token in eos or not left:

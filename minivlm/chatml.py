@@ -1,4 +1,6 @@
-"""The prompts of InternVL: each turn between <|im_start|> and <|im_end|>, the speaker's name on its first line."""
+"""The prompts of InternVL and Qwen2: each turn between <|im_start|> and <|im_end|>, the speaker's name on its first line."""
+
+from minivlm.formats import Format
 
 END = "<|im_end|>"
 # What the assistant is told to be: the sentences of training, in Chinese, that it is called InternVL, and by whom it was made.
@@ -6,15 +8,19 @@ INTERNVL2 = "你是由上海人工智能实验室联合商汤科技开发的书�
 INTERNVL2_5 = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 
 
-def _chatml(system, close):
-    """(what stands before all, a question, the answer after it); `close` ends each turn."""
-    start = f"<|im_start|>system\n{system}{close}" if system else ""
-    return start, f"<|im_start|>user\n{{}}{close}<|im_start|>assistant\n", f"{{}}{close}"
+def _chatml(name, system, close):
+    """`close` ends each turn."""
+    question = f"<|im_start|>user\n{{}}{close}<|im_start|>assistant\n"
+    return Format(name, question, "{}", close, system=system, system_turn=f"<|im_start|>system\n{{}}{close}")
 
 
-CHATML = {                                         # by the name that config.json gives the template
-    "internlm2-chat": _chatml(INTERNVL2, END),
-    "Hermes-2": _chatml(INTERNVL2, END),
-    "internvl2_5": _chatml(INTERNVL2_5, END + "\n"),
-    "internvl-hf": _chatml("", END + "\n"),        # chat template of the InternVL*-hf checkpoints
-}
+CHATML = {format.name: format for format in (      # by the name that config.json gives the template
+    _chatml("internlm2-chat", INTERNVL2, END),
+    _chatml("Hermes-2", INTERNVL2, END),
+    _chatml("internvl2_5", INTERNVL2_5, END + "\n"),
+    _chatml("internvl-hf", "", END + "\n"))}       # chat template of the InternVL*-hf checkpoints
+QWEN = {format.name: format for format in (
+    # TRAP: the card of llava-v1.6-34b-hf shows the first of these, the template in its folder is "chatml"
+    _chatml("chatml_direct", "Answer the questions.", END),            # the original llava-v1.6-34b
+    _chatml("qwen_1_5", "You are a helpful assistant.", END + "\n"),   # the original llava-next-72b
+    _chatml("chatml", "", END + "\n"))}                                # their -hf checkpoints

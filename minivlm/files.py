@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from pruning.base import UserError
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-FETCHED = ["*.safetensors", "*.json", "tokenizer.model"]                 # of a hub repository
+FETCHED = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "chat_template.jinja"]           # of a hub repository
 SAME_WEIGHTS = {f"llava-v1.5-{size}": f"llava-hf/llava-1.5-{size}-hf" for size in ("7b", "13b")}
 LIMIT = 2 ** 24                                    # bytes of a file that is read whole, but for ...
 LIMITS = {"tokenizer.json": 2 ** 26}

@@ -10,9 +10,12 @@ first frame. The orientation in the EXIF tags is applied.
 """
 
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -27,11 +30,14 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)         # of the pictures CLIP was tr
 STD = (0.26862954, 0.26130258, 0.27577711)
 BYTES = 2 ** 28                                    # no file is opened that has more
 PIXELS = 2 ** 28                                   # no picture is padded or resized to more than this
+ADDRESS = re.compile(r"(file|data):|([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 KINDS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor", "LlavaNextImageProcessor")
 
 
 def open_image(image):
     """The upright RGB picture of a path or of a PIL image. Raises UserError where there is none that can be read."""
+    image = local_file(image) if isinstance(image, (str, os.PathLike)) else image
     name = "the picture" if isinstance(image, Image.Image) else image
     try:
         with warnings.catch_warnings():
@@ -47,6 +53,30 @@ def open_image(image):
         bomb = isinstance(error, Image.DecompressionBombError)
         remedy = "scale it down first" if bomb else "give a PNG or JPEG file"
         raise UserError(f"{name}: no picture that can be read ({told.splitlines()[0]}); {remedy}") from error
+
+
+def local_file(name):
+    """The path that a picture's name means: itself, or that of a file:// address. UserError for what is no picture's file."""
+    path = os.fspath(name)
+    if isinstance(path, str) and ADDRESS.match(path):
+        path = _path_of(path)
+    if not path:
+        raise UserError("the name of a picture is empty: give a PNG or JPEG file")
+    if os.path.splitext(os.fsdecode(path))[1].lower() in VIDEOS:
+        raise UserError(f"{name} is a video: give one of its frames as a PNG or JPEG file")
+    return path
+
+
+def _path_of(address):
+    """The path of a file:// address of this machine. UserError for any other."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:                             # brackets, as of an IPv6 address, that are not closed
+        parts = None
+    if parts and parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return url2pathname(parts.path)
+    shown = address if len(address) <= 80 else address[:77] + "..."
+    raise UserError(f"{shown}: addresses are not read: download the picture and give its file")
 
 
 def _rgb(image):

@@ -14,7 +14,7 @@ from minivlm.attention import causal_mask, rope, rotate
 from minivlm.kernels import attention
 from minivlm.trace import Trace
 from minivlm.views import DecoderView, StepView
-from pruning.apply import checked, order
+from pruning.apply import checked, order, with_last
 from pruning.base import NOT_YET, UserError
 
 
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
 
     def cut(self, tokens, pruner, trace, cache):
         """Call the method before layer tokens.layer, and apply what it says."""
-        r = checked(pruner, tokens)
+        r = with_last(checked(pruner, tokens), tokens)
         trace.reduce("decoder", tokens.layer, tokens, r)
         if pruner.prune_past_kv:
             rows, _ = order(tokens, r.keep)

@@ -128,7 +128,8 @@ class Llava(nn.Module):
 
         Raises UserError if marks and images do not match.
         """
-        ids = torch.as_tensor(ids, device=self.device)
+        ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)       # of no ids, too
+        self._check_rows([id for id in ids.tolist() if id != self.config.image_token_index])
         marks = (ids == self.config.image_token_index).nonzero().squeeze(1).tolist()
         if len(marks) != len(images):
             raise UserError(f"the prompt has {len(marks)} <image> marks for {len(images)} images: write one mark an image")
@@ -146,6 +147,16 @@ class Llava(nn.Module):
             trace.reduce("embed", 0, tokens, r)
             tokens = tokens.reduced(r, "renumber")     # the decoder never saw the dropped tokens
         return tokens
+
+    def _check_rows(self, ids):
+        """Raises UserError for an id without a row in the embedding: a token that was added to the tokenizer, not to the model."""
+        rows = self.language_model.embed_tokens.num_embeddings
+        lost = next((id for id in map(int, ids) if not 0 <= id < rows), None)
+        if lost is not None:
+            tokenizer = getattr(self, "tokenizer", None)
+            piece = f" {tokenizer.pieces([lost])[0]}" if tokenizer and lost >= 0 else ""
+            raise UserError(f"the token{piece} has the id {lost}, and the model's embedding has {rows} rows: leave it out of the text, "
+                            "or fetch the tokenizer's files that belong to these weights")
 
     def _image(self, pixels, tile, pruner, trace):
         """One image's embeddings (k, D), cell and origin; tiles and tokens counted over all images of the prompt."""
@@ -177,12 +188,15 @@ class Llava(nn.Module):
         longest = self.config.text.max_position_embeddings
         if len(tokens.hidden) > longest:
             raise UserError(f"the prompt has {len(tokens.hidden)} tokens and the model's context is {longest}: shorten it")
+        if not len(tokens.hidden):
+            raise UserError("no token of the prompt is left, so nothing can follow it: give it text, or a method that keeps some of the image")
         cache = Cache.empty(len(self.language_model.layers))
         hidden = self.language_model.prefill(tokens, cache, pruner and pruner.at("decoder"), trace)
         return self.lm_head(hidden[-1]), cache
 
     def step(self, ids, cache, pruner=None):
         """Run m more ids after what the cache holds -> logits of the next token (V,)."""
+        self._check_rows(ids)
         hidden = self.language_model.embed_tokens(torch.as_tensor(ids, device=self.device))
         return self.lm_head(self.language_model.step(hidden, cache, pruner and pruner.at("decoder"))[-1])
 

@@ -10,6 +10,7 @@ import struct
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+LONGEST_PIECE = 500                    # bytes: its splits are as many strings; LLaMA's longest piece has 48
 
 
 def from_sentencepiece(data, added=()):
@@ -46,7 +47,7 @@ def from_sentencepiece(data, added=()):
 def _bpe(pieces):
     vocab = {piece: id for id, (piece, _, _) in enumerate(pieces)}
     score = {piece: score for piece, score, kind in pieces if kind == NORMAL}
-    splits = [(piece[:at], piece[at:]) for piece in score for at in range(1, len(piece))]
+    splits = ((piece[:at], piece[at:]) for piece in score for at in range(1, len(piece)))
     merges = [(left, right) for left, right in splits if left in score and right in score]
     merges.sort(key=lambda pair: (-score[pair[0] + pair[1]], vocab[pair[0]], vocab[pair[1]]))
     unknown = next((piece for piece, _, kind in pieces if kind == UNKNOWN), None)
@@ -56,6 +57,8 @@ def _bpe(pieces):
 
 def _piece(data):
     fields = {1: b"", 2: bytes(4), 3: NORMAL} | dict(_message(data))
+    if len(fields[1]) > LONGEST_PIECE:
+        raise ValueError(f"a piece has {len(fields[1])} bytes, and at most {LONGEST_PIECE} are read")
     return fields[1].decode("utf-8"), struct.unpack("<f", fields[2])[0], fields[3]
 
 

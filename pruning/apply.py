@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
 from pruning.errors import UserError
 
@@ -36,6 +37,29 @@ def _problem(r, n, pruner):
         if (r.merge < 0).any() or not torch.allclose(total, torch.ones_like(total), atol=1e-3):
             return "merge has rows that are negative or do not sum to 1, and the law convex is declared: divide each row by its sum"
     return None
+
+
+def with_last(r, tokens):
+    """The reduction; of a prompt that ends with an image it always keeps the last token, at the end, besides what it keeps anyway.
+
+    That token predicts the next one: without it the logits would be those of a token before it. Methods that act before the
+    decoder need no such care: what they leave is the image that the decoder reads, and its last token predicts.
+    """
+    last = tokens.n - 1
+    if tokens.visual[last] < len(tokens.hidden) - 1:
+        return r
+    is_last = r.keep == last                                                       # (k,)
+    if is_last.any():
+        # what is in its place goes to the end
+        order = torch.cat([(~is_last).nonzero().squeeze(1), is_last.nonzero().squeeze(1)])
+        keep, merge, reason = (x if x is None else x[order] for x in (r.keep, r.merge, r.reason))
+        return replace(r, keep=keep, merge=merge, reason=reason)
+    keep = torch.cat([r.keep, r.keep.new_tensor([last])])
+    merge = r.merge
+    if merge is not None:
+        one_hot = F.one_hot(keep[-1:], tokens.n).to(merge)                         # (1, n)
+        merge = torch.cat([merge, one_hot])
+    return replace(r, keep=keep, merge=merge, reason=None, reasons=())
 
 
 def reduced(tokens, r, positions="keep"):

@@ -296,6 +296,27 @@ class Pruner:
             raise UserError(f"{type(self).__name__} has no keep to solve for an average: set its own options")
         return solve(lambda k: replace(self, keep=k), range(1, n + 1), average, n, layers)
 
+    def divided(self, parts):
+        """This method on a prompt of which a number in `keep` is the whole budget: each part that it counts gets as many.
+
+        parts: {"tile": (how many, tokens of each), "image": ..}. The number is rounded down: 103 tokens on 5 tiles are 20 of
+        each. A share stays a share. Raises UserError if a part would keep nothing, or more than it has.
+        """
+        count, each = parts.get(self.per, (1, 0))
+        keep = getattr(self, "keep", None)
+        if count == 1 or not isinstance(keep, int):
+            return self
+        if not count <= keep <= count * each:
+            raise UserError(f"keep {keep} is out of range: {type(self).__name__} divides it among {count} {self.per}s of {each} "
+                            f"tokens, so give a share in (0, 1.0] or a number of tokens from {count} to {count * each}")
+        return replace(self, keep=keep // count)
+
+    def tokens_left(self, n, parts):
+        """Visual tokens left of n, all `parts` (as in `divided`) together; None if the method does not fix it."""
+        count, each = parts.get(self.per, (1, n))
+        k = self.budget(each)
+        return None if k is None else count * k
+
     # Rare: what only one or two methods change.
 
     cls: ClassVar = False                         # vision site: the class tokens are visual tokens too, on no grid

@@ -118,6 +118,10 @@ class Both(Pruner):
     def at(self, site):
         return next((m for m in self.methods if m.site == site), None)
 
+    def divided(self, parts):
+        """Each method with its own budget divided."""
+        return Both(tuple(method.divided(parts) for method in self.methods))
+
     def budget(self, n):
         """Visual tokens left of n after one method and the other, or None where one of them does not fix it."""
         for m in self.methods:

@@ -11,10 +11,13 @@ import weights
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
 from minivlm.text import prompt as written
-from pruning.base import UserError
+from pruning.apply import with_last
+from pruning.base import Reduction, Tokens, UserError
+from pruning.controls import Blind
 from pruning.fastv import FastV
 from pruning.readings import FastVAllRows, FastVMask
-from tiny import MARK, Around, ids, llava, picture, prefill
+from pruning.vtw import VTW
+from tiny import MARK, REDUCING, Around, built, ids, llava, picture, prefill
 
 PROMPT = ids(5, MARK, 7)                       # 5 + 16 + 7 = 28 tokens
 LOGITS = torch.tensor([.15, .5, .05, .3]).log()
@@ -101,6 +104,45 @@ def test_a_low_temperature_is_no_overflow(temperature):
 def test_logits_that_overflowed(temperature):
     with pytest.raises(UserError, match="NaN.*float32"):
         Sampling(temperature).choose(torch.tensor([1., torch.nan]))
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("logits", [[1., torch.inf], [torch.inf, torch.inf], [-torch.inf, -torch.inf]])
+def test_logits_that_are_infinite(temperature, logits):
+    """Of two that overflowed no one knows which is larger; one that is -inf alone is only never chosen."""
+    with pytest.raises(UserError, match="infinity.*float32"):
+        Sampling(temperature).choose(torch.tensor(logits))
+    assert Sampling(temperature).choose(torch.tensor([-torch.inf, 2., -torch.inf])) == 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("padding", [torch.nan, torch.inf])
+def test_what_fills_up_the_vocabulary_may_hold_anything(temperature, padding):
+    """Ids that are no token are not chosen for their NaN; a token's NaN is an overflow, beside them too."""
+    unused = lambda: torch.tensor([False, False, True])
+    assert Sampling(temperature).choose(torch.tensor([-40., 40., padding]), unused) == 1
+    with pytest.raises(UserError, match="NaN"):
+        Sampling(temperature).choose(torch.tensor([torch.nan, 40., padding]), unused)
+
+
+def test_rows_that_the_tokenizer_does_not_know():
+    """The checkpoint's head has more rows than the tokenizer has tokens: with NaN in these it answers as before."""
+    model = weights.load(CHECKPOINT)
+    rows, known = model.config.text.vocab_size, max(model.tokenizer.fast.get_vocab(with_added_tokens=True).values()) + 1
+    assert known < rows
+    answers = []
+    for value in (None, torch.nan):
+        if value is not None:
+            with torch.no_grad():
+                model.lm_head.weight[known:] = value
+        conversation = Conversation(model)
+        conversation.read(model.tokenizer.encode("Why?"))
+        answers.append(list(conversation.generate(4)))
+    assert answers[0] == answers[1]
+    with torch.no_grad():
+        model.lm_head.weight[known - 1] = torch.nan
+    with pytest.raises(UserError, match="NaN"):
+        list(conversation.generate(1))
 
 
 # --- where an answer ends ------------------------------------------------------------------------------------------------------
@@ -222,3 +264,58 @@ def test_streamed_pieces_are_the_whole_answer():
     pieces.append(stream.finish())
     assert len(pieces) == len(tokens) + 1 and sum(map(bool, pieces)) > 5
     assert "".join(pieces).strip() == model.tokenizer.decode(tokens).strip()
+
+
+# --- what is left of a prompt ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("prompt, pruner", [([], None), ([MARK], Blind()), ([], VTW(1))])
+def test_a_prompt_of_which_nothing_is_left(prompt, pruner):
+    with pytest.raises(UserError, match="no token of the prompt is left.*give it text"):
+        talk(pruner, prompt)
+
+
+def test_a_prompt_that_fails_leaves_nothing_behind():
+    """Too long, or with a mark too many; then one that can be read, as if it were the first."""
+    conversation = Conversation(llava(), FastV(keep=4))
+    for prompt, told in ((ids(3, MARK, 600), "context"), (ids(3, MARK, 2, MARK, 4), "2 <image> marks for 1 images")):
+        with pytest.raises(UserError, match=told):
+            conversation.read(prompt, [picture(llava())])
+    conversation.read(PROMPT, [picture(llava())])
+    fresh = talk(FastV(keep=4))
+    assert answer(conversation) == answer(fresh) and conversation.trace.visual == fresh.trace.visual and conversation.trace.N == 16
+    assert len(conversation.trace.images) == len(conversation.trace.steps) == 1
+
+
+@pytest.mark.parametrize("name", REDUCING)
+def test_the_last_token_of_an_image_that_ends_the_prompt(name):
+    """It predicts, so no method of the decoder drops it; those before the decoder decide what the image is; some ask for text."""
+    pruner = built(name)
+    try:
+        logits, cache, trace = prefill(llava(), ids(3, MARK), [picture(llava())], pruner)
+    except UserError as error:
+        assert "text" in pruner.preconditions and "after" in str(error)
+        return
+    last = trace.steps[-1].kept.tolist()
+    if pruner.site == "decoder":
+        assert last[-1] == 15 and last.count(15) == 1
+        told = pruner.reduce_at(32)
+        assert trace.visual[told[0]] <= 16 and len(last) == trace.visual[-1]
+
+
+def test_the_token_that_predicts_is_added():
+    """Of 16 tokens FastV is to keep the first three, and the last: its logits are those of a run that kept these four."""
+    told, fair = (Around(FastV(keep=3), lambda tokens, keep=keep: Reduction(torch.tensor(keep))) for keep in ([0, 1, 2], [0, 1, 2, 15]))
+    ours, theirs = (prefill(llava(), ids(3, MARK), [picture(llava())], pruner) for pruner in (told, fair))
+    close(ours[0], theirs[0])
+    assert ours[2].visual == theirs[2].visual == [16] * 2 + [4] * 30
+
+
+def test_what_stands_for_the_last_token_goes_to_the_end():
+    """Merged ones too: of keep 3, 1 the row of 3 moves behind that of 1; what is not kept comes with weight 1."""
+    tokens = Tokens(torch.zeros(6, 2), torch.arange(6), torch.arange(2, 6), torch.zeros(4, 3), torch.arange(4), 6)
+    moved = with_last(Reduction(torch.tensor([3, 1]), torch.tensor([[.5, 0, 0, .5], [0, 1, 0, 0]]), reason=torch.tensor([0, 1])), tokens)
+    assert moved.keep.tolist() == [1, 3] and moved.merge.tolist() == [[0, 1, 0, 0], [.5, 0, 0, .5]] and moved.rule.tolist() == [1, 0]
+    added = with_last(Reduction(torch.tensor([1]), torch.tensor([[0, .5, .5, 0]])), tokens)
+    assert added.keep.tolist() == [1, 3] and added.merge.tolist() == [[0, .5, .5, 0], [0, 0, 0, 1]]
+    text = Tokens(torch.zeros(7, 2), torch.arange(7), torch.arange(2, 6), torch.zeros(4, 3), torch.arange(4), 7)
+    assert with_last(Reduction(torch.tensor([1])), text).keep.tolist() == [1]

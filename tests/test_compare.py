@@ -59,6 +59,25 @@ def test_one_average_for_all(capsys, tmp_path):
     assert status == 0 and rows["fastv"]["visual"] == [16, 16, 4] and rows["divprune"]["visual"] == [12] * 3
 
 
+def test_one_average_for_all_methods_that_solve(capsys, tmp_path):
+    """Without --method: those without a budget to solve for have their reason, the unpruned model comes first, the others are solved."""
+    status, _, _ = done(capsys, *COMPARE, "--average", "12", "--json", tmp_path / "a.json")
+    rows = {row["method"]: row for row in json.loads((tmp_path / "a.json").read_text())}
+    assert status == 0 and list(rows)[0] == "none" and set(rows) == {"none", *METHODS}
+    assert rows["none"]["visual"] == [16] * 3 and rows["fastv"]["visual"] == [16, 16, 4] and rows["vispruner"]["visual"] == [12] * 3
+    assert "no keep to solve for" in rows["blind"]["why_not"] and "no keep to solve for" in rows["atp"]["why_not"]
+
+
+@pytest.mark.parametrize("words", [["compare", PICTURE, "What?"], ["eval"], ["cost"], ["bench"]])
+def test_what_is_named_twice_is_refused(capsys, words):
+    """Its two rows would have one name, and one would be lost; so would two of one budget."""
+    status, out, err = done(capsys, *words, "--model", MODEL, "--method", "asap,fastv,asap")
+    assert status == 2 and "--method asap,fastv,asap: asap is there twice" in err and len(err.splitlines()) == 1 and not out
+    if words[0] != "compare":
+        status, out, err = done(capsys, *words, "--model", MODEL, "--method", "fastv", "--keep", "0.5,4,0.5")
+        assert status == 2 and "--keep 0.5,4,0.5: 0.5 is there twice" in err and len(err.splitlines()) == 1 and not out
+
+
 def test_a_setting_of_one_method(capsys):
     status, out, _ = done(capsys, *COMPARE, "--method", "fastv,divprune", "--keep", "4", "--set", "fastv.layer=1")
     assert status == 0 and "1x16 2x4" in out and "3x4" in out
@@ -158,7 +177,7 @@ def test_bytes_without_reduction_are_the_prompts(capsys, tmp_path):
     """Of tiles the tower gives 80 patches, of which 70 tokens would enter the decoder, newlines and all: with and without a method of
     the vision site."""
     told = []
-    for method in (["--method", "vispruner", "--keep", "4"], []):
+    for method in (["--method", "vispruner", "--keep", "20"], []):
         status, _, _ = done(capsys, "ask", PICTURE, "What?", "--model", Path(MODEL).parent / "next_vicuna", "--max-new-tokens", "1",
                             *method, "--json", tmp_path / "a.json")
         told.append(json.loads((tmp_path / "a.json").read_text()))

@@ -128,6 +128,25 @@ def test_the_command(capsys):
     assert done(capsys, "cost", "--model", MODEL, "--method", "fastv", "--keep", "4")[0] == 0
 
 
+def test_all_methods(capsys):
+    """At one budget those that have one, the others as they are, and for those that cannot be counted the reason."""
+    status, out, _ = done(capsys, "cost", "--model", MODEL, "--method", "all", "--keep", "4", "--json")
+    told = json.loads(out)
+    rows = {row["method"]: row["image_tokens"] for row in told["rows"]}
+    assert status == 0 and rows["fastv 4"] == [16, 16, 4] and rows["vispruner 4"] == [4] * 3 and rows["blind"] == [0] * 3
+    assert "train atp" in told["why_not"]["atp"] and "layer 8" in told["why_not"]["pyramiddrop"]
+    assert len(rows) + len(told["why_not"]) == 1 + len(METHODS)
+    status, out, _ = done(capsys, "cost", "--model", MODEL, "--method", "all")
+    assert status == 0 and "prumerge does not run here: PruMerge: the prompt decides" in out
+    status, out, _ = done(capsys, "cost", "--model", MODEL, "--method", "all", "--average", "12")
+    assert status == 0 and "fastv average 12" in out and "blind average 12 does not run here" in out
+
+
+def test_among_several_one_without_a_keep_has_its_own_schedule():
+    made = shapes.lineup("fastv,vtw", "4,8", None, ["vtw.layer=2"], TINY)
+    assert list(made) == ["fastv 4", "fastv 8", "vtw"] and shapes.entering(made["vtw"], TINY) == [16, 16, 0, 0]
+
+
 @pytest.mark.parametrize("words, told", [
     (["--method", "prumerge"], "prompt decides"),
     (["--method", "slowv"], "slowv"),

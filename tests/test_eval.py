@@ -157,17 +157,28 @@ def test_controls_are_always_there(model):
     """At the site of each method and at each budget, once, whatever was asked for; a method's rival is random at its site."""
     assert [one.label for one in entered(model, "fastv")] == ["none", "random 0.1", "uniform 0.1", "fastv 0.1"]
     assert [one.label for one in entered(model, "none")] == ["none", "random 0.1", "uniform 0.1"]
-    found = {one.label: one for one in entered(model, "vispruner,fastv,random,fastv", "0.5,9")}
+    found = {one.label: one for one in entered(model, "vispruner,fastv,random", "0.5,9")}
     assert set(found) == {"none", *(f"{name}{site} {keep}" for name in CONTROLS for site in ("", " embed") for keep in ("0.5", "9")),
                           "vispruner 0.5", "vispruner 9", "fastv 0.5", "fastv 9"}
     assert found["fastv 9"].rival == "random 9" and found["vispruner 0.5"].rival == "random embed 0.5"
     assert found["random embed 9"].pruner == Random(keep=9, site="embed") and found["random 0.5"].pruner == Random(keep=.5)
 
 
+def test_controls_act_at_the_layer_of_each_method(model):
+    """FastV moved to layer 3, ASAP at 2, DivPrune before layer 0: a control at each, the rival of the one that acts there."""
+    found = {one.label: one for one in entered(model, "fastv,asap,divprune", settings=["fastv.layer=3"])}
+    assert list(found) == ["none", "random 0.1", "uniform 0.1", "random@3 0.1", "uniform@3 0.1", "random embed 0.1", "uniform embed 0.1",
+                           "fastv 0.1", "asap 0.1", "divprune 0.1"]
+    assert [found[f"{name} 0.1"].rival for name in ("fastv", "asap", "divprune")] == ["random@3 0.1", "random 0.1", "random embed 0.1"]
+    assert found["random@3 0.1"].pruner == Random(keep=.1, layer=3) and found["uniform@3 0.1"].pruner.layer == 3
+    assert [one.label for one in entered(model, "fastv", settings=["layer=3"])] == ["none", "random@3 0.1", "uniform@3 0.1", "fastv 0.1"]
+    assert [one.label for one in entered(model, "fastv", settings=["layer=99"])] == ["none", "random 0.1", "uniform 0.1", "fastv 0.1"]
+
+
 def test_settings(model, tmp_path):
     """Those given go to a method or a control; those of the model's methods.json to a method that is built with none."""
     found = {one.label: one.pruner for one in entered(model, "fastv", settings=["layer=3", "random.layer=3"])}
-    assert found["fastv 0.1"].layer == found["random 0.1"].layer == 3
+    assert found["fastv 0.1"].layer == found["random@3 0.1"].layer == 3
     (model.folder / "methods.json").write_text(json.dumps({"fastv": ["layer=4"], "pyramiddrop": ["layers=2,4,6"]}))
     found = {one.label: one.pruner for one in entered(model, "fastv,pyramiddrop")}
     (model.folder / "methods.json").unlink()
@@ -182,10 +193,10 @@ def test_all_methods_with_reasons(model):
     assert "run.py train atp" in entered(model, "atp")[-1].why_not
     tiles = load(Path(PARITY).parent / "next_vicuna")
     pixels = tiles.processor.pixels(Image.new("RGB", (96, 96)))
-    found = {one.method: one.why_not for one in contestants(tiles, pixels, "all", "20", [])}
-    assert not found["divprune"] and "keep 20 is out of range" in found["vispruner"], "20 of all tokens, but not of a tile's 16"
-    with pytest.raises(UserError, match="keep 20 is out of range"):
-        contestants(tiles, pixels, "vispruner", "20", [])
+    found = {one.method: one.why_not for one in contestants(tiles, pixels, "all", "4", [])}
+    assert not found["divprune"] and "keep 4 is out of range" in found["vispruner"], "4 of all tokens, but not one of each of five tiles"
+    with pytest.raises(UserError, match="keep 4 is out of range"):
+        contestants(tiles, pixels, "vispruner", "4", [])
 
 
 # --- asking ------------------------------------------------------------------------------------------------------------------
@@ -298,7 +309,7 @@ def test_another_recipe_is_refused(capsys, model, data, tmp_path):
     """Other options, or other questions or weights under the same names; and a file that is none of ours is not touched."""
     again = command(model, data, "--out", tmp_path / "a.json")
     assert done(capsys, *again)[0] == 0
-    for words, told in ((["--draws", 2], "draws 3"), (["--keep", "0.2"], "random 0.1"), (["--set", "fastv.layer=3"], "fastv 0.1"), (["--count", 1], "count None")):
+    for words, told in ((["--draws", 2], "draws 3"), (["--keep", "0.2"], "random 0.1"), (["--set", "fastv.mode=mask"], "fastv 0.1"), (["--set", "fastv.layer=3"], "random 0.1"), (["--count", 1], "count None")):
         status, out, err = done(capsys, *again, *words)
         assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
     lines = (data / "questions.jsonl").read_text()

@@ -2,8 +2,10 @@
 
 import io
 import os
+import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,6 +169,27 @@ def test_a_damaged_file_is_a_picture_or_a_user_error(kind, at, patch, length):
         assert open_image(io.BytesIO(data[:length])).mode == "RGB"
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_a_file_address_is_the_local_file(tmp_path):
+    """Spaces and other letters are escaped in it; the machine may be named, if it is this one."""
+    path = tmp_path / "a b\u00fc#1.png"
+    Image.new("RGB", (2, 3), "red").save(path)
+    uri = path.as_uri()
+    assert "%20" in uri and "%23" in uri
+    for name in (uri, uri.replace("file://", "FILE://"), uri.replace("file://", "file://localhost"), str(path), path):
+        assert open_image(name).size == (2, 3)
+
+
+@pytest.mark.parametrize("name, told", [
+    ("https://a.b/c.png", "https://a.b/c.png: addresses are not read: download"), ("s3://a/b.png", "addresses are not read"),
+    ("file://far/c.png", "addresses are not read"), ("http://[a/b.png", "addresses are not read"),
+    ("data:image/png;base64," + "A" * 999, "addresses are not read"), ("", "is empty"), (".", "Is a directory"), ("a.mov", "a.mov is a video"),
+    ("file:///no/such/d%20e.png", "/no/such/d e.png"), (Path("no/e.png"), "no/e.png")])
+def test_what_is_no_pictures_file(name, told):
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        open_image(name)
+    assert len(str(caught.value)) < 200
 
 
 def test_pictures_without_pixels_or_too_long_are_refused():

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import run
+from minivlm.chat import Conversation, Sampling
+from minivlm.llava import Llava
+from minivlm.text import Tokenizer
 from pruning.base import UserError
+from weights import load
 
 HERE = Path(__file__).parent / "parity"
 MODEL, PICTURE = str(HERE / "llava15_mha"), str(HERE / "images" / "land_500x333.png")
@@ -73,7 +78,149 @@ def test_the_same_seed_gives_the_same_answer(capsys):
 def test_chat_goes_on_from_the_pruned_cache(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("What is shown?\nAnd now?\n\n"))
     status, out, err = done(capsys, "chat", PICTURE, "--model", MODEL, "--max-new-tokens", "4", "--method", "fastv", "--keep", "4")
-    assert status == 0 and len(out.splitlines()) == 2 and "4 of them visual" in err
+    assert status == 0 and out.count("\n") == 2 and "4 of them visual" in err
+
+
+LLAMA3 = ("{% for m in messages %}{{ '<' + m['role'] + '>' }}{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' else c['text'] }}"
+          "{% endfor %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}")
+
+
+def own(folder, template=LLAMA3):
+    """The checkpoint with a chat template of its own."""
+    shutil.copytree(MODEL, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_chat_in_the_checkpoints_own_template(capsys, monkeypatch, tmp_path):
+    """Every text that is read, and the ids of the whole conversation: those of its rendering, with the answers as they came."""
+    read = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, bos=True, after="": read.append(text) or encode(self, text, bos, after))
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is shown?\nAnd now?\nSure?\n\n"))
+    numbered = own(tmp_path / "m", LLAMA3.replace("m['role'] +", "m['role'] + (loop.index | string if m['role'] == 'user' else '') +"))
+    status, out, err = done(capsys, "chat", PICTURE, "--model", numbered, "--max-new-tokens", "4", "--system", "Be brief.")
+    assert status == 0, err
+    assert read == ["<system>Be brief.</s><user2><image>\nWhat is shown?</s><assistant>", "</s><user4>And now?</s><assistant>",
+                    "</s><user6>Sure?</s><assistant>"]
+
+
+def test_the_end_of_an_answer_is_read_once(capsys, monkeypatch, tmp_path):
+    """The model ends its answer itself, with the token that the template writes there too."""
+    ids = []
+    step = Llava.step
+    monkeypatch.setattr(Llava, "step", lambda self, new, *rest: ids.extend(new) or step(self, new, *rest))
+    monkeypatch.setattr(Sampling, "choose", lambda self, logits: 2)                # </s>, at once
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nOld?\n\n"))
+    for template, count in (("llava_v1", 1), ("mistral", 1), ("llava-hf", 0)):
+        ids.clear()
+        assert done(capsys, "chat", PICTURE, "--model", MODEL, "--template", template)[0] == 0
+        assert ids.count(2) == count and len(ids) > 5
+        monkeypatch.setattr("sys.stdin", io.StringIO("What?\nOld?\n\n"))
+
+
+def test_raw_and_a_template_that_is_a_file(capsys, tmp_path):
+    """The same prompt in three ways: the same answer."""
+    (tmp_path / "t.jinja").write_text(LLAMA3)
+    raw = "<user><image>\nWhat is shown?</s><assistant>"
+    ways = (["What is shown?", "--model", own(tmp_path / "m")], ["What is shown?", "--model", MODEL, "--template", tmp_path / "t.jinja"],
+            [raw, "--model", MODEL, "--raw"])
+    answers = {done(capsys, "ask", PICTURE, *way, "--max-new-tokens", "6")[:2] for way in ways}
+    assert len(answers) == 1 and answers.pop()[0] == 0
+
+
+def test_eval_notes_the_template(capsys, tmp_path):
+    out = tmp_path / "e.json"
+    status, _, err = done(capsys, "eval", "--count", "1", "--method", "fastv", "--keep", "0.5", "--out", out, "--template", "vicuna_v1", "--system", "Be brief.")
+    assert status == 0, err
+    assert json.loads(out.read_text())["recipe"]["template"] == "vicuna_v1 with the system message 'Be brief.'"
+
+
+@pytest.mark.parametrize("words", ["What does <pad> mean?", "<pad>"])
+def test_a_token_without_a_row_is_one_line(capsys, tmp_path, words):
+    """config.json and the embedding end before an id that the tokenizer has; in a first prompt and in a later turn."""
+    folder = own(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 501
+    (folder / "config.json").write_text(json.dumps(config))
+    state = load_file(folder / "model.safetensors")
+    save_file({key: value[:501].clone() if value.shape[:1] == (512,) else value for key, value in state.items()}, folder / "model.safetensors")
+    status, _, err = done(capsys, "ask", PICTURE, words, "--model", folder, "--max-new-tokens", "1")
+    assert status == 2 and "the token <pad> has the id 501, and the model's embedding has 501 rows" in err and err.count("\n") == 1
+    talk = Conversation(load(folder))
+    talk.read([1, 300])
+    with pytest.raises(UserError, match="the token <pad> has the id 501"):
+        talk.read([300, 501])
+
+
+def test_without_a_tokenizer(capsys, tmp_path):
+    """verify and inspect need none; ask says which files it lacks."""
+    folder = own(tmp_path / "m")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    status, out, err = done(capsys, "verify", folder, "--images", Path(MODEL).parent / "images")
+    assert status == 0 and "logits" in out and "FAIL" not in out, err
+    status, out, _ = done(capsys, "inspect", folder)
+    assert status == 0 and "has no tokenizer.json" in out
+    status, _, err = done(capsys, "ask", PICTURE, "What?", "--model", folder)
+    assert status == 2 and "has no tokenizer.json, no tokenizer.model, no vocab.json" in err
+
+
+def chatted(monkeypatch, capsys, *lines):
+    """Status, what was printed and what was complained of a chat of these lines (bytes)."""
+    stdin = io.TextIOWrapper(io.BytesIO(b"".join(line + b"\n" for line in lines)), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    return done(capsys, "chat", PICTURE, "--model", MODEL, "--max-new-tokens", "2", "--method", "fastv", "--keep", "4")
+
+
+BAD_LINES = [(b"and <image>?", "1 <image> marks for 0"), (b"a " * 5000, "context"), ("gr\u00f6\u00dfer?".encode("latin-1"), "not valid Unicode")]
+
+
+@pytest.mark.parametrize("bad, told", BAD_LINES)
+def test_a_line_that_cannot_be_read_does_not_end_a_chat(capsys, monkeypatch, bad, told):
+    """It is answered by a sentence, and the next line as if it had not been there."""
+    plain = chatted(monkeypatch, capsys, b"What is shown?", b"So?")
+    status, out, err = chatted(monkeypatch, capsys, b"What is shown?", bad, b"So?")
+    assert status == 0 and out == plain[1] and len(out.splitlines()) == 2
+    assert told in err and len(err.splitlines()) == 1 + len(plain[2].splitlines())
+
+
+@pytest.mark.parametrize("bad, told", [(b"<image> and <image>?", "2 <image> marks for 1"), *BAD_LINES[1:]])
+def test_the_first_line_of_a_chat_may_be_the_bad_one(capsys, monkeypatch, bad, told):
+    """Nothing of it is kept; where no line could be answered the exit status is 2."""
+    plain = chatted(monkeypatch, capsys, b"What is shown?", b"So?")
+    status, out, err = chatted(monkeypatch, capsys, bad, b"What is shown?", b"So?")
+    assert status == 0 and out == plain[1] and told in err and err.endswith(plain[2])
+    status, out, err = chatted(monkeypatch, capsys, bad)
+    assert status == 2 and not out and told in err and len(err.splitlines()) == 1
+
+
+def test_what_was_said_before_an_overflow_stays(capsys, monkeypatch):
+    """The second token cannot be chosen: the first stays, on its own line, and the sentence follows."""
+    chosen = []
+
+    def choose(self, logits, unused=None):
+        chosen.append(int(logits.argmax()))
+        if len(chosen) == 2:
+            raise UserError("overflowed")
+        return chosen[-1]
+    monkeypatch.setattr("minivlm.chat.Sampling.choose", choose)
+    status, out, err = chatted(monkeypatch, capsys, b"What is shown?", b"So?")
+    assert status == 0 and "overflowed" in err and len(out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("words", [["ask", PICTURE, "What?"], ["compare", PICTURE, "Was \u263a?", "--method", "last", "--keep", "4"], ["methods", "fastv"]])
+def test_a_terminal_that_lacks_a_character(monkeypatch, words, encoding):
+    """A substitute is printed in its place, by every command."""
+    page = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(page, encoding=encoding))
+    monkeypatch.setattr("minivlm.text.Stream.push", lambda stream, id: "\u263a")
+    more = ["--model", MODEL, "--max-new-tokens", "2"] if words[0] != "methods" else []
+    assert run.main([*words, *more]) == 0
+    sys.stdout.flush()
+    text = page.getvalue().decode(encoding)
+    assert words[0] == "methods" or ("\u263a" if encoding == "utf-8" else "?") in text
 
 
 def test_scenes_are_a_folder_of_questions(capsys, tmp_path):
@@ -125,6 +272,12 @@ def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
     (["ask", PICTURE, "What?", "--model", str(HERE)], "config.json"),
     (["ask", PICTURE, "What?", "--model", PICTURE], "is a file"),
     (["ask", "nothing.png", "What?", "--model", MODEL], "nothing.png"),
+    (["ask", "https://llava-vl.github.io/view.jpg", "What?", "--model", MODEL], "addresses are not read: download"),
+    (["compare", "HTTP://a.b/view.jpg", "What?", "--model", MODEL], "addresses are not read: download"),
+    (["chat", "data:image/png;base64," + "A" * 9999, "--model", MODEL], "AAA...: addresses are not read: download"),
+    (["ask", "", "What?", "--model", MODEL], "name of a picture is empty"),
+    (["ask", str(HERE), "What?", "--model", MODEL], "Is a directory"),
+    (["ask", "walk.MP4", "What?", "--model", MODEL], "is a video: give one of its frames"),
     (["ask", PICTURE, "--model", MODEL], "no question"),
     (["ask", PICTURE, "<image> and <image>?", "--model", MODEL], "2 <image> marks for 1"),
     (["ask", "What is in <image>?", "--model", MODEL], "1 <image> marks for 0"),

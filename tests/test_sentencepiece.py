@@ -18,8 +18,10 @@ START = [("<unk>", 0, UNKNOWN), ("<s>", 0, CONTROL), ("</s>", 0, CONTROL)]
 
 def field(number, content):
     """A field of bytes: its number and wire type 2, its length in groups of seven bits, the bytes."""
-    length = bytes([len(content)]) if len(content) < 128 else bytes([len(content) & 127 | 128, len(content) >> 7])
-    return bytes([number << 3 | 2]) + length + content
+    length, left = b"", len(content)
+    while left > 127:
+        length, left = length + bytes([left & 127 | 128]), left >> 7
+    return bytes([number << 3 | 2]) + length + bytes([left]) + content
 
 
 def model(pieces, rest=BPE + LLAMA):
@@ -104,8 +106,9 @@ def test_the_library_gives_the_same_ids(tmp_path, byte_fallback):
 @pytest.mark.parametrize("content, told", [
     (model(START, b"\x12\x02\x18\x01" + LLAMA), "not byte-pair"), (b"", "not byte-pair"),
     (model(START, BPE + field(3, field(2, b"rules") + b"\x20\x00")), "rewrites"), (model(START, BPE + b"\x1a\x02\x18\x01"), "rewrites"),
+    (model(START + [("a" * 100_000, -1, NORMAL)]), "a piece has 100000 bytes, and at most 500"),
     (model(START)[:-3], "damaged"), (model(START)[:1], "index"), (b"hello", "damaged|no SentencePiece"),
-    (b"\x08" + b"\xff" * 20, "a number has more than 64 bits")], ids=str)
+    (b"\x08" + b"\xff" * 20, "a number has more than 64 bits")], ids=lambda value: str(value)[:60])
 def test_what_cannot_be_read_is_one_line(tmp_path, content, told):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(UserError, match=told) as error:

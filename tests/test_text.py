@@ -123,6 +123,14 @@ def test_the_mark_has_the_callers_id(folder, index):
             assert tokenizer.pieces(ids)[1:] == ["▁the", "<image>", "▁the"] and tokenizer.decode(ids) == "the the"
 
 
+def test_another_token_with_the_id_of_the_mark(folder):
+    """config.json gives the mark the id of <pad>: written out, it is no picture."""
+    tokenizer = Tokenizer(folder, 501)
+    assert tokenizer.encode("the<image>").count(501) == 1
+    with pytest.raises(UserError, match="the token <pad> has the id 501, which config.json gives the image mark"):
+        tokenizer.encode("the<pad><image>")
+
+
 def test_a_stored_truncation_or_padding_is_not_applied(folder):
     """tokenizer.json may have been saved by a training script that cut and padded."""
     ids = Tokenizer(folder).encode("the answer is")
@@ -200,15 +208,17 @@ def test_templates_by_the_letter():
     assert prompt([("What?", None)], images=2) == "USER: <image>\n<image>\nWhat? ASSISTANT:"
 
 
-def test_turns_close_with_an_end_mark_and_no_space():
+def test_further_turns_as_the_released_templates_write_them():
+    """llava-1.5's closes an answer with a space; LLaVA's own chat with </s> and none."""
     turns = [("What?", "A cat."), ("Old?", "Yes."), ("Sure?", None)]
-    assert prompt(turns) == "USER: <image>\nWhat? ASSISTANT: A cat.</s>USER: Old? ASSISTANT: Yes.</s>USER: Sure? ASSISTANT:"
-    assert prompt(turns[:1]) == "USER: <image>\nWhat? ASSISTANT: A cat.</s>"
+    assert prompt(turns) == "USER: <image>\nWhat? ASSISTANT: A cat. USER: Old? ASSISTANT: Yes. USER: Sure? ASSISTANT:"
+    assert prompt(turns[:1]) == "USER: <image>\nWhat? ASSISTANT: A cat. "
+    assert prompt(turns, template="vicuna_v1").endswith("What? ASSISTANT: A cat.</s>USER: Old? ASSISTANT: Yes.</s>USER: Sure? ASSISTANT:")
 
 
 def test_a_question_may_place_its_marks_itself():
     assert prompt([("Is <image> like <image>?", None)], images=2) == "USER: Is <image> like <image>? ASSISTANT:"
-    assert prompt([("Hello", "Hi"), ("<image>?", None)]) == "USER: Hello ASSISTANT: Hi</s>USER: <image>? ASSISTANT:"
+    assert prompt([("Hello", "Hi"), ("<image>?", None)]) == "USER: Hello ASSISTANT: Hi USER: <image>? ASSISTANT:"
     assert next_turn("and <image>?", images=1).endswith("USER: and <image>? ASSISTANT:")
 
 
@@ -236,10 +246,12 @@ def test_marks_and_pictures_must_match(question, images):
 
 
 def test_mistral_by_the_letter():
-    """LLaVA-NeXT's chat: the answer between spaces before </s>, no space after it; a further turn begins with the bracket."""
-    assert prompt([("What?", "A cat."), ("Old?", None)], template="mistral") == "[INST] <image>\nWhat? [/INST] A cat. </s>[INST] Old? [/INST]"
-    assert next_turn("Old?", template="mistral") == "</s>[INST] Old? [/INST]"
-    assert next_turn("Old?", ended=True, template="mistral") == "[INST] Old? [/INST]"
+    """The template of LLaVA-NeXT's folder: a space after </s>; its own chat: one before it."""
+    turns = [("What?", "A cat."), ("Old?", None)]
+    assert prompt(turns, template="mistral") == "[INST] <image>\nWhat? [/INST] A cat.</s> [INST] Old? [/INST]"
+    assert prompt(turns, template="mistral_instruct") == "[INST] <image>\nWhat? [/INST] A cat. </s>[INST] Old? [/INST]"
+    assert next_turn("Old?", template="mistral") == "</s> [INST] Old? [/INST]"
+    assert next_turn("Old?", ended=True, template="mistral") == " [INST] Old? [/INST]"
 
 
 @pytest.mark.parametrize("template", ["llava_v1", "vicuna_v1"])
@@ -249,21 +261,25 @@ def test_a_further_turn_has_no_system_sentence(template):
 
 def test_an_unknown_template_lists_the_known():
     with pytest.raises(UserError, match=", ".join(TEMPLATES)):
-        prompt([("What?", None)], template="chatml")
+        prompt([("What?", None)], template="alpaca")
 
 
-@pytest.mark.parametrize("ended", [False, True])
-def test_going_on_equals_reading_all_again(llama, ended):
+@pytest.mark.parametrize("template, ended", [("llava-hf", False), ("llava_v1", False), ("llava_v1", True), ("mistral", False),
+                                             ("mistral", True)])
+def test_going_on_equals_reading_all_again(llama, template, ended):
     """First prompt, answer as generated (with or without its </s>), next turn: the ids of the whole conversation."""
+    asked = prompt([("What?", None)], template=template)
     answer = llama.encode("The man.", bos=False) + [llama.eos] * ended
-    ids = llama.encode(prompt([("What?", None)])) + answer + llama.encode(next_turn("Old?", ended), bos=False)
-    assert ids == llama.encode(prompt([("What?", "The man."), ("Old?", None)]))
+    going_on = next_turn("Old?", ended, template=template)
+    going_on = llama.encode(going_on, bos=False, after="" if ended else asked + " The man.")
+    together = llama.encode(prompt([("What?", "The man."), ("Old?", None)], template=template))
+    assert llama.encode(asked) + answer + going_on == together
 
 
 # --- what cannot be read --------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, content, told", [
-    ("README.md", b"", "no tokenizer.json and no tokenizer.model"), ("tokenizer.json", b"{", "tokenizer.json"),
+    ("README.md", b"", "no tokenizer.json, no tokenizer.model and no vocab.json"), ("tokenizer.json", b"{", "tokenizer.json"),
     ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", "tokenizer.json"),
     ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "no SentencePiece file"),
     ("tokenizer.model", b"", "not byte-pair"), ("tokenizer_config.json", b"{", "JSON")], ids=str)

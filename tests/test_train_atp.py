@@ -19,6 +19,7 @@ from minivlm.lab import instruct
 from minivlm.lab.atp_student import Student, prepared
 from minivlm.lab.instruct import Instructions, batch, tokenised
 from minivlm.lab.train_atp import Recipe, Run
+from minivlm.template import Jinja
 from minivlm.text import prompt
 from minivlm.trace import Trace
 from pruning.atp import ATP
@@ -94,6 +95,17 @@ def test_answers_are_found(data):
     assert learnt.count(tokenizer.eos) == 2 and ids.index(tokenizer.image) < answer.index(True)
     asked = tokenizer.decode([i for i, a in zip(ids, answer) if not a])
     assert asked.count("USER:") == asked.count("ASSISTANT:") == 2 and "white" not in asked
+
+
+def test_answers_end_where_a_template_does_not_say_so(data):
+    """Of a checkpoint's own templates: llava's writes no </s>, which is learnt all the same, and the others' end stays theirs."""
+    tokenizer = model().tokenizer
+    llava = ("{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' "
+             "else c['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}")
+    turns = data.rows[1][1]
+    assert tokenised(tokenizer, turns, Jinja(llava, "llava")) == tokenised(tokenizer, turns, "llava-hf")
+    closed = llava.replace("{% endfor %}{% endfor %}", "{% endfor %}{{ '</s>' if m['role'] == 'assistant' }}{% endfor %}")
+    assert tokenised(tokenizer, turns, Jinja(closed, "closed"))[0].count(tokenizer.eos) == 2
 
 
 def split(ids, mark):
@@ -445,3 +457,16 @@ def test_the_drawn_world(monkeypatch):
     pytest.importorskip("minivlm.toy.benchmark")
     rows = instruct.drawn(2)
     assert len(rows) == 16 and all(picture.size == (96, 96) and len(turns) == 1 for picture, turns in rows)
+
+
+def test_of_two_processes_one_writes(data, tmp_path):
+    """Under torchrun, and gone on with: the files of one process, whole, with the log of all steps."""
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
+    command = two + arguments(tmp_path, tmp_path / "out", "--freeze-lm", steps=2)
+    env = os.environ | dict(OMP_NUM_THREADS="1")
+    for more in ([], ["--resume"]):
+        ended = subprocess.run(command + more, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert ended.returncode == 0 and ended.stdout.count("wrote ") == 1, ended.stderr
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["atp.safetensors", "log.jsonl", "state.safetensors"]
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2

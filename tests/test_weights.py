@@ -470,7 +470,8 @@ def test_only_weights_json_and_tokenizer_are_fetched(hub):
     from fnmatch import fnmatch
     weights.load("llava-hf/tiny")
     fetched = lambda name: any(fnmatch(name, pattern) for pattern in hub.patterns)
-    assert all(map(fetched, [SHARD, INDEX, "config.json", "tokenizer.json", "tokenizer.model", "preprocessor_config.json"]))
+    assert all(map(fetched, [SHARD, INDEX, "config.json", "tokenizer.json", "tokenizer.model", "preprocessor_config.json", "vocab.json",
+                              "merges.txt", "added_tokens.json", "chat_template.json", "chat_template.jinja"]))
     assert not any(map(fetched, ["pytorch_model.bin", "model.pt", "training_args.bin", "README.md", "modeling.py"]))
 
 

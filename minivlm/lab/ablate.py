@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
+from minivlm.atomic import filled, written
 from minivlm.chat import Conversation
 from minivlm.lab import draw, modules, train_atp
+from minivlm.lab.atp_student import prepared
 from minivlm.lab.contestants import Contestant
 from minivlm.lab.evaluate import Contest, mean
 from minivlm.lab.interval import wilson
@@ -20,6 +22,7 @@ from minivlm.lab.log import Log
 from minivlm.lab.score import against
 from minivlm.text import prompt
 from pruning.atp import ATP
+from pruning.base import UserError
 from weights import load
 
 QUARTER, LESS = 144 / 576, 88 / 576                # of the tokens in a layer: Table 1's two budgets
@@ -73,26 +76,44 @@ def method(row, depth, N):
 
 def study(source, folder, recipe, data, items, rows=ROWS):
     """Train and score each row -> {name: [row of answers of each question]}; "none" is the model as it is."""
-    found = {"none": answers(load(source, "float32"), Contestant("none"), items, Path(folder) / "none")}
-    for row in rows:
-        model, here = load(source, "float32"), Path(folder) / row.name
-        N, depth = model.visual_tokens(torch.empty(1)), len(model.language_model.layers)
-        own = replace(recipe, target=row.share * N, freeze_lm=row.frozen)
-        print(f"{row.name}: trained to {own.target:g} of {N} tokens in a layer", flush=True)
-        train_atp.train(model, method(row, depth, N), own, data, here, resume=(here / "state.safetensors").exists())
-        pruner = modules.read(here)
-        found[row.name] = answers(model.requires_grad_(False), Contestant(row.name, None, pruner), items, here)
-        with torch.inference_mode():
-            picture(model, pruner, items).save(here / "kept.png")
+    model = load(source, "float32")
+    for row in rows:                   # what cannot be trained is refused before any work
+        prepared(model, *trained_as(row, model, recipe))
+    with filled(folder):
+        found = {"none": answers(model, Contestant("none"), items, Path(folder) / "none")}
+        for row in rows:
+            found[row.name] = row_answers(row, load(source, "float32"), recipe, data, items, Path(folder) / row.name)
     return found
 
 
+def trained_as(row, model, recipe):
+    """The ATP of a row, untrained, and its recipe."""
+    N = model.visual_tokens(torch.empty(1))
+    own = replace(recipe, target=row.share * N, freeze_lm=row.frozen)
+    return method(row, len(model.language_model.layers), N), own
+
+
+def row_answers(row, model, recipe, data, items, folder):
+    """Train a row, or go on with it; its rows of answers, and the picture of what it keeps."""
+    atp, own = trained_as(row, model, recipe)
+    N = model.visual_tokens(torch.empty(1))
+    print(f"{row.name}: trained to {own.target:g} of {N} tokens in a layer", flush=True)
+    train_atp.train(model, atp, own, data, folder, resume=(folder / train_atp.STATE).exists())
+    pruner = modules.read(folder)
+    rows = answers(model.requires_grad_(False), Contestant(row.name, None, pruner), items, folder)
+    with torch.inference_mode(), written(folder / "kept.png") as beside:
+        picture(model, pruner, items).save(beside)
+    return rows
+
+
 def answers(model, one, items, folder):
-    """The rows of answers of one contestant, in the order of the questions."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The rows of answers of one contestant, in the order of the questions. UserError if one cannot be answered."""
     contest = Contest(model, items, [one], model.config.template)
-    with torch.inference_mode():
+    with torch.inference_mode(), filled(folder):
         rows = contest.run(Log(folder / "answers.jsonl", contest.recipe()))
+    for row in rows:
+        if "why_not" in row:
+            raise UserError(f"{one.label}, question {row['question']}: {row['why_not']}")
     return sorted(rows, key=lambda row: row["question"])
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 from minivlm.lab import ablate, contestants, evaluate, fit, shapes, tables, tasks
 from minivlm.lab.train_atp import Recipe
-from minivlm.text import TEMPLATES
+from minivlm.template import TEMPLATES
 from minivlm.toy import scenes
 from minivlm.toy.train import HIDING
 from pruning import METHODS
@@ -105,7 +105,7 @@ def _compare(add):
     add("image", metavar="IMAGE")
     add("question", metavar="QUESTION")
     add("--method", default="all", metavar="A,B,..", help="methods, with commas, or all (default)")
-    add("--keep", help="visual tokens left after the reduction: a number or a share (default: the methods' own)")
+    add("--keep", help="visual tokens left after the reduction: a number, of the whole prompt, or a share (default: the methods' own)")
     add("--average", type=of(Positive), metavar="A", help="visual tokens entering a layer on average: each method solves for its budget")
     add("--set", action="append", default=[], metavar="METHOD.OPTION=VALUE", help="another option of one method")
     add("--out", metavar="PNG", help="draw what each method kept")
@@ -177,7 +177,7 @@ def _train_atp(add):
         add(f"--{name.replace('_', '-')}", type=kind if kind is str else of(kind), default=getattr(Recipe, name), help=f"(default: {getattr(Recipe, name)})")
     add("--target-unit", choices=("tokens", "share"), default=Recipe.target_unit, help="of the distance to the target")
     add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
-    add("--template", help="llava-hf, llava_v1 or vicuna_v1 (default: the checkpoint's)")
+    add("--template", metavar="T", help="a name (`ask --help` lists them), or a file in jinja (default: the checkpoint's)")
     add("--dtype", choices=("float32", "bfloat16"), default=Recipe.dtype, help="of the products; what is trained is float32")
     _device(add)
 
@@ -240,7 +240,7 @@ def _shape(add, default):
 
 
 def _methods_and_budgets(add):
-    add("--method", metavar="A,B,..", help=f"of {', '.join(METHODS)}; a file that `fit` wrote; or A+B")
+    add("--method", metavar="A,B,..", help=f"of {', '.join(METHODS)}; a file that `fit` wrote; A+B; or all")
     add("--keep", metavar="K,K,..", help="image tokens left of the whole prompt: numbers (192,128) or shares (0.25)")
     add("--average", metavar="A,A,..", help="in place of --keep: image tokens entering a layer on average")
     add("--schedule", metavar="LAYER:KEEP,..", help="act before several layers, like 4:136,14:68,24:34")
@@ -286,8 +286,7 @@ def _lengths(text):
 
 def _method(add):
     add("--method", help=f"one of {', '.join(METHODS)}; a file that `fit` wrote; or A+B, one after the other (default: none)")
-    add("--keep", help="visual tokens to keep: a number (128) or a share (0.25), of the whole prompt, or of each image "
-                           "or tile: `methods NAME` says; for A+B one each (256+64)")
+    add("--keep", help="visual tokens to keep: a number (128), of the whole prompt, or a share (0.25); for A+B one each (256+64)")
     add("--average", type=of(Positive), metavar="A", help="in place of --keep: visual tokens entering a layer on average")
     add("--schedule", metavar="LAYER:KEEP,..", help="act before several layers, like 4:136,14:68,24:34")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method; for A+B, A.OPTION=VALUE")
@@ -306,7 +305,9 @@ def _length(add):
 
 def _model(add):
     add("--model", help="a checkpoint folder or a hub id (default: the shipped model)")
-    add("--template", help=f"{', '.join(TEMPLATES)} (default: the checkpoint's)")
+    add("--template", metavar="T", help=f"{', '.join(TEMPLATES)}; or a file, in jinja (default: the checkpoint's)")
+    add("--system", metavar="TEXT", help="what the model is told to be, where the template has a place for it")
+    add("--raw", action="store_true", help="no template: the prompt is the question as it is, with one <image> mark a picture")
     add("--dtype", help="float32, bfloat16 or float16 (default: as stored; a small model on the CPU in float32)")
     _device(add)
 

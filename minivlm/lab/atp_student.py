@@ -104,9 +104,7 @@ def prepared(model, atp, recipe):
     if not least <= recipe.target <= N:
         raise UserError(f"--target-tokens {recipe.target:g} is out of reach: {N} tokens enter each layer before {atp.layers[0]} "
                         f"of {depth}, so the average is {least:.4g} to {N}")
-    if min(recipe.steps, recipe.batch, recipe.accumulate, recipe.width) < 1 or not min(recipe.lr, recipe.lr_module) >= 0:
-        raise UserError("steps, batch, accumulate and width are at least 1, learning rates not below 0")
-    if not 0 < min(recipe.theta_r, recipe.theta_s) <= max(recipe.theta_r, recipe.theta_s) < 1:
+    if not all(0 < theta < 1 for theta in (recipe.theta_r, recipe.theta_s)):
         raise UserError(f"thresholds lie in (0, 1); got {recipe.theta_r} and {recipe.theta_s}")
     if atp.counts and recipe.freeze_lm:
         raise UserError("with counts there are no thresholds, and with --freeze-lm nothing else is trained: leave out one of them")

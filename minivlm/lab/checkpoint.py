@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from minivlm.atomic import save_tensors, written
 from minivlm.config import tower_folder
 from weights import LAYOUTS, find, named, skeleton
 
 DESCRIBING = ("config.json", "generation_config.json", "*processor_config.json", "tokenizer*", "special_tokens_map.json",
-              "added_tokens.json", "chat_template*")
+              "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")
 
 
 def save(model, folder):
@@ -28,10 +28,10 @@ def save(model, folder):
         else:
             tensors[key] = part
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / ".model.safetensors", metadata={"format": "pt"})
-    (folder / ".model.safetensors").replace(folder / "model.safetensors")
+    save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
     tower = model.config.vision_tower and tower_folder(model.folder, model.config.vision_tower)
     for source, target in ((model.folder, folder), *([(tower, folder / tower.name)] if tower else [])):
         target.mkdir(exist_ok=True)
         for path in (path for name in DESCRIBING for path in source.glob(name)):
-            shutil.copyfile(path, target / path.name)
+            with written(target / path.name) as beside:
+                shutil.copyfile(path, beside)

@@ -30,7 +30,8 @@ class Run:
 def compare(model, ids, pixels, pruners, max_new_tokens=64):
     """[Run] of the unpruned model, first, and of each method of {name: Pruner, or the UserError that forbids it}."""
     runs = []
-    for name, pruner in tqdm({"none": None, **pruners}.items(), desc="compare", leave=False):
+    others = {name: pruner for name, pruner in pruners.items() if name != "none"}      # unpruned comes first, whatever its budget
+    for name, pruner in tqdm({"none": None, **others}.items(), desc="compare", leave=False):
         try:
             if isinstance(pruner, UserError):
                 raise pruner

@@ -1,15 +1,16 @@
 """Who competes on a task: no pruning, the methods at each budget, and beside them the controls, which need no idea.
 
-The controls, random and uniform tokens, stand at each site where a method acts. What is dropped before layer 0 was seen by
-no layer: that is compared with random tokens dropped there ("random embed"), not with those that two layers have read.
+The controls, random and uniform tokens, act wherever a method drops its first tokens: before layer 2 ("random"), before
+another layer ("random@3"), or before layer 0 ("random embed"), since what two layers have read is worth more than what none has.
 """
 
 from dataclasses import dataclass, replace
+from itertools import product
 
-from minivlm.lab.options import averaged, build, check, own_settings, share, takes_keep
+from minivlm.lab.options import averaged, build, built, check, chosen, listed, own_settings, share, takes_keep
 from minivlm.toy.oracle import Oracle
-from pruning import METHODS
 from pruning.base import Pruner, UserError
+from pruning.controls import Random
 
 CONTROLS = ("random", "uniform")
 DEFAULT = "fastv,divprune,adaptprune,asap,vispruner"
@@ -23,6 +24,7 @@ class Contestant:
     keep: str | None = None            # as it was asked for; None where the method has no such option
     pruner: Pruner | None = None       # None: no pruning
     why_not: str = ""
+    place: int = Random.layer          # the decoder layer before which it drops its first tokens; 0: before the decoder
 
     @property
     def label(self):
@@ -31,14 +33,8 @@ class Contestant:
 
     @property
     def rival(self):
-        """The label of the random tokens at its site and budget."""
-        return f"{_at(self.site, 'random')} {self.keep}"
-
-    @property
-    def site(self):
-        """Where it first drops tokens: "decoder", or "embed", which is before layer 0, for the vision site too."""
-        early = self.pruner and (self.pruner.at("vision") or self.pruner.at("embed"))
-        return "embed" if early else "decoder"
+        """The label of the random tokens at its place and budget."""
+        return f"{_named('random', self.place)} {self.keep}"
 
 
 def contestants(model, pixels, names, keeps, settings, oracles=False):
@@ -49,31 +45,58 @@ def contestants(model, pixels, names, keeps, settings, oracles=False):
     model has its reason in any case. pixels: of a picture, whose tokens the budgets are checked against. oracles: beside random
     tokens, those on things first, and those on the background.
     """
-    chosen = [name for name in (METHODS if names == "all" else names.split(",")) if name not in ("none", *CONTROLS)]
-    if len(chosen) == 1:                               # "layer=3" can be of no other method
-        settings = [s if "." in s.partition("=")[0] else f"{chosen[0]}.{s}" for s in settings]
-    given, own, keeps = share(settings, [*CONTROLS, *chosen]), own_settings(model.folder), keeps.split(",")
-    fits = model.visual_tokens(pixels), model.config.text.num_hidden_layers, model.parts([pixels])
+    methods = [name for name in chosen(names) if name not in ("none", *CONTROLS)]
+    if len(methods) == 1:                              # "layer=3" can be of no other method
+        settings = [s if "." in s.partition("=")[0] else f"{methods[0]}.{s}" for s in settings]
+    given = share(settings, [*CONTROLS, *methods])
+    own = own_settings(model.folder)
+    keeps = listed("--keep", keeps)
+    layers = model.config.text.num_hidden_layers
 
-    def entered(method, name, keep, settings):
-        try:
-            return Contestant(method, keep, averaged(build(name, keep, settings, own=own), None, *fits))
-        except UserError as error:
-            if names != "all" or name in CONTROLS:
-                raise
-            return Contestant(method, keep, why_not=str(error))
+    def fitting(name, keep, where=()):
+        """The method, as Python has it: what its number means is decided for each picture."""
+        pruner = build(name, keep, [*where, *given[name]], own=own)
+        averaged(pruner, None, model.visual_tokens(pixels), layers, model.parts([pixels]))
+        return pruner
 
-    made = [entered(name, name, keep, given[name]) for name in chosen for keep in (keeps if takes_keep(name) else [None])]
-    sites = {one.site for one in made if one.pruner} or {"decoder"}
-    controls = [entered(_at(site, name), name, keep, [*given[name], f"site={site}"]) for site in sorted(sites) for name in CONTROLS
-                for keep in keeps if "+" not in keep]
-    known = [Contestant(one.method.replace("random", name), one.keep, Oracle(**vars(one.pruner), first=name == "things"))
-             for one in controls if one.method.startswith("random") for name in ("things", "background") if oracles]
-    return list({one.label: _checked(one, model) for one in (Contestant("none"), *controls, *known, *made)}.values())
+    # the methods
+    entered = []
+    for name in methods:
+        for keep in keeps if takes_keep(name) else [None]:
+            pruner = built(names, lambda: fitting(name, keep))
+            refused = isinstance(pruner, UserError)
+            one = Contestant(name, keep, why_not=str(pruner)) if refused else _placed(name, keep, pruner, layers)
+            entered.append(_checked(one, model))
+
+    # the controls, at the place of each method that runs
+    places = {one.place for one in entered if one.pruner} or {Random.layer}
+    controls = []
+    for place in sorted(places, key=lambda place: (place == 0, place)):
+        where = [f"layer={place}"] if place else ["site=embed"]
+        for name, keep in product(CONTROLS, (keep for keep in keeps if "+" not in keep)):
+            one = _placed(name, keep, fitting(name, keep, where), layers)
+            controls.append(_checked(replace(one, method=_named(name, one.place)), model))
+
+    # those that know the picture
+    chance = [one for one in controls if oracles and one.pruner and one.method.startswith("random")]
+    known = [replace(one, method=one.method.replace("random", name), pruner=Oracle(**vars(one.pruner), first=name == "things"))
+             for one in chance for name in ("things", "background")]
+    return list({one.label: one for one in (Contestant("none"), *controls, *known, *entered)}.values())
 
 
-def _at(site, name):
-    return f"{name} embed" if site == "embed" else name
+def _placed(name, keep, pruner, layers):
+    """The contestant, with the layer at which it drops its first tokens; a method without a keep has the controls' own."""
+    if pruner.at("vision") or pruner.at("embed"):
+        return Contestant(name, keep, pruner, place=0)
+    cuts = pruner.at("decoder").reduce_at(layers) if keep else ()
+    return Contestant(name, keep, pruner, place=min(cuts, default=Random.layer))
+
+
+def _named(name, place):
+    """The name of a control by the layer before which it acts: "random embed", "random", "random@3"."""
+    if place == 0:
+        return f"{name} embed"
+    return name if place == Random.layer else f"{name}@{place}"
 
 
 def _checked(contestant, model):

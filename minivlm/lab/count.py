@@ -78,6 +78,27 @@ def on_meta(shape, dtype=torch.float16):
     return model
 
 
+def able(shape, pruners, counted=True):
+    """Of {label: pruner, or the UserError that forbids it} those that run on the shape, and {label: why not} of the others.
+
+    counted: only those whose tokens can be counted before they run.
+    """
+    model = on_meta(shape)
+    running = {}
+    why_not = {}
+    for label, pruner in pruners.items():
+        try:
+            if isinstance(pruner, UserError):
+                raise pruner
+            pruner = check(pruner, model)
+            if counted:
+                _entering(shape, pruner)
+            running[label] = pruner
+        except UserError as error:
+            why_not[label] = str(error)
+    return running, why_not
+
+
 @torch.no_grad()
 def count(shape, pruner=None, text=64, dtype=torch.float16, last=True):
     """The Count of one prompt of so many text tokens.
@@ -86,10 +107,17 @@ def count(shape, pruner=None, text=64, dtype=torch.float16, last=True):
     Raises UserError where only the prompt decides how many tokens are left.
     """
     model = on_meta(shape, dtype)
-    pruner, entering = check(pruner, model), shapes.entering(pruner, shape)
+    pruner = check(pruner, model)
+    entering = _entering(shape, pruner)
+    return Count(*_encode(model, shape, pruner), *_prefill(model, shape, pruner, text, entering, last))
+
+
+def _entering(shape, pruner):
+    """Image tokens that enter each layer. UserError where only the prompt decides."""
+    entering = shapes.entering(pruner, shape)
     if entering is None:
         raise UserError(f"{type(pruner).__name__}: the prompt decides how many tokens are left, so they cannot be counted beforehand")
-    return Count(*_encode(model, shape, pruner), *_prefill(model, shape, pruner, text, entering, last))
+    return entering
 
 
 @torch.no_grad()

@@ -30,13 +30,18 @@ def curves(told):
 
 
 def _control(name):
-    return name.split()[0] in CONTROLS
+    return _kind(name) in CONTROLS
+
+
+def _kind(name):
+    """"random" of "random embed" and "random@3"."""
+    return name.split()[0].partition("@")[0]
 
 
 def _style(name, names):
-    """Colour, and whether dots are hollow: controls are grey, and hollow before layer 0; colours that come again are hollow."""
+    """Colour, and whether dots are hollow: controls are grey, and hollow where they do not act before layer 2; colours that come again are hollow."""
     if _control(name):
-        return GREYS[CONTROLS.index(name.split()[0])], name not in CONTROLS
+        return GREYS[CONTROLS.index(_kind(name))], name not in CONTROLS
     turn, i = divmod(names.index(name), len(COLORS))
     return COLORS[i], turn > 0
 

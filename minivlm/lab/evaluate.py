@@ -60,7 +60,8 @@ class Contest:
                 log.add(row)
                 new.append(row)
         self.model.vision_tower = tower
-        return [*log.rows.values(), *parallel.gathered(new)]
+        asked = {(one.label, i) for one in self.contestants for i in range(len(self.items))}
+        return [*(row for key, row in log.rows.items() if key in asked), *parallel.gathered(new)]
 
     def rows(self, i, contestants):
         """What becomes of question i, a contestant after the other: the answer of each draw and the averages, or why there is none."""
@@ -69,7 +70,8 @@ class Contest:
         pixels = self.model.processor.pixels(item.picture)
         for one in contestants:
             try:
-                answers, visual, evidence = zip(*(self.answer(ids, pixels, pruner, item.evidence) for pruner in self.drawn(one.pruner, i)))
+                pruner = one.pruner and one.pruner.divided(self.model.parts([pixels]))     # pictures may differ in their tiles
+                answers, visual, evidence = zip(*(self.answer(ids, pixels, drawn, item.evidence) for drawn in self.drawn(pruner, i)))
                 told = dict(answers=answers, right=mean([a == item.answer for a in answers]), visual=[mean(layer) for layer in zip(*visual)],
                             evidence=mean(evidence))
             except UserError as error:
@@ -95,7 +97,7 @@ class Contest:
         """`told`, and everything else that decides the rows, as words and numbers."""
         weights, asked = self.model.state_dict().values(), [(i.image, i.family, i.question, i.answer) for i in self.items]
         return told | dict(
-            template=self.template, draws=self.draws, max_new_tokens=self.max_new_tokens, device=self.model.device.type,
+            template=str(self.template), draws=self.draws, max_new_tokens=self.max_new_tokens, device=self.model.device.type,
             dtype=str(self.model.lm_head.weight.dtype).removeprefix("torch."), weights=checksum(weights),
             questions=zlib.crc32(repr(asked).encode()), **{one.label: _described(one.pruner) for one in self.contestants})
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from minivlm.config import read_config
 from minivlm.files import folder_of, read_json
-from minivlm.image import open_image
+from minivlm.image import local_file, open_image
 from minivlm.lab.recorded import Expected
 from minivlm.text import prompt as written
 from pruning.base import UserError
@@ -28,6 +28,7 @@ def live(folder, image, question, dtype=torch.float32, device="cpu", max_new_tok
     correct programs differ by a few percent.
     Raises UserError where transformers is missing or cannot read the folder.
     """
+    image = local_file(image)
     open_image(image)                      # raises before the long part
     model, tokenizer, processor = reference(folder_of(folder), dtype, device)
     text = written([(question, None)], template=read_config(folder_of(folder)).template)

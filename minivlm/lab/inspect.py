@@ -8,9 +8,8 @@ from tokenizers.models import WordLevel
 
 from minivlm.files import folder_of
 from minivlm.lab.report import size
-from minivlm.text import Tokenizer
 from pruning.base import UserError
-from weights import find, skeleton
+from weights import find, skeleton, tokenizer_of
 
 
 def inspect(source):
@@ -31,7 +30,7 @@ def inspect(source):
 
 def _tokenizer(folder, config):
     try:
-        tokenizer = Tokenizer(folder, config.image_token_index)
+        tokenizer = tokenizer_of(folder, config)
     except UserError as error:
         return dict(tokenizer=str(error), words=[])
     told = f"{tokenizer.fast.get_vocab_size()} pieces, <image> is {tokenizer.image}, end is {tokenizer.eos}"

@@ -5,6 +5,7 @@ LLaVA's format is one list: [{"image": "a.jpg", "conversations": [{"from": "huma
 picture is left out, since nothing can be pruned from it.
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from minivlm.data import LARGE, check_pictures, check_row, read_json
 from minivlm.image import open_image
-from minivlm.text import IMAGE, prompt
+from minivlm.text import ENDS, IMAGE, named
 from pruning.base import UserError
 from pruning.fields import shown
 
@@ -42,6 +43,11 @@ class Instructions:
     def __getitem__(self, i):
         picture, turns = self.rows[i]
         return (open_image(self.images / picture) if isinstance(picture, str) else picture), turns
+
+    def checksum(self):
+        """A number that other conversations do not have. Pictures count by their names."""
+        said = [(picture if isinstance(picture, str) else "", turns) for picture, turns in self.rows]
+        return zlib.crc32(repr(said).encode("utf-8", "surrogatepass"))
 
     def order(self, seed):
         """Indices without an end: each epoch another permutation, the same for the same seed."""
@@ -87,14 +93,27 @@ def _turns(row, where):
 
 def tokenised(tokenizer, turns, template):
     """Ids of a conversation about one picture, and which of them are answers (their </s> too)."""
-    ids = tokenizer.encode(prompt(turns, 1, template))
-    answer = [False] * len(ids)
-    for i, (question, _) in enumerate(turns):
-        asked = tokenizer.encode(prompt([*turns[:i], (question, None)], 1, template))
-        start = next((at for at, (a, b) in enumerate(zip(ids, asked)) if a != b), len(asked))
-        end = len(tokenizer.encode(prompt(turns[:i + 1], 1, template)))
-        answer[start:end] = [True] * (end - start)
-    return ids, answer
+    asked, *rest = named(template).around(turns)
+    texts = [asked]                                # a question, its answer, the next question, ..
+    for (_, answer), after in zip(turns, rest):
+        close, question = _closed(after, tokenizer)
+        texts += [answer + close, question]
+    ids = tokenizer.encode("".join(texts))
+    learnt = [False] * len(ids)
+    for i in range(1, len(texts), 2):
+        before = tokenizer.encode("".join(texts[:i]))
+        start = next((at for at, (a, b) in enumerate(zip(ids, before)) if a != b), len(before))
+        end = len(tokenizer.encode("".join(texts[:i + 1])))
+        learnt[start:end] = [True] * (end - start)
+    return ids, learnt
+
+
+def _closed(after, tokenizer):
+    """What follows an answer, in two: the token that ends it, and the next question. Templates may not write the first: it is learnt."""
+    if match := ENDS.match(after):
+        return match.group(), after[match.end():]
+    end = "" if tokenizer.eos is None else tokenizer.fast.id_to_token(tokenizer.eos)
+    return end, after.lstrip(" ")
 
 
 def batch(model, samples, template):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from minivlm.atomic import save_tensors
 from pruning.atp import ATP, Thresholds
 from pruning.base import UserError
 from pruning.fields import shown
@@ -21,10 +21,8 @@ def save(atp, folder):
     options = {f.name: getattr(atp, f.name) for f in fields(atp) if f.name != "module"}
     told = dict(method="atp", options=json.dumps(options), activation=atp.module[0].activation if atp.module else "none")
     tensors = atp.module.state_dict() if atp.module else {}
-    tensors = {name: x.detach().float().cpu().contiguous() for name, x in tensors.items()}
-    beside = Path(folder) / f".{NAME}"
-    save_file(tensors, beside, metadata=told)
-    beside.replace(Path(folder) / NAME)
+    tensors = {name: x.detach().float() for name, x in tensors.items()}
+    save_tensors(tensors, Path(folder) / NAME, told)
 
 
 def read(source, **settings):

@@ -53,22 +53,42 @@ def own_settings(folder):
     return settings
 
 
-def build_all(names, keep, average, settings, n, layers, parts=None, own=MappingProxyType({})):
+def build_all(names, keep, average, settings, n, layers, parts=MappingProxyType({}), own=MappingProxyType({})):
     """{name: pruner} of "all" or "a,b,..", each with this keep or average; with "all" a UserError in place of one that cannot.
 
     Among several, methods without a keep have their own schedule. Settings are "method.option=value".
     """
-    chosen = list(METHODS) if names == "all" else names.split(",")
-    given, pruners = share(settings, chosen), {}
-    for name in chosen:
-        try:
-            pruner = build(name, keep if len(chosen) == 1 or takes_keep(name) else None, given[name], own=own)
-            pruners[name] = averaged(pruner, average, n, layers, parts)
-        except UserError as error:
-            if names != "all":
-                raise
-            pruners[name] = error
+    several = chosen(names)
+    given = share(settings, several)
+    pruners = {}
+    for name in several:
+        own_keep = keep if len(several) == 1 or takes_keep(name) else None
+        pruners[name] = built(names, lambda: averaged(build(name, own_keep, given[name], own=own), average, n, layers, parts))
     return pruners
+
+
+def chosen(names):
+    """The methods of "a,b,..", or all of the registry. UserError for one that is named twice."""
+    return list(METHODS) if names == "all" else listed("--method", names)
+
+
+def listed(option, text):
+    """listed("--keep", "0.5,0.25") -> ["0.5", "0.25"]. UserError for one that is given twice, as both would have one name."""
+    words = text.split(",")
+    twice = [word for word in dict.fromkeys(words) if words.count(word) > 1]
+    if twice:
+        raise UserError(f"{option} {text}: {twice[0]} is there twice: give it once")
+    return words
+
+
+def built(names, build):
+    """What `build` gives; with the names "all" the UserError that forbids it, in its place."""
+    try:
+        return build()
+    except UserError as error:
+        if names != "all":
+            raise
+        return error
 
 
 def takes_keep(name):
@@ -76,21 +96,36 @@ def takes_keep(name):
     return not name.endswith(".json") and (name not in METHODS or "keep" in {f.name for f in fields(METHODS[name])})
 
 
-def averaged(pruner, average, n, layers, parts=None):
-    """The pruner whose schedule has this average, or as it is; UserError if n tokens cannot meet its budget.
+def averaged(pruner, average, n, layers, parts=MappingProxyType({})):
+    """The pruner for a prompt of n visual tokens: its schedule has this average, or its `keep`, if a number, is the prompt's.
 
-    parts: what the method counts, where that is not the n tokens together: {"tile": (how many, tokens of each), "image": ..}.
+    parts: what a method may count in place of the n tokens together, {"tile": (how many, tokens of each), "image": ..}: it is
+    given its part of the budget. UserError if the tokens cannot meet it.
     """
     if average is not None and pruner is None:
         raise UserError("--average is for a method: name one with --method")
     if pruner is None:
         return None
-    count, each = (parts or {}).get(pruner.per, (1, n))
-    if average is not None:
-        _check_parts(pruner, parts or {})
+    if average is None:
+        pruner = pruner.divided(parts)
+    else:
+        _check_parts(pruner, parts)
+        count, each = parts.get(pruner.per, (1, n))
         pruner = pruner.with_average(average / count, each, layers)
-    pruner.schedule(each, layers)
+    entering(pruner, n, layers, parts)
     return pruner
+
+
+def entering(pruner, n, layers, parts=MappingProxyType({})):
+    """Visual tokens that enter each decoder layer, n at first; None where the prompt decides. UserError if n cannot meet the budget."""
+    for site in ("vision", "embed"):
+        method = pruner and pruner.at(site)
+        if method and n is not None:
+            n = method.tokens_left(n, parts)
+    if n is None:
+        return None
+    decoder = pruner and pruner.at("decoder")
+    return decoder.schedule(n, layers) if decoder else [n] * layers
 
 
 def _check_parts(pruner, parts):

@@ -33,6 +33,11 @@ def processes(device):
         dist.destroy_process_group()
 
 
+def first():
+    """Whether this is the process that prints: the only one, that of rank 0, or the one that started the others."""
+    return os.environ.get("RANK", "0") == "0" and parent_process() is None
+
+
 def gathered(rows):
     """The rows of every process, joined, on each of them."""
     if not dist.is_initialized():

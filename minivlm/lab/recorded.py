@@ -25,7 +25,7 @@ EOS_LIST_CASE = dict(prompt=Count, eos_token_id=tuple[ID, ...], generated=tuple[
 DIMENSIONS = dict(attention_mask=(2,), input_ids=(2,), pixel_values=(4, 5), vision_hidden_0=(3,), vision_hidden_m2=(3,),
                   projected=(3,), image_features_packed=(2,), inputs_embeds=(3,), attentions=(5,), layer_out=(4,),
                   final_hidden=(3,), logits=(3,))
-VISION = "pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed"       # image after image
+VISION = ("pixel_values", "image_sizes", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed")   # image after image
 
 
 @dataclass
@@ -111,7 +111,8 @@ def _check_tensors(tensors, texts, answers):
         if tensor.ndim not in DIMENSIONS.get(stage, (tensor.ndim,)) or not tensor.numel():
             raise UserError(f"{name} has shape {tuple(tensor.shape)}")
         samples = tensor.shape[1] if stage in ("attentions", "layer_out") else tensor.shape[0] if tensor.ndim else texts
-        if stage not in VISION and samples != texts or answers != texts:
+        of_images = stage in (*VISION, "image_sizes")
+        if not of_images and samples != texts or answers != texts:
             raise UserError(f"{name} has {samples} samples of {texts} texts and {answers} answers")
 
 

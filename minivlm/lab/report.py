@@ -44,6 +44,12 @@ def cost_lines(talk):
     return [*layer_lines(talk.trace), f"KV cache: {size(held)}{share}"]
 
 
+def refusals(why_not):
+    """A line for each method of {label: why it does not run here}, after an empty one."""
+    lines = [f"{label} does not run here: {reason}" for label, reason in why_not.items()]
+    return ["", *lines] if lines else []
+
+
 def facts(talk):
     """The same as plain data, with the kept original indices of every reduction."""
     pruner, trace = talk.pruner, talk.trace

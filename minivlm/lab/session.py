@@ -1,16 +1,22 @@
 """What several commands do: open the model, begin a conversation, stream an answer, write a result whole or not at all."""
 
+import io
 import json
 import os
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
+from minivlm.atomic import written
 from minivlm.chat import Conversation, Sampling
 from minivlm.image import open_image
 from minivlm.lab import parallel, shipped
 from minivlm.lab.options import averaged, build, check, own_settings
+from minivlm.template import Raw, chosen
+from minivlm.text import named
+from minivlm.vocabulary import FILES
 from pruning.base import UserError
 from weights import load
 
@@ -53,25 +59,44 @@ def opened(args, dtype=None):
         torch.set_num_threads(1)
         model = model if dtype or args.dtype else model.float()
     if model.tokenizer is None:
-        raise UserError(f"{args.model} has no tokenizer.json and no tokenizer.model: copy one of them from the checkpoint")
+        raise UserError(f"{args.model} has no {', no '.join(FILES)}: copy the tokenizer's files from the checkpoint")
     return model
 
 
 def template(args, model):
-    """The prompt's template: --template, or the checkpoint's."""
-    return args.template or model.config.template
+    """The prompt's template: --raw, --template or the checkpoint's, with the message of --system."""
+    system = getattr(args, "system", None)
+    if getattr(args, "raw", False):
+        if args.template or system:
+            raise UserError("--raw takes the prompt as it is: leave --template and --system out")
+        return Raw()
+    template = chosen(args.template, model.folder, model.tokenizer) if args.template else model.config.template
+    return template if system is None else named(template).with_system(system)
 
 
 def stream(talk, args):
     """Print the answer as it comes; return it."""
     text = talk.model.tokenizer.stream()
     parts = []
-    for id in talk.generate(args.max_new_tokens, args.sampling):
-        parts.append(text.push(id))
-        print(parts[-1], end="", flush=True)
+    try:
+        for id in talk.generate(args.max_new_tokens, args.sampling):
+            parts.append(text.push(id))
+            print(parts[-1], end="", flush=True)
+    except UserError:
+        if parts:
+            print(flush=True)                          # what was said stays, on a line of its own
+        raise
     parts.append(text.finish())
     print(parts[-1], flush=True)
     return "".join(parts).strip()
+
+
+def any_terminal():
+    """Print a substitute for a character that the terminal lacks; hand on bytes that are no UTF-8 to where the text is refused."""
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(io.UnsupportedOperation):    # it has been read from already
+                stream.reconfigure(errors=errors)
 
 
 def line():
@@ -97,11 +122,22 @@ def positive(args, *names):
             raise UserError(f"--{name.replace('_', '-')} {number}: give a number from 1 on")
 
 
+@contextmanager
+def interruptible(path, remedy):
+    """On Ctrl-C one line says what stays (what is at `path`) and how to go on; the exit status is 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if parallel.first():
+            kept = f"what is done is in {path}: {remedy}" if path and Path(path).exists() else "nothing was kept"
+            print(f"\nrun.py: interrupted; {kept}", file=sys.stderr)
+        raise
+
+
 def save(path, write):
-    """Write beside the place and move there, so that an interruption leaves no half file."""
-    beside = Path(path).with_name("." + Path(path).name)
-    write(beside)
-    beside.replace(path)
+    """Write the result whole or not at all: `write` gets the path to write to."""
+    with written(path) as beside:
+        write(beside)
     print(f"wrote {path}")
 
 

@@ -2,13 +2,15 @@
 
 import os
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig, read_config
 from minivlm.files import folder_of
-from minivlm.lab.options import averaged, build, share
+from minivlm.lab import options
+from minivlm.lab.options import averaged, build, built, listed, share, takes_keep
 from pruning.base import Tokens, UserError
 
 
@@ -30,6 +32,11 @@ class Shape:
     def n(self):
         """Image tokens of the unpruned prompt."""
         return self.tiles * (self.grid ** 2 + (self.config.vision_feature_select_strategy == "full"))
+
+    @property
+    def parts(self):
+        """What a method may count, as of a model: {"tile": (how many, tokens of each), "image": (1, all)}."""
+        return {"tile": (self.tiles, self.n // self.tiles), "image": (1, self.n)}
 
     @property
     def layers(self):
@@ -87,17 +94,14 @@ def prompt(shape, text, hidden):
 
 def entering(pruner, shape):
     """Image tokens that enter each decoder layer; None where the prompt decides."""
-    k, decoder = shape.n, pruner and pruner.at("decoder")
-    for method in filter(None, (pruner and pruner.at("vision"), pruner and pruner.at("embed"))):
-        k = None if k is None else method.budget(k, shape.tiles) if method.per == "tile" else method.budget(k)
-    return None if k is None else decoder.schedule(k, shape.layers) if decoder else [k] * shape.layers
+    return options.entering(pruner, shape.n, shape.layers, shape.parts)
 
 
 def lineup(names, keep, average, settings, shape, schedule=None):
-    """{"fastv 192": pruner, ..}: each method of "a,b" at each budget of "192,128", or of averages; UserError if one cannot be.
+    """{"fastv 192": pruner, ..}: each method of "a,b" or "all" at each budget of "192,128", or of averages.
 
-    A number is of the whole image: to a method that keeps some of each tile its part is given. `schedule` "4:136,14:68,24:34"
-    is for each of the methods.
+    A number is the whole prompt's (Pruner.divided). Among several, a method without a keep is there once, with its own schedule.
+    `schedule` "4:136,14:68,24:34" is for each of the methods. Raises UserError if one cannot be; with "all" it is in its place.
     """
     if not names:
         if keep or average or settings or schedule:
@@ -105,16 +109,17 @@ def lineup(names, keep, average, settings, shape, schedule=None):
         return {}
     if keep and average:
         raise UserError("give --keep or --average, not both: each says how many tokens are left")
-    chosen, made, parts = names.split(","), {}, {"tile": (shape.tiles, shape.n // shape.tiles)}
+    chosen = options.chosen(names)
     own = share(settings, chosen) if len(chosen) > 1 else {names: settings}
+    keeps = listed("--keep", keep) if keep else [None]
+    averages = {f"average {text}": _number(text) for text in listed("--average", average)} if average else {None: None}
+    pruners = {}
     for name in chosen:
-        for budget in (keep or average or "").split(","):
-            pruner = build(name, budget if keep else None, own[name], schedule)
-            if keep and budget.isdigit() and pruner.per == "tile":
-                pruner = build(name, str(int(budget) // shape.tiles), own[name], schedule)
-            label = " ".join(filter(None, [name, schedule, "average" if average else "", budget]))
-            made[label] = averaged(pruner, _number(budget) if average else None, shape.n, shape.layers, parts)
-    return made
+        own_keeps = keeps if len(chosen) == 1 or takes_keep(name) else [None]
+        for budget, (average_words, mean) in product(own_keeps, averages.items()):
+            label = " ".join(filter(None, (name, schedule, average_words, budget)))
+            pruners[label] = built(names, lambda: averaged(build(name, budget, own[name], schedule), mean, shape.n, shape.layers, shape.parts))
+    return pruners
 
 
 def _number(text):

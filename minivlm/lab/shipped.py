@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from minivlm.data import check_row, read_lines
+from minivlm.image import local_file
 from minivlm.toy.benchmark import ROW
 from minivlm.toy.questions import ID, SPECIAL, WORDS
 from minivlm.toy.scenes import SIDE
@@ -55,11 +56,12 @@ def known(picture, question):
 
     {} too where that file is of another kind: it need not be ours.
     """
+    picture = Path(local_file(picture))
     try:
-        rows = read_lines(Path(picture).parent / "questions.jsonl", "question")
+        rows = read_lines(picture.parent / "questions.jsonl", "question")
         for where, row in rows:
-            check_row(row, where, "question", **ROW)
+            check_row(row, where, "question", **ROW | dict(family=str | None))     # other files need not have it
     except UserError:
         return {}
-    own = (row for _, row in rows if row["image"] == Path(picture).name and words(row["question"]) == words(question))
+    own = (row for _, row in rows if row["image"] == picture.name and words(row["question"]) == words(question))
     return {name: value for name, value in next(own, {}).items() if value is not None}

@@ -19,16 +19,25 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from minivlm import training
+from minivlm.atomic import filled, write_text
 from minivlm.lab import checkpoint, modules
 from minivlm.lab.atp_student import LOGGED, Student, prepared
+from minivlm.lab.evaluate import checksum
 from minivlm.lab.instruct import batch
+from minivlm.training import FINITE, check_bounds
 from pruning.base import UserError
+
+
+STATE = "state.safetensors"
+ADAM = ("step", "exp_avg", "exp_avg_sq")           # of each parameter
+BOUNDS = dict(target=(0.0, FINITE), steps=(1, 10 ** 7), batch=(1, 4096), accumulate=(1, 4096), lr=(0.0, FINITE),
+              lr_module=(0.0, FINITE), lambda_atp=(0.0, FINITE), lambda_target=(0.0, FINITE), warmup=(0.0, 1.0),
+              width=(1, 2 ** 14), seed=(0, 2 ** 32 - 1))
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,9 @@ class Recipe:
     template: str = "llava-hf"
     seed: int = 0
 
+    def __post_init__(self):
+        check_bounds(self, BOUNDS)
+
 
 class Run:
     """A training run in a folder: its state, its steps, its checkpoints."""
@@ -61,6 +73,7 @@ class Run:
     def __init__(self, model, atp, recipe, data, folder, rank=0, size=1):
         self.student, self.atp, self.recipe, self.data = Student(model, atp, recipe), atp, recipe, data
         self.folder, self.rank, self.size, self.at, self.log = Path(folder), rank, size, 0, []
+        self.base = checksum(model.state_dict().values())          # of the weights before training
         self.trained = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
         ours = [p for name, p in self.trained.items() if name.startswith("module.")]
         theirs = [p for name, p in self.trained.items() if not name.startswith("module.")]
@@ -73,17 +86,16 @@ class Run:
         r, model = self.recipe, self.student.llava
         a_step, last = r.accumulate * self.size, r.steps if stop is None else min(stop, r.steps)
         order = islice(self.data.order(r.seed), self.at * a_step * r.batch, None)
-        bar = tqdm(total=r.steps, initial=self.at, desc="train", disable=self.rank > 0)
-        while self.at < last:
-            chosen = [[next(order) for _ in range(r.batch)] for _ in range(a_step)][self.rank::self.size]
-            batches = (batch(model, [self.data[i] for i in indices], r.template) for indices in chosen)
-            self.log.append(dict(step=self.at, **self.step(batches)))
-            self.at += 1
-            bar.set_postfix({k: f"{self.log[-1][k]:.3g}" for k in ("loss", "ntp", "average")}, refresh=False)
-            bar.update()
-            if self.rank == 0 and (self.at % save_every == 0 or self.at == last):
-                self.save()
-        bar.close()
+        with tqdm(total=r.steps, initial=self.at, desc="train", disable=self.rank > 0) as bar:
+            while self.at < last:
+                chosen = [[next(order) for _ in range(r.batch)] for _ in range(a_step)][self.rank::self.size]
+                batches = (batch(model, [self.data[i] for i in indices], r.template) for indices in chosen)
+                self.log.append(dict(step=self.at, **self.step(batches)))
+                self.at += 1
+                bar.set_postfix({k: f"{self.log[-1][k]:.3g}" for k in ("loss", "ntp", "average")}, refresh=False)
+                bar.update()
+                if self.rank == 0 and (self.at % save_every == 0 or self.at == last):
+                    self.save()
 
     def step(self, batches):
         """One update by the mean over batches and processes; what LOGGED names, and the tokens kept."""
@@ -120,23 +132,28 @@ class Run:
         mixed = self.recipe.dtype == "bfloat16" and not self.recipe.freeze_lm
         return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
 
-    def told(self):
-        """What a checkpoint must agree in with the run that goes on from it."""
-        options = {name: x for name, x in vars(self.atp).items() if name != "module"}
-        text = asdict(self.student.llava.config.text)
-        data = dict(samples=len(self.data), processes=self.size)
-        return json.dumps(dict(recipe=asdict(self.recipe), atp=options, text=text, data=data))
+    def options(self):
+        """What a state must agree in with the run that goes on from it."""
+        method = {name: x for name, x in vars(self.atp).items() if name != "module"}
+        model = asdict(self.student.llava.config.text) | dict(weights=self.base)
+        data = dict(samples=len(self.data), conversations=self.data.checksum(), processes=self.size)
+        options = dict(recipe=asdict(self.recipe), atp=method, model=model, data=data)
+        return json.loads(json.dumps(options))                     # as it reads from a file: lists for tuples
 
     def save(self):
-        """The whole state, written beside the old file and then put in its place; the log; the modules."""
+        """The whole state, and the results that follow from it."""
         state = self.adam.state_dict()["state"]
-        tensors = {f"adam.{name}.{key}": x for name, i in self.indices().items() for key, x in state.get(i, {}).items()}
-        tensors |= {f"weight.{name}": p.detach() for name, p in self.trained.items()}
-        tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
-        told = dict(told=self.told(), step=str(self.at), log=json.dumps(self.log))
-        save_file(tensors, self.folder / ".state.safetensors", metadata=told)
-        (self.folder / ".state.safetensors").replace(self.folder / "state.safetensors")
-        (self.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.log))
+        tensors = {f"weight.{name}": p for name, p in self.trained.items()}
+        for name, i in self.indices().items():
+            tensors |= {f"adam.{name}.{key}": x for key, x in state.get(i, {}).items()}
+        rows = [[*(line[name] for name in LOGGED), *line["kept"]] for line in self.log]
+        tensors["log"] = torch.tensor(rows, dtype=torch.float64)   # (at, columns): a header holds 100 MB at most
+        training.save_state(self.folder / STATE, tensors, dict(self.options(), at=self.at))
+        self.save_results()
+
+    def save_results(self):
+        """The log and the modules, as the state has them."""
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.log))
         modules.save(self.atp, self.folder)
 
     def indices(self):
@@ -147,40 +164,65 @@ class Run:
 
     @torch.no_grad()
     def resume(self):
-        """Go on from the folder's state. UserError where there is none, or one of another run."""
-        path = self.folder / "state.safetensors"
-        try:
-            with safe_open(path, "pt") as file:
-                told, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
-            theirs = json.loads(told["told"])
-        except (SafetensorError, OSError, KeyError) as error:
-            raise UserError(f"{path}: there is no state to resume ({error}): start without --resume") from None
-        self._same(path, theirs, json.loads(self.told()))
-        self.at, self.log, state = int(told["step"]), json.loads(told["log"]), {}
+        """Go on from the folder's state. UserError, before any change, if it is missing, another run's, or damaged."""
+        at, tensors = self.read_state(self.folder / STATE)
+        state = {}
         for name, i in self.indices().items():
             self.trained[name].copy_(tensors[f"weight.{name}"])
-            state[i] = {key: tensors[f"adam.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            state[i] = {key: tensors[f"adam.{name}.{key}"] for key in ADAM}
         self.adam.load_state_dict(self.adam.state_dict() | dict(state=state))
+        self.at = at
+        self.log = [_line(step, row) for step, row in enumerate(tensors["log"].tolist())]
+        if self.rank == 0:             # a run that was killed may have left the results of the state before
+            self.save_results()
 
-    @staticmethod
-    def _same(path, theirs, ours):
-        for part, options in ours.items():
-            for name, x in options.items():
-                if theirs[part][name] != x:
-                    raise UserError(f"{path} is of a run with {name} {theirs[part][name]}, not {x}: resume with the same options, "
-                                    "or name another --out")
+    def read_state(self, path):
+        """The step and the tensors of a state."""
+        if not path.is_file():
+            raise UserError(f"{path}: there is no state to resume: start without --resume")
+        facts = training.read_facts(path)
+        training.check_same(path, facts, self.options())
+        at = training.check_number(path, facts, "at", 1, self.recipe.steps)
+        tensors = training.read_tensors(path, self.expected(at))
+        for name in self.trained:
+            if not 1 <= tensors[f"adam.{name}.step"] <= at:
+                raise training.damaged(path, f"adam.{name}.step is not from 1 to {at}")
+            if (tensors[f"adam.{name}.exp_avg_sq"] < 0).any():
+                raise training.damaged(path, f"adam.{name}.exp_avg_sq has numbers below 0")
+        return at, tensors
+
+    def expected(self, at):
+        """{name: (shape, dtype)} of the tensors of a state after `at` steps."""
+        expected = dict(log=((at, len(LOGGED) + len(self.atp.layers)), torch.float64))
+        for name, p in self.trained.items():
+            expected[f"weight.{name}"] = (p.shape, p.dtype)
+            expected[f"adam.{name}.step"] = ((), torch.float32)
+            expected[f"adam.{name}.exp_avg"] = (p.shape, p.dtype)
+            expected[f"adam.{name}.exp_avg_sq"] = (p.shape, p.dtype)
+        return expected
+
+
+def _line(step, row):
+    """A line of the log from its row of numbers."""
+    return dict(step=step, **dict(zip(LOGGED, row)), kept=row[len(LOGGED):])
 
 
 def train(model, atp, recipe, data, folder, save_every=100, resume=False, rank=0, size=1):
-    """Train to the end, or go on with it; the log. The folder then has the modules, and the whole model if it was trained."""
+    """Train to the end, or go on with it; the log. The folder then has the modules, and the model if it was trained.
+
+    Of several processes only the one of rank 0 writes.
+    """
     folder = Path(folder)
-    if not resume and (folder / "state.safetensors").exists():
+    if not resume and (folder / STATE).exists():
         raise UserError(f"{folder} holds a run already: go on with --resume, or name another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(model, prepared(model, atp, recipe), recipe, data, folder, rank, size)
-    if resume:
-        run.resume()
-    run.train(save_every)
-    if rank == 0 and not recipe.freeze_lm:
-        checkpoint.save(model, folder)
+    if not recipe.freeze_lm and folder.resolve() == model.folder.resolve():
+        raise UserError(f"{folder} is the model's own folder, and the trained one would replace it: name another --out")
+    method = prepared(model, atp, recipe)
+    with filled(folder) if rank == 0 else nullcontext():
+        run = Run(model, method, recipe, data, folder, rank, size)
+        if resume:
+            run.resume()
+        run.train(save_every)
+        if rank == 0 and not recipe.freeze_lm:
+            checkpoint.save(model, folder)
     return run.log

@@ -71,7 +71,7 @@ def _rows(model, expected, places):
 
 def _prompt(model, sample, places, where):
     """The rows of one prompt with its recorded stages."""
-    if "ids_unexpanded" in sample:
+    if "ids_unexpanded" in sample and model.tokenizer is not None:
         yield _ids("ids", model.tokenizer.encode(sample["text"]), sample["ids_unexpanded"], where)
     tolerance = TOLERANCE[model.lm_head.weight.dtype]
     for name, ours in _stages(model, sample, places):
@@ -128,10 +128,18 @@ def _vision(model, pixels):
 
 def _inputs(model, sample, places):
     """Ids with one mark an image (the recorded ones, so that a wrong tokenizer fails alone) and each image's pixels."""
-    ids = sample["ids_unexpanded"] if "ids_unexpanded" in sample else model.tokenizer.encode(sample["text"])
+    images = [model.processor.pixels(open_image(find_picture(name, places))) for name in sample["images"]]
+    if "ids_unexpanded" in sample:
+        ids = sample["ids_unexpanded"]
+    elif model.tokenizer is not None:
+        ids = model.tokenizer.encode(sample["text"])
+    elif "input_ids" in sample:
+        ids = _unexpanded(model, sample["input_ids"].tolist(), map(model.visual_tokens, images))
+    else:
+        raise UserError(f"{model.folder} has no tokenizer and the recording no ids: copy tokenizer.json from the checkpoint")
     if max(ids) >= max(model.config.text.vocab_size, model.config.image_token_index + 1):
         raise UserError(f"the recording is of another model: it has id {max(ids)}, and this vocabulary ends before")
-    return ids, [model.processor.pixels(open_image(find_picture(name, places))) for name in sample["images"]]
+    return ids, images
 
 
 def _read(model, sample, places):
@@ -143,6 +151,18 @@ def _read(model, sample, places):
 
 def _expanded(model, ids, counts):
     return [i for id in ids for i in [id] * (next(counts) if id == model.config.image_token_index else 1)]
+
+
+def _unexpanded(model, ids, counts):
+    """The ids with one mark for each picture's run of so many."""
+    marks, left = [], 0
+    for id in ids:
+        if left:
+            left -= 1
+        else:
+            marks.append(id)
+            left = next(counts) - 1 if id == model.config.image_token_index else 0
+    return marks
 
 
 def _sure(sample, tolerance):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from minivlm.atomic import write_text, written, written_folder
 from minivlm.data import check_pictures, check_row, read_lines
 from minivlm.image import open_image
 from minivlm.toy import questions, scenes
@@ -71,14 +72,15 @@ def _asked(rng, family, worlds, pictures, batch, unseen):
 
 def write(folder, name="heldout", count=300, seed=0, pictures=None):
     """The set, or what it asks of its first so many pictures, as a folder of pictures and questions.jsonl -> how many questions."""
-    folder, found = Path(folder), [i for i in items(name, count, seed) if pictures is None or i.image < pictures]
-    folder.mkdir(parents=True, exist_ok=True)
-    for item in {item.image: item for item in found}.values():
-        item.picture.save(folder / f"{item.image:05}.png")
+    chosen = [i for i in items(name, count, seed) if pictures is None or i.image < pictures]
     lines = [dict(image=f"{i.image:05}.png", family=i.family, question=i.question, answer=i.answer, evidence=i.evidence,
-                  things=i.things) for i in found]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return len(found)
+                  things=i.things) for i in chosen]
+    with written_folder(folder) as place:
+        for item in {item.image: item for item in chosen}.values():
+            with written(place / f"{item.image:05}.png") as beside:
+                item.picture.save(beside)
+        write_text(place / "questions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return len(chosen)
 
 
 def read(folder):

@@ -7,36 +7,23 @@ four pictures with their questions, and methods.json, what methods made for 32 l
 import json
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-
+from minivlm.atomic import save_tensors, write_text, written_folder
 from minivlm.image import MEAN, STD
-from minivlm.llava import Llava
 from minivlm.toy import benchmark, scenes
 from minivlm.toy.questions import ID, SPECIAL, WORDS
-from minivlm.toy.student import config
 
 NAMES = {"language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
          "vision_tower.layers.": "vision_tower.vision_model.encoder.layers.", "vision_tower.": "vision_tower.vision_model."}
 
 
-def trained(path):
-    """The network in a state that training saved (state.safetensors or best.safetensors)."""
-    model, ours = Llava(config()), "student.llava."
-    with safe_open(path, "pt") as file:
-        model.load_state_dict({key.removeprefix(ours): file.get_tensor(key) for key in file.keys() if key.startswith(ours)})
-    return model.eval().requires_grad_(False)
-
-
 def save(model, folder, seed=0):
     """Write the folder: float16 weights, the files that describe them, and four pictures of the held-out set with questions."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {_stored(name): tensor.half().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in _files(model.config).items():
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-    benchmark.write(folder / "samples", count=benchmark.BATCH, seed=seed, pictures=4)
+    state = {_stored(name): tensor.half() for name, tensor in model.state_dict().items()}
+    with written_folder(folder) as place:
+        save_tensors(state, place / "model.safetensors", {"format": "pt"})
+        for name, content in _files(model.config).items():
+            write_text(place / name, json.dumps(content, indent=1) + "\n")
+        benchmark.write(place / "samples", count=benchmark.BATCH, seed=seed, pictures=4)
 
 
 def _stored(name):

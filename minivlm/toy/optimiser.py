@@ -17,6 +17,13 @@ class Optimiser:
         inside = ("layers.", "multi_modal_projector.")
         self.matrices = [n for n, p in self.params.items() if p.ndim == 2 and any(part in n for part in inside)]
 
+    def expected(self, stages):
+        """{name: a tensor like it} of the state after no step, after steps of stage 1, of both stages."""
+        first = ("llava.vision_tower.", "heads.")  # what stage 1 moves
+        moved = [name for name in self.params if stages == 2 or stages == 1 and name.startswith(first)]
+        kinds = {f"momentum.{name}": self.params[name] for name in moved}
+        return kinds | {f"square.{name}": self.params[name] for name in moved if name not in self.matrices}
+
     @torch.no_grad()
     def step(self, grads, step, rate, joint, pool=None):
         """One update with these gradients {name: tensor}; `rate` is the schedule's share, 0 to 1; shapes go to the pool."""

@@ -22,6 +22,7 @@ All randomness comes from (seed, step), every batch is computed in two halves on
 and a checkpoint has the whole state: a run that was interrupted and resumed gives the same bits as one that was not.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,19 +31,24 @@ from time import monotonic
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
+from minivlm import training
+from minivlm.atomic import filled, write_text
 from minivlm.toy import scenes
 from minivlm.toy.optimiser import Optimiser
 from minivlm.toy.packing import pack, score
 from minivlm.toy.questions import FAMILIES, ID
 from minivlm.toy.student import PATCHES, Student, config, pixels
+from minivlm.training import FINITE, check_bounds
 from pruning.base import UserError
 
 
 HIDING = ("blocks", "patches", "nothing")
+DTYPES = ("float32", "bfloat16")
+BOUNDS = dict(seed=(0, 2 ** 63 - 1), vision_steps=(0, 10 ** 7), vision_batch=(2, 4096), joint_steps=(1, 10 ** 7),
+              joint_batch=(2, 4096), whole=(0.0, 1.0), hide=(0.0, 1.0), warmup=(1, 10 ** 7), matrix_rate=(0.0, FINITE),
+              other_rate=(0.0, FINITE), tower_share=(0.0, FINITE))
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,11 @@ class Recipe:
     matrix_rate: float = 0.02                      # Muon's learning rate
     other_rate: float = 0.002                      # Adam's
     tower_share: float = 0.3                       # of both, for the tower in stage 2
+
+    def __post_init__(self):
+        check_bounds(self, BOUNDS)
+        if self.hidden not in HIDING:
+            raise UserError(f"hidden {self.hidden}: use one of {', '.join(HIDING)}")
 
 
 def joint_loss(student, rng, worlds, hidden, closed=False, blocks=False):
@@ -81,7 +92,10 @@ class Run:
         self.folder, self.recipe, self.device = Path(folder), recipe, torch.device(device)
         self.dtype = dtype or fast_dtype(self.device)
         self.student = Student(config()).to(self.device)
-        self.optimiser, self.at, self.best = Optimiser(self.student, recipe), 0, 0.0
+        self.optimiser = Optimiser(self.student, recipe)
+        self.at = 0
+        self.best = -1.0                           # accuracy on the validation set: below any
+        self.log = []
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -124,24 +138,47 @@ class Run:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def save(self, name="state"):
-        """The whole state, written beside the old file and then put in its place."""
-        tensors = {f"student.{k}": v for k, v in self.student.state_dict().items()} | self.optimiser.state
-        told = dict(at=str(self.at), best=repr(self.best), recipe=repr(self.recipe), dtype=str(self.dtype)[6:])
-        save_file({k: v.contiguous() for k, v in tensors.items()}, self.folder / f"{name}.new", metadata=told)
-        (self.folder / f"{name}.new").replace(self.folder / f"{name}.safetensors")
+        """The whole state; and the log, if it is the state to go on from."""
+        tensors = {f"student.{key}": tensor for key, tensor in self.student.state_dict().items()} | self.optimiser.state
+        facts = dict(at=self.at, best=self.best, recipe=repr(self.recipe), dtype=str(self.dtype)[6:], log=self.log)
+        training.save_state(self.folder / f"{name}.safetensors", tensors, facts)
+        if name == "state":
+            write_text(self.folder / "log.txt", "".join(line + "\n" for line in self.log))
 
     def resume(self, name="state"):
-        """Go on from a saved state. UserError where there is none, or where it is of another recipe."""
-        path = self.folder / f"{name}.safetensors"
+        """Go on from a saved state. UserError, before any change, if it is missing, another recipe's, or damaged."""
+        facts, tensors = self.read_state(self.folder / f"{name}.safetensors")
+        self.at = facts["at"]
+        self.best = facts["best"]
+        self.dtype = getattr(torch, facts["dtype"])
+        self.log = facts["log"]
+        tensors = {key: tensor.to(self.device) for key, tensor in tensors.items()}
+        self.student.load_state_dict({key[8:]: tensor for key, tensor in tensors.items() if key.startswith("student.")})
+        self.optimiser.state = {key: tensor for key, tensor in tensors.items() if not key.startswith("student.")}
+
+    def read_state(self, path):
+        """The facts and the tensors of a state."""
         if not path.is_file():
-            raise UserError(f"{path}: no run to resume: start one without --resume")
-        with safe_open(path, "pt", device=str(self.device)) as file:
-            told, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
-        if told["recipe"] != repr(self.recipe):
-            raise UserError(f"{path}: a run with {told['recipe']}: resume it with the same options")
-        self.at, self.best, self.dtype = int(told["at"]), float(told["best"]), getattr(torch, told["dtype"])
-        self.student.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("student.")})
-        self.optimiser.state = {k: v for k, v in tensors.items() if not k.startswith("student.")}
+            raise UserError(f"{path}: no run to resume: start one without --resume, in a new folder")
+        facts = training.read_facts(path)
+        if facts.get("recipe") != repr(self.recipe):
+            theirs = training.short(facts.get("recipe"))
+            raise UserError(f"{path}: a run with {theirs}: resume it with the same options")
+        at = training.check_number(path, facts, "at", 0, self.total)
+        training.check_number(path, facts, "best", -1.0, 1.0)
+        if facts.get("dtype") not in DTYPES:
+            theirs = training.short(facts.get("dtype"))
+            raise training.damaged(path, f"its dtype is {theirs}, and should be one of {', '.join(DTYPES)}")
+        if not _is_log(facts.get("log"), at):
+            raise training.damaged(path, "its log is no list of lines, at most one a step")
+        tensors = training.read_tensors(path, self.expected(at))
+        return facts, tensors
+
+    def expected(self, at):
+        """{name: (shape, dtype)} of the tensors of a state after `at` steps."""
+        kinds = {f"student.{key}": tensor for key, tensor in self.student.state_dict().items()}
+        kinds |= self.optimiser.expected(stages=0 if at == 0 else 1 if at <= self.recipe.vision_steps else 2)
+        return {key: (tensor.shape, tensor.dtype) for key, tensor in kinds.items()}
 
     def check(self, name="validation", batches=4, pool=None):
         """(8,) share of right answers of each family on that set, all patches shown."""
@@ -157,6 +194,11 @@ class Run:
         return right / asked
 
 
+def _is_log(lines, most):
+    """Whether these are lines of text, at most so many."""
+    return isinstance(lines, list) and len(lines) <= most and all(isinstance(x, str) and x.isprintable() for x in lines)
+
+
 def fast_dtype(device):
     """bfloat16 where the processor multiplies it in hardware, else float32."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
@@ -170,22 +212,34 @@ def train(folder, recipe=Recipe(), device="cpu", resume=False, minutes=None, eve
     `state.safetensors` is where it stands, every `every` steps and at the end; `whole.safetensors` that before patches are
     hidden; `best.safetensors` the joint state with the best mean on the validation set; `log.txt` a line a checkpoint.
     """
-    run, started = Run(folder, recipe, device), monotonic()
-    if resume:
-        run.resume()
-    print(f"training on {run.device} in {str(run.dtype)[6:]}: {run.total} steps, now at {run.at}")
-    torch.set_num_threads(1)                       # two halves on two threads: steadier than two threads an operation
+    if minutes is not None and not 0 <= minutes < math.inf:
+        raise UserError(f"--minutes {minutes}: give a finite number from 0 on, or leave it out to train to the end")
+    started = monotonic()
+    with filled(folder):
+        run = Run(folder, recipe, device)
+        if resume:
+            run.resume()
+        print(f"training on {run.device} in {str(run.dtype)[6:]}: {run.total} steps, now at {run.at}")
+        torch.set_num_threads(1)                   # two halves on two threads: steadier than two threads an operation
+        _steps(run, every, lambda: minutes is None or monotonic() - started < 60 * minutes)
+        run.save()
+    return run
+
+
+def _steps(run, every, time_left):
+    """Take the steps that are left while there is time."""
     recent = torch.zeros(2, len(FAMILIES))
     with ThreadPoolExecutor(2) as pool, tqdm(total=run.total, initial=run.at, mininterval=5) as bar:
-        while run.at < run.total and (minutes is None or monotonic() - started < 60 * minutes):
+        while run.at < run.total and time_left():
             loss, counts = run.step(pool)
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is not finite at step {run.at}: go on from the last state with --resume, "
+                                "or train anew")
             recent = recent if counts is None else 0.95 * recent + counts.cpu()
             bar.update()
             bar.set_postfix_str(f"loss {loss:.2f} " + _line(recent[0] / recent[1]), refresh=False)
             if run.at % every == 0 or run.at == run.total:
                 _checkpoint(run, loss, pool)
-        run.save()
-    return run
 
 
 def _line(accuracy):
@@ -203,6 +257,5 @@ def _checkpoint(run, loss, pool):
             run.save("best")
     if run.at == run.recipe.vision_steps + run.recipe.whole * run.recipe.joint_steps:
         run.save("whole")
+    run.log.append(line)
     run.save()
-    with open(run.folder / "log.txt", "a") as log:
-        log.write(line + "\n")
