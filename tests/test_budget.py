@@ -10,7 +10,7 @@ from pruning import METHODS
 from pruning.base import UserError
 from pruning.fastv import FastV
 from pruning.hired import HiRED
-from pruning.schedule import Both, Schedule
+from pruning.compose import Both, Schedule
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
 from test_run import PICTURE, done

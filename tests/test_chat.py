@@ -312,10 +312,10 @@ def test_the_token_that_predicts_is_added():
 
 def test_what_stands_for_the_last_token_goes_to_the_end():
     """Merged ones too: of keep 3, 1 the row of 3 moves behind that of 1; what is not kept comes with weight 1."""
-    tokens = Tokens(torch.zeros(6, 2), torch.arange(6), torch.arange(2, 6), torch.zeros(4, 3), torch.arange(4), 6)
+    tokens = Tokens.start(torch.zeros(6, 2), [2, 3, 4, 5])
     moved = with_last(Reduction(torch.tensor([3, 1]), torch.tensor([[.5, 0, 0, .5], [0, 1, 0, 0]]), reason=torch.tensor([0, 1])), tokens)
-    assert moved.keep.tolist() == [1, 3] and moved.merge.tolist() == [[0, 1, 0, 0], [.5, 0, 0, .5]] and moved.rule.tolist() == [1, 0]
+    assert moved.keep.tolist() == [1, 3] and moved.merge.tolist() == [[0, 1, 0, 0], [.5, 0, 0, .5]] and moved.reason.tolist() == [1, 0]
     added = with_last(Reduction(torch.tensor([1]), torch.tensor([[0, .5, .5, 0]])), tokens)
     assert added.keep.tolist() == [1, 3] and added.merge.tolist() == [[0, .5, .5, 0], [0, 0, 0, 1]]
-    text = Tokens(torch.zeros(7, 2), torch.arange(7), torch.arange(2, 6), torch.zeros(4, 3), torch.arange(4), 7)
+    text = Tokens.start(torch.zeros(7, 2), [2, 3, 4, 5])
     assert with_last(Reduction(torch.tensor([1])), text).keep.tolist() == [1]

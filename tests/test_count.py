@@ -107,7 +107,7 @@ def test_tiles():
     assert shapes.entering(made["vispruner 960"], shape) == [960] * 32
     made = shapes.lineup("vispruner,divprune", None, "640", [], shape)
     assert made["vispruner average 640"].keep == 128 and made["divprune average 640"].keep == 640
-    cell = shapes.prompt(shape, 4, torch.empty(2884, 8)).cell
+    cell = shapes.prompt(shape, 4, torch.empty(2884, 8)).grid
     assert cell[577].tolist() == [1, 0, 1] and cell[-1].tolist() == [4, 23, 23]
 
 
