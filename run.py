@@ -21,7 +21,7 @@ from minivlm.lab.log import Log
 from minivlm.lab.options import build, build_all, own_settings
 from minivlm.text import next_turn, prompt
 from minivlm.toy import benchmark, folder, train
-from pruning import METHODS
+from pruning import METHODS, READINGS
 from pruning.base import UserError
 from pruning.cost import Formula
 from weights import device_of, load
@@ -222,8 +222,9 @@ def verify_(args):
 
 
 def methods_(args):
-    """List the methods: where each acts, what it reads and asks for, the laws it keeps, its paper; or one with its options."""
-    told = [methods.facts(name) for name in ([args.name] if args.name else METHODS)]
+    """List the methods: where each acts, what it asks for, the laws it keeps, its paper; or one with its options."""
+    names = [args.name] if args.name else READINGS if args.readings else METHODS
+    told = [methods.facts(name) for name in names]
     if args.json:
         print(json.dumps(told, indent=1))
     else:

@@ -45,3 +45,5 @@ METHODS = {
     "maxpool3x3": controls.MaxPool3x3,
     "avgpool_scores": controls.AverageScores,
 }
+
+EVERY = {**METHODS, **READINGS}         # what may be named on the command line

@@ -1,4 +1,4 @@
-"""The registry as a table, and one method in full: where it acts, what it reads and asks for, its laws, paper and options."""
+"""The registry as a table, and one method in full: where it acts, what it asks for, its laws, paper and options."""
 
 import inspect
 import io
@@ -9,16 +9,17 @@ import textwrap
 import tokenize
 from dataclasses import fields
 
-from pruning import METHODS
+from pruning import EVERY, METHODS
 from pruning.base import UserError
 from pruning.laws import LAWS, PER, PRECONDITIONS
 
 
 def facts(name):
     """One method as data. Raises UserError, with the known ones, for a name that is none of them."""
-    if name not in METHODS:
-        raise UserError(f"method {name!r} is not known: use one of {', '.join(METHODS)}")
-    method, default = METHODS[name], METHODS[name]()
+    if name not in EVERY:
+        raise UserError(f"method {name!r} is not known: use one of {', '.join(METHODS)}, or a reading (run.py methods --readings)")
+    method = EVERY[name]
+    default = method()
     module = sys.modules[method.__module__]
     return dict(name=name, file=method.__module__.replace(".", "/") + ".py", what=" ".join(method.__doc__.split()),
                 source=_source(module.__doc__ or method.__doc__), site=default.site, per=default.per,
@@ -58,25 +59,25 @@ def _comment(tokens, i):
 
 
 def table(rows):
-    """Lines, three a method: site, what it reads and asks for, its laws; its source; its options."""
-    cells = [("method", "site", "reads", "asks for", "laws")]
-    cells += [(row["name"], row["site"], *(" ".join(row[key]) or "-" for key in ("reads", "asks", "laws"))) for row in rows]
+    """Lines, three per method: site, what it asks for, its laws; its source; its options."""
+    cells = [("method", "site", "asks for", "laws")]
+    cells += [(row["name"], row["site"], *(" ".join(row[key]) or "-" for key in ("asks", "laws"))) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     head, *lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in cells]
     yield head
     for row, line in zip(rows, lines):
-        yield from (line, f"    {row['source']}", "    " + (" ".join(f"{o['name']}={o['default']}" for o in row["options"]) or "no options"))
+        yield from (line, f"    {row['what'] if row['file'].endswith('readings.py') else row['source']}", "    " + (" ".join(f"{o['name']}={o['default']}" for o in row["options"]) or "no options"))
 
 
 def described(row):
     """Lines on one method, its options with their defaults."""
     yield f"{row['name']} ({row['file']}): {row['what']}"
     yield row["source"]
-    yield f"acts at the {row['site']} site; reads {', '.join(row['reads']) or 'nothing'}"
+    yield f"acts at the {row['site']} site"
     if any(option["name"] == "keep" for option in row["options"]):
         yield f"keep counts {PER[row['per']]}"
     yield from (f"asks for {PRECONDITIONS[word]}" for word in row["asks"])
-    yield from (f"law {word}: {LAWS[word]}" for word in row["laws"])
+    yield from (f"law {word}: {LAWS[word].sentence}" for word in row["laws"])
     wide = max((len(f"{o['name']}={o['default']}") for o in row["options"]), default=0)
     for option in row["options"]:
         told = f"{option['name']}={option['default']}"

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from minivlm.data import SMALL, read_json
 from minivlm.lab import modules
 from minivlm.llama import plan
-from pruning import METHODS
+from pruning import EVERY, METHODS, READINGS
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
 from pruning.fields import annotations, parse, shown
@@ -32,9 +32,17 @@ def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({}))
             raise UserError(f"--keep {keep}: give one number for each of {name}, like 256+64")
         given = share(settings, names)
         return Both(tuple(build(part, k, given[part], schedule if part == names[-1] else None, own) for part, k in zip(names, keeps)))
-    settings = [*own.get(name, ()), *settings]
+    settings = [*own.get(name, own.get(read_from(name), ())), *settings]
     pruner = _fitted(name, keep, settings) if name.endswith(".json") else _single(name, f"--method {name}", keep, settings)
     return pruner if schedule is None else Schedule(pruner, *_stages(schedule))
+
+
+def read_from(name):
+    """The method whose paper a reading reads, "" for what is no reading: read_from("fastv_all") -> "fastv"."""
+    if name not in READINGS:
+        return ""
+    parents = READINGS[name].__mro__
+    return next((method for method, kind in METHODS.items() if kind in parents), "")
 
 
 def own_settings(folder):
@@ -93,7 +101,7 @@ def built(names, build):
 
 def takes_keep(name):
     """Whether --keep is for the method of that name: not for one that has its own schedule, or was fitted. A+B takes 256+64."""
-    return not name.endswith(".json") and (name not in METHODS or "keep" in {f.name for f in fields(METHODS[name])})
+    return not name.endswith(".json") and (name not in EVERY or "keep" in {f.name for f in fields(EVERY[name])})
 
 
 def averaged(pruner, average, n, layers, parts=MappingProxyType({})):
@@ -160,9 +168,9 @@ def share(settings, names):
 
 
 def _single(name, place, keep, settings):
-    if name not in METHODS:
-        raise UserError(f"{place}: {name!r} is not known: use one of {', '.join(METHODS)}")
-    known = annotations(METHODS[name])
+    if name not in EVERY:
+        raise UserError(f"{place}: {name!r} is not known: use one of {', '.join(METHODS)}, or a reading (run.py methods --readings)")
+    known = annotations(EVERY[name])
     pairs = ([("keep", keep)] if keep is not None else []) + [_pair(setting) for setting in settings]
     for option, _ in pairs:
         if option not in known:
@@ -170,7 +178,7 @@ def _single(name, place, keep, settings):
     options = dict(pairs)
     folder = options.pop("module", "none")             # the one option that is no value: where the value lies
     options = {option: parse(known[option], text) for option, text in options.items()}
-    return METHODS[name](**options) if folder.lower() == "none" else modules.read(folder, **options)
+    return EVERY[name](**options) if folder.lower() == "none" else modules.read(folder, **options)
 
 
 def _fitted(path, keep, settings):
