@@ -208,6 +208,7 @@ def _verify(add):
 
 def _methods(add):
     add("name", nargs="?", metavar="METHOD", help="show this one, with its options")
+    add("--readings", action="store_true", help="list other readings of the papers, and foils, each a method with a name of its own")
     add("--json", action="store_true", help="print JSON")
 
 
