@@ -1,4 +1,5 @@
-"""Ranked: methods that score every visual token once, before layer K, and keep the k best. And the top-k that all share."""
+"""Ranked: methods that score every visual token once, before layer K, and keep the k best. And the top-k that all
+share."""
 
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from pruning.fields import Amount, Layer
 
 @dataclass(frozen=True)
 class Ranked(Pruner):
-    """A method writes `score`; layer, budget and selection are here. A convenience, not a law: other methods go without."""
+    """A method writes `score`; layer, budget and selection are here. A convenience, not a law: other methods go
+    without."""
 
     layer: Layer = 2                   # K: the first layer that runs on the kept tokens
     keep: Amount = 0.5                 # share, or number, of visual tokens kept
@@ -46,14 +48,16 @@ def top(score, k):
 
 def descending(score):
     """Indices from the highest score to the lowest; of equals, the first. (n,) -> (n,)"""
-    finite(score, "the attention scores")
+    if score.isnan().any():            # infinity is a rank: VisionZip and ATP put a token first by it
+        raise UserError("the attention scores contain NaN: the model overflowed; load it in float32 or bfloat16")
     return score.argsort(descending=True, stable=True)
 
 
 def finite(x, what):
-    """x, unless it has NaN: then a UserError that names `what`."""
-    if x.isnan().any():
-        raise UserError(f"{what} contain NaN: the model overflowed; load it in float32 or bfloat16")
+    """x, if all of it is finite: of infinities, too, a product or a sum may be NaN. Else a UserError that names
+    `what`."""
+    if not x.isfinite().all():
+        raise UserError(f"{what} contain NaN or infinity: the model overflowed; load it in float32 or bfloat16")
     return x
 
 
