@@ -50,6 +50,7 @@ AnyLayer = Annotated[int, Range(high=MOST_LAYERS)]     # of a list whose order t
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(low=0)]
 Share = Annotated[float, Range(0, 1)]
+ToOne = Annotated[float, Range(above=0, high=1)]
 Count = Annotated[int, Range(low=0)]
 FromOne = Annotated[int, Range(low=1)]
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list",

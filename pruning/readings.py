@@ -4,13 +4,13 @@ A paper that leaves something open has several readings; the method's own file t
 a name of its own, so that tables can hold them side by side. `run.py methods --readings` lists them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
 from pruning.adaptprune import AdaptPrune
-from pruning.asap import ASAP, FastVBiMask, anchors_of
+from pruning.asap import ASAP, FastVBiMask, by_anchors, masses
 from pruning.atp import ATP
 from pruning.base import Reduction, UserError
 from pruning.budget import staged, tokens_to_keep
@@ -58,8 +58,9 @@ class MaskInLastLayer:
         return tuple(l - 1 for l in self.reduce_at(layers))
 
     def score(self, tokens):
-        rows = torch.arange(int(tokens.visual[0]), len(tokens.hidden), device=tokens.visual.device)
-        return tokens.before.mean_attention(rows).mean(dim=0)[tokens.visual]
+        rows = tokens.rows("all")                                                  # (T,)
+        from_image_on = rows[rows >= tokens.visual[0]]                             # (R,)
+        return tokens.before.mean_attention(from_image_on).mean(dim=0)[tokens.visual]
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,12 @@ class FastVBiMaskLast(MaskInLastLayer, FastVBiMask):
 class ASAPSaliencyRank(ASAP):
     """Figure 3 has "top-k salient visual tokens": the attention mass s_j ranks."""
 
+    @property
+    def laws(self):
+        return super().laws - {"needle"}
+
     def score(self, tokens):
-        s, _ = self.masses(tokens)
+        s, _ = masses(tokens, tokens.before)
         return s
 
 
@@ -85,7 +90,7 @@ class ASAPSaliencyRank(ASAP):
 class ASAPUniformMask(ASAP):
     """Foil of section 4.1: every later token is equally visible."""
 
-    def visibility(self, s_hat):
+    def discount(self, s_hat):
         return torch.full_like(s_hat, self.lambda_max)
 
 
@@ -93,16 +98,16 @@ class ASAPUniformMask(ASAP):
 class ASAPMeanMerge(ASAP):
     """Foil of section 4.2: what is redundant is merged by its plain mean."""
 
-    def merge_weight(self, s_hat):
-        return torch.ones_like(s_hat)
+    def consolidation(self, keep, absorbs, s_hat):
+        return super().consolidation(keep, absorbs, torch.ones_like(s_hat))
 
 
 @dataclass(frozen=True)
 class ASAPSimilarRoute(ASAP):
     """A source goes to the most similar of the anchors that may absorb it, not to the most salient."""
 
-    def route(self, tokens, order, can_absorb):
-        return self.similarity(tokens, order).masked_fill(~can_absorb, float("-inf")).argmax(dim=1)
+    def route(self, S, can_absorb):
+        return S.masked_fill(~can_absorb, float("-inf")).argmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,15 @@ class ASAPMaskLastSimilar(ASAPMaskLast):
 class ASAPDedup(ASAP):
     """Of the pruned pool, only what is not redundant with what is there, or with what was salvaged before it."""
 
-    def reallocation(self, tokens, s, kept, anchors):
-        pool = super().reallocation(tokens, s, kept, kept[:0])                     # all of it, the best first
-        together = self.similarity(tokens, torch.cat([anchors, pool])) > self.threshold
-        is_new = anchors_of(together.tril(-1))[len(anchors):]
-        return pool[is_new][:len(kept) - len(anchors)]
+    @property
+    def laws(self):
+        return super().laws - {"budget"}       # the pool may have too few that are new
+
+    def pruned_pool(self, tokens, s, kept, anchors):
+        pool = super().pruned_pool(tokens, s, kept, anchors)                       # (n-k,)
+        S = self.similarity(tokens, torch.cat([anchors, pool]))
+        is_redundant = by_anchors((S > self.threshold).tril(-1)).any(dim=1)
+        return pool[~is_redundant[len(anchors):]]
 
 
 @dataclass(frozen=True)
@@ -151,8 +160,14 @@ class AdaptPruneNormedKeys(AdaptPrune):
 class AdaptPruneKeepNewlines(AdaptPrune):
     """Several tiles: newline tokens, which are on no grid, are kept before all others."""
 
+    laws = AdaptPrune.laws - {"needle"}
+
     def score(self, tokens):
-        return super().score(tokens).masked_fill(tokens.grid[:, 1] < 0, float("inf"))
+        score = super().score(tokens)
+        return score.masked_fill(tokens.grid[:, 1] < 0, score.max() + 1)
+
+    def reduce(self, tokens):
+        return replace(super().reduce(tokens), score=super().score(tokens))        # for pictures: the score without it
 
 
 # --- ATP: what Eq. 3 to 9 leave open -------------------------------------------------------------------------------------
