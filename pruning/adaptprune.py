@@ -1,12 +1,12 @@
-"""AdaptPrune. Luan et al., "Multi-Cue Adaptive Visual Token Pruning for Large Vision-Language Models", arXiv:2503.08019.
+"""AdaptPrune. Luan et al., "Multi-Cue Adaptive Visual Token Pruning for Large Vision-Language Models", arXiv:2503.08019
 
-Attention alone keeps clusters of similar tokens near the end of the image. So correct it towards the centre of the image, then
-pick tokens one by one, as non-maximum suppression does: keep the highest score, and lower the scores of its neighbours, more
-so the nearer they are and the more similar their keys.
+Attention alone keeps clusters of similar tokens near the end of the image. So correct it towards the centre of the
+image, then pick tokens one by one, as non-maximum suppression does: keep the highest score, and lower the scores of its
+neighbours, more so the nearer they are and the more similar their keys.
 
-Paper and code: the constants are the released code's (the paper gives none), and so are the keys, which are projections of the
-stream without the norm; AdaptPruneNormedKeys in readings.py takes the layer's own. Several tiles: supplement A, of which no
-code is public; each tile has its own correction, and suppression never crosses tiles.
+Paper and code: the constants are the released code's (the paper gives none), and so are the keys: projections of the
+stream without the norm; AdaptPruneNormedKeys in readings.py takes the layer's own. Several tiles: supplement A, without
+public code; each tile has its own correction, and suppression never crosses tiles.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ import torch
 
 from pruning.base import Reduction
 from pruning.fields import Amount, Layer, NotNegative, Positive
-from pruning.ranked import Ranked, cosines, finite, top
+from pruning.ranked import Ranked, cosines, finite
 
 
 @dataclass(frozen=True)
 class AdaptPrune(Ranked):
     """Keep what the last token attends to, corrected to the centre, and suppress the neighbours of what is kept."""
 
-    layer: Layer = 2                   # K: the first layer that runs on the kept tokens; "pruning layer 3" counts from one
+    layer: Layer = 2                   # K: the first layer that runs on the kept tokens; the paper's 3 counts from one
     keep: Amount = 0.1                 # `ratio` of Alg. 1: share, or number, of visual tokens kept
     correction: bool = True            # 4.1: weigh the attention by a Gaussian around the centre
     distance: bool = True              # 4.2: suppress by nearness; off: all neighbours count as near
@@ -32,73 +32,83 @@ class AdaptPrune(Ranked):
     distance_limit: NotNegative = 5.0  # Neighbors(i): tokens of its tile at most so many patches away
 
     def reduce(self, tokens):
-        score = self.score(tokens)                                                 # (n,)
-        k = self.budget(tokens.n)
-        if not (self.distance or self.similarity):                                 # Table 4 (a), (b)
-            return Reduction(top(score, k), score=score)
-        order = adaptive_nms(score, self.suppression(tokens), k)                   # (k,)
+        if not (self.distance or self.similarity):                 # Table 4 (a) and (b): the k best
+            return super().reduce(tokens)
+        score = self.score(tokens)                                 # (n,)
+        suppression = self.suppression(tokens)                     # (n, n)
+        order = self.adaptive_nms(score, suppression, self.budget(tokens.n))       # (k,)
         return Reduction(order.sort().values, score=score)
 
     def score(self, tokens):
+        # the attention from the last token, mean over heads
         attention = tokens.before.mean_attention("last")[0, tokens.visual]         # (n,)
-        return attention * self.gaussian(tokens.grid) if self.correction else attention
+        if not self.correction:
+            return attention
+        # 4.1 Distribution Correction: times a Gaussian around the centre of the image
+        return attention * self.gaussian(tokens.grid)              # line 3
 
     def gaussian(self, grid):
-        """4.1 Distribution Correction, (n,) in (0, 1]; sigma is half of the longer side of the tile."""
+        """(n,) the weight of each place (n, 3), at most 1"""
         return gaussian(grid)
+
+    def suppression(self, tokens):
+        """4.2: D_spatial * D_similarity of every two tokens i and j; 0 if j is no neighbour of i. (n, n)"""
+        d = patch_distance(tokens.grid)                            # (n, n)  line 8
+        suppression = (d <= self.distance_limit).float()           # (n, n)  line 7: 1 for Neighbors(i)
+        if self.distance:
+            suppression *= decay(d, self.sigma_d)                  # line 10: Eq. 1
+        if self.similarity:
+            key = self.keys(tokens)[tokens.visual]                 # (n, Hk*Dh)
+            cosine = cosines(finite(key, "the keys"))              # (n, n)  line 9
+            suppression *= decay(1 - cosine, self.sigma_s)         # line 11: Eq. 2
+        return suppression
 
     def keys(self, tokens):
         """(T, Hk*Dh) the key vectors that Eq. 2 compares"""
         return tokens.here.projected_key(norm=False)
 
-    def suppression(self, tokens):
-        """D_spatial * D_similarity of every two tokens; 0 if they are no neighbours. (n, n)"""
-        d = patch_distance(tokens.grid)                                            # (n, n)  infinity: not in one tile
-        is_neighbour = d <= self.distance_limit
-        suppression = is_neighbour.float()
-        if self.distance:
-            suppression *= torch.exp(-d ** 2 / (2 * self.sigma_d ** 2))            # Eq. 1
-        if self.similarity:
-            cosine = cosines(finite(self.keys(tokens)[tokens.visual], "the keys"))
-            suppression *= torch.exp(-(1 - cosine) ** 2 / (2 * self.sigma_s ** 2))                 # Eq. 2
-        return suppression
+    def adaptive_nms(self, score, suppression, k):
+        """4.3, Alg. 1: the tokens in the order in which they are picked; of equal scores (n,) the first. (k,)"""
+        finite(score, "the attention scores")
+        is_picked = torch.zeros_like(score, dtype=torch.bool)      # (n,)
+        R = []                                                     # line 1
+        for _ in range(k):                                         # line 4
+            left = score.masked_fill(is_picked, float("-inf"))
+            i = left.argmax(dim=0, keepdim=True)                   # line 5; (1,): the loop waits for no value
+            R.append(i)                                            # line 6
+            is_picked.index_fill_(0, i, True)
+            score = score * (1 - suppression[i].squeeze(0))        # lines 7 to 13: Eq. 3
+        return torch.cat(R)                                        # line 15
 
 
-def adaptive_nms(score, suppression, k):
-    """Alg. 1: the tokens in the order in which they are picked, (k,). Of equal scores (n,), the first is picked."""
-    score = finite(score, "the attention scores").clone()                          # (n,)  line 3 has corrected it
-    picked = torch.zeros_like(score, dtype=torch.bool)
-    order = []                                                                     # line 1: R
-    for _ in range(k):                                                             # line 4
-        i = score.masked_fill(picked, float("-inf")).argmax(dim=0, keepdim=True)   # line 5; (1,): the loop waits for no value
-        order.append(i)                                                            # line 6
-        picked.index_fill_(0, i, True)
-        score *= 1 - suppression[i].squeeze(0)                                     # lines 7 to 13: Eq. 3
-    return torch.cat(order)
+def decay(x, sigma):
+    """The Gaussian decay of 4.1, Eq. 1 and Eq. 2: exp(-x^2 / (2 sigma^2))"""
+    return torch.exp(-x ** 2 / (2 * sigma ** 2))
 
 
 def gaussian(grid, sigma=None):
-    """Weight of each token's place (n, 3) in its tile, at most 1; 1 off the grid. sigma None: half of the longer side. (n,)"""
+    """4.1: the weight of each place (n, 3) in its tile, at most 1; off the grid 1. sigma: half the longer side. (n,)"""
     weight = torch.ones(len(grid), device=grid.device)
     on_grid = grid[:, 1] >= 0
     for tile in grid[on_grid, 0].unique():
-        members = ((grid[:, 0] == tile) & on_grid).nonzero().squeeze(1)            # (m,)
-        place = grid[members, 1:]                                                  # (m, 2)  row, column
-        side = place.amax(dim=0) + 1                                               # (2,)    H, W
+        members = on_grid & (grid[:, 0] == tile)                   # (n,)
+        place = grid[members, 1:]                                  # (m, 2)  row, column
+        side = place.amax(dim=0) + 1                               # (2,)    H, W
         # coordinates from floor(-side/2) to floor(side/2), both included, as in the released code
         low = (-side / 2).floor()
         high = (side / 2).floor()
         coordinate = low + place * (high - low) / (side - 1).clamp_min(1)          # (m, 2)
-        r2 = coordinate.square().sum(dim=1)                                        # (m,)
-        width = side.amax() / 2 if sigma is None else sigma
-        weight[members] = torch.exp(-(r2 - r2.min()) / (2 * width ** 2))           # divided by its maximum
+        bell = decay(coordinate.norm(dim=1), sigma or side.amax() / 2)             # (m,)
+        weight[members] = bell / bell.max()
     return weight
 
 
 def patch_distance(grid):
     """Distance in patches of every two tokens, infinity if they are not on the grid of one tile. (n, 3) -> (n, n)"""
-    place = grid[:, 1:].float()                                                    # (n, 2)
-    d = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")     # (n, n)
+    place = grid[:, 1:].float()                                    # (n, 2)
+    d = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")     # exact: the rim belongs to the disc
+    tile = grid[:, 0]
     on_grid = grid[:, 1] >= 0
-    same_tile = (grid[:, None, 0] == grid[:, 0]) & on_grid[:, None] & on_grid
-    return d.masked_fill(~same_tile, float("inf"))
+    in_one_tile = (tile[:, None] == tile) & on_grid                # (n, n)
+    in_one_tile &= on_grid[:, None]
+    return d.masked_fill(~in_one_tile, float("inf"))
