@@ -30,7 +30,7 @@ class SGBiMask(Pruner):
 
     def mask_at(self, layers):
         """All layers before the (last) cut."""
-        return tuple(range(max(self.reduce_at(layers))))
+        return tuple(range(max(self.reduce_at(layers), default=0)))
 
     def mask(self, tokens):
         mask = tokens.here.mask().clone()                          # (T, T)  causal

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pruning.adaptprune import AdaptPrune
 from pruning.asap import ASAP, FastVBiMask, by_anchors, masses
 from pruning.atp import ATP
-from pruning.base import Reduction, UserError
+from pruning.base import UserError
 from pruning.budget import staged, tokens_to_keep
 from pruning.fastv import FastV
 from pruning.fields import Amount, FromOne
@@ -23,7 +23,7 @@ from pruning.ranked import descending, top
 from pruning.sparsevlm import SparseVLM, chosen_or_all, relevance
 from pruning.visionzip import VisionZip
 
-# --- FastV ---------------------------------------------------------------------------------------------------------------
+# --- FastV ------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class FastVAllRows(FastV):
@@ -38,8 +38,7 @@ class FastVMask(FastV):
     """The released token-mask variant: all tokens stay, and the keys of the dropped ones are masked in layers K.."""
 
     def reduce(self, tokens):
-        score = self.score(tokens)
-        return Reduction(top(score, self.budget(tokens.n)), score=score, drop=False)
+        return replace(super().reduce(tokens), drop=False)
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class FastVRerank(FastVMask):
     rerank_each_step = True
 
 
-# --- ASAP: whose attention ranks, in which layers the mask acts, what is merged ------------------------------------------
+# --- ASAP: whose attention ranks, in which layers the mask acts, what is merged ---------------------------------------
 
 class MaskInLastLayer:
     """The mask in layer K-1 only, where the last row stays as it was; so all rows from the image on rank."""
@@ -112,7 +111,7 @@ class ASAPSimilarRoute(ASAP):
 
 @dataclass(frozen=True)
 class ASAPMaskLastSimilar(ASAPMaskLast):
-    """Mask in layer K-1, all rows rank, a source goes to the most similar anchor: what the recordings were made with."""
+    """The same, and a source goes to the most similar anchor: what the recordings were made with."""
 
     route = ASAPSimilarRoute.route
 
@@ -146,7 +145,7 @@ class ASAPRenumbered(ASAP):
     positions = "renumber"
 
 
-# --- AdaptPrune ----------------------------------------------------------------------------------------------------------
+# --- AdaptPrune -------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class AdaptPruneNormedKeys(AdaptPrune):
