@@ -160,8 +160,7 @@ class ASAP(FastVBiMask):
         return torch.where(total > EPS, weight / total, itself)
 
     def reallocation(self, tokens, s, kept, anchors):
-        """Of the pruned pool the best by attention mass s_j, one for each vacated place; all, if it is too small.
-        (a,)"""
+        """The best of the pruned pool by attention mass s_j, one for each vacated place, if there are enough. (a,)"""
         if not self.salvage:
             return kept[:0]
         a = len(kept) - len(anchors)
@@ -174,8 +173,7 @@ class ASAP(FastVBiMask):
 
 
 def by_anchors(may_absorb):
-    """Disjoint source sets: what is absorbed absorbs nothing itself. [j, i]: i, before j, may absorb j. (k, k) -> (k,
-    k)"""
+    """Disjoint source sets: what is absorbed absorbs nothing. [j, i]: i, before j, may absorb j. (k, k) -> (k, k)"""
     may_absorb = may_absorb.clone()
     for j in range(len(may_absorb)):
         may_absorb[:, j] &= ~may_absorb[j].any()

@@ -1,5 +1,4 @@
-"""Ranked: methods that score every visual token once, before layer K, and keep the k best. And the top-k that all
-share."""
+"""Ranked: methods that score every visual token once, before layer K, and keep the k best. And the top-k of all."""
 
 from dataclasses import dataclass
 
@@ -12,8 +11,7 @@ from pruning.fields import Amount, Layer
 
 @dataclass(frozen=True)
 class Ranked(Pruner):
-    """A method writes `score`; layer, budget and selection are here. A convenience, not a law: other methods go
-    without."""
+    """A method writes `score`; layer, budget and selection are here. A convenience: other methods go without."""
 
     layer: Layer = 2                   # K: the first layer that runs on the kept tokens
     keep: Amount = 0.5                 # share, or number, of visual tokens kept
@@ -54,8 +52,7 @@ def descending(score):
 
 
 def finite(x, what):
-    """x, if all of it is finite: of infinities, too, a product or a sum may be NaN. Else a UserError that names
-    `what`."""
+    """x, if it is finite: of infinities, too, a sum or product may be NaN. Else a UserError that names `what`."""
     if not x.isfinite().all():
         raise UserError(f"{what} contain NaN or infinity: the model overflowed; load it in float32 or bfloat16")
     return x

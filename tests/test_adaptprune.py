@@ -23,8 +23,7 @@ SYSTEM, TEXT = 35, 12                          # rows before and after the 24 x 
 
 
 def entering(attention, grid, key=None, system=0):
-    """`system` rows, n visual rows that get the attention (n,) and have `key` (n, C), by default all the same, a text
-    row."""
+    """`system` rows, n visual rows that get the attention (n,) and have `key` (n, C), None: all the same, a text row."""
     attention = torch.as_tensor(attention)
     n = len(attention)
     row = torch.cat([torch.zeros(system), attention, torch.zeros(1)])              # (T,)
@@ -120,8 +119,7 @@ def test_keys_before_the_norm():
 
 
 def test_the_released_code_repeats():
-    """Attention 0 .5 0: after the first pick every score is 0. The released code picks 0 again; here none is kept
-    twice."""
+    """Attention 0 .5 0: after the first pick all scores are 0. The released code picks 0 twice, and here 0 and 2."""
     tokens = entering([0, .5, 0], (1, 3))
     assert kept(tokens, keep=3) == [0, 1, 2]
     assert kept(tokens, AdaptPruneRepeats, keep=3) == [0, 0, 1]
@@ -145,8 +143,10 @@ def test_correction():
 
 
 def test_correction_of_an_odd_side_is_off_centre():
-    """3 patches: floor(-3/2) = -2 .. floor(3/2) = 1, so -2 -.5 1; sigma 1 weighs them exp(-(4 - .25)/2), 1, exp(-(1 -
-    .25)/2)."""
+    """3 patches: floor(-3/2) = -2 .. floor(3/2) = 1, so coordinates -2 -.5 1.
+
+    sigma = 1 weighs them exp(-(4 - .25) / 2), 1, exp(-(1 - .25) / 2).
+    """
     close(gaussian(whole_grid(1, 3), 1.), [.1534, 1, .6873], atol=1e-4)
 
 
@@ -161,8 +161,7 @@ def test_correction_of_a_grid_that_is_not_square():
 
 
 def test_each_tile_has_its_own_centre():
-    """A tile of 4 x 4 and one of 3 x 8 in one prompt weigh as each by itself does, by its own size and its own
-    sigma."""
+    """A tile of 4 x 4 and one of 3 x 8 in one prompt: each is weighed by its own size and its own sigma."""
     tiles = whole_grid(4, 4), whole_grid(3, 8, tile=1)
     weight = gaussian(torch.cat(tiles))
     assert torch.equal(weight, torch.cat([gaussian(tile) for tile in tiles]))
@@ -267,8 +266,7 @@ def test_newline_tokens():
 @pytest.mark.parametrize("options, expected", [
     (dict(keep=3), [0, 2, 5]), (dict(keep=1), [2]), (dict(keep=3, distance=False, similarity=False), [0, 2, 5])])
 def test_newline_tokens_first(options, expected):
-    """The same image in the reading that keeps newline tokens before all others; the score for pictures is as it
-    was."""
+    """The same image, and newline tokens are kept before all others; the score for pictures is as it was."""
     grid = torch.tensor([[0, 0, 0], [0, 0, 1], [0, -1, -1], [0, 1, 0], [0, 1, 1], [0, -1, -1]])
     attention = [.3, .2, .01, .2, .25, .02]
     r = AdaptPruneKeepNewlines(**options).reduce(entering(attention, grid))
@@ -300,8 +298,7 @@ D = dict()
 
 
 def test_ladder():
-    """(a) FastV, (b) and correction, (c) and distance, (d) and similarity: four sets of tokens, the first FastV's
-    own."""
+    """(a) FastV, (b) and correction, (c) and distance, (d) and similarity: four sets, the first FastV's own."""
     tokens = drawn(6, 6)
     sets = [kept(tokens, keep=9, sigma_s=.02, **rung) for rung in (A, B, C, D)]
     assert sets[0] == kept(tokens, FastV, keep=9)
@@ -345,8 +342,7 @@ def test_bad_options(option, problem):
 
 
 def test_reads_only_what_it_needs():
-    """Without similarity no keys are read; with it those without the norm, and the other reading takes those with
-    it."""
+    """Without similarity no keys are read; with it those without the norm, and in the other reading those with it."""
     tokens = entering([.3, .2, .1, .1], (1, 4))
     without_keys = replace(tokens, here=LayerView.of().on(tokens))
     assert kept(without_keys, keep=2, similarity=False) == kept(tokens, keep=2, similarity=False)
@@ -393,8 +389,7 @@ def test_ties_go_to_the_first():
 
 
 def test_a_narrow_correction_loses_a_needle():
-    """So "needle" is not declared for the released width: where it is narrow, a corner with all the attention weighs
-    nothing."""
+    """So "needle" is not declared for a fixed width: if it is narrow, a corner with all the attention weighs nothing."""
     attention = torch.full((36,), 1e-4)
     attention[0] = .99
     tokens = entering(attention, (6, 6))

@@ -355,8 +355,7 @@ def test_salvaging_only_what_is_new():
 
 
 def test_what_is_new_may_come_late_in_the_pool():
-    """One token of three copies stays as an anchor, two places; of the pool the best three are copies, too, and 6 and 7
-    follow."""
+    """Of three copies one stays: two places. The best three of the pool are copies, too, and 6 and 7 follow."""
     s = torch.arange(9., 1, -1)
     entering = tokens("vvvvvvvv", hidden=angles(0., 0., 0., 0., 0., 0., 90., 180.))
     given = entering, s, torch.tensor([0, 1, 2]), torch.tensor([0])
@@ -364,8 +363,7 @@ def test_what_is_new_may_come_late_in_the_pool():
 
 
 def test_a_small_pool_leaves_fewer():
-    """4 of 5 equal tokens are kept, three are absorbed, the pool has one: two tokens are left, or one without
-    salvage."""
+    """4 of 5 equal tokens are kept, three are absorbed, the pool has one: two are left, or without salvage one."""
     method = ASAP(keep=4)
     entering = replace(drawn(method, n=5), hidden=torch.ones(10, 4))
     assert len(method.reduce(entering).keep) == 2
@@ -422,8 +420,7 @@ def test_the_control_of_the_other_reading_is_not_fastv():
 
 
 def test_control_counts_no_row_before_the_image():
-    """Rows before the image give it nothing: FastV by all rows ranks as the mean over the rows from the image on
-    does."""
+    """Rows before the image give it nothing: FastV by all rows ranks as the rows from the image on do."""
     method = FastVAllRows(keep=6)
     entering = drawn(method)
     rows = entering.before.attention()[:, 2:, entering.visual].mean(dim=(0, 1))
@@ -530,8 +527,7 @@ def test_laws(data):
 @given(st.integers(2, 14), st.integers(0, 999), st.sampled_from([.5, .8, .95]))
 @SETTINGS
 def test_routing_laws(reading, n, seed, t):
-    """A source is similar to its anchor and no more salient; no two anchors are similar; salvaged are as many as
-    sources."""
+    """A source is similar to its anchor and no more salient; no two anchors are similar; all places are refilled."""
     k = n // 2 + 1
     method = reading(keep=k, threshold=t)
     entering = drawn(method, n, seed)
@@ -606,8 +602,7 @@ def entering_the_cut(model, words, pictures, method):
 
 
 def test_text_causality():
-    """A later text token changes no row before it, not even an image's that lies between; an image changes no row
-    before it."""
+    """Neither a text token nor an image changes a row before it, not even a text token that of an earlier image."""
     model = llava(layers=4)
     method = ASAP(3, 5)
     pictures = [picture(model, seed) for seed in range(3)]
@@ -682,8 +677,7 @@ def test_one_token_and_all_tokens():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    """Half hidden states, queries and keys: mask, masses and weights stay float32 and the weights convex; the result is
-    half."""
+    """The result is half, too; mask, masses and weights stay float32, and the weights convex."""
     method = ASAP(keep=6)
     full = drawn(method)
     query = full.here.query().to(dtype)
@@ -712,8 +706,7 @@ def test_images_apart():
 
 
 def test_in_the_model():
-    """Two images, grouped keys; a prompt without an image; keep = n without consolidation and lambda_max near 0: no
-    change."""
+    """Two images; a prompt without an image; keep = n without consolidation and lambda_max near 0: no change."""
     model = llava(layers=4)
     pictures = [picture(model, seed) for seed in range(2)]
     logits, cache, trace = prefill(model, ids(3, MARK, 2, MARK, 4), pictures, ASAP(keep=8))
@@ -770,8 +763,7 @@ def test_overflow_of_a_query_is_named(reading, value):
 
 
 def test_mask_in_the_last_layer():
-    """The last layer computes the last row alone, which the mask leaves as it is: with the mask there, too, nothing
-    changes."""
+    """The last layer computes only the last row, which the mask leaves as it is: there it changes nothing."""
 
     @dataclass(frozen=True)
     class ThereToo(ASAP):

@@ -64,8 +64,7 @@ def pruner_of(name, facts, layer):
 
 
 def held_once(facts, t):
-    """Tokens that each layer holds after step t. The lmms-eval code holds the keys of layer K-1 twice, without
-    effect."""
+    """Tokens that each layer holds after step t. The lmms-eval code holds layer K-1's twice, without effect."""
     lengths = list(facts["kv_decode"][t])
     if "kv_note" in facts:
         lengths[facts["K"] - 1] //= 2
