@@ -23,7 +23,7 @@ SYSTEM, TEXT = 35, 12                          # rows before and after the 24 x 
 
 
 def entering(attention, grid, key=None, system=0):
-    """`system` rows, n visual rows that get the attention (n,) and have `key` (n, C), None: all the same, a text row."""
+    """`system` rows, n visual rows with attention (n,) and have `key` (n, C); None: all the same; and a text row."""
     attention = torch.as_tensor(attention)
     n = len(attention)
     row = torch.cat([torch.zeros(system), attention, torch.zeros(1)])              # (T,)
@@ -389,7 +389,7 @@ def test_ties_go_to_the_first():
 
 
 def test_a_narrow_correction_loses_a_needle():
-    """So "needle" is not declared for a fixed width: if it is narrow, a corner with all the attention weighs nothing."""
+    """So "needle" is not declared for a fixed width: if it is narrow, a corner with all attention weighs nothing."""
     attention = torch.full((36,), 1e-4)
     attention[0] = .99
     tokens = entering(attention, (6, 6))

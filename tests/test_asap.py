@@ -602,7 +602,7 @@ def entering_the_cut(model, words, pictures, method):
 
 
 def test_text_causality():
-    """Neither a text token nor an image changes a row before it, not even a text token that of an earlier image."""
+    """Neither text nor an image changes a row before it; text after an image does not change the image's rows."""
     model = llava(layers=4)
     method = ASAP(3, 5)
     pictures = [picture(model, seed) for seed in range(3)]

@@ -4,7 +4,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Waits(TorchDispatchMode):
-    """Counts how often the host asks for the value of a tensor, since each time it waits for the device; and all calls."""
+    """Counts how often the host asks for the value of a tensor, since it then waits for the device; and all calls."""
 
     READS = ("_local_scalar_dense", "nonzero", "is_nonzero")
 
