@@ -14,6 +14,17 @@ torch.set_grad_enabled(False)
 torch.set_num_threads(1)             # the models are tiny: threads would wait for each other
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "live: compares with the installed transformers (every test that has the fixture)")
+
+
+def pytest_collection_modifyitems(items):
+    """`python -m pytest -m live` runs the tests that compare with transformers, and only those."""
+    for item in items:
+        if "transformers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.live)
+
+
 @pytest.fixture(scope="session")
 def transformers():
     """The installed transformers; see live.py."""
