@@ -19,7 +19,7 @@ from minivlm.lab.recorded import NO_ROUNDING, Expected, distance
 from minivlm.text import IMAGE, prompt as written
 from pruning.base import UserError
 
-TESTED = "5.18.0", "5.24.0"            # the lowest and the highest version of transformers that the tests run with
+TESTED = "5.21.0", "5.24.0"            # the lowest and the highest version of transformers that the tests run with
 LARGEST_ATTENTIONS = 2 ** 28           # bytes: the attention matrices of all layers are kept only below this
 
 
