@@ -23,6 +23,7 @@ from minivlm.chat import Conversation
 from minivlm.lab import hf
 from minivlm.lab.recorded import NO_ROUNDING, distance, read_expected
 from minivlm.lab.verify import verify
+from minivlm.template import Missing
 from pruning.base import UserError
 from test_parity import failing
 from test_run import done
@@ -40,9 +41,11 @@ PICTURES = sorted(PARITY.glob("images/*.png"))
 def test_every_stage(case):
     """A question that was not recorded, from the picture file to the last greedy id."""
     expected = hf.live(PARITY / case, PARITY / "images" / "port_333x500.png", "What color is the small square?")
-    rows = verify(weights.load(PARITY / case, dtype=torch.float32), PARITY / case, expected)
+    model = weights.load(PARITY / case, dtype=torch.float32)
+    rows = verify(model, PARITY / case, expected)
     assert failing(rows) == []
-    assert len(rows) == 13 + 2 * len(expected.tensors["p0.layer_out"])
+    in_its_words = not isinstance(model.config.template, Missing)
+    assert len(rows) == 12 + in_its_words + 2 * len(expected.tensors["p0.layer_out"])
 
 
 @live
@@ -125,24 +128,38 @@ def test_reference_asks_in_the_folders_own_words(tmp_path, name):
     prompt = hf.live(folder, PICTURES[0], "Why?").prompts[0]
     assert prompt["text"] == "<s><|user|><image>Why?<|assistant|>"
     assert prompt["ids_unexpanded"].count(1) == 1
+    assert [row for row in verify(weights.load(folder), folder, hf.live(folder, PICTURES[0], "Why?")) if not row.passed] == []
     assert hf.live(folder, PICTURES[0], "What is <image>?").prompts[0]["text"] == "<s><|user|>What is <image>?<|assistant|>"
 
 
 @live
-def test_template_without_a_mark_is_not_used(tmp_path):
-    """One that was written for text alone cannot ask about a picture: our own words stand in."""
+def test_template_of_strings(tmp_path):
+    """One that adds contents up cannot write a list of parts: it is given one string, by both sides."""
     folder = copied("llava15_full", tmp_path)
-    (folder / "chat_template.jinja").write_text("{{ messages[0].role }}: ?")
-    assert hf.live(folder, PICTURES[0], "Why?").prompts[0]["text"] == "USER: <image>\nWhy? ASSISTANT:"
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %} assistant:")
+    expected = hf.live(folder, PICTURES[0], "Why?")
+    assert expected.prompts[0]["text"] == "user: <image>\nWhy? assistant:"
+    assert [row for row in verify(weights.load(folder), folder, expected) if not row.passed] == []
+
+
+@live
+@pytest.mark.parametrize("template", ["{{ messages[0].role }}: ?", "{{ raise_exception('never') }}", "{% endif %}"])
+def test_template_that_cannot_ask(tmp_path, template):
+    """One without a mark or a question, one that refuses, one that is none: our refusal."""
+    folder = copied("llava15_full", tmp_path)
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match="chat_template.jinja.*--template"):
+        hf.live(folder, PICTURES[0], "Why?")
 
 
 @live
 def test_prompt_ids_are_compared():
-    """Another question than the one the reference was asked: only this line fails."""
-    expected = hf.live(PARITY / "llava15_full", PICTURES[0], "Why?")
-    expected.prompts[0]["question"] = "How?"
-    rows = verify(weights.load(PARITY / "llava15_full"), PARITY / "llava15_full", expected)
-    assert [row.stage for row in rows if not row.passed] == ["prompt ids"]
+    """Another question than the one the reference was asked: only this line fails. A model without a template has no such line."""
+    for case, result in (("llava15_mha", ["prompt ids"]), ("llava15_full", [])):
+        expected = hf.live(PARITY / case, PICTURES[0], "Why?")
+        expected.prompts[0]["question"] = "How?"
+        rows = verify(weights.load(PARITY / case), PARITY / case, expected)
+        assert [row.stage for row in rows if not row.passed] == result
 
 
 # --- what rounding does ------------------------------------------------------------------------------------------------

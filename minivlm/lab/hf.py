@@ -14,9 +14,12 @@ from PIL import Image, ImageOps
 
 from minivlm.config import read_config
 from minivlm.files import folder_of, read_json
+from minivlm.formats import IMAGE
 from minivlm.image import local_file, open_image
+from minivlm.internvl_config import CONTEXT
 from minivlm.lab.recorded import NO_ROUNDING, Expected, distance
-from minivlm.text import IMAGE, prompt as written
+from minivlm.template import Missing, own_template, template_of
+from minivlm.text import Tokenizer, prompt as written
 from pruning.base import UserError
 
 TESTED = "5.21.0", "5.24.0"            # the lowest and the highest version of transformers that the tests run with
@@ -130,29 +133,32 @@ def reference(folder, dtype, device):
 def reference_prompt(tokenizer, folder, question):
     """The text of one question about one picture: transformers renders the folder's own chat template.
 
-    Our own text where the folder has no template, or one that writes no mark for the picture.
+    A message holds a list of pictures and texts, or, for a template that cannot write that, one string with a mark in it.
+    Without a template that writes both it is our text, or our refusal; without any, of a family that we do not know, Vicuna's
+    words do to compare two models, which is not to say that they are this one's.
     """
-    own = _template(folder)
-    if own or tokenizer.chat_template:
-        pictures = [] if IMAGE in question else [dict(type="image")]
-        messages = [dict(role="user", content=[*pictures, dict(type="text", text=question)])]
-        text = tokenizer.apply_chat_template(messages, chat_template=own, tokenize=False, add_generation_prompt=True)
-        text = text.replace("<IMG_CONTEXT>", IMAGE)
-        if IMAGE in text:
+    own = own_template(Path(folder))
+    marked_already = IMAGE in question
+    parts = [dict(type="text", text=question)]
+    for content in (parts if marked_already else [dict(type="image"), *parts],
+                    question if marked_already else f"{IMAGE}\n{question}"):
+        text = _rendered(tokenizer, own, content) if own or tokenizer.chat_template else ""
+        if question.strip() in text and IMAGE in text:
             return text
-    return written([(question, None)], template=read_config(folder).template)
+    template = template_of(folder, read_config(folder), Tokenizer(folder))
+    if own is None and isinstance(template, Missing):
+        template = "llava-hf"
+    return written([(question, None)], template=template)
 
 
-def _template(folder):
-    """The chat template that the folder keeps for its processor; None leaves it to the tokenizer's own."""
-    path = Path(folder) / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json"):
-        path = Path(folder) / name
-        if path.is_file() and (template := read_json(path).get("chat_template")):
-            return template
-    return None
+def _rendered(tokenizer, own, content):
+    """What a chat template writes of one message, "" where it fails. own: a Jinja, or None for the tokenizer's template."""
+    try:
+        text = tokenizer.apply_chat_template([dict(role="user", content=content)], chat_template=own and own.source,
+                                             tokenize=False, add_generation_prompt=True)
+    except Exception:                      # a template is a program, and may raise anything
+        return ""
+    return text.replace(CONTEXT, IMAGE)
 
 
 def _begun(text, tokenizer):

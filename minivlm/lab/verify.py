@@ -21,6 +21,7 @@ from minivlm.attention import Look
 from minivlm.chat import Conversation
 from minivlm.image import open_image
 from minivlm.lab.recorded import NO_ROUNDING, Expected, distance, find_picture, read_expected, scale
+from minivlm.template import Missing
 from minivlm.text import prompt
 from minivlm.tiles import Tiles
 from pruning.base import UserError
@@ -123,7 +124,7 @@ def _prompt(model, sample, places, where, own):
     """The rows of one prompt with its recorded stages. own: {stage: its own error}."""
     if "ids_unexpanded" in sample and model.tokenizer is not None:
         yield _ids("ids", model.tokenizer.encode(sample["text"]), sample["ids_unexpanded"], where)
-    if "question" in sample and model.tokenizer is not None:
+    if "question" in sample and model.tokenizer is not None and not isinstance(model.config.template, Missing):
         text = prompt([(sample["question"], None)], template=model.config.template)
         yield _ids("prompt ids", model.tokenizer.encode(text), sample["ids_unexpanded"], where)
     dtype = model.lm_head.weight.dtype
