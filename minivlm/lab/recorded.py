@@ -25,7 +25,7 @@ EOS_LIST_CASE = dict(prompt=Count, eos_token_id=tuple[ID, ...], generated=tuple[
 DIMENSIONS = dict(attention_mask=(2,), input_ids=(2,), pixel_values=(4, 5), vision_hidden_0=(3,), vision_hidden_m2=(3,),
                   projected=(3,), image_features_packed=(2,), inputs_embeds=(3,), attentions=(5,), layer_out=(4,),
                   final_hidden=(3,), logits=(3,))
-VISION = ("pixel_values", "image_sizes", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed")   # image after image
+VISION = "pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed"       # image after image
 NO_ROUNDING = {"input_ids", "attention_mask", "pixel_values", "image_sizes"}       # stages that the model only takes in
 
 
