@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from argparse import Namespace
-from math import isfinite
 from pathlib import Path
 
 import torch
@@ -213,11 +212,9 @@ def verify_(args):
     live = args.live and hf.live(args.model, *args.live, dtype=dtype, device=args.device)
     rows = verify.verify(load(args.model, dtype, args.device), args.model, live or args.expected, args.images)
     if args.json:
-        told = [dict(row._asdict(), passed=row.passed) for row in rows]
-        print(json.dumps([t if isfinite(t["difference"]) else dict(t, difference=None) for t in told], indent=1))
+        print(json.dumps(verify.facts(rows), indent=1))
     else:
-        for row in rows:
-            print(f"{'PASS' if row.passed else 'FAIL'}  {row.stage:24} {row.difference:9.2e}  of {row.tolerance:.0e}  {row.where}")
+        print("\n".join(verify.lines(rows, "reference" if live else "model")))
     return 0 if all(row.passed for row in rows) else 1
 
 

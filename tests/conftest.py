@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,3 +12,21 @@ os.environ.setdefault("MINIVLM_DEBUG", "1")      # an exception that nobody fore
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)             # the models are tiny: threads would wait for each other
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "live: compares with the installed transformers (every test that has the fixture)")
+
+
+def pytest_collection_modifyitems(items):
+    """`python -m pytest -m live` runs the tests that compare with transformers, and only those."""
+    for item in items:
+        if "transformers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.live)
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    """The installed transformers; see live.py."""
+    from live import transformers_or_skip
+    return transformers_or_skip()

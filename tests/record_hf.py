@@ -113,8 +113,7 @@ def record(case, folder, reference, images):
 
 def tools(case, config):
     """The tokenizer and image processor that the case is recorded with."""
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+    from transformers import LlavaImageProcessorPil, LlavaNextImageProcessorPil
     size = config.vision_config.image_size
     own = dict(image_grid_pinpoints=config.image_grid_pinpoints) if case.next else dict(do_pad=case.layout == "original")
     processor = (LlavaNextImageProcessorPil if case.next else LlavaImageProcessorPil)(

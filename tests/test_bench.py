@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from live import live
 from minivlm.lab import bench, clock, verdict
 from minivlm.lab.clock import Clock, Memory, Timed
 from minivlm.lab.plot import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plot
@@ -155,8 +156,8 @@ def test_internvl_is_timed_but_not_against_transformers(capsys):
     assert status == 2 and "CLIP tower" in err and not out
 
 
+@live
 def test_transformers_on_the_same_weights(capsys):
-    pytest.importorskip("transformers")
     status, out, _ = done(capsys, "bench", "--model", MODEL, "--method", "fastv", "--keep", "4", "--repeat", "1", "--steps", "2", "--threads", "1",
                           "--against", "hf")
     assert status == 0 and "transformers sdpa" in out and "transformers eager" in out and out.count("ours takes of its time") == 2
@@ -180,9 +181,9 @@ def test_bad_input_is_one_line(capsys, words, told):
     assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
 
 
+@live
 def test_the_race_against_transformers(capsys):
     """Three layers of random weights, one round: transformers takes them as they are, and its rows stand beside ours."""
-    pytest.importorskip("transformers")
     status, out, err = done(capsys, "bench", "--layers", "3", "--repeat", "1", "--steps", "1", "--against", "hf")
     assert status == 0, err
     assert "transformers sdpa" in out and "transformers eager" in out and "ours takes of its time" in out

@@ -62,8 +62,7 @@ def test_nothing_written_means_the_classes_defaults(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
-def test_text_defaults_are_the_reference_classes(tmp_path, kind):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+def test_text_defaults_are_the_reference_classes(tmp_path, kind, transformers):
     reference = transformers.AutoConfig.for_model(kind)
     text = read(tmp_path, {"model_type": "llava", "text_config": {"model_type": kind}}).text
     window = getattr(reference, "sliding_window", None)            # Qwen2 uses it only where it says so
@@ -75,8 +74,7 @@ def test_text_defaults_are_the_reference_classes(tmp_path, kind):
     assert (text.qkv_bias, text.o_bias) == (kind == "qwen2", False)
 
 
-def test_vision_defaults_are_the_reference_classes(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+def test_vision_defaults_are_the_reference_classes(tmp_path, transformers):
     reference = transformers.LlavaConfig(vision_config={"patch_size": 14}).vision_config
     ours = read(tmp_path, {"model_type": "llava", "vision_config": {"patch_size": 14}}).vision
     assert asdict(ours) == {name: getattr(reference, name) for name in asdict(ours)}

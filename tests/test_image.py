@@ -1,6 +1,5 @@
 """From a picture to pixels: equal to the reference library's, whatever preprocessor_config.json says, and back by box."""
 
-import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
 from safetensors import safe_open
 
+from live import live
 from minivlm.config import LlavaConfig, VisionConfig
 from minivlm.image import MEAN, STD, ImageProcessor
 from minivlm.internvl import TileProcessor
@@ -19,7 +19,6 @@ from minivlm.internvl_config import InternVLConfig
 from pruning.base import UserError
 
 PARITY = Path(__file__).parent / "parity"
-live = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
 SIZES = [(1, 1), (3, 1), (7, 5), (28, 28), (29, 27), (250, 170), (333, 500), (500, 333), (100, 2000), (2000, 100)]
 EIGHT_BITS = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"]
 
@@ -35,8 +34,7 @@ def config(side, **fields):
 
 def hugging_face(told, image):
     """(1, 3, S, S) of the reference library's Pillow processor, made from the same keys."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
     cls = LlavaImageProcessorPil if "Llava" in told.get("image_processor_type", "") else CLIPImageProcessorPil
     return torch.as_tensor(np.array(cls(**told)(image)["pixel_values"]), dtype=torch.float32)
 

@@ -12,6 +12,7 @@ import layouts
 import run
 import tiny_internvl
 import weights
+from live import live
 from minivlm.chatml import CHATML
 from minivlm.config import read_config
 from minivlm.internvl import TileProcessor, pixel_shuffle
@@ -22,7 +23,6 @@ from minivlm.lab.view import View
 from minivlm.text import Tokenizer, next_turn, prompt
 from pruning import METHODS
 from pruning.base import UserError
-from test_live import live
 from test_parity import PARITY
 from tiny import MARK, Told, built, has_keep, ids, internvl, one_thread, picture, prefill  # noqa: F401
 from tiny_internvl import CONTEXT, MARKS

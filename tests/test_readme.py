@@ -7,6 +7,7 @@ import pytest
 
 import run
 from minivlm.lab.arguments import parser
+from minivlm.lab.hf import TESTED
 from pruning import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,11 @@ def test_table_is_the_registry():
 @pytest.mark.parametrize("name, file, link, site", ROWS)
 def test_row_names_the_file_and_the_site(name, file, link, site):
     assert file == link == METHODS[name].__module__.replace(".", "/") + ".py" and site == METHODS[name].site
+
+
+def test_range_of_transformers_is_the_one_tested():
+    lowest, highest = (version.rpartition(".")[0] for version in TESTED)
+    assert f"transformers ({lowest} to {highest};" in TEXT
 
 
 def test_links_lead_somewhere():

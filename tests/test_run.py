@@ -110,7 +110,7 @@ def test_the_end_of_an_answer_is_read_once(capsys, monkeypatch, tmp_path):
     ids = []
     step = Llava.step
     monkeypatch.setattr(Llava, "step", lambda self, new, *rest: ids.extend(new) or step(self, new, *rest))
-    monkeypatch.setattr(Sampling, "choose", lambda self, logits: 2)                # </s>, at once
+    monkeypatch.setattr(Sampling, "choose", lambda self, logits, unused=None: 2)   # </s>, at once
     monkeypatch.setattr("sys.stdin", io.StringIO("What?\nOld?\n\n"))
     for template, count in (("llava_v1", 1), ("mistral", 1), ("llava-hf", 0)):
         ids.clear()

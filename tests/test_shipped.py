@@ -10,10 +10,11 @@ from PIL import Image
 
 import run
 import weights
+from live import live
 from minivlm.chat import Conversation
 from minivlm.lab import hf, shipped
 from minivlm.lab.options import build, own_settings
-from minivlm.lab.verify import verify
+from minivlm.lab.verify import FACTOR, verify
 from minivlm.text import prompt
 from minivlm.toy import scenes
 from minivlm.toy.benchmark import items
@@ -21,7 +22,6 @@ from minivlm.toy.oracle import Oracle
 from minivlm.toy.questions import FAMILIES, WORDS
 from pruning import METHODS
 from pruning.base import Reduction
-from test_live import live
 from test_run import PICTURE, done
 
 ROWS = [json.loads(line) for line in (shipped.SAMPLES / "questions.jsonl").read_text().splitlines()]
@@ -135,7 +135,9 @@ def test_inspect_lists_its_words(capsys):
 @live
 @pytest.mark.parametrize("row", ROWS[::4], ids=lambda row: row["family"])
 def test_transformers_says_the_same(row, model):
-    """Logits to 2e-5, and the same greedy ids."""
+    """Every stage as close as float32 can know it, and the same greedy ids."""
     expected = hf.live(shipped.FOLDER, shipped.SAMPLES / row["image"], row["question"])
     rows = {told.stage: told for told in verify(model, shipped.FOLDER, expected)}
-    assert rows["logits"].difference < 2e-5 and rows["greedy ids"].difference == 0
+    assert [told.stage for told in rows.values() if not told.passed] == []
+    assert rows["logits"].difference <= FACTOR * rows["logits"].own_error
+    assert rows["greedy ids"].difference == 0

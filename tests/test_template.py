@@ -1,11 +1,11 @@
 """The checkpoint's own chat template: where it is found, what it is given, what it may not do; and the formats known by name."""
 
-import importlib.util
 import json
 from types import SimpleNamespace
 
 import pytest
 
+from live import live
 from minivlm import render
 from minivlm.config import LlavaConfig
 from minivlm.formats import FORMATS
@@ -297,7 +297,7 @@ def test_named_formats_are_their_names():
 
 # --- transformers ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+@live
 @pytest.mark.parametrize("source", [LLAVA, CHATML, LLAMA3, BAKLLAVA, "  {% if true %}\n  a{{ messages | tojson }}\n {%- endif %}\n{% for m in messages %}"
                                     + TEXTS + "\n{% break %}{% endfor %}\n<image>"], ids=["llava", "chatml", "llama3", "bakllava", "blocks"])
 def test_transformers_writes_the_same(source):

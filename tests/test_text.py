@@ -1,6 +1,5 @@
 """Text: the ids of the reference library, text that streams as it decodes, and Vicuna's prompts."""
 
-import importlib.util
 import json
 import random
 from pathlib import Path
@@ -60,11 +59,9 @@ def test_recorded_ids(case):
             assert tokenizer.encode(text) == ids
 
 
-@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
 @pytest.mark.parametrize("text", TEXTS, ids=repr)
-def test_ids_equal_the_reference_library(llama, text):
-    from transformers import AutoTokenizer
-    reference = AutoTokenizer.from_pretrained(PARITY / "llava15_mha")
+def test_ids_equal_the_reference_library(llama, text, transformers):
+    reference = transformers.AutoTokenizer.from_pretrained(PARITY / "llava15_mha")
     assert llama.encode(text) == reference(text).input_ids
     assert llama.decode(llama.encode(text)) == reference.decode(reference(text).input_ids, skip_special_tokens=True)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 
 import weights
 from minivlm.config import read_config
-from minivlm.tiles import Tiles, TilesProcessor, best_grid, fitted
+from minivlm.lab import hf
+from minivlm.tiles import Tiles, TilesProcessor, best_grid
 from minivlm.trace import Trace
 from pruning.hired import HiRED
 from pruning.mosaic import Mosaic
@@ -56,6 +58,15 @@ def test_every_recorded_count():
     assert {576, 576 + 72} < set(sum(ours, [])) and max(map(max, ours)) == 2928
 
 
+def test_count_for_the_reference():
+    """How many marks `verify --live` writes for a picture: the same numbers."""
+    vision = SimpleNamespace(image_size=336, patch_size=14)
+    config = SimpleNamespace(model_type="llava_next", vision_config=vision, image_token_id=7, vision_feature_select_strategy="default",
+                             image_grid_pinpoints=COUNTS["image_grid_pinpoints"])
+    marks = [[len(hf.expand([7], config, iter([(height, width)]))) for width in COUNTS["sides"]] for height in COUNTS["sides"]]
+    assert marks == COUNTS["tokens"]
+
+
 def test_counts_by_hand():
     """48 x 48 patches. 480 x 640 (height first): 480 * 48 / 640 = 36 rows, 6 of 48 dropped above and below: 576 + 36 * 49."""
     assert tokens_of(480, 640) == 576 + 36 * 49
@@ -78,18 +89,26 @@ def test_rounding_before_it_is_cut(height, width, rounded, cut):
     assert tokens_of(height, width) == rounded and tokens_of(height, width, digits=None) == cut
 
 
-def test_against_transformers():
-    """Grid, fit and number of tokens of random sizes, small, common and extreme, as the installed library has them."""
-    processing = pytest.importorskip("transformers.image_processing_utils", reason="transformers is not installed")
-    from transformers.models.llava_next.modeling_llava_next import unpad_image
+def test_against_transformers(transformers):
+    """Pixels (so grid and fit) and number of marks of random sizes, small, common and extreme, as its processor has them.
+
+    Tiles of 24 x 24 pixels, a patch each: the counts are those of true size, and pictures may be small.
+    """
+    grids = [[side // 14 for side in grid] for grid in REAL]
+    pictures = transformers.LlavaNextImageProcessorPil(size=dict(shortest_edge=24), crop_size=dict(height=24, width=24),
+                                                       image_grid_pinpoints=grids)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(PARITY / "next_vicuna")
+    reference = transformers.LlavaNextProcessor(pictures, tokenizer, patch_size=1, num_additional_image_tokens=1,
+                                                vision_feature_select_strategy="default")
+    mark = tokenizer.convert_tokens_to_ids("<image>")
+    ours = TilesProcessor(24, grids=tuple(map(tuple, grids)))
     generator = np.random.default_rng(0)
-    for height, width in np.exp(generator.uniform(0, 8.5, (2000, 2))).astype(int).tolist():
-        high, wide = processing.select_best_resolution((height, width), [list(grid) for grid in REAL])
-        assert best_grid(height, width, REAL) == (high, wide)
-        size = processing.get_patch_output_size(np.broadcast_to(np.uint8(0), (3, height, width)), (high, wide), "channels_first")
-        assert fitted(height, width, high, wide)[:1:-1] == size
-        _, rows, columns = unpad_image(torch.empty(1, high // 14, wide // 14), (height, width)).shape
-        assert tokens_of(height, width) == 576 + rows * (columns + 1)
+    for height, width in np.exp(generator.uniform(0, 6, (200, 2))).astype(int).tolist():
+        image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        theirs = reference(images=image, text="<image>", return_tensors="pt")
+        tiles = ours.pixels(image)
+        torch.testing.assert_close(tiles.pixels, theirs.pixel_values[0], rtol=0, atol=1e-6)
+        assert int((theirs.input_ids == mark).sum()) == len(Mosaic(24, tiles.grid, (height, width)).lines()[0])
 
 
 # --- what lies where ---------------------------------------------------------------------------------------------------------
@@ -169,13 +188,12 @@ def test_boxes():
 
 
 @pytest.mark.parametrize("size", [(500, 333), (333, 500), (7, 5), (1, 1), (2000, 100), (40, 900), (3, 4000), (56, 56), (85, 29)])
-def test_pixels_against_transformers(size):
+def test_pixels_against_transformers(size, transformers):
     """The same bytes, whatever the shape; and the size that the model is told."""
-    module = pytest.importorskip("transformers.models.llava_next.image_processing_pil_llava_next", reason="transformers is not installed")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     grids = [[n // 12 for n in grid] for grid in REAL]
-    theirs = module.LlavaNextImageProcessorPil(size=dict(shortest_edge=28), crop_size=dict(height=28, width=28),
-                                               image_grid_pinpoints=grids)(image, return_tensors="pt")
+    theirs = transformers.LlavaNextImageProcessorPil(size=dict(shortest_edge=28), crop_size=dict(height=28, width=28),
+                                                     image_grid_pinpoints=grids)(image, return_tensors="pt")
     ours = TilesProcessor(28, grids=tuple(map(tuple, grids))).pixels(image)
     torch.testing.assert_close(ours.pixels, theirs.pixel_values[0], rtol=0, atol=1e-6)
     assert list(ours.size) == theirs.image_sizes[0].tolist()

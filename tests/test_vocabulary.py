@@ -1,6 +1,5 @@
 """Tokenizer files: byte pairs from vocab.json and merges.txt, tokens that other files add, and files that ask for too much."""
 
-import importlib.util
 import json
 import random
 from base64 import b64encode
@@ -8,6 +7,7 @@ from base64 import b64encode
 import pytest
 from tokenizers import AddedToken, Tokenizer as FastTokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from live import live
 from minivlm import text as text_module
 from minivlm.formats import IMAGE
 from minivlm.text import Tokenizer
@@ -77,7 +77,7 @@ def test_gpt2_cuts_otherwise(tmp_path):
     assert tokenizer.encode("What<|im_end|>")[-1] == 302
 
 
-@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+@live
 @pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2Tokenizer"])
 @pytest.mark.parametrize("newer", [False, True])
 def test_pairs_as_transformers_reads_them(tmp_path, kind, newer):
@@ -132,7 +132,7 @@ def test_which_files_are_a_tokenizer(tmp_path):
 
 # --- tokens that other files add ------------------------------------------------------------------------------------
 
-@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+@live
 @pytest.mark.parametrize("flags", [dict(), dict(special=False), dict(special=False, normalized=True), dict(lstrip=True), dict(rstrip=True), dict(single_word=True)])
 def test_the_configs_tokens_beside_a_tokenizer_json(tmp_path, flags):
     """The file has none of them; a space beside them belongs to them, or not; as in transformers."""

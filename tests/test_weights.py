@@ -93,8 +93,7 @@ def test_original_llava_next_needs_its_own_tower(tmp_path):
     assert equal(weights.load(tmp_path / "llava"), layouts.random(c))
 
 
-def test_what_transformers_saves_is_loaded(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+def test_what_transformers_saves_is_loaded(tmp_path, transformers):
     config = transformers.LlavaConfig(text_config=dict(asdict(TINY.text), model_type="llama"), vision_config=asdict(TINY.vision),
                                       image_token_index=90)
     with torch.random.fork_rng():

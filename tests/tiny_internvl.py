@@ -114,7 +114,7 @@ def llama_tokenizer():
 
 def tools(case):
     """The tokenizer and image processor that the case is recorded with."""
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+    from transformers import GotOcr2ImageProcessorPil
     processor = GotOcr2ImageProcessorPil(size=dict(height=SIDE, width=SIDE), image_mean=MEAN, image_std=STD, crop_to_patches=True,
                                          min_patches=1, max_patches=TILES)
     return spelled() if case.layout == "internvl-hf" else llama_tokenizer(), processor

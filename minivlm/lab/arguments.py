@@ -200,7 +200,9 @@ def _verify(add):
     add("model")
     add("--expected", metavar="JSON", help="the recording (default: expected.json in the folder)")
     add("--images", metavar="DIR", help="the folder of its pictures")
-    add("--live", nargs=2, metavar=("IMAGE", "QUESTION"), help="run transformers instead of reading a recording")
+    add("--live", nargs=2, metavar=("IMAGE", "QUESTION"),
+        help="run transformers instead of reading a recording: every stage is compared, from the prompt's ids to the greedy ids; one passes "
+             "within five times what rounding does to it (the reference's distance from itself in float64; of a recording, our model's)")
     add("--dtype", default="float32", choices=DTYPES)
     add("--json", action="store_true", help="print JSON")
     _device(add)

@@ -5,6 +5,7 @@ live() before weights.load(), so that the reference's weights are freed before o
 """
 
 import gc
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,33 +14,89 @@ from PIL import Image, ImageOps
 
 from minivlm.config import read_config
 from minivlm.files import folder_of, read_json
+from minivlm.formats import IMAGE
 from minivlm.image import local_file, open_image
-from minivlm.lab.recorded import Expected
-from minivlm.text import prompt as written
+from minivlm.internvl_config import CONTEXT
+from minivlm.lab.recorded import NO_ROUNDING, Expected, distance
+from minivlm.template import Missing, own_template, template_of
+from minivlm.text import Tokenizer, prompt as written
 from pruning.base import UserError
 
+TESTED = "5.21.0", "5.24.0"            # the lowest and the highest version of transformers that the tests run with
 LARGEST_ATTENTIONS = 2 ** 28           # bytes: the attention matrices of all layers are kept only below this
 
 
+def library(command):
+    """The transformers module, for this command. Raises UserError if it cannot be imported or is older than TESTED."""
+    lowest, highest = TESTED
+    remedy = f"pip install 'transformers>={lowest},<={highest}'"
+    try:
+        import transformers
+    except Exception as error:             # it is not there, or what it needs is of another version
+        raise UserError(f"{command} runs transformers, which cannot be imported ({_first_line(error)}): {remedy}") from error
+    if _release(transformers.__version__) < _release(lowest):
+        raise UserError(f"{command} runs transformers {lowest} to {highest}, not {transformers.__version__}: {remedy}")
+    return transformers
+
+
+def untested(version):
+    """Why results of this version of transformers say little: a sentence, or None for one of the range tested."""
+    if _release(version) <= _release(TESTED[1]):
+        return None
+    return f"transformers {version} is newer than {TESTED[1]}, the newest version tested"
+
+
+@contextmanager
+def blaming_untested(command):
+    """What fails inside, under a version newer than TESTED, is one UserError; under a tested one it is a fault of ours.
+
+    Decorates functions, too.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = untested(library(command).__version__)
+        if reason is None:
+            raise
+        raise UserError(f"{command}: {reason}, and fails here ({type(error).__name__}: {_first_line(error)}): "
+                        f"pip install 'transformers=={TESTED[1]}'") from error
+
+
+def _release(version):
+    """"5.24.0.dev0" -> (5, 24): bug fixes after a tested release count as tested."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@blaming_untested("verify --live")
 def live(folder, image, question, dtype=torch.float32, device="cpu", max_new_tokens=20):
     """Expected: every stage of one question about one picture file, as transformers computes it with eager attention.
 
     folder: of a llava-hf checkpoint, or its hub id. float32 by default, whatever the file holds: in half precision two
-    correct programs differ by a few percent.
+    correct programs differ by a few percent. The stages are computed in float64 as well, to tell what rounding does to them.
     Raises UserError where transformers is missing or cannot read the folder.
     """
     image = local_file(image)
     open_image(image)                      # raises before the long part
-    model, tokenizer, processor = reference(folder_of(folder), dtype, device)
-    text = written([(question, None)], template=read_config(folder_of(folder)).template)
-    ids = tokenizer(marked(text, model.config)).input_ids
+    folder = folder_of(folder)
+    model, tokenizer, processor = reference(folder, dtype, device)
+    text = reference_prompt(tokenizer, folder, question)
+    ids = tokenizer(marked(text, model.config), add_special_tokens=not _begun(text, tokenizer)).input_ids
     images, sizes = inputs(processor, picture(image))
     expanded = torch.tensor([expand(ids, model.config, iter(sizes))], device=device)               # (1, S)
-    run = model, expanded, torch.ones_like(expanded), images | dict(pixel_values=images["pixel_values"].to(device, dtype))
-    seen, (generated, lead) = stages(*run) | images, greedy(*run, max_new_tokens)
-    prompt = dict(text=text, images=[str(image)], ids_unexpanded=ids, generated=generated, seq_len=expanded.shape[1],
-                  n_image_tokens=expanded.shape[1] - len(ids) + 1, min_top2_margin=min(lead), top2_margins=lead,
-                  n_generated=max_new_tokens, max_abs_logit=seen["logits"].abs().max().item())
+    pixels = images["pixel_values"].to(device, dtype)
+    run = model, expanded, torch.ones_like(expanded), images | dict(pixel_values=pixels)
+    seen = stages(*run) | images
+    generated, lead = greedy(*run, max_new_tokens)
+    prompt = dict(text=text, question=question, images=[str(image)], ids_unexpanded=ids, generated=generated,
+                  seq_len=expanded.shape[1], n_image_tokens=expanded.shape[1] - len(ids) + 1, min_top2_margin=min(lead),
+                  top2_margins=lead, n_generated=max_new_tokens, max_abs_logit=seen["logits"].abs().max().item(),
+                  own_error=own_error(run, seen))
     expected = Expected([prompt], {f"p0.{name}": value.cpu() for name, value in seen.items()})
     del model, run, seen
     gc.collect()
@@ -50,31 +107,63 @@ def live(folder, image, question, dtype=torch.float32, device="cpu", max_new_tok
 
 def reference(folder, dtype, device):
     """The model (eager attention), tokenizer and PIL image processor that transformers makes of the folder."""
-    try:
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, __version__
-    except ImportError:
-        raise UserError("verify --live runs the reference library: pip install 'transformers>=5'") from None
-    if int(__version__.split(".")[0]) < 5:
-        raise UserError(f"verify --live needs transformers 5, not {__version__}: pip install 'transformers>=5'")
-    told = read_json(Path(folder) / "config.json")
-    if told.get("model_type") == "internvl_chat":
+    transformers = library("verify --live")
+    config = read_json(Path(folder) / "config.json")
+    if config.get("model_type") == "internvl_chat":
         raise UserError(f"{folder}: an original InternVL checkpoint, which transformers cannot read: give one whose name ends with -hf")
-    if "text_config" not in told:
+    if "text_config" not in config:
         raise UserError(f"{folder}: an original LLaVA checkpoint, which transformers cannot read: "
                         "give a llava-hf folder of the same weights, such as llava-hf/llava-1.5-7b-hf")
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        model, info = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", output_loading_info=True, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
     except Exception as error:             # what a damaged folder raises depends on where it is damaged
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{folder}: transformers cannot read it: {told}") from error
+        if untested(transformers.__version__):
+            raise                          # to `blaming_untested`
+        raise UserError(f"{folder}: transformers cannot read it: {_first_line(error)}") from error
     if info["missing_keys"]:
         raise UserError(f"{folder}: transformers misses {sorted(info['missing_keys'])[0]}: the file is not complete")
     if model.config.model_type == "internvl":
         processor.crop_to_patches = True   # as its processor for text and images asks it to
     return model.to(device).eval(), tokenizer, processor
+
+
+def reference_prompt(tokenizer, folder, question):
+    """The text of one question about one picture: transformers renders the folder's own chat template.
+
+    A message holds a list of pictures and texts, or, for a template that cannot write that, one string with a mark in it.
+    Without a template that writes both it is our text, or our refusal; without any, of a family that we do not know, Vicuna's
+    words do to compare two models, which is not to say that they are this one's.
+    """
+    own = own_template(Path(folder))
+    marked_already = IMAGE in question
+    parts = [dict(type="text", text=question)]
+    for content in (parts if marked_already else [dict(type="image"), *parts],
+                    question if marked_already else f"{IMAGE}\n{question}"):
+        text = _rendered(tokenizer, own, content) if own or tokenizer.chat_template else ""
+        if question.strip() in text and IMAGE in text:
+            return text
+    template = template_of(folder, read_config(folder), Tokenizer(folder))
+    if own is None and isinstance(template, Missing):
+        template = "llava-hf"
+    return written([(question, None)], template=template)
+
+
+def _rendered(tokenizer, own, content):
+    """What a chat template writes of one message, "" where it fails. own: a Jinja, or None for the tokenizer's template."""
+    try:
+        text = tokenizer.apply_chat_template([dict(role="user", content=content)], chat_template=own and own.source,
+                                             tokenize=False, add_generation_prompt=True)
+    except Exception:                      # a template is a program, and may raise anything
+        return ""
+    return text.replace(CONTEXT, IMAGE)
+
+
+def _begun(text, tokenizer):
+    """Whether the text has its <s> already, so that the tokenizer must not add another."""
+    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
 def picture(path):
@@ -108,12 +197,27 @@ def expand(ids, config, sizes=iter(())):
 
 
 def _map(size, config):
-    """LLaVA-NeXT: (patches, newlines) of the high-resolution map of a picture of this height and width."""
-    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
-    vision = config.vision_config
-    grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, vision.image_size)
-    whole = torch.empty(1, *(n * (vision.image_size // vision.patch_size) for n in grid))
-    _, rows, columns = unpad_image(whole, size).shape
+    """LLaVA-NeXT: (patches, newlines) of the high-resolution map of a picture of this height and width.
+
+    Written out, since transformers has no public function for it. A wrong number does not pass: its model refuses a
+    prompt with more or fewer marks than features.
+    """
+    height, width = map(int, size)
+
+    def use_of(grid):
+        """Of the grid's pixels, those that show the picture; then, the fewer the better, those that do not."""
+        scale = min(grid[0] / height, grid[1] / width)
+        shown = min(int(height * scale) * int(width * scale), height * width)
+        return shown, shown - grid[0] * grid[1]
+
+    # the first of the best grids, in patches
+    grid = max(config.image_grid_pinpoints, key=use_of)
+    rows, columns = (side // config.vision_config.patch_size for side in grid)
+    # the patches of the padding, the same number on both sides, are left out
+    if width / height > columns / rows:
+        rows -= 2 * ((rows - int(round(height * (columns / width), 7))) // 2)
+    else:
+        columns -= 2 * ((columns - int(round(width * (rows / height), 7))) // 2)
     return rows * columns, rows
 
 
@@ -121,7 +225,8 @@ def _map(size, config):
 def stages(model, ids, mask, images=None):
     """{stage: tensor} of one forward pass, (B, S) ids whose image marks are expanded; padding on the left has mask 0.
 
-    images: what the image processor gave, pixel_values and, for LLaVA-NeXT, image_sizes.
+    images: what the image processor gave, pixel_values and, for LLaVA-NeXT, image_sizes. The features that are packed into
+    the prompt are read there.
     """
     core, text, position = model.model, model.config.text_config, (mask.cumsum(dim=-1) - 1).clamp(min=0)
     layers = core.language_model.layers
@@ -141,7 +246,7 @@ def stages(model, ids, mask, images=None):
     if images:
         result.update(images, vision_hidden_0=seen["vision_hidden_0"], projected=seen["projected"],
                       vision_hidden_m2=_selected(seen["vision"], model.config.vision_feature_layer),
-                      image_features_packed=out.image_hidden_states.flatten(0, -2).clone())
+                      image_features_packed=result["inputs_embeds"][ids == model.config.image_token_id])
     return result
 
 
@@ -168,13 +273,72 @@ def _outputs(**modules):
             hook.remove()
 
 
+def own_error(run, seen):
+    """{stage: distance of what `stages` gave from the same in float64}, a layer's name with its number; see `distance`.
+
+    run: the arguments of `stages`. Empty on a device that has no float64.
+    """
+    model, ids, mask, images = run
+    if model.device.type == "mps":
+        return {}
+    with in_float64(model):
+        exact = stages(model, ids, mask, images)
+    result = {}
+    for stage in seen.keys() - NO_ROUNDING:
+        if stage in ("attentions", "layer_out"):
+            result |= {f"{stage} {l}": distance(*pair) for l, pair in enumerate(zip(seen[stage], exact[stage]))}
+        else:
+            result[stage] = distance(seen[stage], exact[stage])
+    return result
+
+
+@contextmanager
+def in_float64(model):
+    """Inside, the model computes in float64. One module after the other has wide weights, only while it runs."""
+    stored = {parameter: parameter.dtype for parameter in model.parameters()}
+
+    @torch.inference_mode(False)
+    def widen(module, args, keywords):
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.double()
+        return tuple(map(wide, args)), {name: wide(value) for name, value in keywords.items()}
+
+    @torch.inference_mode(False)
+    def narrow(module, *_):
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(stored[parameter])
+
+    def wide(value):
+        return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+
+    hooks = []
+    for module in model.modules():
+        hooks.append(module.register_forward_pre_hook(widen, with_kwargs=True))
+        hooks.append(module.register_forward_hook(narrow, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.inference_mode()
-def greedy(model, ids, mask, images=None, max_new_tokens=20, **options):
-    """Greedy ids, a list a sample, its end token last; and the lead of each step's winner, the smallest of the batch."""
-    out = model.generate(input_ids=ids, attention_mask=mask, **images or {}, max_new_tokens=max_new_tokens, do_sample=False,
-                         output_scores=True, return_dict_in_generate=True, **options)
-    ends = model.generation_config.eos_token_id if "eos_token_id" not in options else options["eos_token_id"]
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
+def greedy(model, ids, mask, images=None, max_new_tokens=20, eos_token_id=None, **options):
+    """Greedy ids, a list a sample, its end token last; and the lead of each step's winner, the smallest of the batch.
+
+    Of the folder's settings for generation only the end tokens count: penalties and sampling are no part of the model.
+    """
+    from transformers import GenerationConfig
+    own = model.generation_config
+    ends = own.eos_token_id if eos_token_id is None else eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or ())
+    plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends or None, pad_token_id=own.pad_token_id,
+                             output_scores=True, return_dict_in_generate=True, **options)
+    model.generation_config = GenerationConfig()       # or generate() fills in from the folder's what `plain` leaves open
+    try:
+        out = model.generate(input_ids=ids, attention_mask=mask, **images or {}, generation_config=plain)
+    finally:
+        model.generation_config = own
     samples = [_until(row, ends) for row in out.sequences[:, ids.shape[1]:].tolist()]
     top = torch.stack(out.scores, dim=1).float().topk(2).values                    # (B, steps, 2)
     lead = (top[..., 0] - top[..., 1]).tolist()
@@ -190,11 +354,10 @@ def _until(ids, ends):
 class Twins:
     """The reference's decoder and vision tower ("sdpa" or "eager" attention) on the very weights of ours: what `bench` races against."""
 
+    @blaming_untested("bench --against hf")
     def __init__(self, decoder, head, tower, attention="sdpa"):
-        try:
-            from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
-        except ImportError:
-            raise UserError("bench --against hf runs the reference library: pip install 'transformers>=5'") from None
+        library("bench --against hf")
+        from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
         c, weights = decoder.config, {f"model.{name}": p for name, p in decoder.state_dict().items()}
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
                  "num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
@@ -213,15 +376,18 @@ class Twins:
         model.load_state_dict(weights, assign=True)
         return model
 
+    @blaming_untested("bench --against hf")
     def prefill(self, hidden):
         """(T, D) embeddings -> a cache, and the logits of the last token, inside it."""
         return self.decoder(inputs_embeds=hidden[None], past_key_values=self.cache(), use_cache=True, logits_to_keep=1)
 
+    @blaming_untested("bench --against hf")
     def step(self, held):
         """One more token after what `prefill` gave."""
         ids = torch.tensor([[5]], device=self.decoder.device)
         return self.decoder(input_ids=ids, past_key_values=held.past_key_values, use_cache=True).logits[0, -1].argmax()
 
+    @blaming_untested("bench --against hf")
     def vision(self, pixels):
         """(tiles, 1+P, C): the hidden states that LLaVA reads."""
         return self.tower(pixels, output_hidden_states=True).hidden_states[-2]

@@ -25,7 +25,8 @@ EOS_LIST_CASE = dict(prompt=Count, eos_token_id=tuple[ID, ...], generated=tuple[
 DIMENSIONS = dict(attention_mask=(2,), input_ids=(2,), pixel_values=(4, 5), vision_hidden_0=(3,), vision_hidden_m2=(3,),
                   projected=(3,), image_features_packed=(2,), inputs_embeds=(3,), attentions=(5,), layer_out=(4,),
                   final_hidden=(3,), logits=(3,))
-VISION = ("pixel_values", "image_sizes", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed")   # image after image
+VISION = "pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed"       # image after image
+NO_ROUNDING = {"input_ids", "attention_mask", "pixel_values", "image_sizes"}       # stages that the model only takes in
 
 
 @dataclass
@@ -114,6 +115,16 @@ def _check_tensors(tensors, texts, answers):
         of_images = stage in (*VISION, "image_sizes")
         if not of_images and samples != texts or answers != texts:
             raise UserError(f"{name} has {samples} samples of {texts} texts and {answers} answers")
+
+
+def scale(recorded):
+    """The size of a row's largest value, at least 1: differences are measured in it, since rounding grows with it."""
+    return recorded.abs().amax(dim=-1).clamp(min=1)
+
+
+def distance(value, exact):
+    """The largest difference of one stage from `exact`, in the `scale` of its row."""
+    return ((value.double() - exact).abs().amax(dim=-1) / scale(exact)).max().item()
 
 
 def find_picture(name, places):

@@ -2,10 +2,17 @@
 
 The stages are run one by one, in the pipeline's order, each on the output of the one before: the first line that fails
 names the module to look at. What was recorded in a batch is compared sample by sample.
+
+Two correct programs differ by rounding, and how much is a matter of the weights: channels a thousand times as large as the
+others cost three digits. So the tolerance is relative to the stage's own error, the distance of the reference in its dtype
+from the reference in float64. A recording does not have it; our own model in float32 and in float64 then gives the same
+figure, if the model is small enough to be held twice. Without either, the tolerance is a fixed one.
 """
 
+import copy
 from dataclasses import replace
 from itertools import zip_longest
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,15 +20,21 @@ import torch
 
 from minivlm.chat import Conversation
 from minivlm.image import open_image
-from minivlm.lab.recorded import Expected, find_picture, read_expected
+from minivlm.lab.recorded import NO_ROUNDING, Expected, distance, find_picture, read_expected, scale
+from minivlm.template import Missing
+from minivlm.text import prompt
 from minivlm.tiles import Tiles
 from minivlm.views import DecoderView
 from pruning.base import UserError
 
-# Of the largest value in a token's row: rounding grows with it, and some rows of a real decoder reach 20000 (its thirty
-# layers, in float32, were then seen 8e-6 apart). Half precision shows gross errors only.
+# All of the largest value in a token's row (see `scale`), since rounding grows with it.
+FACTOR = 5                             # times the own error: of two correct programs, 1.5 times was seen
+LEAST = 2e-6                           # what is allowed at least, where the own error is known
+# What is allowed where it is not: some rows of a real decoder reach 20000 (its thirty layers, in float32, were then seen
+# 8e-6 apart). Half precision shows gross errors only, known or not.
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 PIXELS = 1e-5                          # the same arithmetic on the same bytes, in every dtype
+SMALL = 2 ** 28                        # bytes: a model is held a second time, in float64, only below this
 
 
 class Row(NamedTuple):
@@ -31,6 +44,8 @@ class Row(NamedTuple):
     difference: float                  # of ids: how many differ
     tolerance: float
     where: str                         # prompt and sample
+    own_error: float | None = None     # what rounding alone does to the stage, if that is known
+    scale: float = 1.0                 # of the row: difference, tolerance and own error grow with it
 
     @property
     def passed(self):
@@ -50,30 +65,70 @@ def verify(model, folder, expected=None, images=None):
     places = [Path(images)] if images else [Path(folder) / "images", Path(folder).parent / "images", Path()]
     worst = {}
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):     # else a GPU rounds pixels to 10 bits
-        for row in _rows(model, expected, places):
+        for row in _rows(model, _twin(model), expected, places):
             if row.stage not in worst or not _ratio(row) <= _ratio(worst[row.stage]):
                 worst[row.stage] = row
     return list(worst.values())
+
+
+def lines(rows, whose):
+    """The rows as a table. whose: "reference" or "model", the one that was run in float64 as well."""
+    return [f"      {'stage':24}  difference   tolerance  {whose}'s own error", *map(_line, rows)]
+
+
+def _line(row):
+    own = "" if row.own_error is None else f"{row.own_error:.1e}"
+    verdict = "PASS" if row.passed else "FAIL"
+    return f"{verdict}  {row.stage:24}   {row.difference:9.2e}  of {row.tolerance:.0e}  {own:>11}  {row.where}"
+
+
+def facts(rows):
+    """The rows as plain data; a difference that JSON cannot write is None."""
+    known = [dict(row._asdict(), passed=row.passed) for row in rows]
+    return [{name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
+            for row in known]
 
 
 def _ratio(row):
     return row.difference / row.tolerance if row.tolerance else row.difference
 
 
-def _rows(model, expected, places):
+def _twin(model):
+    """A small float32 model in float64; None of another."""
+    weights = list(model.parameters())
+    size = sum(weight.numel() * 8 for weight in weights)
+    if size > SMALL or model.lm_head.weight.dtype != torch.float32 or model.device.type == "mps":
+        return None
+    return copy.deepcopy(model).double()
+
+
+def _own_error(model, twin, sample, places):
+    """{stage: distance of float32 from float64}: the reference's if it was recorded, else ours, else nothing."""
+    if "own_error" in sample:
+        return sample["own_error"]
+    if twin is None:
+        return {}
+    exact = dict(_stages(twin, sample, places))
+    return {name: distance(value, exact[name]) for name, value in _stages(model, sample, places) if name not in NO_ROUNDING}
+
+
+def _rows(model, twin, expected, places):
     for sample, where in expected.samples():
-        yield from _prompt(model, sample, places, where)
+        yield from _prompt(model, sample, places, where, _own_error(model, twin, sample, places))
     if case := expected.eos_list_case:
         talk, recorded, eos = _read(model, expected.prompts[case["prompt"]], places), case["generated"][0], case["eos_token_id"]
         ended = recorded[-1] in eos                                        # then one more comes, if nothing stops it
         yield _ids("eos_list_case", talk.generate(len(recorded) + ended, eos=eos), recorded, f"prompt {case['prompt']}")
 
 
-def _prompt(model, sample, places, where):
-    """The rows of one prompt with its recorded stages."""
+def _prompt(model, sample, places, where, own):
+    """The rows of one prompt with its recorded stages. own: {stage: its own error}."""
     if "ids_unexpanded" in sample and model.tokenizer is not None:
         yield _ids("ids", model.tokenizer.encode(sample["text"]), sample["ids_unexpanded"], where)
-    tolerance = TOLERANCE[model.lm_head.weight.dtype]
+    if "question" in sample and model.tokenizer is not None and not isinstance(model.config.template, Missing):
+        text = prompt([(sample["question"], None)], template=model.config.template)
+        yield _ids("prompt ids", model.tokenizer.encode(text), sample["ids_unexpanded"], where)
+    dtype = model.lm_head.weight.dtype
     for name, ours in _stages(model, sample, places):
         stage, _, layer = name.partition(" ")
         if stage == "input_ids":
@@ -82,11 +137,11 @@ def _prompt(model, sample, places, where):
             recorded = sample[stage][int(layer):][:1].squeeze(0) if layer else sample[stage]           # empty: no such layer
             if stage == "pixel_values" and recorded.ndim == 5:             # (images, most tiles, 3, S, S): the others are 0
                 recorded = recorded[recorded.flatten(2).any(dim=2)]
-            yield _compare(name, ours, recorded, tolerance, where)
+            yield _compare(name, ours, recorded, dtype, own.get(name), where)
     talk = _read(model, sample, places)
     if "logits" in sample:
-        yield _compare("logits after prefill", talk.logits, sample["logits"][-1], tolerance, where)
-    recorded = _sure(sample, tolerance)
+        yield _compare("logits after prefill", talk.logits, sample["logits"][-1], dtype, own.get("logits"), where)
+    recorded = _sure(sample, _relative(dtype, own.get("logits")))
     ended = recorded == sample["generated"] and len(recorded) < sample.get("n_generated", 0)
     yield _ids("greedy ids", talk.generate(len(recorded) + ended), recorded, where)
 
@@ -183,14 +238,24 @@ def _ids(stage, ours, recorded, where):
     return Row(stage, sum(a != b for a, b in zip_longest(told, recorded)), 0, where)
 
 
-def _compare(stage, ours, recorded, relative, where):
+def _relative(dtype, own_error):
+    """The tolerance of a stage in the scale of its row."""
+    if own_error is None or not isfinite(own_error):
+        return TOLERANCE[dtype]
+    return max(FACTOR * own_error, LEAST if dtype == torch.float32 else TOLERANCE[dtype])
+
+
+def _compare(stage, ours, recorded, dtype, own_error, where):
     """The row of the entry that comes closest to its tolerance, or lies furthest beyond it."""
     recorded = recorded.to(ours.device).float()
     if ours.shape != recorded.shape:
         return Row(stage, float("inf"), 0, f"{where}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
-    allowed = relative * recorded.abs().amax(dim=-1).clamp(min=1)
-    if stage == "pixel_values":
-        allowed = torch.full_like(allowed, PIXELS)
     gap = (ours.float() - recorded).abs().amax(dim=-1)
-    worst = (gap / allowed).argmax()
-    return Row(stage, gap.flatten()[worst].item(), allowed.flatten()[worst].item(), where)
+    size = scale(recorded)
+    relative = _relative(dtype, own_error)
+    if stage == "pixel_values":
+        size = torch.ones_like(size)
+        relative = PIXELS
+    worst = (gap / size).argmax()
+    difference, unit = gap.flatten()[worst].item(), size.flatten()[worst].item()
+    return Row(stage, difference, relative * unit, where, None if own_error is None else own_error * unit, unit)
