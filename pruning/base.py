@@ -85,14 +85,29 @@ class LayerView:
         """The same view, its rows counted in these tokens."""
         return self
 
+    # At the vision site, where a layer is a block of the tower:
+
+    def cls_rows(self):
+        """(tiles,) the rows of the class tokens"""
+        raise UserError(f"{self!r}: it has no class tokens")
+
+    def cls_attention(self):
+        """(H, n) the attention that each visual token receives from the class token of its own tile"""
+        raise UserError(f"{self!r}: it has no class tokens")
+
+    def block(self, l):
+        """The view of block l of the same tower."""
+        raise UserError(f"{self!r}: it has no blocks")
+
     @staticmethod
-    def of(attention=None, logits=None, query=None, key=None, projected_key=None, stream_key=None):
+    def of(attention=None, logits=None, query=None, key=None, projected_key=None, stream_key=None, cls_attention=None, blocks=None):
         """A view of typed matrices: LayerView.of(attention=[[1, 0], [.3, .7]]), (T, T) or (H, T, T), or of query and key.
 
         With fewer than T rows, those are the last ones. stream_key is what projected_key(norm=False) gives.
+        Of a tower: cls_attention (n,) or (H, n); blocks, {0: LayerView.of(..)}, are the others that a method may ask for.
         """
         from pruning.by_hand import GivenView              # which is built on this file
-        return GivenView(attention, logits, query, key, projected_key, stream_key)
+        return GivenView(attention, logits, query, key, projected_key, stream_key, cls_attention, blocks)
 
 
 class NoView(LayerView):

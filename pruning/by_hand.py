@@ -1,5 +1,7 @@
 """Layer views of typed matrices: how an example or a test shows a method an attention matrix, without a model."""
 
+from copy import copy
+
 import torch
 
 from pruning.base import LayerView, UserError
@@ -8,9 +10,12 @@ from pruning.base import LayerView, UserError
 class GivenView(LayerView):
     """What LayerView.of(..) makes. Matrices with fewer than T rows hold the last rows; masks are causal; RoPE has theta 10000."""
 
-    def __init__(self, attention=None, logits=None, query=None, key=None, projected_key=None, stream_key=None):
+    def __init__(self, attention=None, logits=None, query=None, key=None, projected_key=None, stream_key=None, cls_attention=None,
+                 blocks=None):
         self.given = dict(attention=_heads(attention), logits=_heads(logits), query=_heads(query), key=_heads(key))
         self.projected = {True: projected_key, False: stream_key}
+        self.given_cls_attention = cls_attention
+        self.blocks = blocks or {}
 
     def _get(self, name):
         if self.given[name] is None:
@@ -62,8 +67,23 @@ class GivenView(LayerView):
         first, second = x.chunk(2, dim=1)
         return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=1)
 
+    def cls_rows(self):
+        tiles = len(self.tokens.grid[:, 0].unique())
+        rows_per_tile = len(self.tokens.hidden) // tiles
+        return torch.arange(tiles, device=self.tokens.visual.device) * rows_per_tile
+
+    def cls_attention(self):
+        if self.given_cls_attention is None:
+            raise UserError("this view was made without cls_attention: give it to LayerView.of(cls_attention=..)")
+        return torch.atleast_2d(torch.as_tensor(self.given_cls_attention))
+
+    def block(self, l):
+        if l not in self.blocks:
+            raise UserError(f"this view was made without block {l}: give it to LayerView.of(blocks={{{l}: LayerView.of(..)}})")
+        return self.blocks[l].on(self.tokens)
+
     def on(self, tokens):
-        bound = GivenView(**self.given, projected_key=self.projected[True], stream_key=self.projected[False])
+        bound = copy(self)
         bound.tokens = tokens
         return bound
 

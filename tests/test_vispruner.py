@@ -8,60 +8,53 @@ import math
 import pytest
 import torch
 
+from build import close, plane, tiles
 from golden import golden
-from minivlm.llava import _cells, _vision_tokens
-from pruning.base import UserError, cosines
+from pruning.base import UserError
 from pruning.mosaic import Mosaic
+from pruning.ranked import cosines
 from pruning.vispruner import VisPruner
 
 SELECT, SELECT_FACTS = golden("vispruner_select")
 NEXT, NEXT_FACTS = golden("vispruner_next")
 
 
-def vision(hidden, skip=1, layer=23, **seen):
-    """Tokens at the vision site as the model makes them: hidden, query, key, past_key (tiles, 1+P, C); attn and first_attn
-    (tiles, H, 1+P), from each tile's class token, which is row 0."""
-    seen = {name: x[:, :, None] if "attn" in name else x for name, x in seen.items()}
-    return _vision_tokens(hidden, _cells(*hidden.shape[:2], hidden.device), seen, layer, skip)
+def patches(features, attention, grid=None):
+    """Tokens of tiles from their patches: features (tiles, P, C), attention (tiles, H, P). A class token of zeros is put before."""
+    attention = torch.cat([torch.zeros_like(attention[..., :1]), attention], dim=-1)
+    hidden = torch.cat([torch.zeros_like(features[:, :1]), features], dim=1)
+    return tiles(hidden, attention, grid=grid)
 
 
-def patches(features, attn):
-    """The same from patches alone, features (tiles, P, C) and attn (tiles, H, P): a class token of zeros is put before."""
-    attn = torch.cat([torch.zeros_like(attn[..., :1]), attn], dim=-1)
-    return vision(torch.cat([torch.zeros_like(features[:, :1]), features], dim=1), attn=attn)
-
-
-def plane(*degrees):
-    """(n, 2) unit vectors of these angles."""
-    return torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in degrees])
-
-
-def kept(degrees, attn, **options):
-    return VisPruner(**options).reduce(patches(plane(*degrees)[None], torch.tensor(attn)[None, None])).keep.tolist()
+def kept(degrees, attention, **options):
+    """What is kept of one tile, whose features have these angles."""
+    entering = patches(plane(*degrees)[None], torch.tensor(attention)[None, None])
+    return VisPruner(**options).reduce(entering).keep.tolist()
 
 
 # --- by hand -------------------------------------------------------------------------------------------------------------
 
-DEGREES, ATTN = (0, 5, 90, 92, 180, 40), (.30, .25, .15, .12, .10, .08)
+DEGREES = (0, 5, 90, 92, 180, 40)
+ATTENTION = (.30, .25, .15, .12, .10, .08)
 
 
 def test_important_and_diverse():
     """T = 4. Attention falls from token to token: 0 and 1 are important. The rest is 2 3 4 5, halves 2 4 and 3 5; token 2 is 2
     degrees from 3, token 4 is 88 from it: 2 goes. Now 4 3 5, halves 4 5 and 3: 5 is 52 degrees from 3, 4 is 88: 5 goes.
     The best four by attention alone would be 0 1 2 3."""
-    assert kept(DEGREES, ATTN, keep=4, removed=1) == [0, 1, 3, 4]
+    assert kept(DEGREES, ATTENTION, keep=4, removed=1) == [0, 1, 3, 4]
 
 
 def test_several_at_a_time():
     """The same, both surplus tokens in one round: the whole first half, 2 and 4, goes, although 4 is like no other."""
-    assert kept(DEGREES, ATTN, keep=4, removed=8) == kept(DEGREES, ATTN, keep=4) == [0, 1, 3, 5]
+    assert kept(DEGREES, ATTENTION, keep=4, removed=8) == kept(DEGREES, ATTENTION, keep=4) == [0, 1, 3, 5]
 
 
-def test_likeness_is_seen_across_the_halves_only():
+def test_only_likeness_across_the_halves_counts():
     """T = 5, none by attention, of 0 90 1 130 100 200 degrees. Halves 0 1 100 and 90 130 200: to the nearest of the other half
     90, 89 and 10 degrees, so the token of 100 goes. Of all pairs the tokens of 0 and 1 are most alike: both stay."""
-    attn = (.6, .5, .4, .3, .2, .1)
-    assert kept((0, 90, 1, 130, 100, 200), attn, keep=5, important=0.) == [0, 1, 2, 3, 5]
+    attention = (.6, .5, .4, .3, .2, .1)
+    assert kept((0, 90, 1, 130, 100, 200), attention, keep=5, important=0.) == [0, 1, 2, 3, 5]
 
 
 def test_halves_follow_attention():
@@ -77,21 +70,27 @@ def test_order_after_a_round():
     43 96: halves 90 150 43 and 0 8 96: nearest 6 54 35: 90 goes. Now 43 150 0 8 96: halves 43 0 96 and 150 8: 35 8 54:
     0 goes. Now 43 96 150 8: halves 43 150 and 96 8: 35 54: 43 goes. Left: 150 96 8. Without the sorting the second round
     would begin with 0 90 150 8 43 96: halves 0 150 43 and 90 8 96: 8 53 35, and 0 would go before 90."""
-    attn = (.7, .6, .5, .4, .3, .2, .1)
-    assert kept((0, 8, 40, 43, 90, 96, 150), attn, keep=6, important=0., removed=1) == [0, 1, 3, 4, 5, 6]
-    assert kept((0, 8, 40, 43, 90, 96, 150), attn, keep=5, important=0., removed=1) == [0, 1, 3, 5, 6]
-    assert kept((0, 8, 40, 43, 90, 96, 150), attn, keep=4, important=0., removed=1) == [1, 3, 5, 6]
-    assert kept((0, 8, 40, 43, 90, 96, 150), attn, keep=3, important=0., removed=1) == [1, 5, 6]
+    attention = (.7, .6, .5, .4, .3, .2, .1)
+    assert kept((0, 8, 40, 43, 90, 96, 150), attention, keep=6, important=0., removed=1) == [0, 1, 3, 4, 5, 6]
+    assert kept((0, 8, 40, 43, 90, 96, 150), attention, keep=5, important=0., removed=1) == [0, 1, 3, 5, 6]
+    assert kept((0, 8, 40, 43, 90, 96, 150), attention, keep=4, important=0., removed=1) == [1, 3, 5, 6]
+    assert kept((0, 8, 40, 43, 90, 96, 150), attention, keep=3, important=0., removed=1) == [1, 5, 6]
 
 
 def test_each_tile_by_itself():
     """Two tiles of three patches, T = 1 by attention: the best of each, although the second tile's best (.2) is below all of
     the first. The class tokens, rows 0 and 4 of the sequence, are no patches."""
-    attn = torch.tensor([[[.3, .4, .3]], [[.1, .2, .1]]])
-    tokens = patches(plane(0, 90, 180).expand(2, 3, 2), attn)
+    attention = torch.tensor([[[.3, .4, .3]], [[.1, .2, .1]]])
+    tokens = patches(plane(0, 90, 180).expand(2, 3, 2), attention)
     r = VisPruner(keep=1, important=1.).reduce(tokens)
-    assert r.keep.tolist() == [1, 4] and tokens.visual[r.keep].tolist() == [2, 6]
+    assert r.keep.tolist() == [1, 4]
+    assert tokens.visual[r.keep].tolist() == [2, 6]
     assert VisPruner(keep=1).budget(6, tiles=2) == 2
+
+
+def test_keep_counts_tokens_of_a_tile():
+    """Commands read it from `per`: 128 tokens of a prompt with four tiles are keep=32."""
+    assert VisPruner.per == "tile"
 
 
 def test_mean_over_heads():
@@ -99,29 +98,39 @@ def test_mean_over_heads():
     tokens = patches(plane(0, 90)[None], torch.tensor([[[.6, .4], [0, .3]]]))
     r = VisPruner(keep=1, important=1.).reduce(tokens)
     assert r.keep.tolist() == [1]
-    torch.testing.assert_close(r.score, torch.tensor([.3, .35]))
+    close(r.score, [.3, .35])
+
+
+def test_reasons():
+    """Of the four that test_important_and_diverse keeps, 0 and 1 are important, 3 and 4 diverse."""
+    r = VisPruner(keep=4, removed=1).reduce(patches(plane(*DEGREES)[None], torch.tensor(ATTENTION)[None, None]))
+    assert [r.reasons[i] for i in r.reason] == ["important", "important", "diverse", "diverse"]
 
 
 # --- recorded ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("c", SELECT_FACTS["cases"],
-                         ids=lambda c: f"{c['case']}-{c['visual_token_num']}-{c['important_ratio']}")
+@pytest.mark.parametrize("c", SELECT_FACTS["cases"], ids=lambda c: f"{c['case']}-{c['visual_token_num']}-{c['important_ratio']}")
 def test_recorded(c):
     """Kept tokens of the released code, the batch as tiles of one image: each its T. "T64.r50" needs float64 cosines."""
-    k, r, name = c["visual_token_num"], c["important_ratio"], f"case{c['case']}"
+    k = c["visual_token_num"]
+    r = c["important_ratio"]
+    name = f"case{c['case']}"
     tokens = patches(SELECT[f"{name}.features"], SELECT[f"{name}.cls_attn"])
     keep = VisPruner(keep=k, important=r).reduce(tokens).keep.view(c["B"], k)
     expected = SELECT[f"{name}.T{k}.r{round(r * 100)}.kept"]
-    assert (keep - c["N"] * torch.arange(c["B"])[:, None]).tolist() == expected.tolist()
+    first_of_tile = c["N"] * torch.arange(c["B"])[:, None]
+    assert (keep - first_of_tile).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("k", [16, 12])
 def test_recorded_tiles(k):
     """LLaVA-NeXT: T of each of 5 tiles; the mosaic's are sent on in the raster of the whole mosaic."""
-    tokens, method = patches(NEXT["features"], NEXT["cls_attn"]), VisPruner(keep=k)
+    side = NEXT_FACTS["patches_per_side"]
+    tokens = patches(NEXT["features"], NEXT["cls_attn"], grid=(side, side))
+    method = VisPruner(keep=k)
     keep = method.reduce(tokens).keep
-    mosaic = Mosaic(NEXT_FACTS["patches_per_side"], tuple(NEXT_FACTS["grid"]), (1, 1))
-    packed = keep[method.assemble(tokens.cell[keep], mosaic)]
+    mosaic = Mosaic(side, tuple(NEXT_FACTS["grid"]), (1, 1))
+    packed = keep[method.output_order(tokens.grid[keep], mosaic)]
     assert packed.tolist() == NEXT[f"T{k}.r50.source_flat"].tolist()
     assert tokens.hidden[tokens.visual[packed]].equal(NEXT[f"T{k}.r50.visual_tokens"])
 
@@ -148,8 +157,8 @@ def test_ties():
     assert kept((0,) * 6, (.1,) * 6, keep=5, removed=1) == [0, 1, 3, 4, 5]
     long = patches(torch.ones(1, 576, 4), torch.full((1, 2, 576), 1 / 576))
     assert VisPruner(keep=64, important=1.).reduce(long).keep.tolist() == list(range(64))
-    gone = set(range(576)) - set(VisPruner(keep=571, important=0.).reduce(long).keep.tolist())
-    assert gone == {0, 2, 4, 6, 8}
+    left = VisPruner(keep=571, important=0.).reduce(long).keep.tolist()
+    assert set(range(576)) - set(left) == {0, 2, 4, 6, 8}
 
 
 def test_the_important_are_rounded_down():
@@ -169,35 +178,42 @@ def test_zero_vectors():
 def test_half_precision(dtype):
     """The same tokens as from the same features in float32."""
     features = torch.randn(1, 100, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    attn = torch.rand(1, 2, 100, generator=torch.Generator().manual_seed(1))
-    keep = VisPruner(keep=20).reduce(patches(features, attn)).keep
-    assert keep.equal(VisPruner(keep=20).reduce(patches(features.float(), attn)).keep)
+    attention = torch.rand(1, 2, 100, generator=torch.Generator().manual_seed(1))
+    keep = VisPruner(keep=20).reduce(patches(features, attention)).keep
+    assert keep.equal(VisPruner(keep=20).reduce(patches(features.float(), attention)).keep)
 
 
-@pytest.mark.parametrize("bad", ["features", "attn"])
-def test_not_a_number(bad):
-    features, attn = plane(0, 90)[None].clone(), torch.tensor([[[.5, .5]]])
-    {"features": features, "attn": attn}[bad][0, 0, 0] = math.nan
-    with pytest.raises(UserError, match="NaN.*float32"):
-        VisPruner(keep=1).reduce(patches(features, attn))
+@pytest.mark.parametrize("bad, name", [("features", "image features"), ("attention", "attention scores")])
+def test_not_a_number(bad, name):
+    inputs = dict(features=plane(0, 90)[None], attention=torch.tensor([[[.5, .5]]]))
+    inputs[bad][0, 0, 0] = math.nan
+    with pytest.raises(UserError, match=f"{name} contain NaN.*float32"):
+        VisPruner(keep=1).reduce(patches(**inputs))
 
 
 def test_a_needle_may_be_dropped():
     """T = 1 at important = .5 leaves no important token: that with nearly all of the attention, like its neighbour, goes. So the
     needle law is not declared. T = 2 keeps it."""
-    degrees, attn = (0, 1, 90), (.98, .01, .01)
-    assert "needle" not in VisPruner().laws and kept(degrees, attn, keep=1) == [1]
-    assert kept((0, 1, 90), attn, keep=2) == [0, 2] and kept(degrees, attn, keep=1, important=1.) == [0]
+    degrees = (0, 1, 90)
+    attention = (.98, .01, .01)
+    assert "needle" not in VisPruner().laws
+    assert kept(degrees, attention, keep=1) == [1]
+    assert kept(degrees, attention, keep=2) == [0, 2]
+    assert kept(degrees, attention, keep=1, important=1.) == [0]
 
 
 def test_what_it_says():
-    assert VisPruner().laws == {"select", "ordered", "budget", "scale"} and VisPruner.preconditions == {"cls"}
-    assert VisPruner.site == "vision" and VisPruner.needs == {"attn"}
-    assert VisPruner().budget(576) == 128 and VisPruner(keep=128).budget(5 * 576, tiles=5) == 640
+    assert VisPruner().laws == {"select", "ordered", "budget", "scale"}
+    assert VisPruner.preconditions == {"cls"}
+    assert VisPruner.site == "vision"
+    assert VisPruner().budget(576) == 128
+    assert VisPruner(keep=128).budget(5 * 576, tiles=5) == 640
 
 
-@pytest.mark.parametrize("options", [dict(keep=0), dict(keep=1.5), dict(important=-.1), dict(important=1.1),
-                                     dict(removed=0)])
-def test_bad_options(options):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize("options, message", [
+    (dict(keep=0), "keep 0 is out of range"), (dict(keep=1.5), "keep 1.5 is out of range"),
+    (dict(important=-.1), "important must be at least 0"), (dict(important=1.1), "important must be at most 1"),
+    (dict(removed=0), "removed must be at least 1")])
+def test_bad_options(options, message):
+    with pytest.raises(UserError, match=message):
         VisPruner(**options)
