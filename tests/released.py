@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from pruning.adaptprune import AdaptPrune, gaussian
+from pruning.base import Reduction
+from pruning.divprune import DivPrune
 from pruning.fastv import FastV
+from pruning.hired import HiRED
+from pruning.ranked import cosines
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,29 @@ class AdaptPruneRepeats(AdaptPrune):
             R.append(i)
             score = score * (1 - suppression[i])
         return torch.stack(R)
+
+
+@dataclass(frozen=True)
+class HiREDSwapped(HiRED):
+    """The released code exchanges rows and columns of the mosaic: of a picture that is not square it cuts the wrong padding."""
+
+    swapped = True
+
+
+@dataclass(frozen=True)
+class DivPruneRepeat(DivPrune):
+    """The released code may keep a token again: once only copies of kept tokens are left, it picks the first of them."""
+
+    laws = frozenset({"ordered", "budget"})
+
+    def reduce(self, tokens):
+        distance = 1 - cosines(tokens.hidden[tokens.visual])                       # (n, n)
+        gain = distance.clone().fill_diagonal_(2).min(dim=0).values                # (n,)
+        nearest = torch.full_like(gain, float("inf"))                              # (n,)  distance to the picked ones
+        order = []
+        for _ in range(self.budget(tokens.n)):
+            pick = int(gain.argmax())
+            order.append(pick)
+            nearest = torch.minimum(nearest, distance[pick])
+            gain = nearest                                 # a picked token is 0 away, and may be the first of equals
+        return Reduction(torch.tensor(sorted(order)))

@@ -6,39 +6,48 @@ from dataclasses import replace
 import pytest
 import torch
 
+from build import close, tiles
 from golden import golden
 from pruning.base import UserError
 from pruning.hired import HiRED, packed
 from pruning.mosaic import Mosaic
-from test_vispruner import vision
+from pruning.readings import HiREDGrid, HiREDSum
+from released import HiREDSwapped
 
 ONE, ONE_FACTS = golden("hired_llava15")
 NEXT, NEXT_FACTS = golden("hired_next")
 
 
-def image(final, initial):
+def image(final, initial, dtype=torch.float32):
     """Tokens of tiles: of each the attention of its patches in the last block; of the base tile that in the first block."""
-    final = torch.tensor(final)
+    final = torch.tensor(final)                                                    # (tiles, P)
     first = torch.zeros_like(final)
     first[0] = torch.tensor(initial)
-    final, first = (torch.cat([torch.zeros(len(a), 1), a], dim=1)[:, None] for a in (final, first))
-    return vision(torch.zeros(len(final), final.shape[2], 1), attn=final, first_attn=first)
+    class_token = torch.zeros(len(final), 1)
+    final = torch.cat([class_token, final], dim=1)                                 # (tiles, 1+P)
+    first = torch.cat([class_token, first], dim=1)
+    side = math.isqrt(final.shape[1] - 1)
+    grid = (side, side) if side ** 2 == final.shape[1] - 1 else None
+    return tiles(torch.zeros(*final.shape, 1, dtype=dtype), final, initial=first, grid=grid)
 
 
-def kept(tokens, **options):
+def kept(method, tokens):
     """Of each tile the patches kept."""
-    keep = HiRED(**options).reduce(tokens).keep
-    tiles, size = int(tokens.cell[-1, 0]) + 1, tokens.n // (int(tokens.cell[-1, 0]) + 1)
-    return [[int(i) % size for i in keep if i // size == t] for t in range(tiles)]
+    keep = method.reduce(tokens).keep
+    count = int(tokens.grid[-1, 0]) + 1
+    size = tokens.n // count
+    return [[int(i) % size for i in keep if i // size == tile] for tile in range(count)]
 
 
-def counts(tokens, **options):
-    return [len(patches) for patches in kept(tokens, **options)]
+def counts(method, tokens):
+    """Of each tile the number of patches kept."""
+    return [len(patches) for patches in kept(method, tokens)]
 
 
 # --- by hand: a base tile and two others, four patches each ------------------------------------------------------------------
 
-FINAL, INITIAL = [[.1, .2, .3, .4], [.4, .1, .3, .2], [.9, .8, .7, .6]], [.4, .3, .2, .1]
+FINAL = [[.1, .2, .3, .4], [.4, .1, .3, .2], [.9, .8, .7, .6]]
+INITIAL = [.4, .3, .2, .1]
 
 
 def test_budget_follows_the_content():
