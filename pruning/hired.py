@@ -19,7 +19,6 @@ from pruning.base import Pruner, Reduction
 from pruning.budget import tokens_to_keep
 from pruning.fields import Amount, Share
 from pruning.grid import per_tile
-from pruning.mosaic import padding
 from pruning.ranked import top
 
 
@@ -34,7 +33,6 @@ class HiRED(Pruner):
     per = "image"
     laws = frozenset({"select", "ordered", "scale"})
     preconditions = frozenset({"cls"})
-    swapped = False                    # rows and columns of a mosaic exchanged, as the released code does
 
     def __post_init__(self):
         super().__post_init__()
@@ -82,21 +80,6 @@ class HiRED(Pruner):
 
     def output_order(self, grid, mosaic):
         """In the order of the picture, without what lies in the padding."""
-        return packed(grid, mosaic.side, mosaic.grid, mosaic.size, self.swapped)
-
-
-def packed(place, side, grid, size, swapped=False):
-    """Which kept tokens LLaVA-NeXT is sent, in this order: the base tile's, then the mosaic's row by row, without padding.
-
-    place (k, 3) of the tokens; a tile has side x side patches; grid: rows and columns of tiles; size: height and width of the
-    picture. -> (k',) indices of the tokens.
-    """
-    rows, columns = grid[::-1] if swapped else grid
-    tile, row, column = place.T
-    y = (tile - 1) // columns * side + row
-    x = (tile - 1) % columns * side + column
-    above, left = padding(rows * side, columns * side, *size)
-    is_inside = (y >= above) & (y < rows * side - above) & (x >= left) & (x < columns * side - left)
-    rank = torch.where(tile == 0, row * side + column, side * side + y * columns * side + x)
-    order = rank.argsort(stable=True)
-    return order[(is_inside | (tile == 0))[order]]
+        order = mosaic.order(grid)
+        is_shown = mosaic.is_shown(grid)
+        return order[is_shown[order]]

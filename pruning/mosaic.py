@@ -1,13 +1,17 @@
 """How the tiles of a high-resolution picture lie: LLaVA-NeXT's base tile, the whole picture made small, and its mosaic.
 
 The other tiles are cut, row by row, from the picture made large, which lies in the middle of a grid of tiles. Their patches
-make one map; the rows or columns of it that show nothing of the picture are not sent on, and each row ends with a newline.
+make one map. Rows or columns of the map that show nothing of the picture are not sent on; each row ends with a newline.
+
+A place is a row of Tokens.grid: tile, row, column. The base tile is tile 0.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+
+from pruning.base import whole_grid
 
 
 @dataclass(frozen=True)
@@ -17,51 +21,85 @@ class Mosaic:
     side: int                          # patches on each side of a tile
     grid: tuple                        # rows and columns of tiles, without the base tile
     size: tuple                        # height and width of the picture, in pixels
-    digits: int | None = 7             # what is left of a side is rounded to so many before it is cut; None: not at all
+    digits: int | None = 7             # the picture's side on the map is rounded to so many before it is cut; None: not at all
+
+    @property
+    def shape(self):
+        """(rows, columns) of patches of the whole map."""
+        rows, columns = self.grid
+        return rows * self.side, columns * self.side
 
     @cached_property
     def padding(self):
         """(above, left): rows and columns of patches, on both sides of the map, that show nothing of the picture."""
-        return padding(self.side * self.grid[0], self.side * self.grid[1], *self.size, self.digits)
+        return padding(*self.shape, *self.size, self.digits)
 
     def lines(self):
-        """What is sent on unpruned: (n,) patches counted tile after tile, -1 a newline; and cells (n, 3), the map as tile 1."""
-        (above, left), side, (rows, columns) = self.padding, self.side, self.grid
-        index = torch.arange((1 + rows * columns) * side * side)
-        base, tiles = index[:side * side], index[side * side:].view(rows, columns, side, side)
-        whole = tiles.transpose(1, 2).reshape(rows * side, columns * side)
-        shown = whole[above:rows * side - above, left:columns * side - left]       # (H, W)
-        newline = torch.full((len(shown), 1), -1)
-        order = torch.cat([base, torch.cat([shown, newline], dim=1).flatten()])    # (n,)
-        return order, torch.cat([_cells(side, side, 0), _cells(*shown.shape, 1, newline=True)])
+        """What is sent on unpruned: (n,) patches counted tile after tile, -1 a newline; their places (n, 3), the map as tile 1."""
+        side = self.side
+        rows, columns = self.shape
+        base = torch.arange(side * side)                                           # (P,)
+        # lay the tiles side by side
+        tiles = torch.arange(rows * columns).view(*self.grid, side, side) + len(base)
+        patch = tiles.transpose(1, 2).reshape(rows, columns)
+        # leave out what shows nothing of the picture
+        above, left = self.padding
+        patch = patch[above:rows - above, left:columns - left]                     # (H, W)
+        place = whole_grid(*patch.shape, tile=1).view(*patch.shape, 3)             # (H, W, 3)
+        # end each row with a newline, which is on no grid
+        newline = torch.full((len(patch), 1), -1)                                  # (H, 1)
+        no_place = torch.tensor([1, -1, -1]).expand(len(patch), 1, 3)              # (H, 1, 3)
+        patch = torch.cat([patch, newline], dim=1)                                 # (H, W+1)
+        place = torch.cat([place, no_place], dim=1)                                # (H, W+1, 3)
+        # the base tile comes first
+        patch = torch.cat([base, patch.flatten()])                                 # (n,)
+        place = torch.cat([whole_grid(side, side), place.flatten(0, 1)])           # (n, 3)
+        return patch, place
 
-    def on_map(self, cell):
-        """Cells of the tiles (m, 3), padding and all, as cells of the base tile, 0, and the map, 1."""
-        tile, row, column = cell.T
-        down, right = (tile - 1) // self.grid[1] * self.side, (tile - 1) % self.grid[1] * self.side
-        moved = torch.stack([torch.ones_like(tile), row + down, column + right], dim=1)
-        moved = torch.where(row[:, None] < 0, torch.tensor([1, -1, -1], device=cell.device), moved)
-        return torch.where(tile[:, None] > 0, moved, cell)
+    def on_map(self, place):
+        """Places on the tiles (m, 3), padding and all, as places on the base tile, 0, and on the map, 1. (m, 3)"""
+        tile, row, column = place.T
+        _, columns = self.grid
+        down = (tile - 1) // columns * self.side
+        right = (tile - 1) % columns * self.side
+        on_map = torch.stack([torch.ones_like(tile), row + down, column + right], dim=1)
+        no_place = torch.tensor([1, -1, -1], device=place.device)
+        on_map = torch.where(row[:, None] < 0, no_place, on_map)
+        return torch.where(tile[:, None] > 0, on_map, place)
 
-    def order(self, cell):
-        """Indices of the cells of tiles (m, 3): the base tile's as they are, the map's row by row, what is on no grid last."""
-        tile, row, column = self.on_map(cell).T
-        high, wide = (n * self.side for n in self.grid)
-        place = torch.where(row < 0, high * wide, row * wide + column)
-        return torch.where(tile == 0, -1, place).argsort(stable=True)
+    def order(self, place):
+        """Indices of places on the tiles (m, 3): the base tile's as they are, the map's row by row, what is on no grid last."""
+        tile, row, column = self.on_map(place).T
+        rows, columns = self.shape
+        rank = row * columns + column
+        rank = torch.where(row < 0, rows * columns, rank)
+        rank = torch.where(tile == 0, -1, rank)
+        return rank.argsort(stable=True)
 
-
-def _cells(height, width, tile, newline=False):
-    """(H * W, 3), or (H * (W + 1), 3) with a cell on no grid after each row."""
-    cell = torch.full((height, width + newline, 3), -1)
-    cell[..., 0] = tile
-    cell[:, :width, 1], cell[:, :width, 2] = torch.arange(height)[:, None], torch.arange(width)
-    return cell.flatten(0, 1)
+    def is_shown(self, place):
+        """(m,) bool: which places on the tiles (m, 3) are not in the padding of the map"""
+        tile, row, column = self.on_map(place).T
+        rows, columns = self.shape
+        above, left = self.padding
+        in_rows = (row >= above) & (row < rows - above)
+        in_columns = (column >= left) & (column < columns - left)
+        is_on_map = (tile > 0) & (row >= 0)
+        return ~is_on_map | (in_rows & in_columns)
 
 
 def padding(rows, columns, height, width, digits=None):
     """(above, left) of a map of rows x columns patches that shows a picture of height x width pixels in its middle."""
-    whole = (lambda x: int(x)) if digits is None else lambda x: int(round(x, digits))
     if width / height > columns / rows:
-        return (rows - whole(height * (columns / width))) // 2, 0
-    return 0, (columns - whole(width * (rows / height))) // 2
+        # a wide picture touches the map's left and right
+        rows_shown = cut(height * (columns / width), digits)
+        return (rows - rows_shown) // 2, 0
+    # a high picture touches its top and bottom
+    columns_shown = cut(width * (rows / height), digits)
+    return 0, (columns - columns_shown) // 2
+
+
+def cut(x, digits):
+    """cut(2.9999999999, 7) -> 3, but None -> 2: a whole number, from x rounded to so many digits or from x as it is."""
+    if digits is not None:
+        x = round(x, digits)
+    return int(x)

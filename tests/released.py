@@ -1,6 +1,6 @@
 """What released codes do that no reading of a paper does: only the recordings made with them need it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,7 +50,8 @@ class AdaptPruneRepeats(AdaptPrune):
 class HiREDSwapped(HiRED):
     """The released code exchanges rows and columns of the mosaic: of a picture that is not square it cuts the wrong padding."""
 
-    swapped = True
+    def output_order(self, grid, mosaic):
+        return super().output_order(grid, replace(mosaic, grid=mosaic.grid[::-1]))
 
 
 @dataclass(frozen=True)
