@@ -273,6 +273,10 @@ class PruMergePaper(PruMergeAverage):
     merges_kept = False
     pooled = 0
 
+    @property
+    def laws(self):
+        return super().laws | {"needle"}
+
     def attention_and_keys(self, tokens):
         attention = tokens.before.cls_attention().mean(dim=0)                      # (n,)
         key = full_width(tokens.before.key())                                      # (T, C)
