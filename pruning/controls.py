@@ -1,17 +1,17 @@
 """Controls: what a method must beat; and the strategies of AdaptPrune's Table 5, arXiv:2503.08019.
 
-Some look at nothing (random, a uniform grid, down-sampling, pooling, the last tokens, no image at all); the others rank by
+Some look at nothing: random tokens, a uniform grid, down-sampling, pooling, the last tokens, no image at all. The others read
 FastV's score, the attention of the last prompt token in layer K-1, and choose otherwise than by taking the best.
 
-Paper and code: no code of Table 5 has been released, and the supplement gives one line a strategy. Read here as: (b) "every
-other token" counts ranks, not places; (c) is drawn anew from the same seed for each prompt; (d), (e) cells do not overlap,
-those at the rim may be smaller, and where there are fewer cells than tokens to keep the best of the others fill up; (f)
-pools the scores, not the features, over the patches that exist; no Gaussian correction, since FastV is the table's baseline
-(correction=True is the other reading of "under our framework"). (a) is SingleFitPrune.
+Paper and code: no code of Table 5 has been released, and the supplement gives one line for each strategy. Read here as follows.
+(a) is SingleFitPrune. (b) "Every other token" counts ranks, not places. (c) The draw is the same for every prompt of one size.
+(d), (e) Cells do not overlap, those at the rim may be smaller, and if there are fewer cells than tokens to keep, the best of the
+other tokens fill up. (f) Pools the scores, not the features, over the patches that exist. There is no Gaussian correction, since
+FastV is the table's baseline; correction=True is the other reading of "under our framework".
 """
 
+import math
 from dataclasses import dataclass
-from math import isqrt
 from typing import Literal
 
 import torch
@@ -19,10 +19,155 @@ import torch.nn.functional as F
 
 from pruning.adaptprune import gaussian
 from pruning.base import Pruner, Reduction, UserError
-from pruning.budget import tokens_to_keep
 from pruning.fields import Amount, Layer
-from pruning.ranked import descending, top
+from pruning.grid import map_shape, over_all, per_tile
+from pruning.ranked import Ranked, descending, top
 
+
+@dataclass(frozen=True)
+class Control(Ranked):
+    """What those below share: a place and a number."""
+
+    layer: Layer = 2                   # K: the first layer that runs on the kept tokens, at the site "decoder"
+    keep: Amount = 0.1                 # share, or number, of visual tokens kept
+    site: Literal["embed", "decoder"] = "decoder"          # "embed": before layer 0, where no attention has been computed
+
+    laws = frozenset({"select", "ordered", "budget", "scale"})
+    ranks = False                      # by attention
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.site == "embed" and self.ranks:
+            raise UserError(f'{type(self).__name__} ranks by attention, which only the site "decoder" has')
+
+    def reduce_at(self, layers):
+        return (self.layer,) if self.site == "decoder" else ()
+
+
+# --- Table 5 -------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class ByScore(Control):
+    """What the strategies that rank share: FastV's score. They differ in what they `choose` by it."""
+
+    correction: bool = False           # times AdaptPrune's Gaussian around the centre of the image
+
+    ranks = True
+
+    def score(self, tokens):
+        # the attention that each visual token receives from the last prompt token, mean over heads
+        attention = tokens.before.mean_attention("last")[0, tokens.visual]         # (n,)
+        return attention * gaussian(tokens.grid) if self.correction else attention
+
+    def choose(self, tokens, score, k):
+        """Indices (k,) of the tokens kept, in any order, from their scores (n,)"""
+        return top(score, k)
+
+    def reduce(self, tokens):
+        score = self.score(tokens)                                                 # (n,)
+        keep = self.choose(tokens, score, self.budget(tokens.n))                   # (k,)
+        return Reduction(keep.sort().values, score=score)
+
+
+@dataclass(frozen=True)
+class Skip(ByScore):
+    """Table 5 (b): every other one of the best 2 k; if there are fewer than 2 k, then the best of those left out."""
+
+    laws = ByScore.laws | {"needle"}
+
+    def choose(self, tokens, score, k):
+        order = descending(score)                                                  # (n,)
+        every_other = order[::2]
+        left_out = order[1::2]
+        return torch.cat([every_other, left_out])[:k]
+
+
+@dataclass(frozen=True)
+class Random(Control):
+    """Table 5 (c): any tokens. The same for every prompt of the same size; another seed draws others."""
+
+    seed: int = 0                      # of the draw
+
+    def reduce(self, tokens):
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randperm(tokens.n, generator=generator)[:self.budget(tokens.n)]              # (k,)
+        return Reduction(drawn.sort().values.to(tokens.visual.device))
+
+
+@dataclass(frozen=True)
+class Random3x3(ByScore):
+    """Table 5 (d): of each cell of 3 x 3 patches one at random; of these the best."""
+
+    seed: int = 0                      # of the draw
+
+    def choose(self, tokens, score, k):
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.rand(tokens.n, generator=generator).to(score.device)         # (n,)
+        return best(score, best_of_cell(tokens.grid, noise), k)
+
+
+@dataclass(frozen=True)
+class MaxPool3x3(ByScore):
+    """Table 5 (e): of each cell of 3 x 3 patches the best; of these the best."""
+
+    laws = ByScore.laws | {"needle"}
+
+    def choose(self, tokens, score, k):
+        return best(score, best_of_cell(tokens.grid, score), k)
+
+
+@dataclass(frozen=True)
+class AverageScores(ByScore):
+    """Table 5 (f): the best by the mean of their score and their eight neighbours'."""
+
+    def score(self, tokens):
+        return neighbourhood_mean(tokens.grid, super().score(tokens))
+
+
+@dataclass(frozen=True)
+class Last(Control):
+    """Table 5 (g): the last tokens of the image."""
+
+    def reduce(self, tokens):
+        k = self.budget(tokens.n)
+        return Reduction(torch.arange(tokens.n - k, tokens.n, device=tokens.visual.device))
+
+
+def best_of_cell(grid, score):
+    """(n,) bool: the token with the highest score in each cell of 3 x 3 patches; of equals, the first."""
+    # number the cells
+    in_cells = grid[:, 1:].div(3, rounding_mode="floor")                           # (n, 2)
+    cells, cell = torch.cat([grid[:, :1], in_cells], dim=1).unique(dim=0, return_inverse=True)
+    # the token of the lowest rank in each
+    rank = descending(score).argsort()                                             # (n,)  0: the highest score
+    lowest = rank.new_full((len(cells),), len(rank)).scatter_reduce(0, cell, rank, "amin")         # (cells,)
+    return rank == lowest[cell]
+
+
+def best(score, preferred, k):
+    """Indices (k,) of the highest scores (n,) among the preferred tokens (n,); then, among the others."""
+    order = descending(score)                                                      # (n,)
+    is_preferred = preferred[order]
+    return torch.cat([order[is_preferred], order[~is_preferred]])[:k]
+
+
+def neighbourhood_mean(grid, score):
+    """(n,) mean of the scores (n,) in each token's 3 x 3 neighbourhood, over the patches that exist; its own off the grid."""
+    on_grid = grid[:, 1] >= 0
+    tile, row, column = grid[on_grid].T
+    # each tile's scores as a map, and where there is a patch
+    size = (grid.amax(dim=0) + 1).tolist()
+    scores = score.new_zeros(size)                                                 # (tiles, H, W)
+    scores[tile, row, column] = score[on_grid]
+    exists = score.new_zeros(size)                                                 # (tiles, H, W)
+    exists[tile, row, column] = 1
+    # both are sums over nine places, divided by nine
+    total = F.avg_pool2d(scores, 3, stride=1, padding=1)[tile, row, column]
+    count = F.avg_pool2d(exists, 3, stride=1, padding=1)[tile, row, column]
+    return score.index_put((on_grid,), total / count)
+
+
+# --- what looks at nothing -----------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Unpruned(Pruner):
@@ -39,7 +184,7 @@ class Unpruned(Pruner):
 
 @dataclass(frozen=True)
 class Blind(Pruner):
-    """Keeps nothing: the decoder reads the text alone, as if no image had been given."""
+    """Keeps nothing: the decoder reads only the text, as if no image had been given."""
 
     site = "embed"
     laws = frozenset({"select", "ordered", "budget", "scale"})
@@ -52,91 +197,64 @@ class Blind(Pruner):
 
 
 @dataclass(frozen=True)
-class Control(Pruner):
-    """What those below share: a place and a number."""
-
-    layer: Layer = 2                   # K: the first layer that runs on the kept tokens, at the site "decoder"
-    keep: Amount = 0.1                 # share, or number, of visual tokens kept
-    site: Literal["embed", "decoder"] = "decoder"  # or "embed": before layer 0, which no ranking by attention can do
-    rounding: str = "floor"            # of share * n
-
-    laws = frozenset({"select", "ordered", "budget", "scale"})
-    ranks = False                      # by attention
-
-    def __post_init__(self):
-        super().__post_init__()
-        tokens_to_keep(self.keep, 2 ** 20, self.rounding)      # what no prompt can meet fails here
-        if self.site == "embed" and self.ranks:
-            raise UserError(f'{type(self).__name__} ranks by attention, which only the site "decoder" has')
-
-    def reduce_at(self, layers):
-        return (self.layer,) if self.site == "decoder" else ()
-
-    def budget(self, n):
-        return tokens_to_keep(self.keep, n, self.rounding)
-
-
-@dataclass(frozen=True)
-class Random(Control):
-    """Table 5 (c): any tokens. The same for every prompt of the same size; another seed, other tokens."""
-
-    seed: int = 0                      # of the draw
-
-    def reduce(self, tokens):
-        drawn = torch.randperm(tokens.n, generator=torch.Generator().manual_seed(self.seed))
-        return Reduction(drawn[:self.budget(tokens.n)].sort().values.to(tokens.visual.device))
-
-
-@dataclass(frozen=True)
-class Last(Control):
-    """Table 5 (g): the last tokens of the image."""
-
-    def reduce(self, tokens):
-        return Reduction(torch.arange(tokens.n - self.budget(tokens.n), tokens.n, device=tokens.visual.device))
-
-
-@dataclass(frozen=True)
 class Uniform(Control):
-    """Rows and columns evenly spaced over each tile; over the sequence, where a tile is no whole grid, or less than `keep`.
+    """Rows and columns evenly spaced over each tile; over the sequence, if a tile is no whole grid or has fewer patches than it keeps.
 
-    Line breaks are on no grid.
+    Newlines are on no grid.
     """
 
     def reduce(self, tokens):
         keep = []
-        for here, k in shares(tokens.grid, self.budget(tokens.n)):
-            patches = here[tokens.grid[here, 1] >= 0]                              # (m,)
-            grid = side(tokens.grid[patches]) if k <= len(patches) else None
-            keep.append(patches[spaced(k, *grid)] if grid else here[spaced(k, 1, len(here))])
+        for tile, k in shares(tokens.grid, self.budget(tokens.n)):                 # (m,) indices of each tile's tokens
+            is_patch = tokens.grid[tile, 1] >= 0
+            patches = tile[is_patch]
+            shape = map_shape(tokens.grid[patches]) if k <= len(patches) else None
+            if shape:
+                keep.append(patches[spaced(k, *shape)])
+            else:
+                keep.append(tile[spaced(k, 1, len(tile))])
         return Reduction(torch.cat(keep))
 
 
 @dataclass(frozen=True)
 class Resized(Control):
-    """The feature map made smaller: to the largest map of its shape that has at most `keep` cells, 11 x 11 for 128 of 24 x 24."""
+    """The feature map made smaller: to the largest map of its shape with at most `keep` patches, 11 x 11 for 128 of 24 x 24."""
 
     laws = frozenset({"convex", "ordered", "scale"})
     preconditions = frozenset({"grid"})
 
     def budget(self, n):
         """For one square tile; of several, each is rounded by itself."""
-        height, width = smaller(super().budget(n), isqrt(n), isqrt(n))
+        side = math.isqrt(n)
+        height, width = smaller(super().budget(n), side, side)
         return height * width
 
     def reduce(self, tokens):
-        keep, merge = [], []
-        patches = (tokens.grid[:, 1] >= 0).nonzero().squeeze(1)                    # without line breaks
-        for here, k in shares(tokens.grid[patches], super().budget(tokens.n)):
-            here = patches[here]                                                   # (m,)
-            grid = side(tokens.grid[here])
-            if not grid:
-                raise UserError(f"{type(self).__name__} needs the whole grid of patches: let no other method act before it")
-            h, w = smaller(k, *grid)
-            each = torch.eye(len(here), device=here.device).view(-1, 1, *grid)     # (m, 1, H, W)  a map for each token
-            merge.append(torch.zeros(h * w, tokens.n, device=here.device))
-            merge[-1][:, here] = self.resize(each, (h, w)).flatten(1).T            # (h*w, m)
-            keep.append(here[lattice(h, w, *grid)])
+        is_patch = tokens.grid[:, 1] >= 0
+        patches = is_patch.nonzero().squeeze(1)            # without newlines
+        keep = []
+        merge = []
+        for members, k in shares(tokens.grid[patches], super().budget(tokens.n)):
+            tile = patches[members]                                                # (m,) indices of each tile's tokens
+            place, weights = self.resized(tokens.grid[tile], k)                    # (h*w,), (h*w, m)
+            keep.append(tile[place])
+            merge.append(over_all(weights, tile, tokens.n))                        # (h*w, n)
         return Reduction(torch.cat(keep), torch.cat(merge))
+
+    def resized(self, place, k):
+        """One tile's places (m, 3) -> the tokens (h*w,) in whose place the new ones stand, and the weights (h*w, m) of these."""
+        shape = map_shape(place)
+        if not shape:
+            raise UserError(f"{type(self).__name__} needs the whole grid of patches: let no other method act before it")
+        new_shape = smaller(k, *shape)
+        # a map for each token, 1 in its place and 0 elsewhere: made smaller, it holds the token's weights
+        one_hot = torch.eye(len(place), device=place.device).view(-1, 1, *shape)   # (m, 1, H, W)
+        weights = self.resize(one_hot, new_shape)                                  # (m, 1, h, w)
+        return lattice(*new_shape, *shape), weights.flatten(1).T
+
+    def resize(self, maps, shape):
+        """Maps (m, 1, H, W) made smaller, (m, 1, h, w)"""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -145,101 +263,43 @@ class DownSample(Resized):
 
     antialias: bool = True             # False: below half the side some patches are not read
 
-    def resize(self, maps, size):
-        return F.interpolate(maps, size, mode="bilinear", antialias=self.antialias)
+    def resize(self, maps, shape):
+        return F.interpolate(maps, shape, mode="bilinear", antialias=self.antialias)
 
 
 @dataclass(frozen=True)
 class AveragePool(Resized):
-    """Means over blocks, which overlap where the sides are no multiples."""
+    """Means over blocks, which overlap if the sides are no multiples."""
 
-    def resize(self, maps, size):
-        return F.adaptive_avg_pool2d(maps, size)
-
-
-@dataclass(frozen=True)
-class Ranked(Control):
-    """What the strategies of Table 5 share: FastV's score. They differ in what they `choose` by it."""
-
-    correction: bool = False           # times AdaptPrune's Gaussian around the centre of the image
-
-    ranks = True
-
-    def score(self, tokens):
-        attention = tokens.before.mean_attention("last")[0, tokens.visual]         # (n,)
-        return attention * gaussian(tokens.grid) if self.correction else attention
-
-    def reduce(self, tokens):
-        score = self.score(tokens)
-        return Reduction(self.choose(tokens, score, self.budget(tokens.n)).sort().values, score=score)
+    def resize(self, maps, shape):
+        return F.adaptive_avg_pool2d(maps, shape)
 
 
-@dataclass(frozen=True)
-class Skip(Ranked):
-    """Table 5 (b): every other one of the best 2 k; where there are fewer than 2 k, then the best of those left out."""
-
-    laws = Ranked.laws | {"needle"}
-
-    def choose(self, tokens, score, k):
-        order = descending(score)
-        return torch.cat([order[::2], order[1::2]])[:k]
-
-
-@dataclass(frozen=True)
-class Random3x3(Ranked):
-    """Table 5 (d): of each cell of 3 x 3 patches one at random; of these the best."""
-
-    seed: int = 0                      # of the draw
-
-    def choose(self, tokens, score, k):
-        noise = torch.rand(tokens.n, generator=torch.Generator().manual_seed(self.seed)).to(score.device)
-        return best(score, one_a_cell(tokens.grid, noise), k)
-
-
-@dataclass(frozen=True)
-class MaxPool3x3(Ranked):
-    """Table 5 (e): of each cell of 3 x 3 patches the best; of these the best."""
-
-    laws = Ranked.laws | {"needle"}
-
-    def choose(self, tokens, score, k):
-        return best(score, one_a_cell(tokens.grid, score), k)
-
-
-@dataclass(frozen=True)
-class AverageScores(Ranked):
-    """Table 5 (f): the best by the mean of their score and their eight neighbours'."""
-
-    def score(self, tokens):
-        return neighbourhood(tokens.grid, super().score(tokens))
-
-    def choose(self, tokens, score, k):
-        return top(score, k)
-
-
-def shares(cell, k):
-    """(indices, number to keep) of each tile, in proportion to its tokens, k in all; not of tiles that get none."""
-    sizes = cell[:, 0].unique_consecutive(return_counts=True)[1].tolist()
-    for here in torch.arange(len(cell), device=cell.device).split(sizes):
-        start, end = int(here[0]), int(here[-1]) + 1
-        if mine := k * end // len(cell) - k * start // len(cell):
-            yield here, mine
-
-
-def side(cell):
-    """(H, W) of a tile's cells (m, 3), or None where they are no whole grid."""
-    height, width = (cell[:, 1:].amax(dim=0) + 1).tolist()
-    return (height, width) if cell[:, 1].min() >= 0 and height * width == len(cell) else None
+def shares(grid, k):
+    """(indices (m,), number to keep) of each tile, in proportion to its tokens, k in all; not of tiles that get none."""
+    n = len(grid)
+    parts = []
+    end = 0
+    for tile in per_tile(grid):
+        start = end
+        end = start + len(tile)
+        share = k * end // n - k * start // n              # rounded at the ends of the tiles: the sum is k
+        if share:
+            parts.append((tile, share))
+    return parts
 
 
 def smaller(k, height, width):
-    """The largest map of about this shape with at most k cells: smaller(128, 24, 24) -> (11, 11)"""
-    h = max(1, min(height, k, isqrt(k * height // width)))
-    return h, max(1, min(width, isqrt(k * width // height), k // h))
+    """The largest map of about this shape with at most k patches: smaller(128, 24, 24) -> (11, 11)"""
+    h = math.isqrt(k * height // width)
+    h = max(1, min(h, height, k))
+    w = math.isqrt(k * width // height)
+    w = max(1, min(w, width, k // h))
+    return h, w
 
 
 def lattice(h, w, height, width):
-    """(h*w,) indices of the cells of a grid on which the centres of h x w equal blocks lie."""
+    """(h*w,) indices of the patches of a grid on which the centres of h x w equal blocks lie."""
     row = (2 * torch.arange(h) + 1) * height // (2 * h)
     column = (2 * torch.arange(w) + 1) * width // (2 * w)
     return (row[:, None] * width + column).flatten()
@@ -247,31 +307,12 @@ def lattice(h, w, height, width):
 
 def spaced(k, height, width):
     """(k,) indices in a grid, in rows that are as far apart as the tokens in them: spaced(4, 4, 4) -> [5, 7, 13, 15]"""
-    rows = max(-(-k // width), min(height, k, round((k * height / width) ** .5)))
-    ends = [k * (i + 1) // rows for i in range(rows)]
-    return torch.cat([lattice(rows, end - start, height, width).view(rows, -1)[i]
-                      for i, (start, end) in enumerate(zip([0, *ends], ends))])
-
-
-def one_a_cell(cell, score):
-    """(n,) bool: the token with the highest score in each cell of 3 x 3 patches."""
-    block = torch.cat([cell[:, :1], cell[:, 1:].div(3, rounding_mode="floor")], dim=1).unique(dim=0, return_inverse=True)[1]
-    rank = descending(score).argsort()                                             # (n,)  0: the highest
-    first = torch.full_like(rank, len(rank)).scatter_reduce(0, block, rank, "amin")                # of each block
-    return rank == first[block]
-
-
-def best(score, first, k):
-    """(k,) indices of the highest scores among those that are `first` (n,); then, among the others."""
-    order = descending(score)
-    return torch.cat([order[first[order]], order[~first[order]]])[:k]
-
-
-def neighbourhood(cell, score):
-    """(n,) mean of the scores (n,) in each token's 3 x 3 neighbourhood, of the patches that exist; its own off the grid."""
-    on = cell[:, 1] >= 0
-    grid = score.new_zeros(2, *(cell.amax(dim=0) + 1).tolist())                    # (2, tiles, H, W)  sums and counts
-    tile, row, column = cell[on].T
-    grid[0, tile, row, column], grid[1, tile, row, column] = score[on], 1
-    total, count = F.avg_pool2d(grid, 3, stride=1, padding=1)[:, tile, row, column]
-    return score.index_put((on,), total / count)
+    rows = round((k * height / width) ** .5)
+    rows = min(rows, height, k)
+    rows = max(rows, math.ceil(k / width))                 # so many are needed for k tokens
+    index = []
+    for i in range(rows):
+        count = k * (i + 1) // rows - k * i // rows        # of row i: the sum is k
+        row = lattice(rows, count, height, width).view(rows, count)[i]
+        index.append(row)
+    return torch.cat(index)

@@ -1,7 +1,24 @@
-"""Where tokens lie: grids of patches, tiles, and which tokens belong to which tile."""
+"""Where tokens lie: tiles and grids of patches. A place is a row of Tokens.grid: tile, row, column; row -1: on no grid."""
 
 
 def per_tile(grid):
     """The indices of each tile's tokens (m,), tile after tile. (n, 3) -> list"""
     tile = grid[:, 0]
-    return [(tile == t).nonzero().squeeze(1) for t in tile.unique()]
+    members = []
+    for t in tile.unique():
+        is_member = tile == t
+        members.append(is_member.nonzero().squeeze(1))
+    return members
+
+
+def over_all(weights, tile, n):
+    """Weights (k, m) of the m tokens of one tile, whose indices are `tile`, as weights of all n tokens. (k, n)"""
+    zeros = weights.new_zeros(len(weights), n)
+    return zeros.index_copy(1, tile, weights)
+
+
+def map_shape(place):
+    """(H, W) of the places (m, 3) of one tile's tokens, or None if they are not a whole grid."""
+    height, width = (place[:, 1:].amax(dim=0) + 1).tolist()
+    is_whole = place[:, 1].min() >= 0 and height * width == len(place)
+    return (height, width) if is_whole else None

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pruning.base import Pruner, Reduction
 from pruning.budget import tokens_to_keep
 from pruning.fields import Amount, Count, FromOne
-from pruning.grid import per_tile
+from pruning.grid import over_all, per_tile
 from pruning.ranked import descending, finite
 
 
@@ -58,7 +58,7 @@ class PruMerge(Pruner):
         for tile in per_tile(tokens.grid):                                         # (m,) indices of each tile's tokens
             place, weights = self.merged(attention[tile], key[tile])               # (k,), (k, m)
             keep.append(tile[place])
-            merge.append(weights.new_zeros(len(place), tokens.n).index_copy(1, tile, weights))
+            merge.append(over_all(weights, tile, tokens.n))                        # (k, n)
         return Reduction(torch.cat(keep), torch.cat(merge), attention)
 
     def attention_and_keys(self, tokens):

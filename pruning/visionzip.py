@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import tokens_to_keep
 from pruning.fields import Amount
-from pruning.grid import per_tile
+from pruning.grid import over_all, per_tile
 from pruning.ranked import top
 
 
@@ -64,7 +64,7 @@ class VisionZip(Pruner):
         for tile in per_tile(tokens.grid):                                         # (m,) indices of each tile's tokens
             place, weights, is_target = self.zipped(attention[tile], metric[tile], is_cls[tile])
             keep.append(tile[place])                                               # (k,)
-            merge.append(weights.new_zeros(len(place), tokens.n).index_copy(1, tile, weights))     # (k, n)
+            merge.append(over_all(weights, tile, tokens.n))                        # (k, n)
             reason.append(is_target)
         return Reduction(torch.cat(keep), torch.cat(merge), attention, reason=torch.cat(reason).long(),
                          reasons=("dominant", "contextual"))
