@@ -46,8 +46,8 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(c.hidden_size, c.hidden_size)
 
     def heads(self, x):
-        """(tiles, T, C) -> (tiles, H, T, Dh)"""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        """(.., T, C) -> (.., H, T, Dh)"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
 
     def forward(self, x):
         """(tiles, T, C) -> (tiles, T, C)"""

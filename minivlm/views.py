@@ -77,8 +77,11 @@ class StepView(DecoderView):
 
 def tower_view(tower, l, states, tokens):
     """Block l of the vision tower, which reads states[l], as a method of the vision site may look at it."""
-    if not 0 <= l < len(tower.layers):
-        return NoView(f"the vision tower has {len(tower.layers)} blocks, and this would be number {l}: use another method")
+    blocks = len(tower.layers)
+    if not 0 <= l < blocks:
+        return NoView(f"the vision tower has {blocks} blocks, and this would be number {l}: use another method")
+    if l >= len(states):
+        return NoView(f"the vision tower ran up to the input of block {len(states) - 1}, and this would be block {l}")
     return TowerView(tower, l, states, tokens)
 
 
@@ -86,36 +89,40 @@ class TowerView(LayerView):
     """One block of the tower. Its rows are those of all tiles, tile after tile, each with its class token first."""
 
     def __init__(self, tower, l, states, tokens):
-        self.tower, self.l, self.states, self.tokens = tower, l, states, tokens
-        self.attn = tower.layers[l].self_attn
+        self.tower = tower
+        self.l = l
+        self.states = states           # what enters block 0, 1, .., (tiles, 1+P, C) each
+        self.tokens = tokens
 
-    def _projected(self, projection, rows):
-        """(H, R, Dh) of these rows, counted over all tiles."""
-        hidden = self.states[self.l].flatten(0, 1)[rows]                           # (R, C)
-        x = projection(self.tower.layers[self.l].layer_norm1(hidden))              # (R, C)
-        return x.unflatten(-1, (self.attn.num_heads, -1)).transpose(0, 1)
+    def normed(self, rows):
+        """(R, C) what the block's attention reads at these rows, counted over all tiles"""
+        hidden = self.states[self.l].flatten(0, 1)                                 # (T, C)
+        return self.tower.layers[self.l].layer_norm1(hidden[rows])
 
     def query(self, rows="all"):
-        return self._projected(self.attn.q_proj, self.tokens.rows(rows))
+        attn = self.tower.layers[self.l].self_attn
+        query = attn.q_proj(self.normed(self.tokens.rows(rows)))                   # (R, C)
+        return attn.heads(query)
 
     def key(self):
-        return self._projected(self.attn.k_proj, self.tokens.rows("all"))
+        attn = self.tower.layers[self.l].self_attn
+        key = attn.k_proj(self.normed(self.tokens.rows("all")))                    # (T, C)
+        return attn.heads(key)
 
     def cls_rows(self):
-        """(tiles,) the rows of the class tokens"""
-        tiles, rows, _ = self.states[self.l].shape
-        return torch.arange(tiles, device=self.tokens.visual.device) * rows
+        tiles, rows_per_tile, _ = self.states[self.l].shape
+        return torch.arange(tiles, device=self.tokens.visual.device) * rows_per_tile
 
     def cls_attention(self):
-        """(H, n) what each visual token gets from the class token of its own tile, softmax over that tile"""
-        query = self.query(self.cls_rows())[:, :, None]                            # (H, tiles, 1, Dh)
+        # each tile's class token is the only query of its tile; softmax over that tile
+        query = self.query(self.cls_rows())                                        # (H, tiles, Dh)
         key = self.key().unflatten(1, (query.shape[1], -1))                        # (H, tiles, 1+P, Dh)
-        logits = query @ key.mT / query.shape[-1] ** 0.5                           # (H, tiles, 1, 1+P)
-        return logits.float().softmax(dim=-1).flatten(1)[:, self.tokens.visual]
+        logits = key @ query[:, :, :, None] / query.shape[-1] ** 0.5               # (H, tiles, 1+P, 1)
+        attention = logits.float().softmax(dim=2).flatten(1)                       # (H, T)
+        return attention[:, self.tokens.visual]
 
     def block(self, l):
-        """The view of block l of the same tower."""
         return tower_view(self.tower, l, self.states, self.tokens)
 
     def __repr__(self):
-        return f"TowerView(block {self.l}, {self.states[self.l].shape[0]} tiles)"
+        return f"TowerView(block {self.l}, {len(self.states[self.l])} tiles)"

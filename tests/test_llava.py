@@ -1,54 +1,62 @@
-"""LLaVA: where the image stands in the prompt, and what a method is shown at each of the three sites."""
+"""LLaVA: where the image stands in the prompt, and what a method can read at each of the three sites."""
 
 import pytest
 import torch
 
+from build import close
 from minivlm.attention import rope, rotate
 from minivlm.cache import Cache
 from pruning.base import UserError
-from tiny import MARK, Told, ids, llava, one_thread, picture, prefill  # noqa: F401
-
-ALL = ("attn", "logits", "turned_query", "turned_key", "own_attn", "query", "key", "raw_key", "past_key", "first_attn")
-
-
-def close(ours, theirs, atol=1e-5):
-    torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
+from pruning.hired import HiRED
+from pruning.prumerge import PruMerge
+from pruning.vispruner import VisPruner
+from tiny import MARK, Chosen, ids, llava, picture, prefill
 
 
-def row(query, key, heads):
-    """Softmax weights (H, S) of one query (H*Dh) over keys (S, Hk*Dh), one head at a time, and the logits."""
-    query = query.view(heads, -1)
-    key = key.view(len(key), -1, query.shape[1])
-    logits = torch.stack([key[:, h * key.shape[1] // heads] @ query[h] / query.shape[1] ** .5 for h in range(heads)])
-    return logits.softmax(dim=-1), logits
+def attended(query, key):
+    """Logits and attention weights (H, S) of one query (H, Dh) over keys (Hk, S, Dh), one head at a time."""
+    heads_per_key = len(query) // len(key)
+    logits = torch.stack([key[h // heads_per_key] @ q / q.shape[0] ** .5 for h, q in enumerate(query)])
+    return logits, logits.softmax(dim=-1)
+
+
+def heads(x, width=8):
+    """(R, H*Dh) -> (H, R, Dh)"""
+    return x.unflatten(-1, (-1, width)).transpose(0, 1)
 
 
 # --- the prompt ----------------------------------------------------------------------------------------------------------
 
 def test_projected_features_stand_in_the_place_of_the_mark():
-    """Two images in the order given, text around them; positions are contiguous, cells count the images as tiles."""
-    model, prompt = llava(), ids(3, MARK, 2, MARK, 4)
+    """Two images in the order given, text around them; positions are contiguous, and the images count as tiles."""
+    model = llava()
+    prompt = ids(3, MARK, 2, MARK, 4)
     pictures = [picture(model), picture(model, 1)]
     tokens = model.embed(prompt, pictures)
     image = [model.multi_modal_projector(model.features(pixels)[0]) for pixels in pictures]
     words = [model.language_model.embed_tokens(torch.tensor(part)) for part in (prompt[:3], prompt[4:6], prompt[7:])]
     assert tokens.hidden.equal(torch.cat([words[0], image[0], words[1], image[1], words[2]]))
-    assert tokens.visual.tolist() == [*range(3, 19), *range(21, 37)] and tokens.origin.tolist() == list(range(32))
-    assert tokens.position.tolist() == list(range(41)) and tokens.next == 41
-    assert tokens.cell.tolist() == [[i, row, column] for i in range(2) for row in range(4) for column in range(4)]
+    assert tokens.visual.tolist() == [*range(3, 19), *range(21, 37)]
+    assert tokens.source.tolist() == list(range(32))
+    assert tokens.position.tolist() == list(range(41))
+    assert tokens.next_position == 41
+    assert tokens.grid.tolist() == [[i, row, column] for i in range(2) for row in range(4) for column in range(4)]
 
 
 def test_several_tiles():
     """Pixels (2, 3, S, S) are two tiles of one image under one mark; those of the next image count on."""
-    model, pixels = llava(), picture(llava(), tiles=2)
+    model = llava()
+    pixels = picture(model, tiles=2)
     tokens = model.embed(ids(1, MARK, MARK, 1), [pixels, picture(model, 1)])
-    assert tokens.cell[:, 0].tolist() == [0] * 16 + [1] * 16 + [2] * 16
+    assert tokens.grid[:, 0].tolist() == [0] * 16 + [1] * 16 + [2] * 16
     close(tokens.hidden[17:33], model.embed([MARK], [pixels[1:]]).hidden)
 
 
 def test_text_alone():
     tokens = llava().embed(ids(5))
-    assert tokens.n == 0 and tokens.cell.shape == (0, 3) and len(tokens.hidden) == tokens.next == 5
+    assert tokens.n == 0
+    assert tokens.grid.shape == (0, 3)
+    assert len(tokens.hidden) == tokens.next_position == 5
 
 
 @pytest.mark.parametrize("marks, images", [(1, 0), (0, 1), (2, 1), (1, 2)])
@@ -59,38 +67,47 @@ def test_marks_and_images_must_match(marks, images):
 
 def test_a_prompt_longer_than_the_context():
     """28 tokens fit in a context of 28 and not in one of 27; a reduction before the decoder makes room, one inside does not."""
-    prompt, pixels = ids(5, MARK, 7), picture(llava())
+    prompt = ids(5, MARK, 7)
+    pixels = picture(llava())
     prefill(llava(layers=2, context=28), prompt, [pixels])
     short = llava(layers=2, context=27)
-    for pruner in (None, Told({1: [3]})):
+    for pruner in (None, Chosen({1: [3]})):
         with pytest.raises(UserError, match="the prompt has 28 tokens and the model's context is 27"):
             prefill(short, prompt, [pixels], pruner)
-    assert prefill(short, prompt, [pixels], Told([3], site="embed"))[1].lengths == [13, 13]
+    _, cache, _ = prefill(short, prompt, [pixels], Chosen([3], site="embed"))
+    assert cache.lengths == [13, 13]
 
 
 # --- the features ----------------------------------------------------------------------------------------------------------
 
 def test_full_keeps_the_class_token():
     """"full" has 17 tokens an image, the first on no grid; the other 16 are those of "default"."""
-    full, default = (llava(layers=2, vision_feature_select_strategy=strategy) for strategy in ("full", "default"))
+    full = llava(layers=2, vision_feature_select_strategy="full")
+    default = llava(layers=2, vision_feature_select_strategy="default")
     pixels = picture(full)
-    tokens, (features, cell, origin) = full.embed(ids(1, MARK, 1), [pixels]), default.features(pixels)
-    assert tokens.n == 17 and tokens.cell[0].tolist() == [0, -1, -1] and tokens.cell[1:].equal(cell)
-    assert full.features(pixels)[0][1:].equal(features) and features.shape == (16, 32) and origin.tolist() == list(range(16))
+    features, grid, source = default.features(pixels)
+    assert features.shape == (16, 32)
+    assert source.tolist() == list(range(16))
+    assert full.features(pixels)[0][1:].equal(features)
+    tokens = full.embed(ids(1, MARK, 1), [pixels])
+    assert tokens.n == 17
+    assert tokens.grid.tolist() == [[0, -1, -1], *grid.tolist()]
 
 
 def test_a_method_may_drop_the_class_token():
     """At "full" it is a visual token like others: with 0 and 5 kept, the trace has 17 of them, CLS first."""
     model = llava(layers=2, vision_feature_select_strategy="full")
-    _, _, trace = prefill(model, ids(1, MARK, 1), [picture(model)], Told([0, 5], site="vision"))
-    assert trace.N == 17 and trace.cells[trace.steps[0].kept].tolist() == [[0, -1, -1], [0, 1, 0]] and trace.visual == [2, 2]
+    _, _, trace = prefill(model, ids(1, MARK, 1), [picture(model)], Chosen([0, 5], site="vision"))
+    assert trace.N == 17
+    assert trace.cells[trace.steps[0].kept].tolist() == [[0, -1, -1], [0, 1, 0]]
+    assert trace.visual == [2, 2]
 
 
 @pytest.mark.parametrize("layers", [-2, (-2, -5), (23, 20), (0, -1)])
 def test_feature_layers(layers):
     """Their hidden states side by side, in the order given: 0 is what enters layer 0, 24 or -1 what leaves the last."""
     model = llava(layers=2, vision_feature_layer=layers)
-    states, _ = model.vision_tower(picture(model), range(25))
+    states = model.vision_tower(picture(model), 24)
     features, _, _ = model.features(picture(model))
     assert features.equal(torch.cat([states[l][0, 1:] for l in ([layers] if layers == -2 else layers)], dim=1))
     assert model.embed([MARK], [picture(model)]).hidden.shape == (16, 32)
@@ -98,7 +115,8 @@ def test_feature_layers(layers):
 
 def test_layers_above_the_features_never_run():
     """The default, hidden_states[-2], is the output of layer 22 of 0 .. 23; -1 runs all."""
-    model, ran = llava(layers=2), []
+    model = llava(layers=2)
+    ran = []
     hooks = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(model.vision_tower.layers)]
     model.features(picture(model))
     for hook in hooks:
@@ -106,121 +124,161 @@ def test_layers_above_the_features_never_run():
     assert ran == list(range(23))
 
 
-# --- what a method is shown -----------------------------------------------------------------------------------------------
+# --- what a method can read ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_the_vision_site(tiles):
-    """Each tile's class token and patches before the projector; attention of the class tokens in layers 22 and 0, each to
-    its own tile; queries and keys of layer 23, keys of layer 22. What is kept is then projected."""
-    model, watching = llava(layers=2), Told([3, 20 if tiles == 2 else 8], site="vision", needs=ALL)
+    """Each tile's class token and patches before the projector: `before` is block 22, `here` block 23. What is kept is then projected."""
+    model = llava(layers=2)
     pixels = picture(model, tiles=tiles)
-    tower, (features, cell, origin) = model.vision_tower, model.features(pixels, watching)
-    states, _ = tower(pixels, range(24))
-    (saw,) = watching.saw
+    method = Chosen([3, 20 if tiles == 2 else 8], site="vision")
+    features, grid, source = model.features(pixels, method)
+    (tokens,) = method.calls
+    states = model.vision_tower(pixels, 23)
     T = 17 * tiles
-    assert saw.layer == 23 and saw.hidden.shape == (T, 32) and saw.hidden.equal(states[23].flatten(0, 1))
-    assert saw.visual.tolist() == [i for i in range(T) if i % 17] and saw.rows.tolist() == list(range(0, T, 17))
-    for name, layer in (("attn", 22), ("first_attn", 0)):
-        assert getattr(saw, name).shape == (4, tiles, T)
-        x = tower.layers[layer].layer_norm1(states[layer])
-        attend = tower.layers[layer].self_attn
-        for tile in range(tiles):
-            weights, _ = row(attend.q_proj(x[tile, 0]), attend.k_proj(x[tile]), 4)
-            expected = torch.zeros(4, T)
-            expected[:, 17 * tile:17 * tile + 17] = weights
-            close(getattr(saw, name)[:, tile], expected)
-    x = tower.layers[23].layer_norm1(states[23]).flatten(0, 1)
-    close(saw.query, tower.layers[23].self_attn.q_proj(x))
-    close(saw.key, tower.layers[23].self_attn.k_proj(x))
-    close(saw.past_key, tower.layers[22].self_attn.k_proj(tower.layers[22].layer_norm1(states[22]).flatten(0, 1)))
-    assert features.equal(saw.hidden[saw.visual[watching.kept]]) and origin.tolist() == watching.kept
-    assert cell.equal(saw.cell[watching.kept])
+    assert tokens.layer == 23
+    assert tokens.hidden.equal(states[23].flatten(0, 1))
+    assert tokens.visual.tolist() == [i for i in range(T) if i % 17]
+    assert tokens.before.cls_rows().tolist() == list(range(0, T, 17))
+    for view, l in ((tokens.before, 22), (tokens.here, 23)):
+        block = model.vision_tower.layers[l]
+        x = block.layer_norm1(states[l]).flatten(0, 1)                             # (T, 32)
+        close(view.query(), heads(block.self_attn.q_proj(x)))
+        close(view.query(torch.tensor([5])), heads(block.self_attn.q_proj(x[5:6])))
+        close(view.key(), heads(block.self_attn.k_proj(x)))
+    assert features.equal(tokens.hidden[tokens.visual[method.kept]])
+    assert source.tolist() == method.kept
+    assert grid.equal(tokens.grid[method.kept])
+
+
+@pytest.mark.parametrize("l", [0, 5, 22, 23])
+def test_attention_of_the_class_tokens(l):
+    """Of any block up to the features, and of the one after them: from each tile's class token to its own tile, its own row included
+    in the softmax."""
+    model = llava(layers=2)
+    pixels = picture(model, tiles=2)
+    method = Chosen([3], site="vision")
+    model.features(pixels, method)
+    received = method.calls[0].before.block(l).cls_attention()                     # (4, 32)
+    block = model.vision_tower.layers[l]
+    x = block.layer_norm1(model.vision_tower(pixels, 23)[l])                       # (2, 17, 32)
+    for tile in range(2):
+        query = heads(block.self_attn.q_proj(x[tile]))[:, 0]                       # (4, 8)
+        _, weights = attended(query, heads(block.self_attn.k_proj(x[tile])))       # (4, 17)
+        close(received[:, 16 * tile:16 * tile + 16], weights[:, 1:])
+
+
+def test_features_of_another_layer():
+    """Of hidden_states[10], the output of block 9: `before` is block 9, `here` block 10; block 11 never ran."""
+    model = llava(layers=2, vision_feature_layer=10)
+    method = Chosen([3], site="vision")
+    model.features(picture(model), method)
+    (tokens,) = method.calls
+    assert tokens.layer == 10
+    close(tokens.before.cls_attention(), tokens.here.block(9).cls_attention())
+    close(tokens.here.cls_attention(), tokens.before.block(10).cls_attention())
+    with pytest.raises(UserError, match="the vision tower ran up to the input of block 10, and this would be block 11"):
+        tokens.before.block(11).cls_attention()
+
+
+@pytest.mark.parametrize("layer, method, l", [(0, VisPruner(1), -1), (0, HiRED(1), -1), (-1, PruMerge(1), 24)])
+def test_a_block_that_is_not_there(layer, method, l):
+    """Of the input of block 0 nobody has been attended to; after the last block there is none."""
+    model = llava(layers=2, vision_feature_layer=layer)
+    with pytest.raises(UserError, match=f"the vision tower has 24 blocks, and this would be number {l}: use another method"):
+        model.features(picture(model), method)
 
 
 def test_the_embed_site():
-    """The whole spliced prompt, once, with nothing observed; afterwards positions are contiguous."""
-    model, watching, prompt = llava(layers=2), Told([3, 20], site="embed", needs=ALL), ids(3, MARK, 2, MARK, 4)
+    """The whole spliced prompt, once, with no layer to look at; afterwards positions are contiguous."""
+    model = llava(layers=2)
+    prompt = ids(3, MARK, 2, MARK, 4)
     pictures = [picture(model), picture(model, 1)]
-    tokens = model.embed(prompt, pictures, watching)
-    (saw,), whole = watching.saw, model.embed(prompt, pictures)
-    assert saw.hidden.equal(whole.hidden) and saw.layer == 0 and all(getattr(saw, name) is None for name in ALL)
+    method = Chosen([3, 20], site="embed")
+    tokens = model.embed(prompt, pictures, method)
+    whole = model.embed(prompt, pictures)
+    (entering,) = method.calls
+    assert entering.layer == 0
+    assert entering.hidden.equal(whole.hidden)
+    for view in (entering.before, entering.here):
+        for read in (view.key, view.query, view.attention, view.mean_logits, view.projected_key, view.cls_attention):
+            with pytest.raises(UserError, match="nothing to look at here, since no layer has run yet"):
+                read()
     assert tokens.hidden.equal(whole.hidden[[0, 1, 2, 6, 19, 20, 25, 37, 38, 39, 40]])
-    assert tokens.position.tolist() == list(range(11)) and tokens.next == 11
+    assert tokens.position.tolist() == list(range(11))
+    assert tokens.next_position == 11
+
+
+def read_both(tokens):
+    """What a method can read of the two layers, while they are there."""
+    return {side: dict(query=view.query(), key=view.key(), logits=view.logits("last")[:, 0], attention=view.attention("last")[:, 0],
+                       normed=view.projected_key(), raw=view.projected_key(norm=False))
+            for side, view in (("before", tokens.before), ("here", tokens.here))}
 
 
 def test_the_decoder_site():
-    """Before layer 4, after a reduction before layer 2: attention, logits, queries and keys of layer 3, and layer 4's own attention,
-    queries and keys (with the norm before them, and without), on the tokens left at their first positions."""
-    model, prompt = llava(layers=6), ids(3, MARK, 4)
-    watching = Told({2: [1, 5, 6, 12], 4: [0, 2]}, needs=ALL[:8])
-    _, cache, _ = prefill(model, prompt, [picture(model)], watching)
-    _, saw = watching.saw
-    decoder, first = model.language_model, [0, 1, 2, 4, 8, 9, 15, 19, 20, 21, 22]          # text 0-2, image 3-18, text
-    assert saw.layer == 4 and saw.position.tolist() == first and saw.visual.tolist() == [3, 4, 5, 6]
-    assert saw.rows.tolist() == [10] and saw.prompt.equal(model.embed(prompt, [picture(model)]).hidden)
-
-    def keys(layer):
-        return cache.layers[layer].key[0].transpose(0, 1).flatten(1)                       # (T, Hk*Dh) after RoPE
-
-    def turned(x, position):
-        return rotate(x.view(1, -1, 8).transpose(0, 1), *rope(position, 8, 10000., torch.float32)).transpose(0, 1).flatten()
-
-    layer, x = decoder.layers[4].self_attn, decoder.layers[4].input_layernorm(saw.hidden)
-    close(saw.query, layer.q_proj(x))
-    close(saw.key, layer.k_proj(x))
-    close(saw.raw_key, layer.k_proj(saw.hidden))
-    turned_keys = torch.stack([turned(key, position[None]) for key, position in zip(saw.key, saw.position)])
-    close(saw.own_attn[:, 0], row(turned(saw.query[-1], saw.position[-1:]), turned_keys, 4)[0])
-
-    before = Told({2: [1, 5, 6, 12], 3: range(4)}, needs=["query"])                        # the same, seen a layer earlier
-    prefill(model, prompt, [picture(model)], before)
-    weights, logits = row(turned(before.saw[1].query[-1], saw.position[-1:]), keys(3), 4)
-    close(saw.attn[:, 0], weights)
-    close(saw.logits[:, 0], logits, atol=1e-4)
-    close(saw.turned_key.transpose(0, 1).flatten(1), keys(3))
-    close(saw.turned_query[:, -1].flatten(), turned(before.saw[1].query[-1], saw.position[-1:]))
+    """Before layer 4, after a reduction before layer 2: queries, keys, logits and attention of layer 3, which has run, and of layer 4,
+    and keys before RoPE, with the layer's norm and without; all on the tokens left at their first positions."""
+    model = llava(layers=6)
+    prompt = ids(3, MARK, 4)
+    method = Chosen({2: [1, 5, 6, 12], 3: range(4), 4: [0, 2]}, look=read_both)
+    _, cache, _ = prefill(model, prompt, [picture(model)], method)
+    _, at_3, at_4 = method.calls
+    first = [0, 1, 2, 4, 8, 9, 15, 19, 20, 21, 22]         # text 0-2, image 3-18, text
+    assert at_4.layer == 4
+    assert at_4.position.tolist() == first
+    assert at_4.visual.tolist() == [3, 4, 5, 6]
+    assert at_4.prompt.hidden.equal(model.embed(prompt, [picture(model)]).hidden)
+    cos_sin = rope(at_4.position, 8, 10000., torch.float32)
+    for side, entering, l in (("before", at_3, 3), ("here", at_4, 4)):
+        views = method.views[2][side]
+        layer = model.language_model.layers[l]
+        x = layer.input_layernorm(entering.hidden)                                 # (11, 32)
+        query = rotate(heads(layer.self_attn.q_proj(x)), cos_sin)                  # (4, 11, 8)
+        key = rotate(heads(layer.self_attn.k_proj(x)), cos_sin)                    # (2, 11, 8)
+        close(views["query"], query)
+        close(views["key"], key)
+        close(views["normed"], layer.self_attn.k_proj(x))
+        close(views["raw"], layer.self_attn.k_proj(entering.hidden))
+        logits, weights = attended(query[:, -1], key)
+        close(views["logits"], logits, 1e-4)
+        close(views["attention"], weights)
+    close(method.views[2]["before"]["key"], cache.layers[3].key[0])                # what the layer itself put there
 
 
-def test_nothing_is_shown_that_was_not_asked_for():
-    for site in ("vision", "embed", "decoder"):
-        watching = Told({2: [0]} if site == "decoder" else [0], site)
-        prefill(llava(layers=3), ids(1, MARK, 1), [picture(llava())], watching)
-        assert all(getattr(watching.saw[0], name) is None for name in ALL)
-    watching = Told({2: [0]}, needs=["attn"])
-    prefill(llava(layers=3), ids(1, MARK, 1), [picture(llava())], watching)
-    assert [name for name in ALL if getattr(watching.saw[0], name) is not None] == ["attn"]
-
-
-def test_no_reduction_where_no_visual_token_is_left():
+def test_no_reduction_if_no_visual_token_is_left():
     """After all are gone a later layer of the method is passed over."""
-    watching = Told({1: [], 2: [0]})
-    _, cache, trace = prefill(llava(layers=3), ids(1, MARK, 2), [picture(llava())], watching)
-    assert len(watching.saw) == len(trace.steps) == 1 and cache.lengths == [19, 3, 3]
+    method = Chosen({1: [], 2: [0]})
+    _, cache, trace = prefill(llava(layers=3), ids(1, MARK, 2), [picture(llava())], method)
+    assert len(method.calls) == len(trace.steps) == 1
+    assert cache.lengths == [19, 3, 3]
 
 
-class Masking(Told):
-    """Hides visual column 0 from everybody in layer 1, and lets all else look ahead."""
+class Masking(Chosen):
+    """Hides visual column 0 from all rows in layer 1, and lets everything else look ahead."""
 
     def mask_at(self, layers):
         return (1,)
 
-    def mask(self, tokens, query, key, causal):
-        self.asked = tokens, query, key, causal
-        mask = torch.zeros_like(causal)
+    def mask(self, tokens):
+        self.layer_masked = tokens.layer
+        self.causal = tokens.here.mask()
+        self.logits = tokens.here.logits()
+        mask = torch.zeros_like(self.causal)
         mask[:, tokens.visual[0]] = -torch.inf
         return mask
 
 
 def test_a_method_s_mask():
-    """Called in its layer with that layer's query (H, T, Dh), key (Hk, T, Dh) and the causal mask; what it gives back is what counts."""
-    model, prompt = llava(layers=3), ids(2, MARK, 3)
-    method = Masking({2: range(16)}, needs=["attn"], rows="all")
-    tokens = model.embed(prompt, [picture(model)])
+    """Called before its layer, whose own mask it replaces; what it gives back is what the layer adds and what the view then shows."""
+    model = llava(layers=3)
+    method = Masking({2: range(16)}, look=lambda tokens: tokens.before.attention())
+    tokens = model.embed(ids(2, MARK, 3), [picture(model)])
     model.language_model.prefill(tokens, Cache.empty(3), method, last=False)
-    asked, query, key, causal = method.asked
-    logits = query @ key.repeat_interleave(len(query) // len(key), dim=0).mT / query.shape[-1] ** .5      # (4, 21, 21)
-    assert asked.layer == 1 and logits.shape == (4, 21, 21)
-    assert causal.equal(torch.full((21, 21), -torch.inf).triu(1))
-    attn = method.saw[0].attn                                                              # (4, 21, 21)
-    assert (attn[..., 2] == 0).all() and (attn[:, 0, 5] > 0).all()
-    close(attn, (logits + method.mask(*method.asked)).softmax(dim=-1))
+    assert method.layer_masked == 1
+    assert method.causal.equal(torch.full((21, 21), -torch.inf).triu(1))
+    (attention,) = method.views                                                    # (4, 21, 21)
+    assert (attention[..., 2] == 0).all()
+    assert (attention[:, 0, 5] > 0).all()
+    hidden_column = torch.zeros(21).index_fill(0, torch.tensor(2), -torch.inf)
+    close(attention, (method.logits + hidden_column).softmax(dim=-1))
