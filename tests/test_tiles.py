@@ -10,15 +10,17 @@ import torch
 from PIL import Image
 
 import weights
+from build import close
 from minivlm.config import read_config
 from minivlm.lab import hf
 from minivlm.tiles import Tiles, TilesProcessor, best_grid
 from minivlm.trace import Trace
+from pruning.base import whole_grid
 from pruning.hired import HiRED
 from pruning.mosaic import Mosaic
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
-from tiny import MARK, Told, ids, llava, next_llava, one_thread, tiled  # noqa: F401
+from tiny import MARK, Chosen, ids, llava, next_llava, tiled
 
 PARITY = Path(__file__).parent / "parity"
 COUNTS = json.loads((PARITY / "next_counts.json").read_text())
@@ -55,7 +57,9 @@ def test_every_recorded_count():
     """transformers' number of tokens for pictures of 41 x 41 sizes, from 1 to 10000 pixels a side."""
     ours = [[tokens_of(height, width) for width in COUNTS["sides"]] for height in COUNTS["sides"]]
     assert ours == COUNTS["tokens"]
-    assert {576, 576 + 72} < set(sum(ours, [])) and max(map(max, ours)) == 2928
+    counts = sum(ours, [])
+    assert {576, 576 + 72} < set(counts)
+    assert max(counts) == 2928
 
 
 def test_count_for_the_reference():
@@ -70,7 +74,8 @@ def test_count_for_the_reference():
 def test_counts_by_hand():
     """48 x 48 patches. 480 x 640 (height first): 480 * 48 / 640 = 36 rows, 6 of 48 dropped above and below: 576 + 36 * 49."""
     assert tokens_of(480, 640) == 576 + 36 * 49
-    assert Mosaic(24, (2, 2), (480, 640)).padding == (6, 0) and Mosaic(24, (2, 2), (640, 480)).padding == (0, 6)
+    assert Mosaic(24, (2, 2), (480, 640)).padding == (6, 0)
+    assert Mosaic(24, (2, 2), (640, 480)).padding == (0, 6)
     assert tokens_of(672, 672) == 576 + 48 * 49 == 2928
     assert Mosaic(24, (1, 3), (100, 2000)).padding == (10, 0)      # 3.6 rows: 3, and (24 - 3) // 2 = 10 leaves 4
     assert tokens_of(100, 2000) == 576 + 4 * 73
@@ -78,15 +83,18 @@ def test_counts_by_hand():
 
 def test_pictures_too_long_for_a_row_or_a_column():
     """20 x 2000 (height first): .72 rows, none is left, nor a newline. 2000 x 20: .72 columns; 72 rows of a newline alone."""
-    assert tokens_of(20, 2000) == 576 and tokens_of(2000, 20) == 576 + 72
-    order, cell = Mosaic(24, (3, 1), (2000, 20)).lines()
-    assert order[576:].tolist() == [-1] * 72 and cell[576:].tolist() == [[1, -1, -1]] * 72
+    assert tokens_of(20, 2000) == 576
+    assert tokens_of(2000, 20) == 576 + 72
+    patch, place = Mosaic(24, (3, 1), (2000, 20)).lines()
+    assert patch[576:].tolist() == [-1] * 72
+    assert place[576:].tolist() == [[1, -1, -1]] * 72
 
 
 @pytest.mark.parametrize("height, width, rounded, cut", ROUNDED)
 def test_rounding_before_it_is_cut(height, width, rounded, cut):
     """Sizes at which a side in patches is whole, and a float64 just below: transformers rounds to 7 digits, the original does not."""
-    assert tokens_of(height, width) == rounded and tokens_of(height, width, digits=None) == cut
+    assert tokens_of(height, width) == rounded
+    assert tokens_of(height, width, digits=None) == cut
 
 
 def test_against_transformers(transformers):
@@ -116,43 +124,54 @@ def test_against_transformers(transformers):
 def test_order_by_hand():
     """Tiles of 2 x 2 patches, one row of two tiles: patches 0 .. 3 of the base, 4 .. 7 and 8 .. 11. The map is 4 5 8 9 over 6 7 10 11.
     A picture twice as wide as high fills it; one of 1 x 1 leaves a column away on both sides."""
-    order, cell = Mosaic(2, (1, 2), (100, 200)).lines()
-    assert order.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, -1, 6, 7, 10, 11, -1]
-    assert cell.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], *([1, 0, c] for c in range(4)), [1, -1, -1],
-                             *([1, 1, c] for c in range(4)), [1, -1, -1]]
-    order, cell = Mosaic(2, (1, 2), (100, 100)).lines()
-    assert order[4:].tolist() == [5, 8, -1, 7, 10, -1] and cell[4:7].tolist() == [[1, 0, 0], [1, 0, 1], [1, -1, -1]]
+    patch, place = Mosaic(2, (1, 2), (100, 200)).lines()
+    assert patch.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, -1, 6, 7, 10, 11, -1]
+    base = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+    first_row = [[1, 0, 0], [1, 0, 1], [1, 0, 2], [1, 0, 3], [1, -1, -1]]
+    second_row = [[1, 1, 0], [1, 1, 1], [1, 1, 2], [1, 1, 3], [1, -1, -1]]
+    assert place.tolist() == base + first_row + second_row
+    patch, place = Mosaic(2, (1, 2), (100, 100)).lines()
+    assert patch[4:].tolist() == [5, 8, -1, 7, 10, -1]
+    assert place[4:7].tolist() == [[1, 0, 0], [1, 0, 1], [1, -1, -1]]
 
 
-def test_cells_of_tiles_on_the_map():
-    """Two rows of two tiles of 2 x 2: tile 3 is the lower left one. What is on no grid stays so, and stands at the end."""
-    cell = torch.tensor([[0, 1, 0], [0, 0, 1], [3, 1, 1], [2, -1, -1], [1, 0, 0], [2, 0, 1], [1, 1, 0], [0, -1, -1]])
+def test_places_on_the_map():
+    """Two rows of two tiles of 2 x 2: tile 3 is the lower left one. What is on no grid stays so, and comes last."""
+    place = torch.tensor([[0, 1, 0], [0, 0, 1], [3, 1, 1], [2, -1, -1], [1, 0, 0], [2, 0, 1], [1, 1, 0], [0, -1, -1]])
     mosaic = Mosaic(2, (2, 2), (100, 100))
-    assert mosaic.on_map(cell).tolist() == [[0, 1, 0], [0, 0, 1], [1, 3, 1], [1, -1, -1], [1, 0, 0], [1, 0, 3], [1, 1, 0], [0, -1, -1]]
-    assert mosaic.order(cell).tolist() == [0, 1, 7, 4, 5, 6, 2, 3]
+    assert mosaic.on_map(place).tolist() == [[0, 1, 0], [0, 0, 1], [1, 3, 1], [1, -1, -1], [1, 0, 0], [1, 0, 3], [1, 1, 0], [0, -1, -1]]
+    assert mosaic.order(place).tolist() == [0, 1, 7, 4, 5, 6, 2, 3]
+
+
+def test_padding_is_not_shown():
+    """Two tiles of 2 x 2 in a row, a square picture: the outer columns of the map show nothing, tile 1's column 0 and tile 2's
+    column 1. The base tile shows all of the picture, whatever its places; a class token is in no padding."""
+    place = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 1], [2, 0, 0], [2, 1, 1], [1, -1, -1]])
+    assert Mosaic(2, (1, 2), (100, 100)).is_shown(place).tolist() == [True, False, True, True, False, True]
+    assert Mosaic(2, (1, 2), (100, 200)).is_shown(place).all()
+    assert Mosaic(2, (2, 1), (100, 100)).is_shown(place[[0, 1, 2]]).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("method, orders", [
     (VisPruner(), [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]), (HiRED(), [0, 1, 2, 3, 5, 8, 7, 10])])
 def test_what_methods_of_the_vision_site_send_on(method, orders):
-    """All patches of three tiles of 2 x 2 in a row, of a picture of 1 x 1: HiRED alone leaves out the padding; nobody has newlines."""
-    patch = torch.arange(12)
-    cell = torch.stack([patch // 4, patch % 4 // 2, patch % 2], dim=1)
-    assert method.assemble(cell, Mosaic(2, (1, 2), (100, 100))).tolist() == orders
+    """All patches of three tiles of 2 x 2 in a row, of a picture of 1 x 1: only HiRED leaves out the padding; nobody has newlines."""
+    grid = torch.cat([whole_grid(2, 2, tile) for tile in range(3)])
+    assert method.output_order(grid, Mosaic(2, (1, 2), (100, 100))).tolist() == orders
 
 
 def test_visionzip_sends_on():
     """Of each of three tiles the class token, two patches, a contextual token: the base tile's as they are; then patches in the order
     of the map, class tokens, contextual tokens."""
     tile = [[-1, -1], [0, 1], [1, 0], [0, 0]]
-    cell = torch.tensor([[t, *place] for t in range(3) for place in tile])
-    assert VisionZip(4, 1).assemble(cell, Mosaic(2, (1, 2), (100, 200))).tolist() == [0, 1, 2, 3, 5, 9, 6, 10, 4, 8, 7, 11]
+    grid = torch.tensor([[t, *place] for t in range(3) for place in tile])
+    assert VisionZip(4, 1).output_order(grid, Mosaic(2, (1, 2), (100, 200))).tolist() == [0, 1, 2, 3, 5, 9, 6, 10, 4, 8, 7, 11]
 
 
 # --- pixels ---------------------------------------------------------------------------------------------------------------
 
 def columns(width, height):
-    """A picture whose pixels tell their column by their red, their row by their green."""
+    """A picture whose pixels have their column as red, their row as green."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x, y, 0 * x + 200], axis=-1).astype(np.uint8))
 
@@ -165,10 +184,15 @@ def test_tiles_by_hand():
     """A picture of 8 x 3 pixels on tiles of 4, of which there are two in a row: it fits as it is, its rows 0 to 2, and the odd
     row of room is below. The base tile shows all of it, squeezed to 4 x 4."""
     tiles = plain(((4, 8),), 4).pixels(columns(8, 3))
-    assert tiles.pixels.shape == (3, 3, 4, 4) and tiles.grid == (1, 2) and tiles.size == (3, 8) and len(tiles) == 3
-    seen = (tiles.pixels[1:] * 255).round().int()
-    assert seen[0, 0, :3].tolist() == [[0, 1, 2, 3]] * 3 and seen[1, 0, :3].tolist() == [[4, 5, 6, 7]] * 3
-    assert seen[0, 1, :3, 0].tolist() == [0, 1, 2] and seen[:, :, 3].abs().sum() == 0
+    assert tiles.pixels.shape == (3, 3, 4, 4)
+    assert tiles.grid == (1, 2)
+    assert tiles.size == (3, 8)
+    assert len(tiles) == 3
+    left, right = (tiles.pixels[1:] * 255).round().int()                           # (3, 4, 4) twice
+    assert left[0, :3].tolist() == [[0, 1, 2, 3]] * 3
+    assert right[0, :3].tolist() == [[4, 5, 6, 7]] * 3
+    assert left[1, :3, 0].tolist() == [0, 1, 2]
+    assert left[:, 3].abs().sum() == right[:, 3].abs().sum() == 0
     base = columns(8, 3).resize((4, 4), Image.Resampling.BICUBIC)
     assert (tiles.pixels[0] * 255).round().int().permute(1, 2, 0).tolist() == np.asarray(base).astype(int).tolist()
 
@@ -177,7 +201,7 @@ def test_black_before_it_is_normalised():
     """Room is black as in the picture, not zero after normalisation."""
     tiles = TilesProcessor(4, grids=((4, 8),)).pixels(columns(8, 3))
     black = torch.tensor([-.48145466 / .26862954, -.4578275 / .26130258, -.40821073 / .27577711])
-    torch.testing.assert_close(tiles.pixels[1, :, 3], black[:, None].expand(3, 4))
+    close(tiles.pixels[1, :, 3], black[:, None].expand(3, 4))
 
 
 def test_boxes():
@@ -189,21 +213,23 @@ def test_boxes():
 
 @pytest.mark.parametrize("size", [(500, 333), (333, 500), (7, 5), (1, 1), (2000, 100), (40, 900), (3, 4000), (56, 56), (85, 29)])
 def test_pixels_against_transformers(size, transformers):
-    """The same bytes, whatever the shape; and the size that the model is told."""
+    """The same bytes, whatever the shape; and the size that the model gets."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     grids = [[n // 12 for n in grid] for grid in REAL]
     theirs = transformers.LlavaNextImageProcessorPil(size=dict(shortest_edge=28), crop_size=dict(height=28, width=28),
                                                      image_grid_pinpoints=grids)(image, return_tensors="pt")
     ours = TilesProcessor(28, grids=tuple(map(tuple, grids))).pixels(image)
-    torch.testing.assert_close(ours.pixels, theirs.pixel_values[0], rtol=0, atol=1e-6)
+    close(ours.pixels, theirs.pixel_values[0], 1e-6)
     assert list(ours.size) == theirs.image_sizes[0].tolist()
 
 
 def test_processor_of_a_folder():
-    """The tile's side, the values and the grids of the checkpoint; the original's grids are turned."""
-    hub, original = (weights.load(PARITY / case).processor for case in ("next_mistral", "next_original"))
+    """The tile's side, the values and the grids of the checkpoint; the original's grids have width first."""
+    hub = weights.load(PARITY / "next_mistral").processor
+    original = weights.load(PARITY / "next_original").processor
     assert hub == TilesProcessor(28, grids=((28, 56), (56, 28), (56, 56), (84, 28), (28, 84)), resize=28)
-    assert set(original.grids) == set(hub.grids) and read_config(PARITY / "next_original").image_grid_pinpoints[0] == [28, 56]
+    assert set(original.grids) == set(hub.grids)
+    assert read_config(PARITY / "next_original").image_grid_pinpoints[0] == [28, 56]
 
 
 # --- in the model -------------------------------------------------------------------------------------------------------------
@@ -211,19 +237,24 @@ def test_processor_of_a_folder():
 def test_newlines_in_the_prompt():
     """A picture of 32 x 24 (width first) on 2 x 2 tiles of 4 x 4 patches: of 8 x 8 patches one row above and one below is padding. 16
     patches, then six rows of 8 and the newline, which is the model's vector, not a projected one."""
-    model, prompt = next_llava(), ids(3, MARK, 2)
-    image, trace = tiled(model, 24, 32), Trace()
-    tokens = model.embed(prompt, [image], trace=trace)
-    assert image.grid == (2, 2) and tokens.n == model.visual_tokens(image) == 16 + 6 * 9 == trace.N
-    newline = tokens.cell[:, 1] < 0
-    assert newline.nonzero().squeeze(1).tolist() == [16 + 9 * i + 8 for i in range(6)]
-    assert tokens.hidden[tokens.visual][newline].equal(model.image_newline.expand(6, -1))
-    assert tokens.cell[~newline][16:].tolist() == [[1, row, column] for row in range(6) for column in range(8)]
+    model = next_llava()
+    image = tiled(model, 24, 32)
+    trace = Trace()
+    tokens = model.embed(ids(3, MARK, 2), [image], trace=trace)
+    assert image.grid == (2, 2)
+    assert tokens.n == model.visual_tokens(image) == trace.N == 16 + 6 * 9
+    is_newline = tokens.grid[:, 1] < 0
+    assert is_newline.nonzero().squeeze(1).tolist() == [16 + 9 * i + 8 for i in range(6)]
+    hidden = tokens.hidden[tokens.visual]
+    assert hidden[is_newline].equal(model.image_newline.expand(6, -1))
+    assert tokens.grid[~is_newline][16:].tolist() == [[1, row, column] for row in range(6) for column in range(8)]
     features, _, _ = model.features(image.pixels)
     base, parts = model.multi_modal_projector(features).view(5, 16, -1).tensor_split([1])
     whole = parts.view(2, 2, 4, 4, -1).transpose(1, 2).reshape(8, 8, -1)[1:7]
-    torch.testing.assert_close(tokens.hidden[tokens.visual][~newline], torch.cat([base[0], whole.flatten(0, 1)]), atol=1e-5, rtol=0)
-    assert trace.cells.equal(tokens.cell) and trace.padding == [(1, 0)] and tokens.origin.tolist() == list(range(70))
+    close(hidden[~is_newline], torch.cat([base[0], whole.flatten(0, 1)]))
+    assert trace.cells.equal(tokens.grid)
+    assert trace.padding == [(1, 0)]
+    assert tokens.source.tolist() == list(range(70))
 
 
 def test_an_original_counts_as_its_own_code():
@@ -235,38 +266,46 @@ def test_an_original_counts_as_its_own_code():
 
 
 def test_two_images():
-    """Each has two grids: 0 and 1, 2 and 3; origins go on."""
-    model, trace = next_llava(), Trace()
+    """Each has two grids: 0 and 1, 2 and 3; sources go on."""
+    model = next_llava()
+    trace = Trace()
     images = [tiled(model, 24, 32), tiled(model, 60, 10, seed=1)]
     tokens = model.embed(ids(1, MARK, 2, MARK, 1), images, trace=trace)
-    assert [tokens.cell[:, 0].tolist().count(t) for t in range(4)] == [16, 54, 16, 12 * 3]
-    assert trace.images == [range(70), range(70, 122)] and tokens.origin.tolist() == list(range(122))
+    assert tokens.grid[:, 0].bincount().tolist() == [16, 54, 16, 12 * 3]
+    assert trace.images == [range(70), range(70, 122)]
+    assert tokens.source.tolist() == list(range(122))
     assert tokens.visual.tolist() == [*range(1, 71), *range(73, 125)]
 
 
 def test_reduced_at_the_vision_site():
-    """Two of each tile, of 2 x 2: the tower's 80 patches are the originals, padding and all; those kept stand in the order of the map,
+    """Two of each tile, of 2 x 2: the tower's 80 patches are the sources, padding and all; those kept are in the order of the map,
     without newlines; features are projected afterwards."""
-    model, image, trace = next_llava(), tiled(next_llava(), 24, 32), Trace()
-    told = Told([0, 15, 16, 31, 32, 47, 48, 63, 64, 79], site="vision")
-    tokens = model.embed(ids(2, MARK, 1), [image], told, trace)
-    assert trace.N == 80 and trace.padding == [(0, 0)]
-    assert tokens.origin.tolist() == [0, 15, 16, 32, 31, 47, 48, 64, 63, 79] == trace.steps[0].kept.tolist()
-    assert tokens.cell[2:].tolist() == [[1, 0, 0], [1, 0, 4], [1, 3, 3], [1, 3, 7], [1, 4, 0], [1, 4, 4], [1, 7, 3], [1, 7, 7]]
+    model = next_llava()
+    image = tiled(model, 24, 32)
+    trace = Trace()
+    method = Chosen([0, 15, 16, 31, 32, 47, 48, 63, 64, 79], site="vision")
+    tokens = model.embed(ids(2, MARK, 1), [image], method, trace)
+    assert trace.N == 80
+    assert trace.padding == [(0, 0)]
+    assert tokens.source.tolist() == trace.steps[0].kept.tolist() == [0, 15, 16, 32, 31, 47, 48, 64, 63, 79]
+    assert tokens.grid[2:].tolist() == [[1, 0, 0], [1, 0, 4], [1, 3, 3], [1, 3, 7], [1, 4, 0], [1, 4, 4], [1, 7, 3], [1, 7, 7]]
     features, _, _ = model.features(image.pixels)
-    torch.testing.assert_close(tokens.hidden[tokens.visual], model.multi_modal_projector(features)[tokens.origin], atol=1e-5, rtol=0)
-    assert trace.cells[tokens.origin].equal(tokens.cell) and trace.sources().argmax(dim=1).tolist() == tokens.origin.tolist()
+    close(tokens.hidden[tokens.visual], model.multi_modal_projector(features)[tokens.source])
+    assert trace.cells[tokens.source].equal(tokens.grid)
+    assert trace.sources().argmax(dim=1).tolist() == tokens.source.tolist()
 
 
 def test_hired_in_the_model():
-    """No padding is sent on: patches of the unpruned prompt, without its newlines, in its order."""
-    model, image = next_llava(), tiled(next_llava(), 24, 32)
-    whole, kept = model.embed(ids(2, MARK, 1), [image]), model.embed(ids(2, MARK, 1), [image], HiRED(1.0, alpha=.2))
-    patches = whole.hidden[whole.visual][whole.cell[:, 1] >= 0]
-    torch.testing.assert_close(kept.hidden[kept.visual], patches[torch.isin(_place(whole), _place(kept, above=1))], atol=1e-5, rtol=0)
-
-
-def _place(tokens, above=0):
-    """Of each token on a grid its place, told by grid, row and column; the map's rows counted without `above`."""
-    tile, row, column = tokens.cell[tokens.cell[:, 1] >= 0].T
-    return tile * 1000 + (row - above * tile) * 10 + column
+    """No padding is sent on: patches of the unpruned prompt, without its newlines, in its order. Rows of the unpruned map are counted
+    without the row of padding above it, so each of HiRED's is one more."""
+    model = next_llava()
+    image = tiled(model, 24, 32)
+    whole = model.embed(ids(2, MARK, 1), [image])
+    kept = model.embed(ids(2, MARK, 1), [image], HiRED(1.0, alpha=.2))
+    is_patch = whole.grid[:, 1] >= 0
+    row_above = (kept.grid[:, :1] == 1) * torch.tensor([[0, 1, 0]])
+    place_of_kept = (kept.grid - row_above).tolist()
+    both = [place in place_of_kept for place in whole.grid[is_patch].tolist()]
+    patches = whole.hidden[whole.visual][is_patch]
+    assert 0 < sum(both) == kept.n
+    close(kept.hidden[kept.visual], patches[torch.tensor(both)])
