@@ -18,7 +18,7 @@ from minivlm.clip import ACTIVATIONS, MLP
 from minivlm.image import ImageProcessor, _fields, _told, open_image
 from minivlm.limits import check
 from minivlm.llava import Llava
-from pruning.base import UserError
+from pruning.base import UserError, whole_grid
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)               # of ImageNet: red, green, blue
 
@@ -108,27 +108,28 @@ class InternVL(Llava):
     lacks = {"cls": "and InternVL's rates patches, of which pixel shuffle joins four to a visual token"}
 
     def features(self, pixels, pruner=None, trace=None):
-        """One image, (tiles, 3, size, size) -> features (n, 4C), cell (n, 3) and origin (n,). There is no vision site."""
-        if pruner and pruner.at("vision"):
-            raise UserError(f"{type(pruner.at('vision')).__name__} acts inside the vision tower, and InternVL's pixel shuffle needs "
+        """One image, (tiles, 3, size, size) -> features (n, 4C), their grid (n, 3) and source (n,). There is no vision site."""
+        at_vision = pruner and pruner.at("vision")
+        if at_vision:
+            raise UserError(f"{type(at_vision).__name__} acts inside the vision tower, and InternVL's pixel shuffle needs "
                             "all patches: use a method of the embed or decoder site (python run.py methods)")
-        state = self.vision_tower(pixels, self.config.vision.num_hidden_layers)[-1]                # (tiles, 1+P, C)
-        cell = self._every(len(pixels)).to(pixels.device)
-        return pixel_shuffle(state[:, 1:], self.config.join).flatten(0, 1), cell, torch.arange(len(cell), device=cell.device)
-
-    def visual_tokens(self, image):
-        """How many visual tokens an image's pixels (tiles, 3, size, size) become, unpruned."""
-        return len(self._every(len(image)))
+        states = self.vision_tower(pixels, self.config.vision.num_hidden_layers)
+        patches = states[-1][:, 1:]                                                # (tiles, P, C)
+        features = pixel_shuffle(patches, self.config.join).flatten(0, 1)          # (n, 4C)
+        grid = self._whole_grid(len(pixels)).to(pixels.device)
+        return features, grid, torch.arange(len(grid), device=grid.device)
 
     def parts(self, images):
         """{"tile": (how many, visual tokens of each), "image": (how many, visual tokens of each, on average)}"""
-        tiles, tokens = sum(map(len, images)), len(self._every(1))
+        tiles = sum(len(image) for image in images)
+        tokens = len(self._whole_grid(1))
         return {"tile": (tiles, tokens), "image": (len(images), tiles * tokens // len(images))}
 
-    def _every(self, tiles, pruner=None):
-        """(n, 3): tile, row and column of every visual token of so many tiles; the row and column on the shuffled grid."""
-        side = self.config.vision.image_size // self.config.vision.patch_size // self.config.join
-        return torch.cartesian_prod(torch.arange(tiles), torch.arange(side), torch.arange(side))
+    def _whole_grid(self, tiles, pruner=None):
+        """(n, 3) places of all visual tokens of so many tiles, row and column on the shuffled grid."""
+        c = self.config
+        side = c.vision.image_size // c.vision.patch_size // c.join
+        return torch.cat([whole_grid(side, side, tile) for tile in range(tiles)])
 
 
 def pixel_shuffle(x, join=2):

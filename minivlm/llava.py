@@ -7,10 +7,12 @@ the map's, whose rows each end with a newline token, `image_newline`. A method o
 shows nothing of the picture; no newline is put between what it leaves.
 """
 
+import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minivlm.cache import Cache
 from minivlm.clip import ACTIVATIONS, ClipVision
@@ -19,8 +21,16 @@ from minivlm.tiles import Tiles
 from minivlm.trace import Trace
 from minivlm.views import tower_view
 from pruning.apply import checked
-from pruning.base import Tokens, UserError
+from pruning.base import Tokens, UserError, whole_grid
 from pruning.mosaic import Mosaic
+
+
+class Part(NamedTuple):
+    """A piece of the prompt: words, or an image."""
+
+    hidden: Tensor                     # (m, D)
+    grid: Tensor | None = None         # (m, 3)    of an image
+    source: Tensor | None = None       # (m,)
 
 
 class Projector(nn.Module):
@@ -28,10 +38,12 @@ class Projector(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        features = 1 if isinstance(c.vision_feature_layer, int) else len(c.vision_feature_layer)
-        width, bias = c.text.hidden_size, c.multimodal_projector_bias
-        self.linear_1 = nn.Linear(c.vision.hidden_size * features, width, bias=bias)
-        self.linear_2 = nn.Linear(width, width, bias=bias)
+        layers = c.vision_feature_layer
+        layers_read = 1 if isinstance(layers, int) else len(layers)
+        vision_width = layers_read * c.vision.hidden_size
+        text_width = c.text.hidden_size
+        self.linear_1 = nn.Linear(vision_width, text_width, bias=c.multimodal_projector_bias)
+        self.linear_2 = nn.Linear(text_width, text_width, bias=c.multimodal_projector_bias)
         self.act = ACTIVATIONS[c.projector_hidden_act]
 
     def forward(self, x):
@@ -42,7 +54,8 @@ class Projector(nn.Module):
 class Llava(nn.Module):
     """The whole model. `weights.load` makes one from a checkpoint folder and adds tokenizer, processor and eos."""
 
-    tower, projector = ClipVision, Projector       # another family has others
+    tower = ClipVision                             # another family has another one
+    projector = Projector                          # and here, too
     lacks = {}                                     # which PRECONDITIONS of methods it does not meet, and why
 
     def __init__(self, config):
@@ -63,125 +76,155 @@ class Llava(nn.Module):
         return self.lm_head.weight.device
 
     def features(self, pixels, pruner=None, trace=None, mosaic=None):
-        """One image, (tiles, 3, size, size) -> features (n, C), cell (n, 3) and origin (n,), after the vision site.
+        """One image, (tiles, 3, size, size) -> features (n, C), their grid (n, 3) and source (n,), after the vision site.
 
-        With a mosaic, what a method leaves stands as that method's `assemble` says; without a method, tile after tile.
+        With a mosaic, what a method keeps is sent on in its `output_order`. Without a method: tile after tile.
         """
         pruner = pruner and pruner.at("vision")
-        skip = self._skip(pruner)
         layers = self._feature_layers()
-        states = self.vision_tower(pixels, max(layers))
+        depth = max(layers)
+        states = self.vision_tower(pixels, depth)
         hidden = torch.cat([states[l] for l in layers], dim=-1)                    # (tiles, 1+P, C)
-        grid = _grid(*hidden.shape[:2], hidden.device)[:, skip:].flatten(0, 1)     # (n, 3)
+        tokens = self._tower_tokens(hidden, depth, pruner)
         if not pruner:
-            return hidden[:, skip:].flatten(0, 1), grid, torch.arange(len(grid), device=grid.device)
-        tokens = self._vision_tokens(hidden, grid, states, max(layers), skip)
+            return tokens.hidden[tokens.visual], tokens.grid, tokens.source
+        # the method looks at the block before the features, and at the one after them
+        before = tower_view(self.vision_tower, depth - 1, states, tokens)
+        here = tower_view(self.vision_tower, depth, states, tokens)
+        tokens = replace(tokens, before=before, here=here)
         r = checked(pruner, tokens)
         if mosaic:
-            order = pruner.output_order(tokens.grid[r.keep], mosaic)
-            r = replace(r, keep=r.keep[order], merge=None if r.merge is None else r.merge[order])
+            r = _reordered(r, pruner.output_order(tokens.grid[r.keep], mosaic))
         if trace is not None:
-            trace.reduce("vision", tokens.layer, replace(tokens, source=tokens.source + trace.N), r)
+            trace.reduce("vision", depth, replace(tokens, source=tokens.source + trace.N), r)
         tokens = _only_visual(tokens).reduced(r)
         return tokens.hidden[tokens.visual], tokens.grid, tokens.source
 
     def _feature_layers(self):
         """Which hidden states of the tower the projector reads, counted from 0."""
         layers = self.config.vision_feature_layer
-        count = len(self.vision_tower.layers) + 1
-        return [l % count for l in ([layers] if isinstance(layers, int) else layers)]
+        if isinstance(layers, int):
+            layers = [layers]
+        states = len(self.vision_tower.layers) + 1
+        return [l % states for l in layers]
 
-    def _vision_tokens(self, hidden, grid, states, depth, skip):
-        """All tiles of one image as one sequence, in front of block `depth`."""
+    def _tower_tokens(self, hidden, depth, pruner):
+        """All tiles of one image, (tiles, 1+P, C), as one sequence in front of block `depth`."""
         tiles, rows, _ = hidden.shape
-        index = torch.arange(tiles * rows, device=hidden.device)
-        visual = index.view(tiles, rows)[:, skip:].flatten()
-        tokens = replace(Tokens.start(hidden.flatten(0, 1), visual, grid), layer=depth)
-        before = tower_view(self.vision_tower, depth - 1, states, tokens)
-        here = tower_view(self.vision_tower, depth, states, tokens)
-        return replace(tokens, before=before, here=here)
+        skipped = self._skipped(pruner)
+        index = torch.arange(tiles * rows, device=hidden.device).view(tiles, rows)
+        visual = index[:, skipped:].flatten()                                      # (n,)
+        grid = tile_grid(tiles, rows)[:, skipped:].flatten(0, 1)                   # (n, 3)
+        return Tokens.start(hidden.flatten(0, 1), visual, grid, layer=depth)
+
+    def _skipped(self, pruner=None):
+        """Rows of each tile that are no visual tokens: the class token, unless model or method takes it for one."""
+        if self.config.vision_feature_select_strategy == "full":
+            return 0
+        pruner = pruner and pruner.at("vision")
+        return 0 if pruner and pruner.cls else 1
 
     def visual_tokens(self, image):
         """How many visual tokens an image becomes, unpruned."""
         if isinstance(image, Tiles):
-            return len(self.mosaic(image).lines()[0])
-        return len(image) * (self.vision_tower.embeddings.position_embedding.num_embeddings - self._skip(None))
+            patches, _ = self.mosaic(image).lines()
+            return len(patches)
+        return len(self._whole_grid(len(image)))
+
+    def _whole_grid(self, tiles, pruner=None):
+        """(N, 3) places of all visual tokens that the tower can give of so many tiles."""
+        rows = self.vision_tower.embeddings.position_embedding.num_embeddings
+        return tile_grid(tiles, rows)[:, self._skipped(pruner):].flatten(0, 1)
 
     def parts(self, images):
         """{"tile": (how many, patches of each), "image": (how many, patches of each, on average)}"""
-        tiles, patches = sum(map(len, images)), self.vision_tower.embeddings.position_embedding.num_embeddings - 1
+        tiles = sum(len(image) for image in images)
+        patches = self.vision_tower.embeddings.position_embedding.num_embeddings - 1
         return {"tile": (tiles, patches), "image": (len(images), tiles * patches // len(images))}
 
     def mosaic(self, image):
-        """How the patches of an image's Tiles lie; None for one without."""
+        """How the patches of an image's Tiles lie."""
         c = self.config
-        side, digits = c.vision.image_size // c.vision.patch_size, None if c.original else 7
-        return Mosaic(side, image.grid, image.size, digits) if isinstance(image, Tiles) else None
-
-    def _skip(self, pruner):
-        """Rows of each tile that are no visual tokens: the class token, unless model or method takes it for one."""
-        pruner = pruner and pruner.at("vision")
-        return 0 if self.config.vision_feature_select_strategy == "full" or pruner and pruner.cls else 1
+        side = c.vision.image_size // c.vision.patch_size
+        digits = None if c.original else 7                 # of transformers' rounding
+        return Mosaic(side, image.grid, image.size, digits)
 
     def embed(self, ids, images=(), pruner=None, trace=None):
         """ids (T,) with one image mark an image, and each image's pixels or Tiles -> Tokens that enter the decoder.
 
         Raises UserError if marks and images do not match.
         """
-        ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)       # of no ids, too
+        ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)           # of no ids, too
         self._check_rows([id for id in ids.tolist() if id != self.config.image_token_index])
         marks = (ids == self.config.image_token_index).nonzero().squeeze(1).tolist()
         if len(marks) != len(images):
             raise UserError(f"the prompt has {len(marks)} <image> marks for {len(images)} images: write one mark an image")
         trace = Trace() if trace is None else trace
-        trace.cells, trace.unpruned = torch.empty(0, 3, dtype=torch.long), sum(map(self.visual_tokens, images))
-        parts, start, tile = [], 0, 0
+        trace.cells = torch.empty(0, 3, dtype=torch.long)
+        trace.unpruned = sum(self.visual_tokens(image) for image in images)
+        # words and images in turn
+        embed_tokens = self.language_model.embed_tokens
+        parts = []
+        start = 0
+        tile = 0                                           # tiles are counted over all images
         for mark, image in zip(marks, images):
-            read = self._tiles if isinstance(image, Tiles) else self._image
-            parts += [(self.language_model.embed_tokens(ids[start:mark]),), read(image, tile, pruner, trace)]
-            start, tile = mark + 1, tile + (2 if isinstance(image, Tiles) else len(image))
-        parts.append((self.language_model.embed_tokens(ids[start:]),))
-        tokens = _spliced(parts)
-        if tokens.n and pruner and pruner.at("embed"):
-            r = checked(pruner.at("embed"), tokens)
+            parts.append(Part(embed_tokens(ids[start:mark])))
+            start = mark + 1
+            if isinstance(image, Tiles):
+                parts.append(self._mosaic_part(image, tile, pruner, trace))
+                tile += 2                                  # the base tile and the map
+            else:
+                parts.append(self._image_part(image, tile, pruner, trace))
+                tile += len(image)
+        parts.append(Part(embed_tokens(ids[start:])))
+        tokens = spliced(parts)
+        # the embed site
+        pruner = pruner and pruner.at("embed")
+        if pruner and tokens.n:
+            r = checked(pruner, tokens)
             trace.reduce("embed", 0, tokens, r)
-            tokens = tokens.reduced(r, "renumber")     # the decoder never saw the dropped tokens
+            tokens = tokens.reduced(r, "renumber")         # the decoder never saw the dropped tokens
         return tokens
 
     def _check_rows(self, ids):
-        """Raises UserError for an id without a row in the embedding: a token that was added to the tokenizer, not to the model."""
+        """Raises UserError for an id without a row in the embedding: of a token that the tokenizer knows and the model does not."""
         rows = self.language_model.embed_tokens.num_embeddings
-        lost = next((id for id in map(int, ids) if not 0 <= id < rows), None)
-        if lost is not None:
-            tokenizer = getattr(self, "tokenizer", None)
-            piece = f" {tokenizer.pieces([lost])[0]}" if tokenizer and lost >= 0 else ""
-            raise UserError(f"the token{piece} has the id {lost}, and the model's embedding has {rows} rows: leave it out of the text, "
-                            "or fetch the tokenizer's files that belong to these weights")
+        lost = [int(id) for id in ids if not 0 <= int(id) < rows]
+        if not lost:
+            return
+        id = lost[0]
+        tokenizer = getattr(self, "tokenizer", None)
+        piece = f" {tokenizer.pieces([id])[0]}" if tokenizer and id >= 0 else ""
+        raise UserError(f"the token{piece} has the id {id}, and the model's embedding has {rows} rows: "
+                        "leave it out of the text, or fetch the tokenizer's files that belong to these weights")
 
-    def _image(self, pixels, tile, pruner, trace):
-        """One image's embeddings (k, D), cell and origin; tiles and tokens counted over all images of the prompt."""
-        features, cell, origin = self.features(pixels.to(self.device), pruner, trace)
-        shift, first = torch.tensor([tile, 0, 0]), trace.N
-        trace.image(self._every(len(pixels), pruner) + shift)
-        return self.multi_modal_projector(features), cell + shift.to(cell.device), origin + first
+    def _image_part(self, pixels, tile, pruner, trace):
+        """The Part of one image. Its tiles are counted from `tile`, its tokens from those of the images before it."""
+        features, grid, source = self.features(pixels.to(self.device), pruner, trace)
+        first = trace.N
+        trace.image(_counted_from(tile, self._whole_grid(len(pixels), pruner)))
+        return Part(self.multi_modal_projector(features), _counted_from(tile, grid), source + first)
 
-    def _tiles(self, tiles, tile, pruner, trace):
+    def _mosaic_part(self, tiles, tile, pruner, trace):
         """The same of one image's Tiles, whose base tile and map count as two tiles."""
-        mosaic, shift, first = self.mosaic(tiles), torch.tensor([tile, 0, 0]), trace.N
-        features, cell, origin = self.features(tiles.pixels.to(self.device), pruner, trace, mosaic)
+        mosaic = self.mosaic(tiles)
+        features, grid, source = self.features(tiles.pixels.to(self.device), pruner, trace, mosaic)
+        first = trace.N
         if pruner and pruner.at("vision"):
-            trace.image(mosaic.on_map(self._every(len(tiles), pruner)) + shift, (0, 0))
-            return self.multi_modal_projector(features), mosaic.on_map(cell) + shift.to(cell.device), origin + first
-        order, cell = (x.to(self.device) for x in mosaic.lines())
-        hidden = self.image_newline.repeat(len(order), 1)                          # (n, D)
-        hidden[order >= 0] = self.multi_modal_projector(features[order[order >= 0]])
-        trace.image(cell.cpu() + shift, mosaic.padding)
-        return hidden, cell + shift.to(cell.device), torch.arange(first, trace.N, device=cell.device)
-
-    def _every(self, tiles, pruner):
-        """(N, 3) cells of all visual tokens that the tower can give of so many tiles."""
-        rows = self.vision_tower.embeddings.position_embedding.num_embeddings
-        return _grid(tiles, rows, "cpu")[:, self._skip(pruner):].flatten(0, 1)
+            # what the method keeps, without newlines
+            whole = mosaic.on_map(self._whole_grid(len(tiles), pruner))
+            trace.image(_counted_from(tile, whole), (0, 0))
+            grid = _counted_from(tile, mosaic.on_map(grid))
+            return Part(self.multi_modal_projector(features), grid, source + first)
+        # what shows something of the picture, a newline after each row of the map
+        patch, grid = mosaic.lines()                                               # (n,), (n, 3)
+        is_patch = patch >= 0
+        hidden = self.image_newline.repeat(len(patch), 1)                          # (n, D)
+        hidden[is_patch] = self.multi_modal_projector(features[patch[is_patch]])
+        grid = _counted_from(tile, grid)
+        trace.image(grid, mosaic.padding)
+        source = torch.arange(first, trace.N, device=self.device)
+        return Part(hidden, grid.to(self.device), source)
 
     def prefill(self, tokens, pruner=None, trace=None):
         """Tokens of the whole prompt -> logits of the next token (V,) and the cache. UserError if it is too long."""
@@ -189,26 +232,40 @@ class Llava(nn.Module):
         if len(tokens.hidden) > longest:
             raise UserError(f"the prompt has {len(tokens.hidden)} tokens and the model's context is {longest}: shorten it")
         if not len(tokens.hidden):
-            raise UserError("no token of the prompt is left, so nothing can follow it: give it text, or a method that keeps some of the image")
+            raise UserError("no token of the prompt is left, so nothing can follow it: give it text, or a method that "
+                            "keeps some of the image")
         cache = Cache.empty(len(self.language_model.layers))
-        hidden = self.language_model.prefill(tokens, cache, pruner and pruner.at("decoder"), trace)
+        hidden = self.language_model.prefill(tokens, cache, pruner, trace)
         return self.lm_head(hidden[-1]), cache
 
     def step(self, ids, cache, pruner=None):
         """Run m more ids after what the cache holds -> logits of the next token (V,)."""
         self._check_rows(ids)
-        hidden = self.language_model.embed_tokens(torch.as_tensor(ids, device=self.device))
-        return self.lm_head(self.language_model.step(hidden, cache, pruner and pruner.at("decoder"))[-1])
+        ids = torch.as_tensor(ids, device=self.device)
+        hidden = self.language_model.embed_tokens(ids)
+        hidden = self.language_model.step(hidden, cache, pruner)
+        return self.lm_head(hidden[-1])
 
 
-def _grid(tiles, rows, device):
-    """(tiles, 1+P, 3): tile, row, column of each patch of a square grid, row by row; the class token is on no grid."""
-    side = round((rows - 1) ** 0.5)
-    grid = torch.full((tiles, rows, 3), -1, device=device)
-    grid[:, :, 0] = torch.arange(tiles, device=device)[:, None]
-    grid[:, 1:, 1] = torch.arange(rows - 1, device=device) // side
-    grid[:, 1:, 2] = torch.arange(rows - 1, device=device) % side
+def tile_grid(tiles, rows):
+    """(tiles, 1+P, 3) places: of each tile the class token, on no grid, and the patches of a square grid, row by row."""
+    side = math.isqrt(rows - 1)
+    class_token = torch.tensor([[0, -1, -1]])
+    one_tile = torch.cat([class_token, whole_grid(side, side)])                    # (1+P, 3)
+    grid = one_tile.repeat(tiles, 1, 1)                                            # (tiles, 1+P, 3)
+    grid[:, :, 0] = torch.arange(tiles)[:, None]
     return grid
+
+
+def _counted_from(tile, grid):
+    """The places (n, 3) with their tiles counted from `tile`."""
+    return grid + torch.tensor([tile, 0, 0], device=grid.device)
+
+
+def _reordered(r, order):
+    """The Reduction with these of its rows (k',), in this order."""
+    merge = None if r.merge is None else r.merge[order]
+    return replace(r, keep=r.keep[order], merge=merge)
 
 
 def _only_visual(tokens):
@@ -217,14 +274,14 @@ def _only_visual(tokens):
     return replace(tokens, hidden=tokens.hidden[rows], position=tokens.position[rows], visual=tokens.source)
 
 
-def _spliced(parts):
-    """Text (embeddings,) and images (embeddings, grid, source) in turn -> Tokens."""
-    hidden = torch.cat([part[0] for part in parts])                                # (T, D)
-    device = hidden.device
-    lengths = torch.tensor([len(part[0]) for part in parts], device=device)
-    is_image = torch.tensor([len(part) > 1 for part in parts], device=device)
-    visual = torch.repeat_interleave(is_image, lengths).nonzero().squeeze(1)       # (n,)
-    images = [part for part in parts if len(part) > 1]
-    grid = torch.cat([part[1] for part in images]) if images else torch.empty(0, 3, dtype=torch.long, device=device)
-    tokens = Tokens.start(hidden, visual, grid)
-    return replace(tokens, source=torch.cat([part[2] for part in images])) if images else tokens
+def spliced(parts):
+    """The words and images of a prompt, in turn -> Tokens."""
+    hidden = torch.cat([part.hidden for part in parts])                            # (T, D)
+    is_visual = torch.cat([torch.full((len(part.hidden),), part.grid is not None) for part in parts])          # (T,)
+    visual = is_visual.nonzero().squeeze(1)                                        # (n,)
+    images = [part for part in parts if part.grid is not None]
+    if not images:
+        return Tokens.start(hidden, visual, torch.empty(0, 3, dtype=torch.long))
+    grid = torch.cat([part.grid for part in images])                               # (n, 3)
+    source = torch.cat([part.source for part in images])                           # (n,)
+    return replace(Tokens.start(hidden, visual, grid), source=source)
