@@ -1,5 +1,30 @@
 """Where tokens lie: tiles and grids of patches. A place is a row of Tokens.grid: tile, row, column; row -1: on no grid."""
 
+from dataclasses import dataclass
+
+from pruning.base import Pruner
+from pruning.budget import tokens_to_keep
+from pruning.fields import Amount
+
+
+@dataclass(frozen=True)
+class PerTile(Pruner):
+    """A method of the vision site that looks at the class token, and reduces each tile by itself. A convenience, as Ranked is."""
+
+    keep: Amount = 0.5                 # share, or number, of each tile's tokens left
+
+    site = "vision"
+    per = "tile"
+    preconditions = frozenset({"cls"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.budget(2 ** 20)           # what no tile can meet fails here, before the model runs
+
+    def budget(self, n, tiles=1):
+        """Visual tokens left of n in all, the tiles being equal in size."""
+        return tiles * tokens_to_keep(self.keep, n // tiles)
+
 
 def per_tile(grid):
     """The indices of each tile's tokens (m,), tile after tile. (n, 3) -> list"""

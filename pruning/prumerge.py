@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pruning.base import Pruner, Reduction
-from pruning.budget import tokens_to_keep
+from pruning.base import Reduction
 from pruning.fields import Amount, Count, FromOne
-from pruning.grid import over_all, per_tile
+from pruning.grid import PerTile, over_all, per_tile
 from pruning.ranked import descending, finite
 
 
 @dataclass(frozen=True)
-class PruMerge(Pruner):
+class PruMerge(PerTile):
     """Keep the outliers of the class token's attention and merge into each the tokens with similar keys.
 
     `keep` counts every token left of a tile, the pooled one too: 73 of 576 is the released code's fixed ratio 1/8.
@@ -32,15 +31,8 @@ class PruMerge(Pruner):
     keep: Amount | None = None         # None: as many as are outliers; else share, or number, of each tile's tokens left
     neighbours: Count = 32             # k nearest neighbours merged into each kept token
 
-    site = "vision"
-    per = "tile"
-    preconditions = frozenset({"cls"})
     merges_kept = True                 # kept patches, too, may be merged into another one
     pooled = 1                         # tokens appended that hold the sum of all that is not kept
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.budget(2 ** 20)           # a value of keep that no tile can meet fails here, before the model runs
 
     @property
     def laws(self):
@@ -48,7 +40,7 @@ class PruMerge(Pruner):
 
     def budget(self, n, tiles=1):
         """Visual tokens left of n in all, the tiles being equal in size; None if the image decides."""
-        return None if self.keep is None else tiles * tokens_to_keep(self.keep, n // tiles)
+        return None if self.keep is None else super().budget(n, tiles)
 
     def reduce(self, tokens):
         attention, key = self.attention_and_keys(tokens)                           # (n,), (n, C)
@@ -66,7 +58,9 @@ class PruMerge(Pruner):
         view = tokens.here
         query = full_width(view.query(view.cls_rows()))                            # (tiles, C)
         key = full_width(view.key())                                               # (T, C)
-        logits = key.unflatten(0, (len(query), -1)) @ query[:, :, None] / key.shape[1] ** 0.5      # (tiles, 1+P, 1)
+        keys_of_tile = key.unflatten(0, (len(query), -1))                          # (tiles, 1+P, C)
+        logits = keys_of_tile @ query[:, :, None]                                  # (tiles, 1+P, 1)
+        logits = logits / key.shape[1] ** 0.5
         attention = logits.softmax(dim=1).flatten()                                # (T,)
         return attention[tokens.visual], key[tokens.visual]
 
@@ -77,7 +71,8 @@ class PruMerge(Pruner):
         rest = self.not_kept(attention, kept)
         # token supplement: each kept patch takes in its nearest neighbours
         merge = self.supplemented(attention, key, kept, rest)                      # (c, m)
-        merge = merge.scatter_add(1, kept[:, None], self.own_weight(attention[kept])[:, None])
+        own = self.own_weight(attention[kept])                                     # (c,)
+        merge = merge.scatter_add(1, kept[:, None], own[:, None])
         # the pooled token takes the place of the strongest patch not kept
         if self.pooled and len(rest):
             place = rest[attention[rest].argmax(dim=0, keepdim=True)]
@@ -103,14 +98,17 @@ class PruMerge(Pruner):
     def supplemented(self, attention, key, kept, rest):
         """Weights of each kept patch's nearest neighbours, their attention. (c, m)"""
         sources = torch.cat([kept, rest]) if self.merges_kept else rest            # (s,)
-        similarity = F.normalize(key[kept], dim=1) @ F.normalize(key[sources], dim=1).T            # (c, s)
+        unit = F.normalize(key, dim=1)                                             # (m, C)
+        similarity = unit[kept] @ unit[sources].T                                  # (c, s)
         others = len(sources)
         if self.merges_kept:
             similarity[:, :len(kept)].fill_diagonal_(-torch.inf)                   # no patch is its own neighbour
             others -= 1
-        nearest = similarity.argsort(dim=1, descending=True, stable=True)[:, :min(self.neighbours, others)]
-        merge = torch.zeros(len(kept), len(attention), dtype=attention.dtype, device=attention.device)
-        return merge.scatter_add(1, sources[nearest], attention[sources[nearest]])
+        count = min(self.neighbours, others)
+        nearest = similarity.argsort(dim=1, descending=True, stable=True)[:, :count]
+        neighbour = sources[nearest]                                               # (c, count)
+        merge = attention.new_zeros(len(kept), len(attention))                     # (c, m)
+        return merge.scatter_add(1, neighbour, attention[neighbour])
 
     def own_weight(self, attention):
         """What a kept patch weighs itself. (c,) -> (c,)"""
@@ -137,16 +135,20 @@ class PruMergePlus(PruMerge):
         order = descending(attention)                                              # (m,)
         if self.keep is None:
             strong = order[:k]
-            stride = max(1, m // max(1, k) // self.density)
+            stride = m // max(1, k) // self.density
+            stride = max(1, stride)
             grid = torch.arange(0, m - 1, stride, device=attention.device)         # without the last patch, as in the code
             return torch.cat([strong, without(grid, strong)])
         strong, others = order.tensor_split([(k + 1) // 2])
-        grid = without(self.uniform_sample(m, k - len(strong), len(strong)).to(order.device), strong)
-        return torch.cat([strong, grid, without(others, grid)])[:k]                # the next strongest fill up
+        grid = self.uniform_sample(m, k - len(strong)).to(order.device)
+        grid = without(grid, strong)
+        fill_up = without(others, grid)                    # the next strongest
+        return torch.cat([strong, grid, fill_up])[:k]
 
-    def uniform_sample(self, m, count, strong):
+    def uniform_sample(self, m, count):
         """The middles of `count` equal parts of m patches."""
-        return (2 * torch.arange(count) + 1) * m // max(1, 2 * count)
+        odd = 2 * torch.arange(count) + 1
+        return odd * m // max(1, 2 * count)
 
 
 def full_width(x):
@@ -156,8 +158,11 @@ def full_width(x):
 
 def outliers(attention):
     """How many values lie above Q3 + 1.5 IQR, in float32."""
-    q1, q3 = attention.float().quantile(torch.tensor([.25, .75], device=attention.device))
-    return int((attention.float() > q3 + 1.5 * (q3 - q1)).sum())
+    attention = attention.float()
+    quarters = torch.tensor([.25, .75], device=attention.device)
+    q1, q3 = attention.quantile(quarters)
+    fence = q3 + 1.5 * (q3 - q1)
+    return int((attention > fence).sum())
 
 
 def without(index, gone):

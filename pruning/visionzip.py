@@ -15,48 +15,43 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pruning.base import Pruner, Reduction, UserError
-from pruning.budget import tokens_to_keep
+from pruning.base import Reduction, UserError
 from pruning.fields import Amount
-from pruning.grid import over_all, per_tile
+from pruning.grid import PerTile, over_all, per_tile
 from pruning.ranked import top
 
 
 @dataclass(frozen=True)
-class VisionZip(Pruner):
+class VisionZip(PerTile):
     """Keep the patches that the class token looks at, and merge the others by their keys."""
 
-    keep: float | int = 1 / 9          # number, or share, of the tokens of each tile left, of both kinds: 64 of 576
+    keep: Amount = 1 / 9               # number, or share, of the tokens of each tile left, of both kinds: 64 of 576
     contextual: Amount = 10 / 64       # of these the contextual ones: share, rounded down, or number
     cls: bool = True                   # the class token is a visual token, and the first dominant one
 
-    site = "vision"
-    per = "tile"
     laws = frozenset({"budget", "scale", "disjoint"})
-    preconditions = frozenset({"cls"})
 
     def __post_init__(self):
         super().__post_init__()
         most = 1 if isinstance(self.contextual, float) else 2 ** 20
         if not 0 <= self.contextual <= most:
             raise UserError(f"VisionZip: contextual is a share from 0 to 1.0, or a number from 0; got {self.contextual}")
-        self.counts(self.keep if isinstance(self.keep, int) else 2 ** 20)
-        self.budget(2 ** 20)           # a value of keep that no tile can meet fails here, before the model runs
-
-    def budget(self, n, tiles=1):
-        """Visual tokens left of n in all, the tiles being equal in size."""
-        return tiles * tokens_to_keep(self.keep, n // tiles)
+        if isinstance(self.keep, int):
+            self.counts(self.keep)
 
     def counts(self, k):
         """Of k tokens the numbers of dominant and of contextual ones. UserError if there are more of these than k."""
-        contextual = int(k * self.contextual) if isinstance(self.contextual, float) else self.contextual
+        contextual = self.contextual
+        if isinstance(contextual, float):
+            contextual = int(k * contextual)
         if contextual > k:
             raise UserError(f"VisionZip: contextual {contextual} is more than the {k} tokens kept: give a share of them")
         return k - contextual, contextual
 
     def reduce(self, tokens):
         attention = self.importance(tokens)                                        # (n,)
-        metric = tokens.before.key().float().mean(dim=0)[tokens.visual]            # (n, Dh)  keys, mean over heads
+        key = tokens.before.key().float().mean(dim=0)                              # (T, Dh)  mean over heads
+        metric = key[tokens.visual]                                                # (n, Dh)
         is_cls = tokens.grid[:, 1] < 0                                             # (n,)
         keep = []
         merge = []
@@ -75,15 +70,18 @@ class VisionZip(Pruner):
 
     def zipped(self, attention, metric, is_cls):
         """One tile's attention (m,), keys (m, Dh), class token or not (m,) -> places (k,), weights (k, m), contextual or not (k,)."""
-        dominant_count, contextual_count = self.counts(self.budget(len(attention)))
+        k = self.budget(len(attention))
+        dominant_count, contextual_count = self.counts(k)
         # dominant tokens, the class token first
         dominant = top(attention.masked_fill(is_cls, torch.inf), dominant_count)   # (d,)
-        rest = torch.ones_like(is_cls).index_fill(0, dominant, False).nonzero().squeeze(1)
-        # contextual tokens
+        # contextual tokens, out of the rest
+        is_rest = torch.ones_like(is_cls).index_fill(0, dominant, False)
+        rest = is_rest.nonzero().squeeze(1)                                        # (m-d,)
         target, weights = self.merged(metric, rest, contextual_count)              # (c,), (c, m)
         one_hot = F.one_hot(dominant, len(attention)).to(weights)                  # (d, m)
         place = torch.cat([dominant, target])
-        is_target = torch.arange(len(place), device=place.device) >= len(dominant)
+        is_target = torch.zeros_like(place, dtype=torch.bool)
+        is_target[len(dominant):] = True
         return place, torch.cat([one_hot, weights]), is_target
 
     def merged(self, metric, rest, count):
@@ -91,16 +89,20 @@ class VisionZip(Pruner):
         members = torch.zeros(count, len(metric), device=metric.device)            # (c, m)  1: joins the target
         if count == 0:
             return rest[:0], members
-        target = rest[::max(1, len(rest) // count)][:count]                        # (c,)
-        other = rest[~torch.isin(rest, target)]
-        unit = F.normalize(metric, dim=1)
-        owner = (unit[other] @ unit[target].T).argmax(dim=1)                       # the target that each one joins
-        members[owner, other] = 1
+        # targets at regular distances in the rest
+        step = max(1, len(rest) // count)
+        target = rest[::step][:count]                                              # (c,)
+        # each of the others joins the target whose key is most similar
+        other = rest[~torch.isin(rest, target)]                                    # (m-d-c,)
+        unit = F.normalize(metric, dim=1)                                          # (m, Dh)
+        similarity = unit[other] @ unit[target].T                                  # (m-d-c, c)
+        members[similarity.argmax(dim=1), other] = 1
         return target, self.weights(members, target)
 
     def weights(self, members, target):
         """Each target and the average of its members (c, m). (c, m)"""
-        average = members / members.sum(dim=1, keepdim=True).clamp_min(1)
+        count = members.sum(dim=1, keepdim=True)                                   # (c, 1)
+        average = members / count.clamp_min(1)
         return average.scatter(1, target[:, None], 1.0)
 
     def output_order(self, grid, mosaic):
@@ -108,7 +110,9 @@ class VisionZip(Pruner):
         tile = grid[:, 0]
         k = int((tile == 0).sum())
         dominant_count, _ = self.counts(k)
-        is_contextual = torch.arange(len(grid), device=grid.device) % k >= dominant_count
-        is_last = is_contextual & (tile > 0)               # every tile has k tokens, the contextual ones at its end
+        place_in_tile = torch.arange(len(grid), device=grid.device) % k            # contextual tokens are at its end
+        is_last = (place_in_tile >= dominant_count) & (tile > 0)
         order = mosaic.order(grid)
-        return torch.cat([order[~is_last[order]], is_last.nonzero().squeeze(1)])
+        first = order[~is_last[order]]
+        last = is_last.nonzero().squeeze(1)
+        return torch.cat([first, last])

@@ -14,33 +14,21 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pruning.base import Pruner, Reduction
-from pruning.budget import tokens_to_keep
-from pruning.fields import FromOne, Share
-from pruning.grid import per_tile
+from pruning.base import Reduction
+from pruning.fields import Amount, FromOne, Share
+from pruning.grid import PerTile, per_tile
 from pruning.ranked import descending, finite
 
 
 @dataclass(frozen=True)
-class VisPruner(Pruner):
+class VisPruner(PerTile):
     """Keep the patches that the class token looks at, and the most diverse of the others."""
 
-    keep: float | int = 2 / 9          # T: number, or share, of the tokens of each tile kept: 128 of 576
+    keep: Amount = 2 / 9               # T: number, or share, of the tokens of each tile kept: 128 of 576
     important: Share = 0.5             # r: share of T that is chosen by attention
     removed: FromOne = 8               # tokens removed from the rest in one round
 
-    site = "vision"
-    per = "tile"
     laws = frozenset({"select", "ordered", "budget", "scale"})
-    preconditions = frozenset({"cls"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.budget(2 ** 20)           # a value of keep that no tile can meet fails here, before the model runs
-
-    def budget(self, n, tiles=1):
-        """Visual tokens left of n in all, the tiles being equal in size."""
-        return tiles * tokens_to_keep(self.keep, n // tiles)
 
     def reduce(self, tokens):
         score = self.importance(tokens)                                            # (n,)
@@ -59,7 +47,7 @@ class VisPruner(Pruner):
 
     def selected(self, score, feature):
         """One tile's attention (m,) and features (m, C) -> the tokens kept, in sequence order, and which are diverse. (k,) twice"""
-        k = tokens_to_keep(self.keep, len(score))                                  # T
+        k = self.budget(len(score))                                                # T
         important, rest = descending(score).tensor_split([int(k * self.important)])
         unit = F.normalize(feature.double(), dim=1)        # float64: one swap of two near-equals changes all later halves
         diverse = remove_duplicates(unit @ unit.T, rest, k - len(important), self.removed)
