@@ -1,6 +1,7 @@
 """The CLIP vision transformer, as far as LLaVA uses it: hidden states before the last layer, no pooling.
 
-The 24 layers of ViT-L/14 see 576 patches and one class token. LLaVA reads hidden_states[-2], the input of the last layer.
+The 24 layers of ViT-L/14 see 576 patches and one class token. LLaVA reads hidden_states[-2], the input of the last
+layer.
 """
 
 import torch
@@ -25,13 +26,16 @@ class Embeddings(nn.Module):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(c.hidden_size))
         self.patch_embedding = nn.Conv2d(c.num_channels, c.hidden_size, c.patch_size, c.patch_size, bias=False)
-        self.position_embedding = nn.Embedding((c.image_size // c.patch_size) ** 2 + 1, c.hidden_size)
+        patches = (c.image_size // c.patch_size) ** 2
+        self.position_embedding = nn.Embedding(patches + 1, c.hidden_size)
 
     def forward(self, pixels):
         """(tiles, 3, size, size) -> (tiles, 1+P, C)"""
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)          # (tiles, P, C)
+        patches = self.patch_embedding(pixels)                                     # (tiles, C, rows, columns)
+        patches = patches.flatten(2).transpose(1, 2)                               # (tiles, P, C)
         cls = self.class_embedding.expand(len(pixels), 1, -1)                      # (tiles, 1, C)
-        return torch.cat([cls, patches], dim=1) + self.position_embedding.weight
+        hidden = torch.cat([cls, patches], dim=1)                                  # (tiles, 1+P, C)
+        return hidden + self.position_embedding.weight
 
 
 class Attention(nn.Module):
@@ -47,7 +51,8 @@ class Attention(nn.Module):
 
     def heads(self, x):
         """(.., T, C) -> (.., H, T, Dh)"""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+        heads = x.unflatten(-1, (self.num_heads, -1))                              # (.., T, H, Dh)
+        return heads.transpose(-2, -3)
 
     def forward(self, x):
         """(tiles, T, C) -> (tiles, T, C)"""
@@ -55,7 +60,8 @@ class Attention(nn.Module):
         key = self.heads(self.k_proj(x))
         value = self.heads(self.v_proj(x))
         out = attention(query, key, value, causal=False)                           # (tiles, H, T, Dh)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)                                       # (tiles, T, C)
+        return self.out_proj(out)
 
 
 class MLP(nn.Module):
@@ -68,7 +74,8 @@ class MLP(nn.Module):
         self.act = ACTIVATIONS[c.hidden_act]
 
     def forward(self, x):
-        return self.fc2(self.act(self.fc1(x)))
+        x = self.act(self.fc1(x))
+        return self.fc2(x)
 
 
 class Layer(nn.Module):

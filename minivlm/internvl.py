@@ -108,7 +108,8 @@ class InternVL(Llava):
     lacks = {"cls": "and InternVL's rates patches, of which pixel shuffle joins four to a visual token"}
 
     def features(self, pixels, pruner=None, trace=None):
-        """One image, (tiles, 3, size, size) -> features (n, 4C), their grid (n, 3) and source (n,). There is no vision site."""
+        """One image, (tiles, 3, size, size) -> features (n, 4C), their grid (n, 3) and source (n,). There is no
+        vision site."""
         at_vision = pruner and pruner.at("vision")
         if at_vision:
             raise UserError(f"{type(at_vision).__name__} acts inside the vision tower, and InternVL's pixel shuffle needs "
@@ -144,9 +145,11 @@ def pixel_shuffle(x, join=2):
 
 @dataclass(frozen=True)
 class TileProcessor(ImageProcessor):
-    """A picture as tiles: the grid of tiles nearest to its shape, the picture squashed to it, and a thumbnail after them.
+    """A picture as tiles: the grid of tiles nearest to its shape, the picture squashed to it, and a thumbnail after
+    them.
 
-    TileProcessor(448).grid(1000, 500) -> (2, 1): two tiles side by side; pixels: these and the thumbnail, (3, 3, 448, 448).
+    TileProcessor(448).grid(1000, 500) -> (2, 1): two tiles side by side; pixels: these and the thumbnail, (3, 3, 448,
+    448).
     """
 
     size: int = 448
@@ -176,7 +179,8 @@ class TileProcessor(ImageProcessor):
         return cls(**known | {"resize": None}, min_tiles=least, max_tiles=most)
 
     def grid(self, width, height):
-        """(columns, rows) of tiles: the shape nearest to the picture's; of equals the larger, if it is not far too large."""
+        """(columns, rows) of tiles: the shape nearest to the picture's; of equals the larger, if it is not far too
+        large."""
         grids = [(i, j) for i in range(1, self.max_tiles + 1) for j in range(1, self.max_tiles + 1)
                  if self.min_tiles <= i * j <= self.max_tiles]
         best, least = (1, 1), float("inf")
@@ -197,9 +201,11 @@ class TileProcessor(ImageProcessor):
         return torch.cat([super(TileProcessor, self).pixels(tile) for tile in tiles])
 
     def box(self, width, height):
-        """(left, top, right, bottom) of what the one tile shows of a picture, in its own pixels; of several tiles each one's.
+        """(left, top, right, bottom) of what the one tile shows of a picture, in its own pixels; of several tiles each
+        one's.
 
-        TileProcessor(448).box(1000, 500) -> ((0, 0, 500, 500), (500, 0, 1000, 500), (0, 0, 1000, 500)), the thumbnail's last.
+        TileProcessor(448).box(1000, 500) -> ((0, 0, 500, 500), (500, 0, 1000, 500), (0, 0, 1000, 500)), the thumbnail's
+        last.
         """
         columns, rows = self.grid(width, height)
         boxes = [(width * i / columns, height * j / rows, width * (i + 1) / columns, height * (j + 1) / rows)

@@ -2,9 +2,9 @@
 
     pixels -> ViT -[vision]-> projector -> splice into the prompt -[embed]-> layer 0 .. -[decoder]-> .. -> next token
 
-An image is its pixels (1, 3, size, size), or, in LLaVA-NeXT, Tiles: their patches then make two grids, the base tile's and
-the map's, whose rows each end with a newline token, `image_newline`. A method of the vision site sees all tiles, also what
-shows nothing of the picture; no newline is put between what it leaves.
+An image is its pixels (1, 3, size, size), or, in LLaVA-NeXT, Tiles: their patches then make two grids, the base tile's
+and the map's, whose rows each end with a newline token, `image_newline`. A method of the vision site sees all tiles,
+also what shows nothing of the picture; no newline is put between what it leaves.
 """
 
 import math
@@ -76,7 +76,8 @@ class Llava(nn.Module):
         return self.lm_head.weight.device
 
     def features(self, pixels, pruner=None, trace=None, mosaic=None):
-        """One image, (tiles, 3, size, size) -> features (n, C), their grid (n, 3) and source (n,), after the vision site.
+        """One image, (tiles, 3, size, size) -> features (n, C), their grid (n, 3) and source (n,), after the vision
+        site.
 
         With a mosaic, what a method keeps is sent on in its `output_order`. Without a method: tile after tile.
         """
@@ -94,9 +95,11 @@ class Llava(nn.Module):
         tokens = replace(tokens, before=before, here=here)
         r = checked(pruner, tokens)
         if mosaic:
-            r = _reordered(r, pruner.output_order(tokens.grid[r.keep], mosaic))
+            order = pruner.output_order(tokens.grid[r.keep], mosaic)
+            r = _reordered(r, order)
         if trace is not None:
-            trace.reduce("vision", depth, replace(tokens, source=tokens.source + trace.N), r)
+            in_prompt = replace(tokens, source=tokens.source + trace.N)
+            trace.reduce("vision", depth, in_prompt, r)
         tokens = _only_visual(tokens).reduced(r)
         return tokens.hidden[tokens.visual], tokens.grid, tokens.source
 
@@ -112,7 +115,7 @@ class Llava(nn.Module):
         """All tiles of one image, (tiles, 1+P, C), as one sequence in front of block `depth`."""
         tiles, rows, _ = hidden.shape
         skipped = self._skipped(pruner)
-        index = torch.arange(tiles * rows, device=hidden.device).view(tiles, rows)
+        index = torch.arange(tiles * rows).view(tiles, rows)
         visual = index[:, skipped:].flatten()                                      # (n,)
         grid = tile_grid(tiles, rows)[:, skipped:].flatten(0, 1)                   # (n, 3)
         return Tokens.start(hidden.flatten(0, 1), visual, grid, layer=depth)
@@ -134,13 +137,17 @@ class Llava(nn.Module):
     def _whole_grid(self, tiles, pruner=None):
         """(N, 3) places of all visual tokens that the tower can give of so many tiles."""
         rows = self.vision_tower.embeddings.position_embedding.num_embeddings
-        return tile_grid(tiles, rows)[:, self._skipped(pruner):].flatten(0, 1)
+        grid = tile_grid(tiles, rows)                                              # (tiles, 1+P, 3)
+        return grid[:, self._skipped(pruner):].flatten(0, 1)
 
     def parts(self, images):
         """{"tile": (how many, patches of each), "image": (how many, patches of each, on average)}"""
         tiles = sum(len(image) for image in images)
         patches = self.vision_tower.embeddings.position_embedding.num_embeddings - 1
-        return {"tile": (tiles, patches), "image": (len(images), tiles * patches // len(images))}
+        return {
+            "tile": (tiles, patches),
+            "image": (len(images), tiles * patches // len(images)),
+        }
 
     def mosaic(self, image):
         """How the patches of an image's Tiles lie."""
@@ -158,7 +165,8 @@ class Llava(nn.Module):
         self._check_rows([id for id in ids.tolist() if id != self.config.image_token_index])
         marks = (ids == self.config.image_token_index).nonzero().squeeze(1).tolist()
         if len(marks) != len(images):
-            raise UserError(f"the prompt has {len(marks)} <image> marks for {len(images)} images: write one mark an image")
+            raise UserError(f"the prompt has {len(marks)} <image> marks for {len(images)} images: "
+                            "write one mark an image")
         trace = Trace() if trace is None else trace
         trace.cells = torch.empty(0, 3, dtype=torch.long)
         trace.unpruned = sum(self.visual_tokens(image) for image in images)
@@ -201,26 +209,31 @@ class Llava(nn.Module):
     def _image_part(self, pixels, tile, pruner, trace):
         """The Part of one image. Its tiles are counted from `tile`, its tokens from those of the images before it."""
         features, grid, source = self.features(pixels.to(self.device), pruner, trace)
+        hidden = self.multi_modal_projector(features)                              # (k, D)
         first = trace.N
-        trace.image(_counted_from(tile, self._whole_grid(len(pixels), pruner)))
-        return Part(self.multi_modal_projector(features), _counted_from(tile, grid), source + first)
+        whole = self._whole_grid(len(pixels), pruner)                              # (N, 3)
+        trace.image(_counted_from(tile, whole))
+        return Part(hidden, _counted_from(tile, grid), source + first)
 
     def _mosaic_part(self, tiles, tile, pruner, trace):
         """The same of one image's Tiles, whose base tile and map count as two tiles."""
         mosaic = self.mosaic(tiles)
-        features, grid, source = self.features(tiles.pixels.to(self.device), pruner, trace, mosaic)
+        pixels = tiles.pixels.to(self.device)
+        features, grid, source = self.features(pixels, pruner, trace, mosaic)
         first = trace.N
         if pruner and pruner.at("vision"):
             # what the method keeps, without newlines
-            whole = mosaic.on_map(self._whole_grid(len(tiles), pruner))
-            trace.image(_counted_from(tile, whole), (0, 0))
-            grid = _counted_from(tile, mosaic.on_map(grid))
-            return Part(self.multi_modal_projector(features), grid, source + first)
+            hidden = self.multi_modal_projector(features)                          # (k, D)
+            whole = self._whole_grid(len(tiles), pruner)                           # (N, 3)
+            trace.image(_counted_from(tile, mosaic.on_map(whole)), (0, 0))
+            grid = mosaic.on_map(grid)
+            return Part(hidden, _counted_from(tile, grid), source + first)
         # what shows something of the picture, a newline after each row of the map
         patch, grid = mosaic.lines()                                               # (n,), (n, 3)
         is_patch = patch >= 0
+        shown = features[patch[is_patch]]
         hidden = self.image_newline.repeat(len(patch), 1)                          # (n, D)
-        hidden[is_patch] = self.multi_modal_projector(features[patch[is_patch]])
+        hidden[is_patch] = self.multi_modal_projector(shown)
         grid = _counted_from(tile, grid)
         trace.image(grid, mosaic.padding)
         source = torch.arange(first, trace.N, device=self.device)
@@ -230,7 +243,8 @@ class Llava(nn.Module):
         """Tokens of the whole prompt -> logits of the next token (V,) and the cache. UserError if it is too long."""
         longest = self.config.text.max_position_embeddings
         if len(tokens.hidden) > longest:
-            raise UserError(f"the prompt has {len(tokens.hidden)} tokens and the model's context is {longest}: shorten it")
+            raise UserError(f"the prompt has {len(tokens.hidden)} tokens and the model's context is {longest}: "
+                            "shorten it")
         if not len(tokens.hidden):
             raise UserError("no token of the prompt is left, so nothing can follow it: give it text, or a method that "
                             "keeps some of the image")
@@ -248,7 +262,8 @@ class Llava(nn.Module):
 
 
 def tile_grid(tiles, rows):
-    """(tiles, 1+P, 3) places: of each tile the class token, on no grid, and the patches of a square grid, row by row."""
+    """(tiles, 1+P, 3) places: of each tile the class token, on no grid, and the patches of a square grid, row by
+    row."""
     side = math.isqrt(rows - 1)
     class_token = torch.tensor([[0, -1, -1]])
     one_tile = torch.cat([class_token, whole_grid(side, side)])                    # (1+P, 3)
@@ -271,13 +286,18 @@ def _reordered(r, order):
 def _only_visual(tokens):
     """The visual tokens without the class tokens between them, which would keep each tile's together."""
     rows = tokens.visual
-    return replace(tokens, hidden=tokens.hidden[rows], position=tokens.position[rows], visual=tokens.source)
+    hidden = tokens.hidden[rows]
+    position = tokens.position[rows]
+    return replace(tokens, hidden=hidden, position=position, visual=tokens.source)
 
 
 def spliced(parts):
     """The words and images of a prompt, in turn -> Tokens."""
     hidden = torch.cat([part.hidden for part in parts])                            # (T, D)
-    is_visual = torch.cat([torch.full((len(part.hidden),), part.grid is not None) for part in parts])          # (T,)
+    # the rows of the images
+    length = torch.tensor([len(part.hidden) for part in parts])
+    is_image = torch.tensor([part.grid is not None for part in parts])
+    is_visual = is_image.repeat_interleave(length)                                 # (T,)
     visual = is_visual.nonzero().squeeze(1)                                        # (n,)
     images = [part for part in parts if part.grid is not None]
     if not images:

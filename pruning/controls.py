@@ -1,13 +1,15 @@
 """Controls: what a method must beat; and the strategies of AdaptPrune's Table 5, arXiv:2503.08019.
 
-Some look at nothing: random tokens, a uniform grid, down-sampling, pooling, the last tokens, no image at all. The others read
-FastV's score, the attention of the last prompt token in layer K-1, and choose otherwise than by taking the best.
+Some look at nothing: random tokens, a uniform grid, down-sampling, pooling, the last tokens, no image at all. The
+others read FastV's score, the attention of the last prompt token in layer K-1, and choose otherwise than by taking the
+best.
 
-Paper and code: no code of Table 5 has been released, and the supplement gives one line for each strategy. Read here as follows.
-(a) is SingleFitPrune. (b) "Every other token" counts ranks, not places. (c) The draw is the same for every prompt of one size.
-(d), (e) Cells do not overlap, those at the rim may be smaller, and if there are fewer cells than tokens to keep, the best of the
-other tokens fill up. (f) Pools the scores, not the features, over the patches that exist. There is no Gaussian correction, since
-FastV is the table's baseline; correction=True is the other reading of "under our framework".
+Paper and code: no code of Table 5 has been released, and the supplement gives one line for each strategy. Read here as
+follows. (a) is SingleFitPrune. (b) "Every other token" counts ranks, not places. (c) The draw is the same for every
+prompt of one size. (d), (e) Cells do not overlap, those at the rim may be smaller, and if there are fewer cells than
+tokens to keep, the best of the other tokens fill up. (f) Pools the scores, not the features, over the patches that
+exist. There is no Gaussian correction, since FastV is the table's baseline; correction=True is the other reading of
+"under our framework".
 """
 
 import math
@@ -44,7 +46,7 @@ class Control(Ranked):
         return (self.layer,) if self.site == "decoder" else ()
 
 
-# --- Table 5 -------------------------------------------------------------------------------------------------------------
+# --- Table 5 ----------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class ByScore(Control):
@@ -152,7 +154,8 @@ def best(score, preferred, k):
 
 
 def neighbourhood_mean(grid, score):
-    """(n,) mean of the scores (n,) in each token's 3 x 3 neighbourhood, over the patches that exist; its own off the grid."""
+    """(n,) mean of the scores (n,) in each token's 3 x 3 neighbourhood, over the patches that exist; its own off the
+    grid."""
     on_grid = grid[:, 1] >= 0
     tile, row, column = grid[on_grid].T
     # each tile's scores as a map, and where there is a patch
@@ -167,7 +170,7 @@ def neighbourhood_mean(grid, score):
     return score.index_put((on_grid,), total / count)
 
 
-# --- what looks at nothing -----------------------------------------------------------------------------------------------
+# --- what looks at nothing --------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Unpruned(Pruner):
@@ -198,7 +201,8 @@ class Blind(Pruner):
 
 @dataclass(frozen=True)
 class Uniform(Control):
-    """Rows and columns evenly spaced over each tile; over the sequence, if a tile is no whole grid or has fewer patches than it keeps.
+    """Rows and columns evenly spaced over each tile; over the sequence, if a tile is no whole grid or has fewer patches
+    than it keeps.
 
     Newlines are on no grid.
     """
@@ -218,7 +222,8 @@ class Uniform(Control):
 
 @dataclass(frozen=True)
 class Resized(Control):
-    """The feature map made smaller: to the largest map of its shape with at most `keep` patches, 11 x 11 for 128 of 24 x 24."""
+    """The feature map made smaller: to the largest map of its shape with at most `keep` patches, 11 x 11 for 128 of
+    24 x 24."""
 
     laws = frozenset({"convex", "ordered", "scale"})
     preconditions = frozenset({"grid"})
@@ -242,7 +247,8 @@ class Resized(Control):
         return Reduction(torch.cat(keep), torch.cat(merge))
 
     def resized(self, place, k):
-        """One tile's places (m, 3) -> the tokens (h*w,) in whose place the new ones stand, and the weights (h*w, m) of these."""
+        """One tile's places (m, 3) -> the tokens (h*w,) in whose place the new ones stand, and the weights (h*w, m)
+        of these."""
         shape = map_shape(place)
         if not shape:
             raise UserError(f"{type(self).__name__} needs the whole grid of patches: let no other method act before it")
@@ -276,7 +282,8 @@ class AveragePool(Resized):
 
 
 def shares(grid, k):
-    """(indices (m,), number to keep) of each tile, in proportion to its tokens, k in all; not of tiles that get none."""
+    """(indices (m,), number to keep) of each tile, in proportion to its tokens, k in all; not of tiles that get
+    none."""
     n = len(grid)
     parts = []
     end = 0

@@ -1,8 +1,9 @@
-"""DivPrune. Alvar et al., "Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR 2025, arXiv:2503.02175.
+"""DivPrune. Alvar et al., "Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR 2025,
+arXiv:2503.02175.
 
-Keep the subset of visual tokens whose smallest pairwise distance is largest (the max-min diversity problem), found greedily:
-begin with the token that is farthest from its nearest other, then add the token that is farthest from those already kept,
-until k are kept. Distance is 1 - cosine of the projected features: no attention, no text, no norms.
+Keep the subset of visual tokens whose smallest pairwise distance is largest (the max-min diversity problem), found
+greedily: begin with the token that is farthest from its nearest other, then add the token that is farthest from those
+already kept, until k are kept. Distance is 1 - cosine of the projected features: no attention, no text, no norms.
 
 Paper and code: the same greedy search. The released code may keep one index several times over once only copies of kept
 tokens are left (a blank background); here a token is kept once. All visual tokens of the prompt compete in one set.
@@ -44,7 +45,8 @@ class DivPrune(Pruner):
 
 
 def max_min(distance, k):
-    """The greedy search: indices in the order of picking (k,), and each token's distance to those picked before it (n,).
+    """The greedy search: indices in the order of picking (k,), and each token's distance to those picked before it
+    (n,).
 
     Of equals, the first is picked. A smaller k gives the beginning of the same order. The score of a token that is not
     picked is its distance to the nearest that is; that of the very first pick, its distance to its nearest other.
@@ -54,7 +56,7 @@ def max_min(distance, k):
     order = []
     gains = []
     for _ in range(k):
-        pick = gain.argmax(dim=0, keepdim=True)            # (1,)  kept on the device: the loop never waits for its value
+        pick = gain.argmax(dim=0, keepdim=True)            # (1,)  stays on the device: the loop never waits for it
         order.append(pick)
         gains.append(gain[pick])
         nearest = torch.minimum(nearest, distance[pick].squeeze(0))

@@ -1,4 +1,5 @@
-"""Where tokens lie: tiles and grids of patches. A place is a row of Tokens.grid: tile, row, column; row -1: on no grid."""
+"""Where tokens lie: tiles and grids of patches. A place is a row of Tokens.grid: tile, row, column; row -1: on no
+grid."""
 
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ from pruning.fields import Amount
 
 @dataclass(frozen=True)
 class PerTile(Pruner):
-    """A method of the vision site that looks at the class token, and reduces each tile by itself. A convenience, as Ranked is."""
+    """A method of the vision site that looks at the class token, and reduces each tile by itself. A convenience, as
+    Ranked is."""
 
     keep: Amount = 0.5                 # share, or number, of each tile's tokens left
 

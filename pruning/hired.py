@@ -1,14 +1,15 @@
-"""HiRED. Arif et al., "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language
-Models", AAAI 2025, arXiv:2408.10945.
+"""HiRED. Arif et al., "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution
+Vision-Language Models", AAAI 2025, arXiv:2408.10945.
 
-A picture of high resolution comes as a base tile, the whole picture made small, and tiles of its parts. One budget for all is
-divided: a share alpha for the base tile, the rest over the others by how much of the base tile's visual content lies in their
-parts, which the class token's attention in the first block shows. Each tile then keeps its budget of patches, those with the
-most attention in the block that makes the features. One tile alone, as in LLaVA-1.5, keeps the whole budget.
+A picture of high resolution comes as a base tile, the whole picture made small, and tiles of its parts. One budget for
+all is divided: a share alpha for the base tile, the rest over the others by how much of the base tile's visual content
+lies in their parts, which the class token's attention in the first block shows. Each tile then keeps its budget of
+patches, those with the most attention in the block that makes the features. One tile alone, as in LLaVA-1.5, keeps the
+whole budget.
 
-Paper and code: the paper sums the attention of a part, which is a region of the picture (HiREDGrid in readings.py). The released
-code, and this file, count its top patches, a share 1 - alpha of all, in bands of the flattened base tile. Budgets are rounded
-down, so that of B tokens a few are not given out. LLaVA-NeXT is sent no padding and no newlines.
+Paper and code: the paper sums the attention of a part, which is a region of the picture (HiREDGrid in readings.py). The
+released code, and this file, count its top patches, a share 1 - alpha of all, in bands of the flattened base tile.
+Budgets are rounded down, so that of B tokens a few are not given out. LLaVA-NeXT is sent no padding and no newlines.
 """
 
 from dataclasses import dataclass
@@ -43,16 +44,23 @@ class HiRED(Pruner):
         return tokens_to_keep(self.keep, n)
 
     def reduce(self, tokens):
-        final = tokens.before.cls_attention().mean(dim=0)                          # (n,)  in the block that makes the features
-        initial = tokens.before.block(0).cls_attention().mean(dim=0)               # (n,)  in the first block
-        tiles = per_tile(tokens.grid)                                              # of each its tokens (m,), the base tile first
+        # attention from the class token, in the block that makes the features and in the first one
+        final = tokens.before.cls_attention().mean(dim=0)                          # (n,)
+        initial = tokens.before.block(0).cls_attention().mean(dim=0)               # (n,)
+        # divide the budget
+        tiles = per_tile(tokens.grid)                                              # [(m,)]  the base tile first
         base = tiles[0]
         budgets = self.budgets(tokens.n, len(tiles), initial[base], tokens.grid[base])
-        keep = [tile[top(final[tile], k)] for tile, k in zip(tiles, budgets)]
+        # keep the best of each tile
+        keep = []
+        for tile, k in zip(tiles, budgets):
+            best = top(final[tile], k)                                             # (k,)
+            keep.append(tile[best])
         return Reduction(torch.cat(keep), score=final)
 
     def budgets(self, n, tiles, attention, place):
-        """Of each tile its number of tokens, from the base tile's attention (m,) and places (m, 3) in the first block."""
+        """Of each tile its number of tokens, from the base tile's attention (m,) and places (m, 3) in the first
+        block."""
         total = self.budget(n)
         if tiles == 1:
             return [total]
@@ -63,7 +71,8 @@ class HiRED(Pruner):
         return [base] + [min(m, int(k)) for k in (share * others).tolist()]
 
     def parts(self, place, tiles):
-        """Of each patch of the base tile the tile, from 0, in whose part it lies: bands of the flattened base tile. (m,)"""
+        """Of each patch of the base tile the tile, from 0, in whose part it lies: bands of the flattened base tile.
+        (m,)"""
         return torch.arange(len(place), device=place.device) * tiles // len(place)
 
     def shares(self, attention, part, tiles):

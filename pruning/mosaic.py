@@ -1,7 +1,8 @@
 """How the tiles of a high-resolution picture lie: LLaVA-NeXT's base tile, the whole picture made small, and its mosaic.
 
-The other tiles are cut, row by row, from the picture made large, which lies in the middle of a grid of tiles. Their patches
-make one map. Rows or columns of the map that show nothing of the picture are not sent on; each row ends with a newline.
+The other tiles are cut, row by row, from the picture made large, which lies in the middle of a grid of tiles. Their
+patches make one map. Rows or columns of the map that show nothing of the picture are not sent on; each row ends with a
+newline.
 
 A place is a row of Tokens.grid: tile, row, column. The base tile is tile 0.
 """
@@ -13,15 +14,18 @@ import torch
 
 from pruning.base import whole_grid
 
+ON_NO_GRID = torch.tensor([1, -1, -1])                     # the place of the map's newlines and class tokens
+
 
 @dataclass(frozen=True)
 class Mosaic:
-    """The tiles of one picture. Mosaic(24, (2, 2), (480, 640)): of 48 x 48 patches 6 rows above and 6 below show nothing."""
+    """The tiles of one picture. Mosaic(24, (2, 2), (480, 640)): of 48 x 48 patches 6 rows above and 6 below show
+    nothing."""
 
     side: int                          # patches on each side of a tile
     grid: tuple                        # rows and columns of tiles, without the base tile
     size: tuple                        # height and width of the picture, in pixels
-    digits: int | None = 7             # the picture's side on the map is rounded to so many before it is cut; None: not at all
+    digits: int | None = 7             # of the picture's side on the map, before it is cut; None: not rounded
 
     @property
     def shape(self):
@@ -35,40 +39,47 @@ class Mosaic:
         return padding(*self.shape, *self.size, self.digits)
 
     def lines(self):
-        """What is sent on unpruned: (n,) patches counted tile after tile, -1 a newline; their places (n, 3), the map as tile 1."""
+        """What is sent on unpruned: (n,) patches counted tile after tile, -1 a newline; their places (n, 3), the map
+        as tile 1."""
         side = self.side
         rows, columns = self.shape
         base = torch.arange(side * side)                                           # (P,)
         # lay the tiles side by side
-        tiles = torch.arange(rows * columns).view(*self.grid, side, side) + len(base)
-        patch = tiles.transpose(1, 2).reshape(rows, columns)
+        patch = torch.arange(rows * columns) + len(base)
+        patch = patch.view(*self.grid, side, side)         # row of tiles, column of tiles, row, column
+        patch = patch.transpose(1, 2).reshape(rows, columns)
         # leave out what shows nothing of the picture
         above, left = self.padding
         patch = patch[above:rows - above, left:columns - left]                     # (H, W)
-        place = whole_grid(*patch.shape, tile=1).view(*patch.shape, 3)             # (H, W, 3)
-        # end each row with a newline, which is on no grid
-        newline = torch.full((len(patch), 1), -1)                                  # (H, 1)
-        no_place = torch.tensor([1, -1, -1]).expand(len(patch), 1, 3)              # (H, 1, 3)
+        H, W = patch.shape
+        place = whole_grid(H, W, tile=1).view(H, W, 3)
+        # end each row with a newline
+        newline = torch.full((H, 1), -1)
         patch = torch.cat([patch, newline], dim=1)                                 # (H, W+1)
-        place = torch.cat([place, no_place], dim=1)                                # (H, W+1, 3)
+        place = torch.cat([place, ON_NO_GRID.expand(H, 1, 3)], dim=1)              # (H, W+1, 3)
         # the base tile comes first
+        base_place = whole_grid(side, side)                                        # (P, 3)
         patch = torch.cat([base, patch.flatten()])                                 # (n,)
-        place = torch.cat([whole_grid(side, side), place.flatten(0, 1)])           # (n, 3)
+        place = torch.cat([base_place, place.flatten(0, 1)])                       # (n, 3)
         return patch, place
 
     def on_map(self, place):
         """Places on the tiles (m, 3), padding and all, as places on the base tile, 0, and on the map, 1. (m, 3)"""
         tile, row, column = place.T
         _, columns = self.grid
-        down = (tile - 1) // columns * self.side
-        right = (tile - 1) % columns * self.side
-        on_map = torch.stack([torch.ones_like(tile), row + down, column + right], dim=1)
-        no_place = torch.tensor([1, -1, -1], device=place.device)
-        on_map = torch.where(row[:, None] < 0, no_place, on_map)
-        return torch.where(tile[:, None] > 0, on_map, place)
+        # the map's patches above the tile, and to the left of it
+        above = (tile - 1) // columns * self.side
+        left = (tile - 1) % columns * self.side
+        tile_1 = torch.ones_like(tile)
+        on_map = torch.stack([tile_1, row + above, column + left], dim=1)          # (m, 3)
+        is_on_no_grid = row[:, None] < 0                                           # (m, 1)
+        on_map = torch.where(is_on_no_grid, ON_NO_GRID.to(place.device), on_map)
+        is_base = tile[:, None] == 0                                               # (m, 1)
+        return torch.where(is_base, place, on_map)
 
     def order(self, place):
-        """Indices of places on the tiles (m, 3): the base tile's as they are, the map's row by row, what is on no grid last."""
+        """Indices of places on the tiles (m, 3): the base tile's as they are, the map's row by row, what is on no
+        grid last."""
         tile, row, column = self.on_map(place).T
         rows, columns = self.shape
         rank = row * columns + column

@@ -1,13 +1,14 @@
 """PruMerge and PruMerge+. Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal
 Models", ICCV 2025, arXiv:2403.15388.
 
-Before the projector, keep the patches whose attention from the class token is an outlier of its distribution (above
-Q3 + 1.5 IQR), so that a busy image keeps more tokens than a plain one. Then supplement each with the patches whose keys are
-most similar to its own, weighted by their attention. PruMerge+ keeps a uniform sample of the patches as well.
+Before the projector, keep the patches whose attention from the class token is an outlier of its distribution (above Q3
++ 1.5 IQR), so that a busy image keeps more tokens than a plain one. Then supplement each with the patches whose keys
+are most similar to its own, weighted by their attention. PruMerge+ keeps a uniform sample of the patches as well.
 
 Paper and code: the paper averages clusters (PruMergeAverage in readings.py); the released code, and this file, add the
-neighbours, weighted by their bare attention, to the kept token, and append one more token, the sum of all that is not kept.
-Queries and keys are those of the block after the features, as one head over the full width. Each tile is reduced by itself.
+neighbours, weighted by their bare attention, to the kept token, and append one more token, the sum of all that is not
+kept. Queries and keys are those of the block after the features, as one head over the full width. Each tile is reduced
+by itself.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class PruMerge(PerTile):
     `keep` counts every token left of a tile, the pooled one too: 73 of 576 is the released code's fixed ratio 1/8.
     """
 
-    keep: Amount | None = None         # None: as many as are outliers; else share, or number, of each tile's tokens left
+    keep: Amount | None = None         # share, or number, of each tile's tokens left; None: as many as are outliers
     neighbours: Count = 32             # k nearest neighbours merged into each kept token
 
     merges_kept = True                 # kept patches, too, may be merged into another one
@@ -54,7 +55,8 @@ class PruMerge(PerTile):
         return Reduction(torch.cat(keep), torch.cat(merge), attention)
 
     def attention_and_keys(self, tokens):
-        """Of each patch the attention from its tile's class token in the block after the features, as one head, and its key."""
+        """Of each patch the attention from its tile's class token in the block after the features, as one head, and
+        its key."""
         view = tokens.here
         query = full_width(view.query(view.cls_rows()))                            # (tiles, C)
         key = full_width(view.key())                                               # (T, C)
@@ -125,7 +127,8 @@ class PruMerge(PerTile):
 
 @dataclass(frozen=True)
 class PruMergePlus(PruMerge):
-    """PruMerge, and a uniform sample of the patches kept too; with `keep`, half is chosen by attention, half is the grid."""
+    """PruMerge, and a uniform sample of the patches kept too; with `keep`, half is chosen by attention, half is the
+    grid."""
 
     density: FromOne = 3               # of the grid, in multiples of the number of outliers; only with keep=None
 
@@ -137,7 +140,8 @@ class PruMergePlus(PruMerge):
             strong = order[:k]
             stride = m // max(1, k) // self.density
             stride = max(1, stride)
-            grid = torch.arange(0, m - 1, stride, device=attention.device)         # without the last patch, as in the code
+            # the grid is without the last patch, as in the code
+            grid = torch.arange(0, m - 1, stride, device=attention.device)
             return torch.cat([strong, without(grid, strong)])
         strong, others = order.tensor_split([(k + 1) // 2])
         grid = self.uniform_sample(m, k - len(strong)).to(order.device)

@@ -1,13 +1,13 @@
 """VisionZip. Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025,
 arXiv:2412.04467.
 
-Before the projector, keep the tokens that the class token looks at most (dominant tokens), and merge the rest into a few:
-targets at regular distances in the rest, each joined by the tokens whose keys are most similar to its own (contextual
-tokens). Keys and attention are averaged over heads, both in the block that makes the features.
+Before the projector, keep the tokens that the class token looks at most (dominant tokens), and merge the rest into a
+few: targets at regular distances in the rest, each joined by the tokens whose keys are most similar to its own
+(contextual tokens). Keys and attention are averaged over heads, both in the block that makes the features.
 
-Paper and code: the paper merges a target and its tokens by their average (VisionZipAverage in readings.py); the released code,
-and this file, add the average of the tokens to the target. The class token counts as the first dominant token, and its
-embedding is sent to the decoder, as in the code.
+Paper and code: the paper merges a target and its tokens by their average (VisionZipAverage in readings.py); the
+released code, and this file, add the average of the tokens to the target. The class token counts as the first dominant
+token, and its embedding is sent to the decoder, as in the code.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,8 @@ class VisionZip(PerTile):
         super().__post_init__()
         most = 1 if isinstance(self.contextual, float) else 2 ** 20
         if not 0 <= self.contextual <= most:
-            raise UserError(f"VisionZip: contextual is a share from 0 to 1.0, or a number from 0; got {self.contextual}")
+            raise UserError("VisionZip: contextual is a share from 0 to 1.0, or a number from 0; "
+                            f"got {self.contextual}")
         if isinstance(self.keep, int):
             self.counts(self.keep)
 
@@ -45,7 +46,8 @@ class VisionZip(PerTile):
         if isinstance(contextual, float):
             contextual = int(k * contextual)
         if contextual > k:
-            raise UserError(f"VisionZip: contextual {contextual} is more than the {k} tokens kept: give a share of them")
+            raise UserError(f"VisionZip: contextual {contextual} is more than the {k} tokens kept: "
+                            "give a share of them")
         return k - contextual, contextual
 
     def reduce(self, tokens):
@@ -69,7 +71,8 @@ class VisionZip(PerTile):
         return tokens.before.cls_attention().mean(dim=0)
 
     def zipped(self, attention, metric, is_cls):
-        """One tile's attention (m,), keys (m, Dh), class token or not (m,) -> places (k,), weights (k, m), contextual or not (k,)."""
+        """One tile's attention (m,), keys (m, Dh), class token or not (m,) -> places (k,), weights (k, m),
+        contextual or not (k,)."""
         k = self.budget(len(attention))
         dominant_count, contextual_count = self.counts(k)
         # dominant tokens, the class token first
@@ -106,7 +109,8 @@ class VisionZip(PerTile):
         return average.scatter(1, target[:, None], 1.0)
 
     def output_order(self, grid, mosaic):
-        """The base tile's as they are; the others' dominant patches in the order of the picture, class tokens, contextual ones."""
+        """The base tile's as they are; the others' dominant patches in the order of the picture, class tokens,
+        contextual ones."""
         tile = grid[:, 0]
         k = int((tile == 0).sum())
         dominant_count, _ = self.counts(k)

@@ -1,12 +1,12 @@
 """VisPruner. Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
 ICCV 2025, arXiv:2412.01818.
 
-Before the projector, keep T patches of each tile: the few that receive the most attention from the class token (important
-tokens), and out of the rest those that are least similar (diverse tokens). These are found by removing duplicates: split the
-rest into two halves, drop from the first the tokens most similar to one of the second, and again.
+Before the projector, keep T patches of each tile: the few that receive the most attention from the class token
+(important tokens), and out of the rest those that are least similar (diverse tokens). These are found by removing
+duplicates: split the rest into two halves, drop from the first the tokens most similar to one of the second, and again.
 
-Paper and code: no difference is known. The released code removes 8 tokens a round and takes the halves in turn from a list
-that is ordered by attention at first and by similarity later. T counts the tokens of each tile.
+Paper and code: no difference is known. The released code removes 8 tokens a round and takes the halves in turn from a
+list that is ordered by attention at first and by similarity later. T counts the tokens of each tile.
 """
 
 from dataclasses import dataclass
@@ -39,24 +39,30 @@ class VisPruner(PerTile):
             selected, is_diverse = self.selected(score[tile], feature[tile])       # (k,) twice
             keep.append(tile[selected])
             reason.append(is_diverse)
-        return Reduction(torch.cat(keep), score=score, reason=torch.cat(reason).long(), reasons=("important", "diverse"))
+        reason = torch.cat(reason).long()
+        return Reduction(torch.cat(keep), score=score, reason=reason, reasons=("important", "diverse"))
 
     def importance(self, tokens):
         """(n,) attention from the class token of each one's tile, mean over heads"""
         return tokens.before.cls_attention().mean(dim=0)
 
     def selected(self, score, feature):
-        """One tile's attention (m,) and features (m, C) -> the tokens kept, in sequence order, and which are diverse. (k,) twice"""
+        """One tile's attention (m,) and features (m, C) -> the tokens kept, in sequence order, and which are
+        diverse. (k,) twice"""
         k = self.budget(len(score))                                                # T
+        # important tokens: those with the most attention
         important, rest = descending(score).tensor_split([int(k * self.important)])
-        unit = F.normalize(feature.double(), dim=1)        # float64: one swap of two near-equals changes all later halves
-        diverse = remove_duplicates(unit @ unit.T, rest, k - len(important), self.removed)
+        # diverse tokens, out of the rest; in float64: one swap of two near-equals changes all later halves
+        unit = F.normalize(feature.double(), dim=1)                                # (m, C)
+        similarity = unit @ unit.T                                                 # (m, m)
+        diverse = remove_duplicates(similarity, rest, k - len(important), self.removed)
         kept, order = torch.cat([important, diverse]).sort()
         return kept, order >= len(important)
 
 
 def remove_duplicates(similarity, rest, k, removed):
-    """k of the indices `rest`, left after dropping again and again the `removed` ones that are most similar to another one."""
+    """k of the indices `rest`, left after dropping again and again the `removed` ones that are most similar to
+    another one."""
     if k == 0:
         return rest[:0]
     while len(rest) > k:

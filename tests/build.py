@@ -29,9 +29,9 @@ def tokens(kinds, attention=None, *, hidden=None, grid=None, layer=2, before=Non
 def tiles(hidden, attention=None, *, key=None, initial=None, here=None, grid=None, cls=False, layer=23):
     """Tokens of the vision site: of each tile the class token, then its patches. hidden (tiles, 1+P, C).
 
-    attention: from each tile's class token in block layer - 1, (tiles, H, 1+P); initial: in block 0. key: of block layer - 1,
-    (tiles, H, 1+P, Dh). here: {"query" or "key": the same of block `layer`}. Without H: of one head.
-    grid: (rows, columns) of a tile's patches; None: one row. cls: the class tokens are visual tokens, too.
+    attention: from each tile's class token in block layer - 1, (tiles, H, 1+P); initial: in block 0. key: of block
+    layer - 1, (tiles, H, 1+P, Dh). here: {"query" or "key": the same of block `layer`}. Without H: of one head. grid:
+    (rows, columns) of a tile's patches; None: one row. cls: the class tokens are visual tokens, too.
     """
     count, rows, _ = hidden.shape
     one_tile = torch.cat([torch.tensor([[0, -1, -1]]), whole_grid(*(grid or (1, rows - 1)))])      # (1+P, 3)

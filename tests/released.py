@@ -48,7 +48,8 @@ class AdaptPruneRepeats(AdaptPrune):
 
 @dataclass(frozen=True)
 class HiREDSwapped(HiRED):
-    """The released code exchanges rows and columns of the mosaic: of a picture that is not square it cuts the wrong padding."""
+    """The released code exchanges rows and columns of the mosaic: of a picture that is not square it cuts the wrong
+    padding."""
 
     def output_order(self, grid, mosaic):
         return super().output_order(grid, replace(mosaic, grid=mosaic.grid[::-1]))
@@ -56,7 +57,8 @@ class HiREDSwapped(HiRED):
 
 @dataclass(frozen=True)
 class DivPruneRepeat(DivPrune):
-    """The released code may keep a token again: once only copies of kept tokens are left, it picks the first of them."""
+    """The released code may keep a token again: once only copies of kept tokens are left, it picks the first of
+    them."""
 
     laws = frozenset({"ordered", "budget"})
 

@@ -16,7 +16,8 @@ SIX = [.9, .8, .7, .1, .2, .3]
 
 
 def image(score=None, grid=None, values=None, dtype=torch.float32):
-    """Text, one image of this grid (default: one row), text; the last token pays `score` to the image, whose states are `values`."""
+    """Text, one image of this grid (default: one row), text; the last token pays `score` to the image, whose states
+    are `values`."""
     n = len(score or values)
     attention = [[0., *(score or values), 0.]]
     hidden = torch.tensor([0., *(values or [0.] * n), 0.], dtype=dtype)[:, None]
@@ -33,11 +34,11 @@ def two_images(first, second):
     return tokens(f"{'v' * len(grid)}t", grid=grid)
 
 
-# --- Table 5 by hand -----------------------------------------------------------------------------------------------------
+# --- Table 5 by hand --------------------------------------------------------------------------------------------------
 
 def test_skip():
-    """Ranks of .5 .9 .7 .4 .8 .6: token 1, 4, 2, 5, 0, 3. Two of the best four: ranks 0 and 2, tokens 1 and 2. The best two would be
-    1 and 4; every other place among the best four (1 2 4 5) 1 and 4 as well."""
+    """Ranks of .5 .9 .7 .4 .8 .6: token 1, 4, 2, 5, 0, 3. Two of the best four: ranks 0 and 2, tokens 1 and 2. The
+    best two would be 1 and 4; every other place among the best four (1 2 4 5) 1 and 4 as well."""
     assert kept(Skip(keep=2), [.5, .9, .7, .4, .8, .6]) == [1, 2]
 
 
@@ -59,7 +60,8 @@ def test_fewer_cells_than_tokens():
 
 
 def test_cells_in_two_dimensions_and_at_the_rim():
-    """4 x 4: cells of 3 x 3, 3 x 1, 1 x 3 and 1 x 1 patches. Scores fall from .16 in sequence: the best of each is its upper left."""
+    """4 x 4: cells of 3 x 3, 3 x 1, 1 x 3 and 1 x 1 patches. Scores fall from .16 in sequence: the best of each is
+    its upper left."""
     score = [.16 - .01 * i for i in range(16)]
     assert kept(MaxPool3x3(keep=4), score, (4, 4)) == [0, 3, 12, 15]
     assert kept(MaxPool3x3(keep=3), score, (4, 4)) == [0, 3, 12]
@@ -77,8 +79,8 @@ def test_random_of_each_cell():
 
 
 def test_average_of_scores():
-    """.9 .0 .0 .5 .6: means of those that exist .45 .3 .167 .367 .55: the last token, although the first has most. Were the missing
-    neighbours counted as 0, the mean of the last would be .367, that of the fourth."""
+    """.9 .0 .0 .5 .6: means of those that exist .45 .3 .167 .367 .55: the last token, although the first has most.
+    Were the missing neighbours counted as 0, the mean of the last would be .367, that of the fourth."""
     r = AverageScores(keep=1).reduce(image([.9, .0, .0, .5, .6]))
     assert r.keep.tolist() == [4]
     close(r.score, [.9 / 2, .9 / 3, .5 / 3, 1.1 / 3, 1.1 / 2])
@@ -96,8 +98,9 @@ def test_last():
 
 
 def test_correction():
-    """A row of five, u = -3 -1.75 -.5 .75 2 on an axis from floor(-2.5) to floor(2.5), sigma 2.5: weights relative to the best, .50 .80 1 .98 .74.
-    Times .30 .20 .25 .05 .20: .15 .16 .25 .05 .15: token 2 is first, uncorrected token 0."""
+    """A row of five, u = -3 -1.75 -.5 .75 2 on an axis from floor(-2.5) to floor(2.5), sigma 2.5: weights relative
+    to the best, .50 .80 1 .98 .74. Times .30 .20 .25 .05 .20: .15 .16 .25 .05 .15: token 2 is first, uncorrected
+    token 0."""
     score = [.30, .20, .25, .05, .20]
     assert kept(MaxPool3x3(keep=1), score) == [0]
     assert kept(MaxPool3x3(keep=1, correction=True), score) == [2]
@@ -105,10 +108,11 @@ def test_correction():
     close(r.score, [.1490, .1597, .25, .0488, .1482], 1e-4)
 
 
-# --- the others by hand --------------------------------------------------------------------------------------------------
+# --- the others by hand -----------------------------------------------------------------------------------------------
 
 def test_random():
-    """As many as asked, none twice, another set for another seed, the same for the same; every token is drawn sometimes."""
+    """As many as asked, none twice, another set for another seed, the same for the same; every token is drawn
+    sometimes."""
     drawn = [kept(Random(keep=3, seed=seed), [.1] * 8) for seed in range(60)]
     for keep in drawn:
         assert len(keep) == 3
@@ -125,8 +129,8 @@ def test_uniform():
 
 
 def test_uniform_of_a_number_that_is_no_square():
-    """5 of 3 x 4: two rows (the root of 5 * 3/4 is 1.9) with two and three tokens. Rows 0 and 2 (of blocks 1.5 high the centres .75
-    and 2.25), columns 1 and 3, and 0, 2, 3 (centres .67, 2, 3.33)."""
+    """5 of 3 x 4: two rows (the root of 5 * 3/4 is 1.9) with two and three tokens. Rows 0 and 2 (of blocks 1.5 high
+    the centres .75 and 2.25), columns 1 and 3, and 0, 2, 3 (centres .67, 2, 3.33)."""
     assert kept(Uniform(keep=5), [.1] * 12, (3, 4)) == [1, 3, 8, 10, 11]
 
 
@@ -164,7 +168,8 @@ def test_uniform_over_two_images():
 
 
 def test_average_pool():
-    """2 x 4 to two tokens: the means of 1 2 5 6 and 3 4 7 8, which stand at the centres of their blocks, tokens 5 and 7."""
+    """2 x 4 to two tokens: the means of 1 2 5 6 and 3 4 7 8, which stand at the centres of their blocks, tokens 5
+    and 7."""
     whole = image(values=[1., 2, 3, 4, 5, 6, 7, 8], grid=(2, 4))
     r = AveragePool(keep=2).reduce(whole)
     assert r.keep.tolist() == [5, 7]
@@ -173,9 +178,10 @@ def test_average_pool():
 
 
 def test_down_sampling():
-    """4 x 4 to one token, 16 in the corners and 0 elsewhere: the plain bilinear value between the four middle patches is 0, the mean of
-    all is 4, and with the filter the corners, 1.5 from the centre, weigh less than the middle, .5 from it: (4 - 1.5) to (4 - .5) on
-    each axis, 2.5/12 each, so that all four weigh (5/12)^2 = .1736: 2.78."""
+    """4 x 4 to one token, 16 in the corners and 0 elsewhere: the plain bilinear value between the four middle
+    patches is 0, the mean of all is 4, and with the filter the corners, 1.5 from the centre, weigh less than the
+    middle, .5 from it: (4 - 1.5) to (4 - .5) on each axis, 2.5/12 each, so that all four weigh (5/12)^2 = .1736:
+    2.78."""
     corners = [16. if i in (0, 3, 12, 15) else 0. for i in range(16)]
     whole = image(values=corners, grid=(4, 4))
     for method, value in ((DownSample(keep=1), 16 * (5 / 12) ** 2), (DownSample(keep=1, antialias=False), 0), (AveragePool(keep=1), 4)):
@@ -184,8 +190,8 @@ def test_down_sampling():
 
 
 def test_maps_of_two_images():
-    """Of 2 x 2 and 4 x 4 tokens half: 2 and 8; maps 1 x 1 and 2 x 2, each from its own image: 5, and not budget(20) = 9, which is that
-    of one square: so the law "budget" is not declared."""
+    """Of 2 x 2 and 4 x 4 tokens half: 2 and 8; maps 1 x 1 and 2 x 2, each from its own image: 5, and not budget(20)
+    = 9, which is that of one square: so the law "budget" is not declared."""
     r = AveragePool(keep=.5).reduce(two_images((2, 2), (4, 4)))
     assert r.merge.shape == (5, 20)
     assert r.merge[0, 4:].sum() == 0
@@ -205,7 +211,8 @@ def test_a_map_needs_a_grid():
 
 
 def test_newlines():
-    """2 x 2 patches, each row followed by a token on no grid: maps leave these out; a mean of scores leaves theirs as they are."""
+    """2 x 2 patches, each row followed by a token on no grid: maps leave these out; a mean of scores leaves theirs
+    as they are."""
     lines = torch.tensor([[0, 0, 0], [0, 0, 1], [0, -1, -1], [0, 1, 0], [0, 1, 1], [0, -1, -1]])
     entering = image([.1, .3, .9, .2, .4, .8], lines)
     r = AveragePool(keep=1).reduce(entering)
@@ -226,11 +233,12 @@ def test_a_tile_of_only_newlines():
     assert Uniform(keep=6).reduce(entering).keep.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-# --- the whole model -----------------------------------------------------------------------------------------------------
+# --- the whole model --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("marks", [1, 2])
 def test_blind(marks):
-    """As if no image had been given, to the bit: the same prompt without the marks; positions, cache and generation too."""
+    """As if no image had been given, to the bit: the same prompt without the marks; positions, cache and generation
+    too."""
     model = llava()
     question = ids(3, *[MARK, 4] * marks)
     logits, cache, trace = prefill(model, question, [picture(model, i) for i in range(marks)], Blind())
@@ -285,7 +293,7 @@ def test_keeping_all_is_the_unpruned_model(method):
     close(logits, unpruned)
 
 
-# --- edges ---------------------------------------------------------------------------------------------------------------
+# --- edges ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("method", [*KEEPING, DownSample, AveragePool], ids=lambda m: m.__name__)
 def test_one_token_and_all_tokens(method):
@@ -308,8 +316,9 @@ def test_needle_kept(method):
 
 @pytest.mark.parametrize("method", [Random, Last, Uniform, Random3x3, AverageScores], ids=lambda m: m.__name__)
 def test_needle_lost(method):
-    """The law is not declared. Of 3 x 3 patches the middle one is one of nine for a draw, and not the last; token 1 is not in the middle,
-    where a single token of a grid is taken; and the mean over a corner's four patches is more than that over the middle's nine."""
+    """The law is not declared. Of 3 x 3 patches the middle one is one of nine for a draw, and not the last; token 1
+    is not in the middle, where a single token of a grid is taken; and the mean over a corner's four patches is more
+    than that over the middle's nine."""
     needle = 1 if method is Uniform else 4
     score = [.95 if i == needle else .01 for i in range(9)]
     draws = [dict(seed=seed) for seed in range(20)] if method in (Random, Random3x3) else [{}]

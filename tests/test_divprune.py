@@ -30,11 +30,11 @@ def kept(method, features):
     return method.reduce(image(features)).keep.tolist()
 
 
-# --- by hand -------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 def test_order_of_picks():
-    """Angles 0 10 90 180 205. To the nearest other: 10 10 80 25 25, so 90 is first. From 90: 90 80 - 90 115, so 205 is next.
-    From the nearer of both: 90 80 - 25 -, so 0; then 10 and 180 remain, 10 and 25 away: 180; 10 is last."""
+    """Angles 0 10 90 180 205. To the nearest other: 10 10 80 25 25, so 90 is first. From 90: 90 80 - 90 115, so 205
+    is next. From the nearer of both: 90 80 - 25 -, so 0; then 10 and 180 remain, 10 and 25 away: 180; 10 is last."""
     order, score = max_min(1 - cosines(plane(0, 10, 90, 180, 205)), 5)
     assert order.tolist() == [2, 4, 0, 3, 1]
     gained = torch.tensor([90, 10, 80, 25, 115])           # degrees by which each one was picked
@@ -44,16 +44,17 @@ def test_order_of_picks():
 
 
 def test_not_farthest_from_the_first_token():
-    """Angles 0 10 90 180 205. Farthest-point sampling that begins with token 0 keeps 0 and 180; the max-min greedy begins
-    with the loneliest token, 90, and keeps 90 and 205."""
+    """Angles 0 10 90 180 205. Farthest-point sampling that begins with token 0 keeps 0 and 180; the max-min greedy
+    begins with the loneliest token, 90, and keeps 90 and 205."""
     features = plane(0, 10, 90, 180, 205)
     assert int(cosines(features)[0].argmin()) == 3
     assert kept(DivPrune(keep=2), features) == [2, 4]
 
 
 def test_greedy_not_the_optimum():
-    """(1,0) (.8,.6) (0,1) (-.8,.6) (-1,0). To the nearest other: .2 .2 .4 .2 .2, so the middle one is first. From it: 1 .4 - .4 1,
-    of equals the first: tokens 0 and 2, 1 apart, although 0 and 4 are 2 apart. The third is token 4: 2 from 0, 1 from 2."""
+    """(1,0) (.8,.6) (0,1) (-.8,.6) (-1,0). To the nearest other: .2 .2 .4 .2 .2, so the middle one is first. From
+    it: 1 .4 - .4 1, of equals the first: tokens 0 and 2, 1 apart, although 0 and 4 are 2 apart. The third is token
+    4: 2 from 0, 1 from 2."""
     features = torch.tensor([[1., 0], [.8, .6], [0, 1], [-.8, .6], [-1, 0]])
     assert cosines(features).argmin() == 4     # row 0, column 4: the best pair
     assert kept(DivPrune(keep=2), features) == [0, 2]
@@ -77,7 +78,7 @@ def test_length_does_not_count():
     assert kept(DivPrune(keep=2), features) == [2, 4]
 
 
-# --- recorded ------------------------------------------------------------------------------------------------------------
+# --- recorded ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("case, ratio, k", [(c["case"], r, k) for c in FACTS["cases"] for r, k in zip(c["ratios"], c["k"])])
 def test_recorded(case, ratio, k):
@@ -88,7 +89,7 @@ def test_recorded(case, ratio, k):
         assert kept(method, x) == RECORDED[f"case{case}.k{k}.kept"].tolist()
 
 
-# --- edges ---------------------------------------------------------------------------------------------------------------
+# --- edges ------------------------------------------------------------------------------------------------------------
 
 def test_one_token_and_all_tokens():
     assert kept(DivPrune(), plane(30)) == kept(DivPrune(keep=1), plane(30)) == [0]
@@ -96,8 +97,8 @@ def test_one_token_and_all_tokens():
 
 
 def test_ties():
-    """Four directions, two of them opposite to two: every token is 1 from its nearest. Of equals the first: 0; from it 2 is
-    farthest; then 1 and 3 are equal."""
+    """Four directions, two of them opposite to two: every token is 1 from its nearest. Of equals the first: 0; from
+    it 2 is farthest; then 1 and 3 are equal."""
     cross = torch.tensor([[1., 0], [0, 1], [-1, 0], [0, -1]])
     assert [kept(DivPrune(keep=k), cross) for k in (1, 2, 3)] == [[0], [0, 2], [0, 1, 2]]
     assert kept(DivPrune(keep=3), torch.ones(600, 4)) == [0, 1, 2]
@@ -125,15 +126,16 @@ def test_not_a_number():
 
 
 def test_two_images_compete():
-    """Images of angles 0 5 and 2 90 180 in one prompt, budget 3 for both: 180 is the loneliest, 90 from its nearest; then 0, 180
-    from it; then 90: one token of the first image is left, two of the second. The 50 degrees between them are text."""
+    """Images of angles 0 5 and 2 90 180 in one prompt, budget 3 for both: 180 is the loneliest, 90 from its nearest;
+    then 0, 180 from it; then 90: one token of the first image is left, two of the second. The 50 degrees between
+    them are text."""
     entering = image(plane(0, 5, 50, 2, 90, 180), "t vv t vvv t")
     assert DivPrune(keep=3).reduce(entering).keep.tolist() == [0, 3, 4]
 
 
 def test_attention_and_text_are_not_read():
-    """There is no layer to look at, and other text changes nothing. The needle law is not declared: a token that gets all of the
-    attention is dropped if it is like others."""
+    """There is no layer to look at, and other text changes nothing. The needle law is not declared: a token that
+    gets all of the attention is dropped if it is like others."""
     features = plane(0, 10, 90, 180, 205)
     entering = tokens("tvvvvvt", hidden=torch.cat([torch.full((1, 2), 7.), features, torch.full((1, 2), 7.)]), layer=0)
     with pytest.raises(UserError, match="no layer has run yet"):

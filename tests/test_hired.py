@@ -1,4 +1,5 @@
-"""HiRED by hand, and equal to the released code's recorded behaviour, with the order in which LLaVA-NeXT sends tokens on."""
+"""HiRED by hand, and equal to the released code's recorded behaviour, with the order in which LLaVA-NeXT sends
+tokens on."""
 
 import math
 
@@ -18,7 +19,8 @@ NEXT, NEXT_FACTS = golden("hired_next")
 
 
 def image(final, initial, dtype=torch.float32):
-    """Tokens of tiles: of each the attention of its patches in the last block; of the base tile that in the first block."""
+    """Tokens of tiles: of each the attention of its patches in the last block; of the base tile that in the first
+    block."""
     final = torch.tensor(final)                                                    # (tiles, P)
     first = torch.zeros_like(final)
     first[0] = torch.tensor(initial)
@@ -43,16 +45,16 @@ def counts(method, tokens):
     return [len(patches) for patches in kept(method, tokens)]
 
 
-# --- by hand: a base tile and two others, four patches each ------------------------------------------------------------------
+# --- by hand: a base tile and two others, four patches each -----------------------------------------------------------
 
 FINAL = [[.1, .2, .3, .4], [.4, .1, .3, .2], [.9, .8, .7, .6]]
 INITIAL = [.4, .3, .2, .1]
 
 
 def test_budget_follows_the_content():
-    """Six of twelve, half for the base tile: 3, its best 1 2 3. Content patches: of the first block's .4 .3 .2 .1 the top half, 0
-    and 1, both in the upper band, so tile 1 gets the other 3, its best 0 2 3, and tile 2 none, though its attention is the
-    highest of all: the best six of twelve would be 8 9 10 11 and two more."""
+    """Six of twelve, half for the base tile: 3, its best 1 2 3. Content patches: of the first block's .4 .3 .2 .1
+    the top half, 0 and 1, both in the upper band, so tile 1 gets the other 3, its best 0 2 3, and tile 2 none,
+    though its attention is the highest of all: the best six of twelve would be 8 9 10 11 and two more."""
     for keep in (6, .5):
         assert kept(HiRED(keep), image(FINAL, INITIAL)) == [[1, 2, 3], [0, 2, 3], []]
 
@@ -64,9 +66,9 @@ def test_the_sum_of_attention():
 
 
 def test_regions_and_bands():
-    """Four tiles, 16 patches each; the content is the left half of the picture, in every row, an eighth each. Bands, one row of four
-    each, have two content patches each: 2 tokens for every tile. Of quadrants the left ones, tiles 0 and 2, have all: 4 0 4 0.
-    Of four columns the first two have all, of four rows each a quarter."""
+    """Four tiles, 16 patches each; the content is the left half of the picture, in every row, an eighth each. Bands,
+    one row of four each, have two content patches each: 2 tokens for every tile. Of quadrants the left ones, tiles 0
+    and 2, have all: 4 0 4 0. Of four columns the first two have all, of four rows each a quarter."""
     tokens = image([[1 / 16] * 16] * 5, [.125, .125, 0., 0.] * 4)
     assert counts(HiRED(keep=16), tokens) == counts(HiREDSum(keep=16), tokens) == [8, 2, 2, 2, 2]
     assert counts(HiREDGrid(keep=16, grid=(2, 2)), tokens) == [8, 4, 0, 4, 0]
@@ -77,21 +79,22 @@ def test_regions_and_bands():
 
 
 def test_alpha_is_the_share_of_content_too():
-    """alpha = .25 of 8: the base tile gets 2, the others 6. Content is the top three of four, 0 1 2: two in the upper band, one in
-    the lower: 4 and 2."""
+    """alpha = .25 of 8: the base tile gets 2, the others 6. Content is the top three of four, 0 1 2: two in the
+    upper band, one in the lower: 4 and 2."""
     assert counts(HiRED(keep=8, alpha=.25), image(FINAL, INITIAL)) == [2, 4, 2]
 
 
 def test_what_the_base_tile_cannot_use():
-    """Ten of twelve, nine tenths for the base tile: 4 is all it has, 6 flow to the others. No patch is content, int(4 * .1) = 0:
-    the tiles are alike, 3 each."""
+    """Ten of twelve, nine tenths for the base tile: 4 is all it has, 6 flow to the others. No patch is content,
+    int(4 * .1) = 0: the tiles are alike, 3 each."""
     assert counts(HiRED(keep=10, alpha=.9), image(FINAL, INITIAL)) == [4, 3, 3]
     assert counts(HiRED(keep=10, alpha=1.), image(FINAL, INITIAL)) == [4, 3, 3]
 
 
 def test_a_tile_has_no_more_than_its_patches():
-    """Ten of twelve at alpha = .4: 4 and 6. Both content patches, int(4 * .6), are in the upper band: tile 1 would get 6 and has 4.
-    All twelve at alpha = .25: 3, and of the other 9 the 8 that there are; two and one of three content patches make 5 and 2."""
+    """Ten of twelve at alpha = .4: 4 and 6. Both content patches, int(4 * .6), are in the upper band: tile 1 would
+    get 6 and has 4. All twelve at alpha = .25: 3, and of the other 9 the 8 that there are; two and one of three
+    content patches make 5 and 2."""
     tokens = image(FINAL, INITIAL)
     assert counts(HiRED(keep=10, alpha=.4), tokens) == [4, 4, 0]
     assert counts(HiRED(keep=12, alpha=.25), tokens) == [3, 4, 2]
@@ -114,13 +117,15 @@ def test_mean_over_heads():
 
 
 def test_keep_counts_tokens_of_an_image():
-    """Commands read it from `per`: of 128 tokens of a prompt with two images each image gets 64, all its tiles together."""
+    """Commands read it from `per`: of 128 tokens of a prompt with two images each image gets 64, all its tiles
+    together."""
     assert HiRED.per == HiREDSum.per == HiREDGrid.per == "image"
 
 
 def test_mosaic():
-    """Two tiles side by side, 2 x 2 patches each: base 0-3, then the rows of the mosaic, 4 5 | 8 9 and 6 7 | 10 11. A square picture
-    fills the middle two columns of four: 5 8 and 7 10. One half as wide fills one column, and (4 - 1) // 2 = 1 is cut."""
+    """Two tiles side by side, 2 x 2 patches each: base 0-3, then the rows of the mosaic, 4 5 | 8 9 and 6 7 | 10 11.
+    A square picture fills the middle two columns of four: 5 8 and 7 10. One half as wide fills one column, and (4 -
+    1) // 2 = 1 is cut."""
     grid = image(FINAL, INITIAL).grid                                              # (12, 3)
 
     def sent_on(size, grid=grid):
@@ -133,16 +138,16 @@ def test_mosaic():
 
 
 def test_rows_and_columns_confused():
-    """The released code lays the two tiles one above the other, and the picture, twice as wide as high, then seems to fill the
-    middle: 4 rows of 2, of which 2 * 2 / 4 = 1 is the picture's, (4 - 1) // 2 = 1 above and below is cut: 6 7 and 8 9 are left.
-    HiRED itself has the rows and columns right: the picture fills the map."""
+    """The released code lays the two tiles one above the other, and the picture, twice as wide as high, then seems
+    to fill the middle: 4 rows of 2, of which 2 * 2 / 4 = 1 is the picture's, (4 - 1) // 2 = 1 above and below is
+    cut: 6 7 and 8 9 are left. HiRED itself has the rows and columns right: the picture fills the map."""
     grid = image(FINAL, INITIAL).grid
     mosaic = Mosaic(2, (1, 2), (2, 4))
     assert HiREDSwapped().output_order(grid, mosaic).tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
     assert HiRED().output_order(grid, mosaic).tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]
 
 
-# --- recorded ------------------------------------------------------------------------------------------------------------
+# --- recorded ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("rate", [c["rate"] for c in ONE_FACTS["cases"]])
 def test_recorded(rate):
@@ -153,8 +158,8 @@ def test_recorded(rate):
 
 @pytest.mark.parametrize("c", NEXT_FACTS["cases"], ids=lambda c: f"{c['case']}-{c['rate']}-{c['alpha']}")
 def test_recorded_tiles(c):
-    """LLaVA-NeXT: kept patches of each tile, and what the released code sends on, with its exchange of rows and columns. In a
-    square mosaic there is no difference; in others the right way round loses less to the padding."""
+    """LLaVA-NeXT: kept patches of each tile, and what the released code sends on, with its exchange of rows and
+    columns. In a square mosaic there is no difference; in others the right way round loses less to the padding."""
     run = f"case{c['case']}.r{round(c['rate'] * 100)}a{round(c['alpha'] * 100)}"
     final = NEXT[f"case{c['case']}.bottom_row"]
     initial = NEXT[f"case{c['case']}.top_row"]
@@ -177,7 +182,7 @@ def test_recorded_tiles(c):
         assert len(right) >= len(released)
 
 
-# --- edges ---------------------------------------------------------------------------------------------------------------
+# --- edges ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("count", [1, 3, 5])
 @pytest.mark.parametrize("m", [1, 4, 9])
@@ -216,8 +221,8 @@ def test_not_a_number(final, initial):
 
 
 def test_a_needle_may_be_dropped():
-    """With several tiles: a tile without content gets no token, whatever its class token looks at. So the law is not declared; nor
-    is the budget, for what is rounded down. One tile keeps both promises."""
+    """With several tiles: a tile without content gets no token, whatever its class token looks at. So the law is not
+    declared; nor is the budget, for what is rounded down. One tile keeps both promises."""
     final = [FINAL[0], FINAL[1], [0, 1., 0, 0]]
     assert kept(HiRED(keep=6), image(final, INITIAL))[2] == []
     assert not {"needle", "budget"} & HiRED().laws
@@ -225,8 +230,8 @@ def test_a_needle_may_be_dropped():
 
 
 def test_scale_of_sums():
-    """Sums of 1/16 and 2/16 are a third and two thirds of 3 tokens: 1 and 2. A tenth of them in float32 is rounded, and so are the
-    budgets, to 0 and 1: the law is declared for counts alone."""
+    """Sums of 1/16 and 2/16 are a third and two thirds of 3 tokens: 1 and 2. A tenth of them in float32 is rounded,
+    and so are the budgets, to 0 and 1: the law is declared for counts alone."""
     tenth = [[a * .1 for a in f] for f in FINAL]
     assert counts(HiREDSum(keep=6), image(FINAL, [1 / 16, 0, 2 / 16, 0])) == [3, 1, 2]
     assert counts(HiREDSum(keep=6), image(tenth, [.1 / 16, 0, .2 / 16, 0])) == [3, 0, 1]

@@ -34,7 +34,7 @@ ORIGINAL = PARITY / "internvl_internlm2"
 PICTURES = sorted(PARITY.glob("images/*.png"))
 
 
-# --- tiles ---------------------------------------------------------------------------------------------------------------
+# --- tiles ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("size, grid", [
     ((448, 448), (1, 1)),                  # 1 x 1, 2 x 2 and 3 x 3 have its shape; 4 tiles of twice its area are too large
@@ -50,7 +50,8 @@ def test_grid(size, grid):
 
 @live
 def test_grid_of_every_size():
-    """A thousand sizes, shapes from 1 : 30 to 30 : 1, and those that lie between two grids: as transformers tiles them."""
+    """A thousand sizes, shapes from 1 : 30 to 30 : 1, and those that lie between two grids: as transformers tiles
+    them."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
     generator = torch.Generator().manual_seed(0)
     sizes = (torch.rand(1000, 2, generator=generator) * 7.6).exp().long().clamp(min=1).tolist()
@@ -106,7 +107,7 @@ def test_processor_files(tmp_path):
         TileProcessor.from_folder(tmp_path, config)
 
 
-# --- pixel shuffle and the prompt ------------------------------------------------------------------------------------------
+# --- pixel shuffle and the prompt -------------------------------------------------------------------------------------
 
 def test_pixel_shuffle():
     """Patches 0 .. 15 of a 4 x 4 grid, two channels of which the second is negative. The first visual token is made of
@@ -147,7 +148,7 @@ def test_trace_counts_tiles():
     assert trace.visual == [16, 3, 3, 3]
 
 
-# --- methods ---------------------------------------------------------------------------------------------------------------
+# --- methods ----------------------------------------------------------------------------------------------------------
 
 PROMPT = ids(4, MARK, 6)
 RUNNING = [name for name in METHODS if METHODS[name].site != "vision" and not built(name).preconditions & {"calibration", "training"}]
@@ -203,13 +204,14 @@ def test_methods_of_the_vision_site_are_refused(name):
         prefill(internvl(), PROMPT, [picture(internvl())], built(name))
 
 
-# --- prompts and tokenizers --------------------------------------------------------------------------------------------------
+# --- prompts and tokenizers -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
 @pytest.mark.parametrize("template", CHATML)
 @pytest.mark.parametrize("ended", [False, True])
 def test_going_on_equals_reading_all_again(folder, template, ended):
-    """First prompt, answer as generated (with or without its <|im_end|>), next turn: the ids of the whole conversation."""
+    """First prompt, answer as generated (with or without its <|im_end|>), next turn: the ids of the whole
+    conversation."""
     tokenizer = Tokenizer(folder, read_config(folder).image_token_index)
     answer = tokenizer.encode("The man.", bos=False) + [499] * ended
     going_on = tokenizer.encode(next_turn("Old?", ended, template=template), bos=False)
@@ -231,7 +233,8 @@ def test_image_mark(folder, start):
 
 
 def test_tokens_that_the_config_renames_or_adds():
-    """Pieces 498 and 499 of tokenizer.model have other names in tokenizer_config.json, and 500 .. 502 are not in it at all."""
+    """Pieces 498 and 499 of tokenizer.model have other names in tokenizer_config.json, and 500 .. 502 are not in it
+    at all."""
     tokenizer = Tokenizer(ORIGINAL, 500)
     assert [tokenizer.fast.id_to_token(id) for id in MARKS] == list(MARKS.values()) and tokenizer.fast.get_vocab_size() == 503
     assert tokenizer.encode("<|im_end|>\n", bos=False)[0] == 499 and not tokenizer.shows(499)
@@ -251,10 +254,11 @@ def test_end_of_an_answer(tmp_path, folder):
     assert weights.load(tmp_path).eos == (499,)
 
 
-# --- OpenGVLab's layout ------------------------------------------------------------------------------------------------------
+# --- OpenGVLab's layout -----------------------------------------------------------------------------------------------
 
 def test_fused_tensors_are_split_by_their_groups():
-    """Query heads 0 .. 3, key heads 0 and 1: the file has q0 q1 k0 v0 q2 q3 k1 v1, eight rows each. The tower has q, k, v."""
+    """Query heads 0 .. 3, key heads 0 and 1: the file has q0 q1 k0 v0 q2 q3 k1 v1, eight rows each. The tower has q,
+    k, v."""
     stored, model = load_file(ORIGINAL / "model.safetensors"), weights.load(ORIGINAL)
     rows = stored["language_model.model.layers.1.attention.wqkv.weight"].split(8)
     attn, tower = model.language_model.layers[1].self_attn, model.vision_tower.layers[2].attention
@@ -342,7 +346,7 @@ def test_broken_checkpoint_is_one_line(tmp_path, what):
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-# --- config.json -------------------------------------------------------------------------------------------------------------
+# --- config.json ------------------------------------------------------------------------------------------------------
 
 def read(folder, raw):
     (folder / "config.json").write_text(json.dumps(raw))
@@ -360,7 +364,8 @@ def hugging_face(**more):
 
 
 def test_original_config(tmp_path):
-    """Its own fields; dynamic rotary scaling, which begins where the context ends, is none; the mark's id is the tokenizer's."""
+    """Its own fields; dynamic rotary scaling, which begins where the context ends, is none; the mark's id is the
+    tokenizer's."""
     c = read(tmp_path, original())
     assert (c.max_tiles, c.use_thumbnail, c.template, c.original, c.dtype) == (6, True, "internlm2-chat", True, "bfloat16")
     assert c.text.rope_theta == 1e6 and not c.text.qkv_bias and c.vision.attention_bias and c.image_token_index == 92546
@@ -404,7 +409,7 @@ def test_refused_in_one_line_that_names_file_and_key(tmp_path, what):
     assert "config.json" in str(error.value) and "\n" not in str(error.value)
 
 
-# --- what else is done with a model ------------------------------------------------------------------------------------------
+# --- what else is done with a model -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
 def test_saved_in_the_layout_it_was_read_from(tmp_path, folder):
@@ -424,8 +429,8 @@ def test_cost_is_counted():
 
 
 def test_pictures_undo_the_tiles():
-    """A picture of 3 x 2 tiles of 2 x 2 visual tokens: they lie on one map of 4 rows and 6 columns, the thumbnail beside it. Kept
-    are the lower right token of tile 1, the upper left one of tile 5 and the last of the thumbnail."""
+    """A picture of 3 x 2 tiles of 2 x 2 visual tokens: they lie on one map of 4 rows and 6 columns, the thumbnail
+    beside it. Kept are the lower right token of tile 1, the upper left one of tile 5 and the last of the thumbnail."""
     model = internvl(layers=4)
     photo, processor = Image.new("RGB", (600, 400), (200, 200, 200)), TileProcessor(16)
     assert processor.grid(600, 400) == (3, 2)

@@ -25,7 +25,7 @@ def heads(x, width=8):
     return x.unflatten(-1, (-1, width)).transpose(0, 1)
 
 
-# --- the prompt ----------------------------------------------------------------------------------------------------------
+# --- the prompt -------------------------------------------------------------------------------------------------------
 
 def test_projected_features_stand_in_the_place_of_the_mark():
     """Two images in the order given, text around them; positions are contiguous, and the images count as tiles."""
@@ -66,7 +66,8 @@ def test_marks_and_images_must_match(marks, images):
 
 
 def test_a_prompt_longer_than_the_context():
-    """28 tokens fit in a context of 28 and not in one of 27; a reduction before the decoder makes room, one inside does not."""
+    """28 tokens fit in a context of 28 and not in one of 27; a reduction before the decoder makes room, one inside
+    does not."""
     prompt = ids(5, MARK, 7)
     pixels = picture(llava())
     prefill(llava(layers=2, context=28), prompt, [pixels])
@@ -78,7 +79,7 @@ def test_a_prompt_longer_than_the_context():
     assert cache.lengths == [13, 13]
 
 
-# --- the features ----------------------------------------------------------------------------------------------------------
+# --- the features -----------------------------------------------------------------------------------------------------
 
 def test_full_keeps_the_class_token():
     """"full" has 17 tokens an image, the first on no grid; the other 16 are those of "default"."""
@@ -124,11 +125,12 @@ def test_layers_above_the_features_never_run():
     assert ran == list(range(23))
 
 
-# --- what a method can read ----------------------------------------------------------------------------------------------
+# --- what a method can read -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_the_vision_site(tiles):
-    """Each tile's class token and patches before the projector: `before` is block 22, `here` block 23. What is kept is then projected."""
+    """Each tile's class token and patches before the projector: `before` is block 22, `here` block 23. What is kept
+    is then projected."""
     model = llava(layers=2)
     pixels = picture(model, tiles=tiles)
     method = Chosen([3, 20 if tiles == 2 else 8], site="vision")
@@ -153,8 +155,8 @@ def test_the_vision_site(tiles):
 
 @pytest.mark.parametrize("l", [0, 5, 22, 23])
 def test_attention_of_the_class_tokens(l):
-    """Of any block up to the features, and of the one after them: from each tile's class token to its own tile, its own row included
-    in the softmax."""
+    """Of any block up to the features, and of the one after them: from each tile's class token to its own tile, its
+    own row included in the softmax."""
     model = llava(layers=2)
     pixels = picture(model, tiles=2)
     method = Chosen([3], site="vision")
@@ -217,8 +219,9 @@ def read_both(tokens):
 
 
 def test_the_decoder_site():
-    """Before layer 4, after a reduction before layer 2: queries, keys, logits and attention of layer 3, which has run, and of layer 4,
-    and keys before RoPE, with the layer's norm and without; all on the tokens left at their first positions."""
+    """Before layer 4, after a reduction before layer 2: queries, keys, logits and attention of layer 3, which has
+    run, and of layer 4, and keys before RoPE, with the layer's norm and without; all on the tokens left at their
+    first positions."""
     model = llava(layers=6)
     prompt = ids(3, MARK, 4)
     method = Chosen({2: [1, 5, 6, 12], 3: range(4), 4: [0, 2]}, look=read_both)
@@ -270,7 +273,8 @@ class Masking(Chosen):
 
 
 def test_a_method_s_mask():
-    """Called before its layer, whose own mask it replaces; what it gives back is what the layer adds and what the view then shows."""
+    """Called before its layer, whose own mask it replaces; what it gives back is what the layer adds and what the
+    view then shows."""
     model = llava(layers=3)
     method = Masking({2: range(16)}, look=lambda tokens: tokens.before.attention())
     tokens = model.embed(ids(2, MARK, 3), [picture(model)])

@@ -1,7 +1,7 @@
 """PruMerge and PruMerge+ by hand, and equal to the released code's recorded behaviour.
 
-Keys are vectors in the plane, written with their angles. If an example is not about whose attention it is, the attention is
-typed (Typed and its like below). `weights` are the rows of the merge, one column a patch.
+Keys are vectors in the plane, written with their angles. If an example is not about whose attention it is, the
+attention is typed (Typed and its like below). `weights` are the rows of the merge, one column a patch.
 """
 
 import math
@@ -78,16 +78,16 @@ def recorded(case, dtype=torch.float32):
     return tiles(hidden, here=dict(query=query, key=RECORDED[f"case{case}.k"].to(dtype)))
 
 
-# --- by hand -------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 ATTENTION = (.1, .6, .1, .05, .05)
 DEGREES = (10, 0, 90, 5, 180)
 
 
 def test_one_outlier():
-    """Attention in order: .05 .05 .1 .1 .6; Q1 = .05, Q3 = .1, the fence .1 + 1.5 * .05 = .175: patch 1 alone is above. Its two
-    nearest keys are 3 and 0 (5 and 10 degrees): x1 + .05 x3 + .1 x0. The pooled token is the sum of all others, in the
-    place of the strongest of them, of equals the first: 0."""
+    """Attention in order: .05 .05 .1 .1 .6; Q1 = .05, Q3 = .1, the fence .1 + 1.5 * .05 = .175: patch 1 alone is
+    above. Its two nearest keys are 3 and 0 (5 and 10 degrees): x1 + .05 x3 + .1 x0. The pooled token is the sum of
+    all others, in the place of the strongest of them, of equals the first: 0."""
     keep, weights = reduced(Typed(neighbours=2), ATTENTION, DEGREES)
     assert keep == [1, 0]
     close(weights, [[.1, 1, 0, .05, 0], [.1, 0, .1, .05, .05]])
@@ -96,8 +96,8 @@ def test_one_outlier():
 
 
 def test_the_fence_is_not_the_mean():
-    """.20 .18 .16 and six below .06: Q1 = .04, Q3 = .16, the fence .34. Three patches are above the mean, .087, and none is an
-    outlier: all that is left is the pooled token, in the place of the strongest."""
+    """.20 .18 .16 and six below .06: Q1 = .04, Q3 = .16, the fence .34. Three patches are above the mean, .087, and
+    none is an outlier: all that is left is the pooled token, in the place of the strongest."""
     attention = (.05, .20, .05, .18, .04, .16, .04, .03, .03)
     assert sum(a > sum(attention) / 9 for a in attention) == 3
     keep, weights = reduced(Typed(), attention, [0] * 9)
@@ -106,9 +106,9 @@ def test_the_fence_is_not_the_mean():
 
 
 def test_percentiles_are_interpolated():
-    """.05 .1 .15 .35: Q1 at .75 of the way from .05 to .1, .0875; Q3 a quarter from .15 to .35, .2; the fence .2 + 1.5 * .1125 =
-    .36875: no outlier. The values at hand, .05 and .15, would put it at .3, below .35. At .37 Q3 is .205 and the fence
-    .38125; at .5 Q3 is .2375, the fence .4625: an outlier."""
+    """.05 .1 .15 .35: Q1 at .75 of the way from .05 to .1, .0875; Q3 a quarter from .15 to .35, .2; the fence .2 +
+    1.5 * .1125 = .36875: no outlier. The values at hand, .05 and .15, would put it at .3, below .35. At .37 Q3 is
+    .205 and the fence .38125; at .5 Q3 is .2375, the fence .4625: an outlier."""
     assert [outliers(torch.tensor([.05, .1, .15, last])) for last in (.35, .37, .5)] == [0, 0, 1]
 
 
@@ -124,8 +124,8 @@ def test_order_is_that_of_attention():
 
 
 def test_a_grid_next_to_the_outliers():
-    """PruMerge+: one outlier, 3, of nine (the fence is .02 + 1.5 * .01), so a patch in 9 / 3 = 3: 0, 3, 6, of which 3 is kept
-    already. The grid ends before 8. The pooled token stands in for the strongest of the rest, 1."""
+    """PruMerge+: one outlier, 3, of nine (the fence is .02 + 1.5 * .01), so a patch in 9 / 3 = 3: 0, 3, 6, of which
+    3 is kept already. The grid ends before 8. The pooled token stands in for the strongest of the rest, 1."""
     attention = (.01, .03, .01, .7, .02, .01, .01, .01, .02)
     assert reduced(TypedPlus(), attention, [0] * 9)[0] == [3, 0, 6, 1]
     assert reduced(TypedPlus(density=2), attention, [0] * 9)[0] == [3, 0, 4, 1]     # a patch in 9 // 2 = 4
@@ -140,14 +140,15 @@ STRONG = (.01, .02, .3, .04, .05, .2, .07, .08)                                 
 
 
 def test_fixed_number_of_plus():
-    """Five left of eight: two strong ones, 2 and 5; two of a grid, 2 and 6 (the middles of 0-3 and 4-7), but 2 is kept already,
-    so the next strongest, 7, fills up; and the pooled token, in the place of 4."""
+    """Five left of eight: two strong ones, 2 and 5; two of a grid, 2 and 6 (the middles of 0-3 and 4-7), but 2 is
+    kept already, so the next strongest, 7, fills up; and the pooled token, in the place of 4."""
     assert reduced(TypedPlus(keep=5), STRONG, [0] * 8)[0] == [2, 5, 6, 7, 4]
 
 
 def test_released_plus_keeps_twice():
-    """The released PruMerge+ keeps 2 5 and the grid 2 6. Patch 2 is its own copy's nearest neighbour: 1 + .3. As four entries are taken out of
-    the rest where three patches left it, its first, 0, is lost: the pooled token is the sum of 1 3 4 7."""
+    """The released PruMerge+ keeps 2 5 and the grid 2 6. Patch 2 is its own copy's nearest neighbour: 1 + .3. As
+    four entries are taken out of the rest where three patches left it, its first, 0, is lost: the pooled token is
+    the sum of 1 3 4 7."""
     degrees = (0, 30, 60, 90, 120, 150, 180, 210)
     keep, weights = reduced(TypedPlusReleased(keep=5, neighbours=1), STRONG, degrees)
     assert keep == [2, 5, 2, 6, 7]
@@ -155,11 +156,11 @@ def test_released_plus_keeps_twice():
     close(weights[4], [0, .02, 0, .04, .05, 0, 0, .08])
 
 
-# --- paper and code --------------------------------------------------------------------------------------------------------
+# --- paper and code ---------------------------------------------------------------------------------------------------
 
 def test_weights_are_not_convex():
-    """The rows of test_one_outlier sum to 1.15 and .3: that law is not declared. The average divides .6 x1 + .05 x3 + .1 x0 by
-    .75, and the pooled row by .3."""
+    """The rows of test_one_outlier sum to 1.15 and .3: that law is not declared. The average divides .6 x1 + .05 x3
+    + .1 x0 by .75, and the pooled row by .3."""
     _, weights = reduced(Typed(neighbours=2), ATTENTION, DEGREES)
     close(weights.sum(dim=1), [1.15, .3])
     _, average = reduced(TypedAverage(neighbours=2), ATTENTION, DEGREES)
@@ -179,8 +180,8 @@ def test_without_the_pooled_token():
 
 
 def test_whose_neighbours():
-    """Kept 0 and 1, of keys 0 and 10 degrees; the pruned lie at 40 and 90. Of all tokens they are each other's nearest; of the
-    pruned ones both are nearest to 2."""
+    """Kept 0 and 1, of keys 0 and 10 degrees; the pruned lie at 40 and 90. Of all tokens they are each other's
+    nearest; of the pruned ones both are nearest to 2."""
     attention = (.4, .3, .1, .05)
     degrees = (0, 10, 40, 90)
     _, weights = reduced(Typed(keep=3, neighbours=1), attention, degrees)
@@ -190,8 +191,8 @@ def test_whose_neighbours():
 
 
 def test_the_paper():
-    """All of it on the first example: the block before, whose attention is typed; averages; only pruned patches are merged; nothing
-    is pooled. The outlier is 1, its two nearest are 3 and 0: (.6 x1 + .05 x3 + .1 x0) / .75."""
+    """All of it on the first example: the block before, whose attention is typed; averages; only pruned patches are
+    merged; nothing is pooled. The outlier is 1, its two nearest are 3 and 0: (.6 x1 + .05 x3 + .1 x0) / .75."""
     keep, weights = reduced(PruMergePaper(neighbours=2), ATTENTION, DEGREES)
     assert keep == [1]
     close(weights * .75, [[.1, .6, 0, .05, 0]])
@@ -203,8 +204,9 @@ def test_the_paper():
 
 
 def test_whose_attention():
-    """Width 4. The last block's class token asks (0, 2 ln 2, 0, 0); keys (0, j, 0, 0) for patches j = 0 .. 2 and 0 for the class
-    token: logits j ln 2 after the scale 1/2, attention 1 1 2 4 over 8, patch 2 first. The block before looks at patch 0."""
+    """Width 4. The last block's class token asks (0, 2 ln 2, 0, 0); keys (0, j, 0, 0) for patches j = 0 .. 2 and 0
+    for the class token: logits j ln 2 after the scale 1/2, attention 1 1 2 4 over 8, patch 2 first. The block before
+    looks at patch 0."""
     query = torch.zeros(1, 4, 4)
     query[0, 0, 1] = 2 * math.log(2)
     key = torch.zeros(1, 4, 4)
@@ -217,9 +219,9 @@ def test_whose_attention():
 
 
 def test_one_head_over_the_full_width():
-    """Two heads of width 2, side by side one of width 4. The class token's query is (a, 0 | 0, a), patches have keys (1, 0 | 0, 0),
-    (0, 0 | 0, 1) and (1, 0 | 0, 1), the class token 0. With a = 2 ln 3 the logits are ln 3 times 1, 1, 2 and 0: attention 3 3 9
-    over 16. By heads they would be sqrt(2) as large, and the mean of two softmaxes."""
+    """Two heads of width 2, side by side one of width 4. The class token's query is (a, 0 | 0, a), patches have keys
+    (1, 0 | 0, 0), (0, 0 | 0, 1) and (1, 0 | 0, 1), the class token 0. With a = 2 ln 3 the logits are ln 3 times 1,
+    1, 2 and 0: attention 3 3 9 over 16. By heads they would be sqrt(2) as large, and the mean of two softmaxes."""
     a = 2 * math.log(3)
     query = torch.zeros(1, 2, 4, 2)                                                # (1, H, 4, Dh)
     query[0, :, 0] = torch.tensor([[a, 0], [0, a]])
@@ -230,12 +232,13 @@ def test_one_head_over_the_full_width():
     close(r.score, [3 / 16, 3 / 16, 9 / 16])
 
 
-# --- recorded ------------------------------------------------------------------------------------------------------------
+# --- recorded ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("case, name", [(c["case"], name) for c in FACTS["cases"] for name in RUNS
                                         if f"case{c['case']}.{name}.out" in RECORDED])
 def test_recorded(case, name):
-    """Attention, indices in their order and features of the released code; case 0 has the fixed ratios 1/8 and 1/16 too."""
+    """Attention, indices in their order and features of the released code; case 0 has the fixed ratios 1/8 and 1/16
+    too."""
     tokens = recorded(case)
     r = RUNS[name].reduce(tokens)
     close(r.score, RECORDED[f"case{case}.cls_attn"][0], 1e-6)
@@ -258,14 +261,15 @@ def test_fixed_plus_without_duplicates(keep):
     assert set(released[half:2 * half].tolist()) <= set(ours.tolist())
 
 
-# --- edges ---------------------------------------------------------------------------------------------------------------
+# --- edges ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind, options", [
     (Typed, {}), (TypedPlus, {}), (Unpooled, {}), (UnpooledPlus, {}), (OnlyPrunedAreMerged, {}), (OnlyPrunedAreMergedPlus, {}),
     (TypedAverage, {}), (PruMergePaper, {}), (Typed, {"neighbours": 0}), (TypedPlus, {"neighbours": 0})])
 @pytest.mark.parametrize("n", range(1, 10))
 def test_every_count(kind, options, n):
-    """Any number left of any n: no NaN, no place twice; and the adaptive form of flat attention, which has no outlier."""
+    """Any number left of any n: no NaN, no place twice; and the adaptive form of flat attention, which has no
+    outlier."""
     for k in [None, *range(1, n + 1)]:
         method = kind(keep=k, **options)
         keep, weights = reduced(method, [1 / (n + 1)] * n, [20 * i for i in range(n)])
@@ -275,8 +279,8 @@ def test_every_count(kind, options, n):
 
 
 def test_every_patch_kept_by_plus():
-    """With every patch but the last on the grid (stride 1) the pooled token is the last patch, weighted. Where that is the
-    outlier, nothing is left over and there is no pooled token."""
+    """With every patch but the last on the grid (stride 1) the pooled token is the last patch, weighted. Where that
+    is the outlier, nothing is left over and there is no pooled token."""
     assert sorted(reduced(TypedPlus(), (.01, .02, .02, .01, .5), [0] * 5)[0]) == [0, 1, 2, 3, 4]
     keep, weights = reduced(TypedPlus(), (.5, .02, .02, .01, .01), [0] * 5)
     assert sorted(keep) == [0, 1, 2, 3, 4]
@@ -316,7 +320,8 @@ def test_each_tile_by_itself(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
-    """Attention, keys and sums are float32: the same tokens as from the same numbers in float32; features in half again."""
+    """Attention, keys and sums are float32: the same tokens as from the same numbers in float32; features in half
+    again."""
     half = recorded(0, dtype)
     query = RECORDED["case0.q_cls"][:, None].expand_as(RECORDED["case0.hidden"])
     exact = {name: x.to(dtype).float() for name, x in dict(query=query, key=RECORDED["case0.k"]).items()}
@@ -329,7 +334,8 @@ def test_half_precision(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_likeness_in_half_precision(dtype):
-    """Keys of (1, 0), (1, 1/32) and (1, 1/64), so that patch 2 is nearest to 0; of length 1 in half precision they are too close."""
+    """Keys of (1, 0), (1, 1/32) and (1, 1/64), so that patch 2 is nearest to 0; of length 1 in half precision they
+    are too close."""
     key = torch.tensor([[[0, 0], [1, 0], [1, 1 / 32], [1, 1 / 64]]], dtype=dtype)
     tokens = tiles(torch.zeros(1, 4, 1, dtype=dtype), torch.tensor([[0, .5, .3, .2]]), key=key)
     weights = Typed(keep=2, neighbours=1).reduce(tokens).merge
@@ -352,9 +358,9 @@ def test_what_it_says():
 
 
 def test_laws_that_do_not_hold():
-    """Not to select: rows are sums. Not in order: by attention. Not scale: twice the attention, twice the neighbours' weight. Not
-    disjoint: of test_one_outlier, patch 0 is in both rows. As released, PruMerge+ does not keep the budget: of 6 left of 16
-    three are strong, and the grid has a patch in 5, 2 7 12: 7 with the pooled."""
+    """Not to select: rows are sums. Not in order: by attention. Not scale: twice the attention, twice the
+    neighbours' weight. Not disjoint: of test_one_outlier, patch 0 is in both rows. As released, PruMerge+ does not
+    keep the budget: of 6 left of 16 three are strong, and the grid has a patch in 5, 2 7 12: 7 with the pooled."""
     keep, weights = reduced(Typed(neighbours=2), ATTENTION, DEGREES)
     half_keep, half_weights = reduced(Typed(neighbours=2), [a / 2 for a in ATTENTION], DEGREES)
     assert keep == half_keep == [1, 0]
@@ -366,8 +372,8 @@ def test_laws_that_do_not_hold():
 @pytest.mark.parametrize("kind", [Typed, TypedPlus, Unpooled, UnpooledPlus, PruMergePaper])
 @pytest.mark.parametrize("size", [2, 4, 30])
 def test_needle(kind, size):
-    """Nearly all of the attention on one patch: it is kept, or with too few patches for an outlier the pooled token, which is
-    nearly it alone, takes its place."""
+    """Nearly all of the attention on one patch: it is kept, or with too few patches for an outlier the pooled token,
+    which is nearly it alone, takes its place."""
     attention = [.01 / size] * size
     attention[size // 2] = .98
     for keep in (None, 1, 2):

@@ -1,4 +1,5 @@
-"""LLaVA-NeXT's pictures: which grid, what lies where on the tiles, how many tokens, in which order; newlines; two images."""
+"""LLaVA-NeXT's pictures: which grid, what lies where on the tiles, how many tokens, in which order; newlines; two
+images."""
 
 import json
 from pathlib import Path
@@ -36,19 +37,19 @@ def tokens_of(height, width, grids=REAL, digits=7):
     return len(Mosaic(24, (high // 336, wide // 336), (height, width), digits).lines()[0])
 
 
-# --- which grid, and how many tokens -----------------------------------------------------------------------------------
+# --- which grid, and how many tokens ----------------------------------------------------------------------------------
 
 def test_grid_by_hand():
-    """640 x 480 pixels (width first). 336 high, 672 wide: scale .7, 448 x 336 = 150528 pixels shown; 672 high, 336 wide: scale
-    .525, 336 x 252; 672 x 672: scale 1.05, all its 307200, not more. The last shows most."""
+    """640 x 480 pixels (width first). 336 high, 672 wide: scale .7, 448 x 336 = 150528 pixels shown; 672 high, 336
+    wide: scale .525, 336 x 252; 672 x 672: scale 1.05, all its 307200, not more. The last shows most."""
     assert best_grid(480, 640, REAL) == (672, 672)
     assert best_grid(100, 2000, REAL) == (336, 1008)               # 1008 x 50 pixels; on 672 x 672 they would be 672 x 33
     assert best_grid(2000, 100, REAL) == (1008, 336)
 
 
 def test_small_picture_takes_the_first_grid():
-    """100 x 100 pixels are shown whole by all; the first three leave least room, and of them the first in the list is taken:
-    landscape in Hugging Face's order, portrait in the original's."""
+    """100 x 100 pixels are shown whole by all; the first three leave least room, and of them the first in the list
+    is taken: landscape in Hugging Face's order, portrait in the original's."""
     assert best_grid(100, 100, REAL) == (336, 672)
     assert best_grid(100, 100, [grid[::-1] for grid in REAL]) == (672, 336)
 
@@ -72,7 +73,8 @@ def test_count_for_the_reference():
 
 
 def test_counts_by_hand():
-    """48 x 48 patches. 480 x 640 (height first): 480 * 48 / 640 = 36 rows, 6 of 48 dropped above and below: 576 + 36 * 49."""
+    """48 x 48 patches. 480 x 640 (height first): 480 * 48 / 640 = 36 rows, 6 of 48 dropped above and below: 576 + 36
+    * 49."""
     assert tokens_of(480, 640) == 576 + 36 * 49
     assert Mosaic(24, (2, 2), (480, 640)).padding == (6, 0)
     assert Mosaic(24, (2, 2), (640, 480)).padding == (0, 6)
@@ -82,7 +84,8 @@ def test_counts_by_hand():
 
 
 def test_pictures_too_long_for_a_row_or_a_column():
-    """20 x 2000 (height first): .72 rows, none is left, nor a newline. 2000 x 20: .72 columns; 72 rows of a newline alone."""
+    """20 x 2000 (height first): .72 rows, none is left, nor a newline. 2000 x 20: .72 columns; 72 rows of a newline
+    alone."""
     assert tokens_of(20, 2000) == 576
     assert tokens_of(2000, 20) == 576 + 72
     patch, place = Mosaic(24, (3, 1), (2000, 20)).lines()
@@ -92,7 +95,8 @@ def test_pictures_too_long_for_a_row_or_a_column():
 
 @pytest.mark.parametrize("height, width, rounded, cut", ROUNDED)
 def test_rounding_before_it_is_cut(height, width, rounded, cut):
-    """Sizes at which a side in patches is whole, and a float64 just below: transformers rounds to 7 digits, the original does not."""
+    """Sizes at which a side in patches is whole, and a float64 just below: transformers rounds to 7 digits, the
+    original does not."""
     assert tokens_of(height, width) == rounded
     assert tokens_of(height, width, digits=None) == cut
 
@@ -119,11 +123,11 @@ def test_against_transformers(transformers):
         assert int((theirs.input_ids == mark).sum()) == len(Mosaic(24, tiles.grid, (height, width)).lines()[0])
 
 
-# --- what lies where ---------------------------------------------------------------------------------------------------------
+# --- what lies where --------------------------------------------------------------------------------------------------
 
 def test_order_by_hand():
-    """Tiles of 2 x 2 patches, one row of two tiles: patches 0 .. 3 of the base, 4 .. 7 and 8 .. 11. The map is 4 5 8 9 over 6 7 10 11.
-    A picture twice as wide as high fills it; one of 1 x 1 leaves a column away on both sides."""
+    """Tiles of 2 x 2 patches, one row of two tiles: patches 0 .. 3 of the base, 4 .. 7 and 8 .. 11. The map is 4 5 8
+    9 over 6 7 10 11. A picture twice as wide as high fills it; one of 1 x 1 leaves a column away on both sides."""
     patch, place = Mosaic(2, (1, 2), (100, 200)).lines()
     assert patch.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, -1, 6, 7, 10, 11, -1]
     base = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
@@ -144,8 +148,9 @@ def test_places_on_the_map():
 
 
 def test_padding_is_not_shown():
-    """Two tiles of 2 x 2 in a row, a square picture: the outer columns of the map show nothing, tile 1's column 0 and tile 2's
-    column 1. The base tile shows all of the picture, whatever its places; a class token is in no padding."""
+    """Two tiles of 2 x 2 in a row, a square picture: the outer columns of the map show nothing, tile 1's column 0
+    and tile 2's column 1. The base tile shows all of the picture, whatever its places; a class token is in no
+    padding."""
     place = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 1], [2, 0, 0], [2, 1, 1], [1, -1, -1]])
     assert Mosaic(2, (1, 2), (100, 100)).is_shown(place).tolist() == [True, False, True, True, False, True]
     assert Mosaic(2, (1, 2), (100, 200)).is_shown(place).all()
@@ -155,20 +160,21 @@ def test_padding_is_not_shown():
 @pytest.mark.parametrize("method, orders", [
     (VisPruner(), [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]), (HiRED(), [0, 1, 2, 3, 5, 8, 7, 10])])
 def test_what_methods_of_the_vision_site_send_on(method, orders):
-    """All patches of three tiles of 2 x 2 in a row, of a picture of 1 x 1: only HiRED leaves out the padding; nobody has newlines."""
+    """All patches of three tiles of 2 x 2 in a row, of a picture of 1 x 1: only HiRED leaves out the padding; nobody
+    has newlines."""
     grid = torch.cat([whole_grid(2, 2, tile) for tile in range(3)])
     assert method.output_order(grid, Mosaic(2, (1, 2), (100, 100))).tolist() == orders
 
 
 def test_visionzip_sends_on():
-    """Of each of three tiles the class token, two patches, a contextual token: the base tile's as they are; then patches in the order
-    of the map, class tokens, contextual tokens."""
+    """Of each of three tiles the class token, two patches, a contextual token: the base tile's as they are; then
+    patches in the order of the map, class tokens, contextual tokens."""
     tile = [[-1, -1], [0, 1], [1, 0], [0, 0]]
     grid = torch.tensor([[t, *place] for t in range(3) for place in tile])
     assert VisionZip(4, 1).output_order(grid, Mosaic(2, (1, 2), (100, 200))).tolist() == [0, 1, 2, 3, 5, 9, 6, 10, 4, 8, 7, 11]
 
 
-# --- pixels ---------------------------------------------------------------------------------------------------------------
+# --- pixels -----------------------------------------------------------------------------------------------------------
 
 def columns(width, height):
     """A picture whose pixels have their column as red, their row as green."""
@@ -181,8 +187,8 @@ def plain(grids, size):
 
 
 def test_tiles_by_hand():
-    """A picture of 8 x 3 pixels on tiles of 4, of which there are two in a row: it fits as it is, its rows 0 to 2, and the odd
-    row of room is below. The base tile shows all of it, squeezed to 4 x 4."""
+    """A picture of 8 x 3 pixels on tiles of 4, of which there are two in a row: it fits as it is, its rows 0 to 2,
+    and the odd row of room is below. The base tile shows all of it, squeezed to 4 x 4."""
     tiles = plain(((4, 8),), 4).pixels(columns(8, 3))
     assert tiles.pixels.shape == (3, 3, 4, 4)
     assert tiles.grid == (1, 2)
@@ -205,7 +211,8 @@ def test_black_before_it_is_normalised():
 
 
 def test_boxes():
-    """A picture of 8 x 3 on a grid of 8 x 4 pixels shows one row too many, below; one of 80 x 30, the same ten times as large."""
+    """A picture of 8 x 3 on a grid of 8 x 4 pixels shows one row too many, below; one of 80 x 30, the same ten times
+    as large."""
     assert plain(((4, 8),), 4).box(8, 3) == ((0, 0, 8, 3), (0, 0, 8, 4))
     assert plain(((4, 8),), 4).box(80, 30) == ((0, 0, 80, 30), (0, 0, 80, 40))
     assert plain(((4, 8),), 4).box(4, 4) == ((0, 0, 4, 4), (-2, 0, 6, 4))
@@ -232,11 +239,12 @@ def test_processor_of_a_folder():
     assert read_config(PARITY / "next_original").image_grid_pinpoints[0] == [28, 56]
 
 
-# --- in the model -------------------------------------------------------------------------------------------------------------
+# --- in the model -----------------------------------------------------------------------------------------------------
 
 def test_newlines_in_the_prompt():
-    """A picture of 32 x 24 (width first) on 2 x 2 tiles of 4 x 4 patches: of 8 x 8 patches one row above and one below is padding. 16
-    patches, then six rows of 8 and the newline, which is the model's vector, not a projected one."""
+    """A picture of 32 x 24 (width first) on 2 x 2 tiles of 4 x 4 patches: of 8 x 8 patches one row above and one
+    below is padding. 16 patches, then six rows of 8 and the newline, which is the model's vector, not a projected
+    one."""
     model = next_llava()
     image = tiled(model, 24, 32)
     trace = Trace()
@@ -258,7 +266,8 @@ def test_newlines_in_the_prompt():
 
 
 def test_an_original_counts_as_its_own_code():
-    """A true tile of 24 x 24 patches, whatever the width: 47 x 1128 pixels have 4 rows on the map as transformers counts, 2 uncut."""
+    """A true tile of 24 x 24 patches, whatever the width: 47 x 1128 pixels have 4 rows on the map as transformers
+    counts, 2 uncut."""
     image = Tiles(torch.empty(4, 3, 96, 96), (1, 3), (47, 1128))
     for original, tokens in ((False, 868), (True, 722)):
         model = llava(layers=2, blocks=2, grid=24, original=original, image_grid_pinpoints=((96, 288),))
@@ -278,8 +287,8 @@ def test_two_images():
 
 
 def test_reduced_at_the_vision_site():
-    """Two of each tile, of 2 x 2: the tower's 80 patches are the sources, padding and all; those kept are in the order of the map,
-    without newlines; features are projected afterwards."""
+    """Two of each tile, of 2 x 2: the tower's 80 patches are the sources, padding and all; those kept are in the
+    order of the map, without newlines; features are projected afterwards."""
     model = next_llava()
     image = tiled(model, 24, 32)
     trace = Trace()
@@ -296,8 +305,8 @@ def test_reduced_at_the_vision_site():
 
 
 def test_hired_in_the_model():
-    """No padding is sent on: patches of the unpruned prompt, without its newlines, in its order. Rows of the unpruned map are counted
-    without the row of padding above it, so each of HiRED's is one more."""
+    """No padding is sent on: patches of the unpruned prompt, without its newlines, in its order. Rows of the
+    unpruned map are counted without the row of padding above it, so each of HiRED's is one more."""
     model = next_llava()
     image = tiled(model, 24, 32)
     whole = model.embed(ids(2, MARK, 1), [image])

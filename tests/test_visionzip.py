@@ -1,6 +1,7 @@
 """VisionZip by hand, and equal to the released code's recorded behaviour.
 
-A token's hidden state is one number; keys are vectors in the plane, written with their angles. Token 0 is the class token.
+A token's hidden state is one number; keys are vectors in the plane, written with their angles. Token 0 is the class
+token.
 """
 
 import math
@@ -37,12 +38,12 @@ def zipped(method, tokens):
     return r.keep.tolist(), left.hidden[left.visual, 0].tolist()
 
 
-# --- by hand -------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 def test_dominant_and_contextual():
-    """Four left, two of them contextual. Dominant: the class token and token 1. The rest is 2 3 4 5 6 (0 10 90 80 30 degrees); targets
-    5 // 2 = 2 apart, 2 and 4. 3 and 6 are nearer to 2, 5 is nearer to 4: 2 + (3 + 6) / 2 = 6.5 and 4 + 5 = 9. Targets chosen
-    by attention would be 3 and 5."""
+    """Four left, two of them contextual. Dominant: the class token and token 1. The rest is 2 3 4 5 6 (0 10 90 80 30
+    degrees); targets 5 // 2 = 2 apart, 2 and 4. 3 and 6 are nearer to 2, 5 is nearer to 4: 2 + (3 + 6) / 2 = 6.5 and
+    4 + 5 = 9. Targets chosen by attention would be 3 and 5."""
     assert zipped(VisionZip(keep=4, contextual=2), image()) == ([0, 1, 2, 4], [10, 1, 6.5, 9])
 
 
@@ -52,8 +53,8 @@ def test_average():
 
 
 def test_without_the_class_token():
-    """cls=False leaves patches alone, counted from 0: dominant 0 and 2, the rest 1 3 4 5 (0 90 80 30 degrees), targets 2 apart, 1
-    and 4; 3 joins 4, 5 joins 1: their hidden states are 2 + 6 and 5 + 4."""
+    """cls=False leaves patches alone, counted from 0: dominant 0 and 2, the rest 1 3 4 5 (0 90 80 30 degrees),
+    targets 2 apart, 1 and 4; 3 joins 4, 5 joins 1: their hidden states are 2 + 6 and 5 + 4."""
     assert zipped(VisionZip(keep=4, contextual=2, cls=False), image(cls=False)) == ([0, 2, 1, 4], [1, 3, 8, 9])
 
 
@@ -65,13 +66,14 @@ def test_the_class_token_is_no_candidate():
 
 
 def test_the_end_of_the_rest_has_no_target():
-    """Rest of 5, three contextual tokens: 5 // 3 = 1 apart, so the targets are its first three, 2 3 4, and none of the last."""
+    """Rest of 5, three contextual tokens: 5 // 3 = 1 apart, so the targets are its first three, 2 3 4, and none of
+    the last."""
     assert zipped(VisionZip(keep=5, contextual=3), image())[0] == [0, 1, 2, 3, 4]
 
 
 def test_keys_are_averaged_over_heads():
-    """Token 3 has keys (1, 0) and (0, 1) in its two heads, target 1 (0, 1) and (1, 0), target 2 (1, 0) and (0, 0). In the mean 3
-    is target 1, and 45 degrees from 2; side by side it is at right angles to 1, and 45 degrees from 2."""
+    """Token 3 has keys (1, 0) and (0, 1) in its two heads, target 1 (0, 1) and (1, 0), target 2 (1, 0) and (0, 0).
+    In the mean 3 is target 1, and 45 degrees from 2; side by side it is at right angles to 1, and 45 degrees from 2."""
     first_head = [[0, 0], [0, 1], [1, 0], [1, 0]]
     second_head = [[0, 0], [1, 0], [0, 0], [0, 1.]]
     key = torch.tensor([[first_head, second_head]])                                # (1, H, 4, 2)
@@ -86,7 +88,7 @@ def test_attention_is_averaged_over_heads():
     assert zipped(VisionZip(keep=2, contextual=0), tokens)[0] == [0, 2]
 
 
-# --- paper and code --------------------------------------------------------------------------------------------------------
+# --- paper and code ---------------------------------------------------------------------------------------------------
 
 def test_weights_are_not_convex():
     """A target with members weighs 2 in all, and without any 1: the law is declared only for averages."""
@@ -118,11 +120,12 @@ def test_share_of_contextual_tokens():
     assert VisionZip().counts(6) == (6, 0) and VisionZip(contextual=.5).counts(7) == (4, 3)
 
 
-# --- recorded ------------------------------------------------------------------------------------------------------------
+# --- recorded ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("c", FACTS["cases"], ids=lambda c: f"{c['case']}-{c['dominant']}-{c['contextual']}")
 def test_recorded(c):
-    """Dominant indices and features of the released code, the batch as tiles of one image; its keys are recorded as the mean."""
+    """Dominant indices and features of the released code, the batch as tiles of one image; its keys are recorded as
+    the mean."""
     name = f"case{c['case']}"
     run = f"{name}.d{c['dominant']}c{c['contextual']}"
     tokens = tiles(RECORDED[f"{name}.hidden"], RECORDED[f"{name}.cls_row"], key=RECORDED[f"{name}.metric"], cls=True)
@@ -136,9 +139,9 @@ def test_recorded(c):
 
 @pytest.mark.parametrize("grid, name", [((2, 2), "assembled"), ((1, 4), "assembled_w4h1"), ((4, 1), "assembled_w1h4")])
 def test_recorded_tiles(grid, name):
-    """LLaVA-NeXT: 28 + 4 of each of 5 tiles. The inputs are not recorded; here they are such that each tile gives its recorded
-    tokens. The base tile is sent on first, then the mosaic's dominant patches in its raster, the tiles' class tokens and their
-    contextual tokens."""
+    """LLaVA-NeXT: 28 + 4 of each of 5 tiles. The inputs are not recorded; here they are such that each tile gives
+    its recorded tokens. The base tile is sent on first, then the mosaic's dominant patches in its raster, the tiles'
+    class tokens and their contextual tokens."""
     recorded = NEXT["per_tile_tokens"]
     index = NEXT["all_indices"].long()
     attention = torch.zeros(5, 577).scatter(1, index, torch.arange(28, 0, -1.).expand(5, 28))
@@ -156,12 +159,13 @@ def test_recorded_tiles(grid, name):
     close(values[order], NEXT[name], 1e-6)
 
 
-# --- edges ---------------------------------------------------------------------------------------------------------------
+# --- edges ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("cls", [True, False])
 @pytest.mark.parametrize("n", range(1, 9))
 def test_every_count(cls, n):
-    """Any number left of any n, with any number of contextual ones: no NaN, no place twice, as many as were asked for."""
+    """Any number left of any n, with any number of contextual ones: no NaN, no place twice, as many as were asked
+    for."""
     tokens = image([1 / (n + 1)] * n, [30 * i for i in range(n)], list(range(n + 1)), cls)
     for k in range(1, tokens.n + 1):
         for contextual in (*range(k + 1), 0., .5, 1.):
@@ -180,8 +184,8 @@ def test_ties():
 
 
 def test_zero_keys():
-    """No NaN: a zero key is like none, and joins the first target. The rest is 1 2 3 4, its targets 1 and 3, keys 2 and 3
-    are zero: 4 joins 1, which is its like."""
+    """No NaN: a zero key is like none, and joins the first target. The rest is 1 2 3 4, its targets 1 and 3, keys 2
+    and 3 are zero: 4 joins 1, which is its like."""
     key = torch.tensor([[[0., 0], [1, 0], [0, 0], [0, 0], [1, 0]]])
     tokens = tiles(torch.ones(1, 5, 1), torch.full((1, 5), .2), key=key, cls=True)
     assert VisionZip(3, 2).reduce(tokens).merge.tolist() == [[1, 0, 0, 0, 0], [0, 1, .5, 0, .5], [0, 0, 0, 1, 0]]
@@ -189,14 +193,16 @@ def test_zero_keys():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
-    """Token 3's key, (1, 1/48), is nearer to (1, 1/32) than to (1, 0); of length 1 in half precision the three are too close."""
+    """Token 3's key, (1, 1/48), is nearer to (1, 1/32) than to (1, 0); of length 1 in half precision the three are
+    too close."""
     key = torch.tensor([[[0, 0], [1, 0], [1, 1 / 32], [1, 1 / 48]]], dtype=dtype)
     tokens = tiles(torch.tensor([[[0.], [1], [2], [4]]], dtype=dtype), torch.full((1, 4), .25), key=key, cls=True)
     assert zipped(VisionZip(keep=3, contextual=2), tokens) == ([0, 1, 2], [0, 1, 6])
 
 
 def test_each_tile_by_itself():
-    """Two tiles as one image: the second tile's tokens, 7 to 13, are reduced as they are alone; all are below the first's."""
+    """Two tiles as one image: the second tile's tokens, 7 to 13, are reduced as they are alone; all are below the
+    first's."""
     hidden = torch.tensor([VALUES, [100 * v for v in VALUES]])[..., None]
     attention = torch.tensor([[.15, *ATTENTION], [.15, *ATTENTION]]) * torch.tensor([[1], [.01]])  # (2, 7)
     key = torch.cat([torch.zeros(1, 2), plane(*DEGREES)]).expand(2, 7, 2)
@@ -212,7 +218,8 @@ def test_not_a_number():
 
 
 def test_a_needle_may_be_merged():
-    """keep=1 is the class token alone, so the needle law is not declared; nor the order: contextual tokens come last."""
+    """keep=1 is the class token alone, so the needle law is not declared; nor the order: contextual tokens come
+    last."""
     needle = image(attention=(0, .98, 0, 0, 0, 0))
     assert zipped(VisionZip(keep=1), needle)[0] == [0]
     assert zipped(VisionZip(keep=2), needle)[0] == [0, 2]

@@ -1,6 +1,7 @@
 """VisPruner by hand, and equal to the released code's recorded behaviour.
 
-Features are vectors in the plane, written with their angles: the smaller the angle between two, the more alike they are.
+Features are vectors in the plane, written with their angles: the smaller the angle between two, the more alike they
+are.
 """
 
 import math
@@ -20,7 +21,8 @@ NEXT, NEXT_FACTS = golden("vispruner_next")
 
 
 def patches(features, attention, grid=None):
-    """Tokens of tiles from their patches: features (tiles, P, C), attention (tiles, H, P). A class token of zeros is put before."""
+    """Tokens of tiles from their patches: features (tiles, P, C), attention (tiles, H, P). A class token of zeros is
+    put before."""
     attention = torch.cat([torch.zeros_like(attention[..., :1]), attention], dim=-1)
     hidden = torch.cat([torch.zeros_like(features[:, :1]), features], dim=1)
     return tiles(hidden, attention, grid=grid)
@@ -32,16 +34,16 @@ def kept(degrees, attention, **options):
     return VisPruner(**options).reduce(entering).keep.tolist()
 
 
-# --- by hand -------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 DEGREES = (0, 5, 90, 92, 180, 40)
 ATTENTION = (.30, .25, .15, .12, .10, .08)
 
 
 def test_important_and_diverse():
-    """T = 4. Attention falls from token to token: 0 and 1 are important. The rest is 2 3 4 5, halves 2 4 and 3 5; token 2 is 2
-    degrees from 3, token 4 is 88 from it: 2 goes. Now 4 3 5, halves 4 5 and 3: 5 is 52 degrees from 3, 4 is 88: 5 goes.
-    The best four by attention alone would be 0 1 2 3."""
+    """T = 4. Attention falls from token to token: 0 and 1 are important. The rest is 2 3 4 5, halves 2 4 and 3 5;
+    token 2 is 2 degrees from 3, token 4 is 88 from it: 2 goes. Now 4 3 5, halves 4 5 and 3: 5 is 52 degrees from 3,
+    4 is 88: 5 goes. The best four by attention alone would be 0 1 2 3."""
     assert kept(DEGREES, ATTENTION, keep=4, removed=1) == [0, 1, 3, 4]
 
 
@@ -51,25 +53,28 @@ def test_several_at_a_time():
 
 
 def test_only_likeness_across_the_halves_counts():
-    """T = 5, none by attention, of 0 90 1 130 100 200 degrees. Halves 0 1 100 and 90 130 200: to the nearest of the other half
-    90, 89 and 10 degrees, so the token of 100 goes. Of all pairs the tokens of 0 and 1 are most alike: both stay."""
+    """T = 5, none by attention, of 0 90 1 130 100 200 degrees. Halves 0 1 100 and 90 130 200: to the nearest of the
+    other half 90, 89 and 10 degrees, so the token of 100 goes. Of all pairs the tokens of 0 and 1 are most alike:
+    both stay."""
     attention = (.6, .5, .4, .3, .2, .1)
     assert kept((0, 90, 1, 130, 100, 200), attention, keep=5, important=0.) == [0, 1, 2, 3, 5]
 
 
 def test_halves_follow_attention():
-    """The same picture; only the attention says who meets whom. Order 0 1 2: halves {0, 2} and {1}; to token 1 (10 degrees) it
-    is 10 from token 0 and 80 from token 2, 0 goes. Order 0 2 1: halves {0, 1} and {2}; to 90 it is 90 and 80, 1 goes."""
+    """The same picture; only the attention says who meets whom. Order 0 1 2: halves {0, 2} and {1}; to token 1 (10
+    degrees) it is 10 from token 0 and 80 from token 2, 0 goes. Order 0 2 1: halves {0, 1} and {2}; to 90 it is 90
+    and 80, 1 goes."""
     assert kept((0, 10, 90), (.5, .3, .2), keep=2, important=0.) == [1, 2]
     assert kept((0, 10, 90), (.5, .2, .3), keep=2, important=0.) == [0, 2]
 
 
 def test_order_after_a_round():
-    """What stays of the first half is sorted by likeness, and this decides the next halves. T = 3 of 0 8 40 43 90 96 150 degrees,
-    none by attention. Halves 0 40 90 150 and 8 43 96: nearest 8 3 6 54: sorted 40 90 0 150, and 40 goes. Now 90 0 150 8
-    43 96: halves 90 150 43 and 0 8 96: nearest 6 54 35: 90 goes. Now 43 150 0 8 96: halves 43 0 96 and 150 8: 35 8 54:
-    0 goes. Now 43 96 150 8: halves 43 150 and 96 8: 35 54: 43 goes. Left: 150 96 8. Without the sorting the second round
-    would begin with 0 90 150 8 43 96: halves 0 150 43 and 90 8 96: 8 53 35, and 0 would go before 90."""
+    """What stays of the first half is sorted by likeness, and this decides the next halves. T = 3 of 0 8 40 43 90 96
+    150 degrees, none by attention. Halves 0 40 90 150 and 8 43 96: nearest 8 3 6 54: sorted 40 90 0 150, and 40
+    goes. Now 90 0 150 8 43 96: halves 90 150 43 and 0 8 96: nearest 6 54 35: 90 goes. Now 43 150 0 8 96: halves 43 0
+    96 and 150 8: 35 8 54: 0 goes. Now 43 96 150 8: halves 43 150 and 96 8: 35 54: 43 goes. Left: 150 96 8. Without
+    the sorting the second round would begin with 0 90 150 8 43 96: halves 0 150 43 and 90 8 96: 8 53 35, and 0 would
+    go before 90."""
     attention = (.7, .6, .5, .4, .3, .2, .1)
     assert kept((0, 8, 40, 43, 90, 96, 150), attention, keep=6, important=0., removed=1) == [0, 1, 3, 4, 5, 6]
     assert kept((0, 8, 40, 43, 90, 96, 150), attention, keep=5, important=0., removed=1) == [0, 1, 3, 5, 6]
@@ -78,8 +83,8 @@ def test_order_after_a_round():
 
 
 def test_each_tile_by_itself():
-    """Two tiles of three patches, T = 1 by attention: the best of each, although the second tile's best (.2) is below all of
-    the first. The class tokens, rows 0 and 4 of the sequence, are no patches."""
+    """Two tiles of three patches, T = 1 by attention: the best of each, although the second tile's best (.2) is
+    below all of the first. The class tokens, rows 0 and 4 of the sequence, are no patches."""
     attention = torch.tensor([[[.3, .4, .3]], [[.1, .2, .1]]])
     tokens = patches(plane(0, 90, 180).expand(2, 3, 2), attention)
     r = VisPruner(keep=1, important=1.).reduce(tokens)
@@ -107,11 +112,12 @@ def test_reasons():
     assert [r.reasons[i] for i in r.reason] == ["important", "important", "diverse", "diverse"]
 
 
-# --- recorded ------------------------------------------------------------------------------------------------------------
+# --- recorded ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("c", SELECT_FACTS["cases"], ids=lambda c: f"{c['case']}-{c['visual_token_num']}-{c['important_ratio']}")
 def test_recorded(c):
-    """Kept tokens of the released code, the batch as tiles of one image: each its T. "T64.r50" needs float64 cosines."""
+    """Kept tokens of the released code, the batch as tiles of one image: each its T. "T64.r50" needs float64
+    cosines."""
     k = c["visual_token_num"]
     r = c["important_ratio"]
     name = f"case{c['case']}"
@@ -135,7 +141,7 @@ def test_recorded_tiles(k):
     assert tokens.hidden[tokens.visual[packed]].equal(NEXT[f"T{k}.r50.visual_tokens"])
 
 
-# --- edges ---------------------------------------------------------------------------------------------------------------
+# --- edges ------------------------------------------------------------------------------------------------------------
 
 def test_one_token_and_all_tokens():
     assert kept((30,), (1.,), keep=1) == kept((30,), (1.,)) == [0]
@@ -153,7 +159,8 @@ def test_every_count(n):
 
 
 def test_ties():
-    """Flat attention and equal features: the first ones are important; of the rest, 2 .. 5, the first half loses its first."""
+    """Flat attention and equal features: the first ones are important; of the rest, 2 .. 5, the first half loses its
+    first."""
     assert kept((0,) * 6, (.1,) * 6, keep=5, removed=1) == [0, 1, 3, 4, 5]
     long = patches(torch.ones(1, 576, 4), torch.full((1, 2, 576), 1 / 576))
     assert VisPruner(keep=64, important=1.).reduce(long).keep.tolist() == list(range(64))
@@ -162,7 +169,8 @@ def test_ties():
 
 
 def test_the_important_are_rounded_down():
-    """3 * .9 = 2.7: two important tokens, 0 and 1. Of the rest 2 3 4, halves 2 4 and 3, 2 is like 3 and goes; then 4 3: 4 goes."""
+    """3 * .9 = 2.7: two important tokens, 0 and 1. Of the rest 2 3 4, halves 2 4 and 3, 2 is like 3 and goes; then 4
+    3: 4 goes."""
     assert kept((0, 0, 90, 91, 180), (.5, .4, .3, .2, .1), keep=3, important=.9, removed=1) == [0, 1, 3]
 
 
@@ -192,8 +200,8 @@ def test_not_a_number(bad, name):
 
 
 def test_a_needle_may_be_dropped():
-    """T = 1 at important = .5 leaves no important token: that with nearly all of the attention, like its neighbour, goes. So the
-    needle law is not declared. T = 2 keeps it."""
+    """T = 1 at important = .5 leaves no important token: that with nearly all of the attention, like its neighbour,
+    goes. So the needle law is not declared. T = 2 keeps it."""
     degrees = (0, 1, 90)
     attention = (.98, .01, .01)
     assert "needle" not in VisPruner().laws

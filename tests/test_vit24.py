@@ -1,7 +1,9 @@
-"""Which block a method looks at: the recorded results of four released codes on one 24-block CLIP, through the whole model.
+"""Which block a method looks at: the recorded results of four released codes on one 24-block CLIP, through the whole
+model.
 
-Features are hidden_states[-2], the output of block 22; VisPruner, VisionZip and HiRED look at block 22, HiRED at block 0 too,
-PruMerge at block 23, the last. Of the recorded model only the vision tower is there: the decoder here has no part in it.
+Features are hidden_states[-2], the output of block 22; VisPruner, VisionZip and HiRED look at block 22, HiRED at block
+0 too, PruMerge at block 23, the last. Of the recorded model only the vision tower is there: the decoder here has no
+part in it.
 """
 
 import pytest
