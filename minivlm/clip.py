@@ -102,7 +102,8 @@ class ClipVision(nn.Module):
         self.config = c
         self.embeddings = Embeddings(c)
         self.pre_layrnorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        layers = [Layer(c) for _ in range(c.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
         self.post_layernorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)   # in every file, read by nobody here
 
     def forward(self, pixels, depth):

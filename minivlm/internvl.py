@@ -7,6 +7,7 @@ There is no vision site: pixel shuffle needs the whole grid, and what the class 
 visual token has four.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,18 +25,23 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)               # of Imag
 
 
 class Embeddings(nn.Module):
-    """Patches by a strided convolution, the CLS row before them, learned positions."""
+    """Patches by a strided convolution, the class token before them, learned positions."""
 
     def __init__(self, c):
         super().__init__()
+        patches = (c.image_size // c.patch_size) ** 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.hidden_size))
-        self.position_embeddings = nn.Parameter(torch.zeros(1, (c.image_size // c.patch_size) ** 2 + 1, c.hidden_size))
-        self.patch_embeddings = nn.ModuleDict({"projection": nn.Conv2d(3, c.hidden_size, c.patch_size, c.patch_size)})
+        self.position_embeddings = nn.Parameter(torch.zeros(1, patches + 1, c.hidden_size))
+        projection = nn.Conv2d(3, c.hidden_size, c.patch_size, c.patch_size)
+        self.patch_embeddings = nn.ModuleDict({"projection": projection})
 
     def forward(self, pixels):
         """(tiles, 3, size, size) -> (tiles, 1+P, C)"""
-        patches = self.patch_embeddings["projection"](pixels).flatten(2).transpose(1, 2)           # (tiles, P, C)
-        return torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1) + self.position_embeddings
+        patches = self.patch_embeddings["projection"](pixels)                      # (tiles, C, rows, columns)
+        patches = patches.flatten(2).transpose(1, 2)                               # (tiles, P, C)
+        cls = self.cls_token.expand(len(pixels), -1, -1)                           # (tiles, 1, C)
+        hidden = torch.cat([cls, patches], dim=1)                                  # (tiles, 1+P, C)
+        return hidden + self.position_embeddings
 
 
 class Attention(nn.Module):
@@ -43,14 +49,24 @@ class Attention(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.heads = c.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(c.hidden_size, c.hidden_size, bias=c.attention_bias) for _ in range(3))
+        self.num_heads = c.num_attention_heads
+        self.q_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=c.attention_bias)
+        self.k_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=c.attention_bias)
+        self.v_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=c.attention_bias)
         self.projection_layer = nn.Linear(c.hidden_size, c.hidden_size)
+
+    def heads(self, x):
+        """(tiles, T, C) -> (tiles, H, T, Dh)"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(self, x):
         """(tiles, T, C) -> (tiles, T, C)"""
-        query, key, value = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.projection_layer(attention(query, key, value, causal=False).transpose(1, 2).flatten(2))
+        query = self.heads(self.q_proj(x))
+        key = self.heads(self.k_proj(x))
+        value = self.heads(self.v_proj(x))
+        out = attention(query, key, value, causal=False)                           # (tiles, H, T, Dh)
+        out = out.transpose(1, 2).flatten(2)                                       # (tiles, T, C)
+        return self.projection_layer(out)
 
 
 class Layer(nn.Module):
@@ -58,10 +74,12 @@ class Layer(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.attention, self.mlp = Attention(c), MLP(c)
+        self.attention = Attention(c)
+        self.mlp = MLP(c)
         self.layernorm_before = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.layernorm_after = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        self.lambda_1, self.lambda_2 = (nn.Parameter(torch.ones(c.hidden_size)) for _ in range(2))
+        self.lambda_1 = nn.Parameter(torch.ones(c.hidden_size))
+        self.lambda_2 = nn.Parameter(torch.ones(c.hidden_size))
 
     def forward(self, x):
         """(tiles, T, C) -> (tiles, T, C)"""
@@ -76,11 +94,13 @@ class InternViT(nn.Module):
         super().__init__()
         self.config = c
         self.embeddings = Embeddings(c)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        layers = [Layer(c) for _ in range(c.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, pixels, depth):
         """(tiles, 3, size, size) -> hidden_states[0 .. depth], (tiles, 1+P, C) each."""
-        states = [self.embeddings(pixels.to(self.embeddings.cls_token))]
+        pixels = pixels.to(self.embeddings.cls_token)
+        states = [self.embeddings(pixels)]
         for layer in self.layers[:depth]:
             states.append(layer(states[-1]))
         return states
@@ -93,18 +113,21 @@ class Projector(nn.Module):
         super().__init__()
         width = c.vision.hidden_size * c.join ** 2
         self.layer_norm = nn.LayerNorm(width)
-        self.linear_1, self.linear_2 = nn.Linear(width, c.text.hidden_size), nn.Linear(c.text.hidden_size, c.text.hidden_size)
+        self.linear_1 = nn.Linear(width, c.text.hidden_size)
+        self.linear_2 = nn.Linear(c.text.hidden_size, c.text.hidden_size)
         self.act = ACTIVATIONS[c.projector_hidden_act]
 
     def forward(self, x):
         """(.., 4C) -> (.., D)"""
-        return self.linear_2(self.act(self.linear_1(self.layer_norm(x))))
+        x = self.linear_1(self.layer_norm(x))
+        return self.linear_2(self.act(x))
 
 
 class InternVL(Llava):
     """The whole model. `weights.load` makes one from a checkpoint folder and adds tokenizer, processor and eos."""
 
-    tower, projector = InternViT, Projector
+    tower = InternViT
+    projector = Projector
     lacks = {"cls": "and InternVL's rates patches, of which pixel shuffle joins four to a visual token"}
 
     def features(self, pixels, pruner=None, trace=None):
@@ -112,8 +135,8 @@ class InternVL(Llava):
         vision site."""
         at_vision = pruner and pruner.at("vision")
         if at_vision:
-            raise UserError(f"{type(at_vision).__name__} acts inside the vision tower, and InternVL's pixel shuffle needs "
-                            "all patches: use a method of the embed or decoder site (python run.py methods)")
+            raise UserError(f"{type(at_vision).__name__} acts inside the vision tower, and InternVL's pixel shuffle "
+                            "needs all patches: use a method of the embed or decoder site (python run.py methods)")
         states = self.vision_tower(pixels, self.config.vision.num_hidden_layers)
         patches = states[-1][:, 1:]                                                # (tiles, P, C)
         features = pixel_shuffle(patches, self.config.join).flatten(0, 1)          # (n, 4C)
@@ -124,7 +147,10 @@ class InternVL(Llava):
         """{"tile": (how many, visual tokens of each), "image": (how many, visual tokens of each, on average)}"""
         tiles = sum(len(image) for image in images)
         tokens = len(self._whole_grid(1))
-        return {"tile": (tiles, tokens), "image": (len(images), tiles * tokens // len(images))}
+        return {
+            "tile": (tiles, tokens),
+            "image": (len(images), tiles * tokens // len(images)),
+        }
 
     def _whole_grid(self, tiles, pruner=None):
         """(n, 3) places of all visual tokens of so many tiles, row and column on the shuffled grid."""
@@ -165,37 +191,51 @@ class TileProcessor(ImageProcessor):
     def from_folder(cls, folder, config):
         """As config.json says in OpenGVLab's layout; else as preprocessor_config.json or processor_config.json do."""
         size = config.vision.image_size
-        path, told = _told(Path(folder))
-        if config.original or not told:
+        path, stored = _told(Path(folder))
+        if config.original or not stored:
             return cls(size, min_tiles=config.min_tiles, max_tiles=config.max_tiles, thumbnail=config.use_thumbnail)
-        told = {"image_mean": MEAN, "image_std": STD} | told | {"do_center_crop": False, "do_resize": True}
-        known = _fields(path, told, size)
+        defaults = {"image_mean": MEAN, "image_std": STD}
+        fixed = {"do_center_crop": False, "do_resize": True}
+        known = _fields(path, defaults | stored | fixed, size)
         if known["size"] != size:
             raise UserError(f"{path} makes pixels of side {known['size']}, but config.json's image_size is {size}")
-        least = check(path, "min_patches", told.get("min_patches") or 1, int)
-        most = check(path, "max_patches", told.get("max_patches") or 12, int)
+        least = check(path, "min_patches", stored.get("min_patches") or 1, int)
+        most = check(path, "max_patches", stored.get("max_patches") or 12, int)
         if least > most:
             raise UserError(f"{path}: min_patches {least} is more than max_patches {most}")
-        return cls(**known | {"resize": None}, min_tiles=least, max_tiles=most)
+        known["resize"] = None
+        return cls(**known, min_tiles=least, max_tiles=most)
 
     def grid(self, width, height):
         """(columns, rows) of tiles: the shape nearest to the picture's; of equals the larger, if it is not far too
         large."""
-        grids = [(i, j) for i in range(1, self.max_tiles + 1) for j in range(1, self.max_tiles + 1)
-                 if self.min_tiles <= i * j <= self.max_tiles]
-        best, least = (1, 1), float("inf")
-        for i, j in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-            far = abs(width / height - i / j)
-            if far < least or far == least and width * height > 0.5 * self.size ** 2 * i * j:
-                best, least = (i, j), far
+        shape = width / height
+        area = width * height
+        most = range(1, self.max_tiles + 1)
+        grids = [(i, j) for i in most for j in most if self.min_tiles <= i * j <= self.max_tiles]
+        best = (1, 1)
+        least = float("inf")
+        for i, j in sorted(grids, key=math.prod):
+            distance = abs(shape - i / j)
+            area_of_tiles = i * j * self.size ** 2
+            is_larger_of_equals = distance == least and area > 0.5 * area_of_tiles
+            if distance < least or is_larger_of_equals:
+                best = (i, j)
+                least = distance
         return best
 
     def pixels(self, image):
         """(tiles, 3, S, S) float32 pixels of a PIL image (or a path): tiles row by row, the thumbnail last."""
         image = open_image(image)
         columns, rows = self.grid(*image.size)
-        whole, S = image.resize((columns * self.size, rows * self.size), self.resample), self.size
-        tiles = [whole.crop((S * i, S * j, S * (i + 1), S * (j + 1))) for j in range(rows) for i in range(columns)]
+        S = self.size
+        whole = image.resize((columns * S, rows * S), self.resample)
+        tiles = []
+        for row in range(rows):
+            for column in range(columns):
+                left = column * S
+                top = row * S
+                tiles.append(whole.crop((left, top, left + S, top + S)))
         if self.thumbnail and len(tiles) > 1:
             tiles.append(image.resize((S, S), self.resample))
         return torch.cat([super(TileProcessor, self).pixels(tile) for tile in tiles])
@@ -208,6 +248,17 @@ class TileProcessor(ImageProcessor):
         last.
         """
         columns, rows = self.grid(width, height)
-        boxes = [(width * i / columns, height * j / rows, width * (i + 1) / columns, height * (j + 1) / rows)
-                 for j in range(rows) for i in range(columns)]
-        return (0, 0, width, height) if len(boxes) == 1 else (*boxes, *[(0, 0, width, height)] * self.thumbnail)
+        whole = (0, 0, width, height)
+        if columns * rows == 1:
+            return whole
+        boxes = []
+        for row in range(rows):
+            top = height * row / rows
+            bottom = height * (row + 1) / rows
+            for column in range(columns):
+                left = width * column / columns
+                right = width * (column + 1) / columns
+                boxes.append((left, top, right, bottom))
+        if self.thumbnail:
+            boxes.append(whole)
+        return tuple(boxes)

@@ -44,8 +44,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query_width, c.hidden_size, bias=c.o_bias)
 
     def heads(self, x):
-        """(B, T, H*Dh) -> (B, H, T, Dh)"""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        """(.., T, H*Dh) -> (.., H, T, Dh)"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)
 
     def forward(self, x, rope, cache=None, mask=None, last=False):
         """(B, T, D) -> (B, T, D). rope: cos and sin of the T positions. mask: (.., T, S), None: causal; see attention.

@@ -16,31 +16,36 @@ class DecoderView(LayerView):
 
     def __init__(self, layer, tokens, rope, mask, cache=None):
         self.layer = layer
-        self.tokens = replace(tokens, before=NOT_YET, here=NOT_YET)                # else a view would hold the views before it
+        self.tokens = replace(tokens, before=NOT_YET, here=NOT_YET)                # or it would hold all views before it
         self.rope = rope
         self.given_mask = mask         # (T, T) or None: causal
         self.cache = cache             # of this layer: once it has run, it holds the keys
 
     def query(self, rows="all"):
         rows = self.tokens.rows(rows)
+        attn = self.layer.self_attn
         x = self.layer.input_layernorm(self.tokens.hidden[rows])                   # (R, D)
+        query = attn.heads(attn.q_proj(x))                                         # (H, R, Dh)
         cos, sin = self.rope
-        query = self.layer.self_attn.q_proj(x)[None]                               # (1, R, H*Dh)
-        return rotate(self.layer.self_attn.heads(query)[0], (cos[rows], sin[rows]))
+        return rotate(query, (cos[rows], sin[rows]))
 
     def key(self):
         if self.cache is not None and self.cache.key is not None:
             return self.cache.key[0]
-        key = self.layer.self_attn.heads(self.projected_key()[None])[0]            # (Hk, T, Dh)
+        key = self.layer.self_attn.heads(self.projected_key())                     # (Hk, T, Dh)
         return rotate(key, self.rope)
 
     def projected_key(self, norm=True):
-        hidden = self.tokens.hidden
-        return self.layer.self_attn.k_proj(self.layer.input_layernorm(hidden) if norm else hidden)
+        x = self.tokens.hidden
+        if norm:
+            x = self.layer.input_layernorm(x)
+        return self.layer.self_attn.k_proj(x)
 
     def mask(self, rows=None):
         T = len(self.tokens.hidden)
-        rows = torch.arange(T, device=self.tokens.hidden.device) if rows is None else self.tokens.rows(rows)
+        if rows is None:
+            rows = torch.arange(T, device=self.tokens.hidden.device)
+        rows = self.tokens.rows(rows)
         if self.given_mask is None:
             return causal_mask(rows, T)
         return self.given_mask[rows]
@@ -56,14 +61,17 @@ class StepView(DecoderView):
     """The same while decoding: the newest token is the only row, the keys are the whole cache."""
 
     def __init__(self, layer, hidden, rope, mask, cache):
-        self.layer, self.cache = layer, cache
+        self.layer = layer
+        self.cache = cache
         self.newest = hidden[-1:]                                                  # (1, D)
         self.rope = tuple(part[-1:] for part in rope)
         self.given_mask = hidden.new_zeros(1, cache.length) if mask is None else mask[-1:]
 
     def query(self, rows="last"):
-        query = self.layer.self_attn.q_proj(self.layer.input_layernorm(self.newest))[None]         # (1, 1, H*Dh)
-        return rotate(self.layer.self_attn.heads(query)[0], self.rope)
+        attn = self.layer.self_attn
+        x = self.layer.input_layernorm(self.newest)                                # (1, D)
+        query = attn.heads(attn.q_proj(x))                                         # (H, 1, Dh)
+        return rotate(query, self.rope)
 
     def key(self):
         return self.cache.key[0, :, :self.cache.length]
@@ -116,8 +124,10 @@ class TowerView(LayerView):
     def cls_attention(self):
         # each tile's class token is the only query of its tile; softmax over that tile
         query = self.query(self.cls_rows())                                        # (H, tiles, Dh)
-        key = self.key().unflatten(1, (query.shape[1], -1))                        # (H, tiles, 1+P, Dh)
-        logits = key @ query[:, :, :, None] / query.shape[-1] ** 0.5               # (H, tiles, 1+P, 1)
+        _, tiles, head_width = query.shape
+        key = self.key().unflatten(1, (tiles, -1))                                 # (H, tiles, 1+P, Dh)
+        logits = key @ query[:, :, :, None]                                        # (H, tiles, 1+P, 1)
+        logits = logits / head_width ** 0.5
         attention = logits.float().softmax(dim=2).flatten(1)                       # (H, T)
         return attention[:, self.tokens.visual]
 

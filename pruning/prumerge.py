@@ -77,9 +77,9 @@ class PruMerge(PerTile):
         merge = merge.scatter_add(1, kept[:, None], own[:, None])
         # the pooled token takes the place of the strongest patch not kept
         if self.pooled and len(rest):
-            place = rest[attention[rest].argmax(dim=0, keepdim=True)]
+            strongest = attention[rest].argmax(dim=0, keepdim=True)                # (1,)
+            kept = torch.cat([kept, rest[strongest]])
             pooled = torch.zeros_like(attention).index_copy(0, rest, attention[rest])              # (m,)
-            kept = torch.cat([kept, place])
             merge = torch.cat([merge, pooled[None]])
         return kept, self.normalised(merge)
 

@@ -63,8 +63,8 @@ class VisionZip(PerTile):
             keep.append(tile[place])                                               # (k,)
             merge.append(over_all(weights, tile, tokens.n))                        # (k, n)
             reason.append(is_target)
-        return Reduction(torch.cat(keep), torch.cat(merge), attention, reason=torch.cat(reason).long(),
-                         reasons=("dominant", "contextual"))
+        reason = torch.cat(reason).long()
+        return Reduction(torch.cat(keep), torch.cat(merge), attention, reason=reason, reasons=("dominant", "contextual"))
 
     def importance(self, tokens):
         """(n,) attention from the class token of each one's tile, mean over heads"""
