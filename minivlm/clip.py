@@ -25,8 +25,9 @@ class Embeddings(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(c.hidden_size))
-        self.patch_embedding = nn.Conv2d(c.num_channels, c.hidden_size, c.patch_size, c.patch_size, bias=False)
-        patches = (c.image_size // c.patch_size) ** 2
+        side = c.patch_size
+        self.patch_embedding = nn.Conv2d(c.num_channels, c.hidden_size, side, side, bias=False)
+        patches = (c.image_size // side) ** 2
         self.position_embedding = nn.Embedding(patches + 1, c.hidden_size)
 
     def forward(self, pixels):

@@ -57,7 +57,8 @@ class Attention(nn.Module):
 
     def heads(self, x):
         """(tiles, T, C) -> (tiles, H, T, Dh)"""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads = x.unflatten(-1, (self.num_heads, -1))                              # (tiles, T, H, Dh)
+        return heads.transpose(1, 2)
 
     def forward(self, x):
         """(tiles, T, C) -> (tiles, T, C)"""
@@ -156,7 +157,8 @@ class InternVL(Llava):
         """(n, 3) places of all visual tokens of so many tiles, row and column on the shuffled grid."""
         c = self.config
         side = c.vision.image_size // c.vision.patch_size // c.join
-        return torch.cat([whole_grid(side, side, tile) for tile in range(tiles)])
+        grids = [whole_grid(side, side, tile) for tile in range(tiles)]
+        return torch.cat(grids)
 
 
 def pixel_shuffle(x, join=2):

@@ -64,11 +64,12 @@ class Llava(nn.Module):
         self.vision_tower = self.tower(config.vision)
         self.multi_modal_projector = self.projector(config)
         self.language_model = Decoder(config.text)
-        self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
-        if config.text.tie_word_embeddings:
+        text = config.text
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        if text.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight
         if config.image_grid_pinpoints:
-            self.image_newline = nn.Parameter(torch.zeros(config.text.hidden_size))
+            self.image_newline = nn.Parameter(torch.zeros(text.hidden_size))
 
     @property
     def device(self):
@@ -117,7 +118,7 @@ class Llava(nn.Module):
         skipped = self._skipped(pruner)
         index = torch.arange(tiles * rows).view(tiles, rows)
         visual = index[:, skipped:].flatten()                                      # (n,)
-        grid = tile_grid(tiles, rows)[:, skipped:].flatten(0, 1)                   # (n, 3)
+        grid = self._whole_grid(tiles, pruner)                                     # (n, 3)
         return Tokens.start(hidden.flatten(0, 1), visual, grid, layer=depth)
 
     def _skipped(self, pruner=None):
@@ -125,7 +126,9 @@ class Llava(nn.Module):
         if self.config.vision_feature_select_strategy == "full":
             return 0
         pruner = pruner and pruner.at("vision")
-        return 0 if pruner and pruner.cls else 1
+        if pruner and pruner.cls:
+            return 0
+        return 1
 
     def visual_tokens(self, image):
         """How many visual tokens an image becomes, unpruned."""
@@ -162,8 +165,9 @@ class Llava(nn.Module):
         Raises UserError if marks and images do not match.
         """
         ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)           # of no ids, too
-        self._check_rows([id for id in ids.tolist() if id != self.config.image_token_index])
-        marks = (ids == self.config.image_token_index).nonzero().squeeze(1).tolist()
+        is_mark = ids == self.config.image_token_index
+        self._check_rows(ids[~is_mark].tolist())
+        marks = is_mark.nonzero().squeeze(1).tolist()
         if len(marks) != len(images):
             raise UserError(f"the prompt has {len(marks)} <image> marks for {len(images)} images: "
                             "write one mark an image")
@@ -195,9 +199,9 @@ class Llava(nn.Module):
         return tokens
 
     def _check_rows(self, ids):
-        """Raises UserError for an id without a row in the embedding: of a token that the tokenizer knows and the model does not."""
+        """Raises UserError for an id without a row in the embedding: the tokenizer knows its token, the model does not."""
         rows = self.language_model.embed_tokens.num_embeddings
-        lost = [int(id) for id in ids if not 0 <= int(id) < rows]
+        lost = [int(id) for id in ids if int(id) not in range(rows)]
         if not lost:
             return
         id = lost[0]
@@ -213,7 +217,8 @@ class Llava(nn.Module):
         first = trace.N
         whole = self._whole_grid(len(pixels), pruner)                              # (N, 3)
         trace.image(_counted_from(tile, whole))
-        return Part(hidden, _counted_from(tile, grid), source + first)
+        grid = _counted_from(tile, grid)
+        return Part(hidden, grid, source + first)
 
     def _mosaic_part(self, tiles, tile, pruner, trace):
         """The same of one image's Tiles, whose base tile and map count as two tiles."""
@@ -225,9 +230,10 @@ class Llava(nn.Module):
             # what the method keeps, without newlines
             hidden = self.multi_modal_projector(features)                          # (k, D)
             whole = self._whole_grid(len(tiles), pruner)                           # (N, 3)
-            trace.image(_counted_from(tile, mosaic.on_map(whole)), (0, 0))
-            grid = mosaic.on_map(grid)
-            return Part(hidden, _counted_from(tile, grid), source + first)
+            whole = _counted_from(tile, mosaic.on_map(whole))
+            trace.image(whole, (0, 0))
+            grid = _counted_from(tile, mosaic.on_map(grid))
+            return Part(hidden, grid, source + first)
         # what shows something of the picture, a newline after each row of the map
         patch, grid = mosaic.lines()                                               # (n,), (n, 3)
         is_patch = patch >= 0
@@ -279,8 +285,9 @@ def _counted_from(tile, grid):
 
 def _reordered(r, order):
     """The Reduction with these of its rows (k',), in this order."""
+    keep = r.keep[order]
     merge = None if r.merge is None else r.merge[order]
-    return replace(r, keep=r.keep[order], merge=merge)
+    return replace(r, keep=keep, merge=merge)
 
 
 def _only_visual(tokens):

@@ -16,7 +16,7 @@ class DecoderView(LayerView):
 
     def __init__(self, layer, tokens, rope, mask, cache=None):
         self.layer = layer
-        self.tokens = replace(tokens, before=NOT_YET, here=NOT_YET)                # or it would hold all views before it
+        self.tokens = replace(tokens, before=NOT_YET, here=NOT_YET)        # or it would hold all views before it
         self.rope = rope
         self.given_mask = mask         # (T, T) or None: causal
         self.cache = cache             # of this layer: once it has run, it holds the keys

@@ -36,7 +36,9 @@ class Mosaic:
     @cached_property
     def padding(self):
         """(above, left): rows and columns of patches, on both sides of the map, that show nothing of the picture."""
-        return padding(*self.shape, *self.size, self.digits)
+        rows, columns = self.shape
+        height, width = self.size
+        return padding(rows, columns, height, width, self.digits)
 
     def lines(self):
         """What is sent on unpruned: (n,) patches counted tile after tile, -1 a newline; their places (n, 3), the map
@@ -50,7 +52,9 @@ class Mosaic:
         patch = patch.transpose(1, 2).reshape(rows, columns)
         # leave out what shows nothing of the picture
         above, left = self.padding
-        patch = patch[above:rows - above, left:columns - left]                     # (H, W)
+        below = rows - above
+        right = columns - left
+        patch = patch[above:below, left:right]                                     # (H, W)
         H, W = patch.shape
         place = whole_grid(H, W, tile=1).view(H, W, 3)
         # end each row with a newline
@@ -68,8 +72,9 @@ class Mosaic:
         tile, row, column = place.T
         _, columns = self.grid
         # the map's patches above the tile, and to the left of it
-        above = (tile - 1) // columns * self.side
-        left = (tile - 1) % columns * self.side
+        before = tile - 1                                  # tiles before it, the base tile aside
+        above = before // columns * self.side
+        left = before % columns * self.side
         tile_1 = torch.ones_like(tile)
         on_map = torch.stack([tile_1, row + above, column + left], dim=1)          # (m, 3)
         is_on_no_grid = row[:, None] < 0                                           # (m, 1)
@@ -83,7 +88,8 @@ class Mosaic:
         tile, row, column = self.on_map(place).T
         rows, columns = self.shape
         rank = row * columns + column
-        rank = torch.where(row < 0, rows * columns, rank)
+        last = rows * columns
+        rank = torch.where(row < 0, last, rank)
         rank = torch.where(tile == 0, -1, rank)
         return rank.argsort(stable=True)
 
@@ -92,10 +98,13 @@ class Mosaic:
         tile, row, column = self.on_map(place).T
         rows, columns = self.shape
         above, left = self.padding
-        in_rows = (row >= above) & (row < rows - above)
-        in_columns = (column >= left) & (column < columns - left)
+        below = rows - above
+        right = columns - left
         is_on_map = (tile > 0) & (row >= 0)
-        return ~is_on_map | (in_rows & in_columns)
+        is_shown = (row >= above) & (row < below)
+        is_shown &= column >= left
+        is_shown &= column < right
+        return is_shown | ~is_on_map
 
 
 def padding(rows, columns, height, width, digits=None):

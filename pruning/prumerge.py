@@ -41,7 +41,9 @@ class PruMerge(PerTile):
 
     def budget(self, n, tiles=1):
         """Visual tokens left of n in all, the tiles being equal in size; None if the image decides."""
-        return None if self.keep is None else super().budget(n, tiles)
+        if self.keep is None:
+            return None
+        return super().budget(n, tiles)
 
     def reduce(self, tokens):
         attention, key = self.attention_and_keys(tokens)                           # (n,), (n, C)
@@ -90,12 +92,14 @@ class PruMerge(PerTile):
     def count(self, attention):
         """How many patches are selected: all that is left but the pooled token."""
         if self.keep is None:
-            return max(outliers(attention), 1 - self.pooled)
+            least = 1 - self.pooled
+            return max(outliers(attention), least)
         return self.budget(len(attention)) - self.pooled
 
     def not_kept(self, attention, kept):
         """The patches of the tile that are not among `kept`."""
-        return without(torch.arange(len(attention), device=attention.device), kept)
+        every = torch.arange(len(attention), device=attention.device)
+        return without(every, kept)
 
     def supplemented(self, attention, key, kept, rest):
         """Weights of each kept patch's nearest neighbours, their attention. (c, m)"""
@@ -143,7 +147,9 @@ class PruMergePlus(PruMerge):
             # the grid is without the last patch, as in the code
             grid = torch.arange(0, m - 1, stride, device=attention.device)
             return torch.cat([strong, without(grid, strong)])
-        strong, others = order.tensor_split([(k + 1) // 2])
+        half = (k + 1) // 2
+        strong = order[:half]
+        others = order[half:]
         grid = self.uniform_sample(m, k - len(strong)).to(order.device)
         grid = without(grid, strong)
         fill_up = without(others, grid)                    # the next strongest

@@ -64,7 +64,8 @@ class VisionZip(PerTile):
             merge.append(over_all(weights, tile, tokens.n))                        # (k, n)
             reason.append(is_target)
         reason = torch.cat(reason).long()
-        return Reduction(torch.cat(keep), torch.cat(merge), attention, reason=reason, reasons=("dominant", "contextual"))
+        reasons = ("dominant", "contextual")
+        return Reduction(torch.cat(keep), torch.cat(merge), attention, reason=reason, reasons=reasons)
 
     def importance(self, tokens):
         """(n,) attention from the class token of each one's tile, mean over heads"""
@@ -81,17 +82,20 @@ class VisionZip(PerTile):
         is_rest = torch.ones_like(is_cls).index_fill(0, dominant, False)
         rest = is_rest.nonzero().squeeze(1)                                        # (m-d,)
         target, weights = self.merged(metric, rest, contextual_count)              # (c,), (c, m)
+        # both, the dominant ones as they are
         one_hot = F.one_hot(dominant, len(attention)).to(weights)                  # (d, m)
         place = torch.cat([dominant, target])
+        weights = torch.cat([one_hot, weights])
         is_target = torch.zeros_like(place, dtype=torch.bool)
         is_target[len(dominant):] = True
-        return place, torch.cat([one_hot, weights]), is_target
+        return place, weights, is_target
 
     def merged(self, metric, rest, count):
         """The contextual tokens: places (c,) of the targets among `rest`, and weights (c, m)."""
         members = torch.zeros(count, len(metric), device=metric.device)            # (c, m)  1: joins the target
         if count == 0:
-            return rest[:0], members
+            nothing = rest[:0]
+            return nothing, members
         # targets at regular distances in the rest
         step = max(1, len(rest) // count)
         target = rest[::step][:count]                                              # (c,)
