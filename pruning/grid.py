@@ -23,9 +23,9 @@ class PerTile(Pruner):
         super().__post_init__()
         self.budget(2 ** 20)           # what no tile can meet fails here, before the model runs
 
-    def budget(self, n, tiles=1):
-        """Visual tokens left of n in all, the tiles being equal in size."""
-        return tiles * tokens_to_keep(self.keep, n // tiles)
+    def budget(self, n):
+        """Tokens left of a tile of n."""
+        return tokens_to_keep(self.keep, n)
 
 
 def per_tile(grid):

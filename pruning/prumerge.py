@@ -39,11 +39,11 @@ class PruMerge(PerTile):
     def laws(self):
         return frozenset() if self.keep is None else frozenset({"budget"})
 
-    def budget(self, n, tiles=1):
-        """Visual tokens left of n in all, the tiles being equal in size; None if the image decides."""
+    def budget(self, n):
+        """Tokens left of a tile of n; None if the image decides."""
         if self.keep is None:
             return None
-        return super().budget(n, tiles)
+        return super().budget(n)
 
     def reduce(self, tokens):
         attention, key = self.attention_and_keys(tokens)                           # (n,), (n, C)

@@ -256,7 +256,8 @@ class PruMergeAverage(PruMerge):
 
     def attention_and_keys(self, tokens):
         attention, key = super().attention_and_keys(tokens)
-        return attention.clamp_min(torch.finfo(attention.dtype).tiny), key         # a sum of zeros divides nothing
+        tiny = torch.finfo(attention.dtype).tiny           # or a sum of zeros divides
+        return attention.clamp_min(tiny), key
 
     def own_weight(self, attention):
         return attention
@@ -279,8 +280,9 @@ class PruMergePaper(PruMergeAverage):
 
     def attention_and_keys(self, tokens):
         attention = tokens.before.cls_attention().mean(dim=0)                      # (n,)
+        tiny = torch.finfo(attention.dtype).tiny
         key = full_width(tokens.before.key())                                      # (T, C)
-        return attention.clamp_min(torch.finfo(attention.dtype).tiny), key[tokens.visual]
+        return attention.clamp_min(tiny), key[tokens.visual]
 
 
 @dataclass(frozen=True)
@@ -294,9 +296,11 @@ class PruMergePlusReleased(PruMergePlus):
 
     def selected(self, attention):
         m = len(attention)
-        strong = descending(attention)[:(self.count(attention) + 1) // 2]
+        half = (self.count(attention) + 1) // 2
+        strong = descending(attention)[:half]
         step = m // max(1, len(strong))
-        return torch.cat([strong, torch.arange(step // 2, m - 1, step, device=attention.device)])
+        grid = torch.arange(step // 2, m - 1, step, device=attention.device)
+        return torch.cat([strong, grid])
 
     def not_kept(self, attention, kept):
         rest = super().not_kept(attention, kept)
@@ -323,8 +327,10 @@ class HiREDGrid(HiREDSum):
         rows, columns = self.grid
         if rows * columns != tiles:
             raise UserError(f"HiRED: grid {rows},{columns} does not fit the {tiles} tiles of this image")
-        row, column = place[:, 1], place[:, 2]
-        return row * rows // (row.max() + 1) * columns + column * columns // (column.max() + 1)
+        height, width = place[:, 1:].amax(dim=0) + 1
+        row_of_tile = place[:, 1] * rows // height
+        column_of_tile = place[:, 2] * columns // width
+        return row_of_tile * columns + column_of_tile
 
 
 @dataclass(frozen=True)

@@ -352,7 +352,8 @@ def test_what_it_says():
     assert PruMerge(73).laws == PruMergePlus(73).laws == {"budget"}
     assert PruMergePlusReleased(73).laws == frozenset()
     assert PruMerge().budget(576) is None
-    assert PruMerge(73).budget(5 * 576, tiles=5) == 365
+    assert PruMerge(73).tokens_left(5 * 576, {"tile": (5, 576)}) == 365
+    assert PruMerge().tokens_left(5 * 576, {"tile": (5, 576)}) is None
     assert PruMerge.site == PruMergePlus.site == "vision"
     assert PruMerge.preconditions == {"cls"}
 

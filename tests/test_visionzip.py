@@ -209,7 +209,7 @@ def test_each_tile_by_itself():
     keep, values = zipped(VisionZip(keep=4, contextual=2), tiles(hidden, attention, key=key, cls=True))
     assert keep == [0, 1, 2, 4, 7, 8, 9, 11]
     assert values == [10, 1, 6.5, 9, 1000, 100, 650, 900]
-    assert VisionZip(4, 2).budget(14, tiles=2) == 8
+    assert VisionZip(4, 2).tokens_left(14, {"tile": (2, 7)}) == 8
 
 
 def test_not_a_number():
@@ -233,7 +233,7 @@ def test_what_it_says():
     assert VisionZip.site == "vision"
     assert VisionZip.preconditions == {"cls"}
     assert VisionZip().budget(577) == VisionZip().budget(576) == 64
-    assert VisionZip(64).budget(5 * 577, tiles=5) == 320
+    assert VisionZip(64).tokens_left(5 * 577, {"tile": (5, 577)}) == 320
     assert VisionZip().cls
     assert not VisionZip(cls=False).cls
 

@@ -90,7 +90,7 @@ def test_each_tile_by_itself():
     r = VisPruner(keep=1, important=1.).reduce(tokens)
     assert r.keep.tolist() == [1, 4]
     assert tokens.visual[r.keep].tolist() == [2, 6]
-    assert VisPruner(keep=1).budget(6, tiles=2) == 2
+    assert VisPruner(keep=1).tokens_left(6, {"tile": (2, 3)}) == 2
 
 
 def test_keep_counts_tokens_of_a_tile():
@@ -215,7 +215,7 @@ def test_what_it_says():
     assert VisPruner.preconditions == {"cls"}
     assert VisPruner.site == "vision"
     assert VisPruner().budget(576) == 128
-    assert VisPruner(keep=128).budget(5 * 576, tiles=5) == 640
+    assert VisPruner(keep=128).tokens_left(5 * 576, {"tile": (5, 576)}) == 640
 
 
 @pytest.mark.parametrize("options, message", [
