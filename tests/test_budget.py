@@ -77,7 +77,7 @@ def test_parts_are_tiles_or_images():
     """Eight tiles, two images: 48 are 6 a tile and 24 an image. In Python the fields stay what the paper means."""
     model, _, images = prompt("two of tiles")
     assert budget(model, images, VisPruner(keep=48))[0].keep == 6 and budget(model, images, HiRED(keep=48))[0].keep == 24
-    assert budget(model, images, FastV(keep=48))[0].keep == 48 and VisPruner(keep=6).budget(16 * 8, tiles=8) == 48
+    assert budget(model, images, FastV(keep=48))[0].keep == 48 and VisPruner(keep=6).tokens_left(16 * 8, {"tile": (8, 16)}) == 48
 
 
 def test_methods_one_after_the_other():
