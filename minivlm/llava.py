@@ -199,7 +199,7 @@ class Llava(nn.Module):
         return tokens
 
     def _check_rows(self, ids):
-        """Raises UserError for an id without a row in the embedding: the tokenizer knows its token, the model does not."""
+        """Raises UserError for an id without a row in the embedding: the tokenizer knows it, the model does not."""
         rows = self.language_model.embed_tokens.num_embeddings
         lost = [int(id) for id in ids if int(id) not in range(rows)]
         if not lost:

@@ -32,7 +32,7 @@ class Control(Ranked):
 
     layer: Layer = 2                   # K: the first layer that runs on the kept tokens, at the site "decoder"
     keep: Amount = 0.1                 # share, or number, of visual tokens kept
-    site: Literal["embed", "decoder"] = "decoder"          # "embed": before layer 0, where no attention has been computed
+    site: Literal["embed", "decoder"] = "decoder"          # "embed": before layer 0, where there is no attention yet
 
     laws = frozenset({"select", "ordered", "budget", "scale"})
     ranks = False                      # by attention

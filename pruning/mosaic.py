@@ -59,8 +59,9 @@ class Mosaic:
         place = whole_grid(H, W, tile=1).view(H, W, 3)
         # end each row with a newline
         newline = torch.full((H, 1), -1)
+        newline_place = ON_NO_GRID.expand(H, 1, 3)
         patch = torch.cat([patch, newline], dim=1)                                 # (H, W+1)
-        place = torch.cat([place, ON_NO_GRID.expand(H, 1, 3)], dim=1)              # (H, W+1, 3)
+        place = torch.cat([place, newline_place], dim=1)                           # (H, W+1, 3)
         # the base tile comes first
         base_place = whole_grid(side, side)                                        # (P, 3)
         patch = torch.cat([base, patch.flatten()])                                 # (n,)
@@ -75,8 +76,10 @@ class Mosaic:
         before = tile - 1                                  # tiles before it, the base tile aside
         above = before // columns * self.side
         left = before % columns * self.side
+        row_on_map = row + above
+        column_on_map = column + left
         tile_1 = torch.ones_like(tile)
-        on_map = torch.stack([tile_1, row + above, column + left], dim=1)          # (m, 3)
+        on_map = torch.stack([tile_1, row_on_map, column_on_map], dim=1)           # (m, 3)
         is_on_no_grid = row[:, None] < 0                                           # (m, 1)
         on_map = torch.where(is_on_no_grid, ON_NO_GRID.to(place.device), on_map)
         is_base = tile[:, None] == 0                                               # (m, 1)
