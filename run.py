@@ -15,6 +15,7 @@ from minivlm.lab import (ablate, bench, compare, cost, count, curves, draw, eval
                          shipped, tables, tasks, train_atp, verdict, verify)
 from minivlm.lab.arguments import TRAINED, parser
 from minivlm.lab.contestants import contestants
+from minivlm.lab.flops import Formula
 from minivlm.lab.instruct import Instructions
 from minivlm.lab.log import Log
 from minivlm.lab.options import build, build_all, own_settings
@@ -22,7 +23,6 @@ from minivlm.text import next_turn, prompt
 from minivlm.toy import benchmark, folder, train
 from pruning import METHODS, READINGS
 from pruning.base import UserError
-from pruning.cost import Formula
 from weights import device_of, load
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from minivlm.lab.ablate import ROWS, Row, facts, lines, method, picture, study
+from minivlm.lab.flops import average
 from minivlm.lab.instruct import Instructions
 from minivlm.lab.modules import read
 from minivlm.lab.train_atp import Recipe
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder
 from minivlm.toy.student import config
-from pruning.cost import average
 from test_run import done
 from weights import load
 

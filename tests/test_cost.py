@@ -3,8 +3,9 @@
 import pytest
 
 from pruning import METHODS
-from pruning.base import UserError, staged
-from pruning.cost import average, flops, kv_bytes
+from pruning.base import UserError
+from pruning.budget import staged
+from minivlm.lab.flops import average, flops, kv_bytes
 from pruning.fastv import FastV
 
 SEVEN = 4096, 11008                    # width and MLP of LLaMA-7B

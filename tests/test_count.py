@@ -12,10 +12,10 @@ from minivlm.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.lab import shapes
 from minivlm.lab.cost import _tera
 from minivlm.lab.count import count, on_meta, weight_bytes
+from minivlm.lab.flops import Formula, kv_bytes
 from minivlm.lab.shapes import SHAPES, Shape
 from pruning import METHODS
 from pruning.base import UserError
-from pruning.cost import Formula, kv_bytes
 from pruning.fastv import FastV
 from pruning.readings import FastVMask
 from pruning.compose import Both, Schedule

@@ -6,7 +6,7 @@ import pytest
 
 from minivlm.lab.published import INTERN, NEXT, SEVEN
 from minivlm.lab.tables import entries, parse
-from pruning.cost import Formula, agrees, fits, one_cut
+from minivlm.lab.flops import Formula, agrees, fits, one_cut
 from test_run import done
 
 

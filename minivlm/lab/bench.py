@@ -15,11 +15,11 @@ from minivlm import kernels
 from minivlm.lab import hf
 from minivlm.lab.clock import Clock, Memory, Timed, available
 from minivlm.lab.count import count, on_meta, weight_bytes
+from minivlm.lab.flops import average
 from minivlm.lab.machine import limits
 from minivlm.lab.options import check
 from minivlm.lab.parallel import gathered
 from minivlm.lab.report import size
-from pruning import cost
 from pruning.base import UserError
 from weights import device_of, load
 
@@ -57,7 +57,7 @@ def _count(shape, pruner, text, dtype):
         if "prompt decides" not in str(error):
             raise
         return {}
-    return dict(flops=dict(encode=held.encode, prefill=held.prefill), average=cost.average(held.visual), kv_bytes=held.kv_bytes)
+    return dict(flops=dict(encode=held.encode, prefill=held.prefill), average=average(held.visual), kv_bytes=held.kv_bytes)
 
 
 def model_of(shape, checkpoint, dtype, device):

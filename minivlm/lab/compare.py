@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 from minivlm.chat import Conversation
 from minivlm.lab import draw, report
+from minivlm.lab.flops import average, flops
 from minivlm.lab.options import check
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Trace
-from pruning import cost
 from pruning.base import Pruner, UserError
 
 
@@ -73,10 +73,10 @@ def facts(runs, config, evidence=()):
     evidence: the patches that hold the answer, where they are known.
     """
     first, shape = runs[0], (config.text.hidden_size, config.text.intermediate_size)
-    whole = cost.flops(first.trace.tokens, *shape)
+    whole = flops(first.trace.tokens, *shape)
     return [dict(method=run.name, why_not=run.why_not) if run.why_not else dict(
         method=run.name, answer=run.answer, agreement=agreement(run, first), visual=run.trace.visual,
-        average=cost.average(run.trace.visual), flops_share=cost.flops(run.trace.tokens, *shape) / whole,
+        average=average(run.trace.visual), flops_share=flops(run.trace.tokens, *shape) / whole,
         kv_bytes=run.kv_bytes, **(dict(evidence=evidence_kept(run, evidence)) if evidence else {})) for run in runs]
 
 

@@ -3,11 +3,11 @@
 import torch
 
 from minivlm.lab.count import count, least, weight_bytes
+from minivlm.lab.flops import Formula, average
 from minivlm.lab.report import runs, size
-from pruning import cost
 
 
-def facts(shape, pruners, text=64, formula=cost.Formula(), dtype=torch.float16):
+def facts(shape, pruners, text=64, formula=Formula(), dtype=torch.float16):
     """What is the same for all, and of each contestant (the unpruned model is the first) a row: see `lines`."""
     c, full = shape.config.text, count(shape, None, text, dtype)
     weights = weight_bytes(shape, dtype)
@@ -22,7 +22,7 @@ def _row(shape, name, pruner, held, full, text, formula, dtype):
     c, kept = shape.config.text, held.visual
     parts = {part: getattr(held, part) for part in ("tower", "projector", "decoder", "head")}
     best = least(shape, pruner, text, dtype) if pruner else full.prefill
-    return dict(method=name, image_tokens=list(held.visual), tokens=list(held.tokens), average=cost.average(held.visual),
+    return dict(method=name, image_tokens=list(held.visual), tokens=list(held.tokens), average=average(held.visual),
                 formula_flops=formula.flops(kept, c.hidden_size, c.intermediate_size), counted_flops=parts, kv_bytes=held.kv_bytes,
                 prefill_speedup=full.prefill / held.prefill, first_token_speedup=full.total / held.total,
                 first_token_bound=full.total / (held.encode + best))

@@ -7,9 +7,8 @@ single cuts that print the same, so that one can see how little a figure says ab
 from dataclasses import dataclass, replace
 
 from minivlm.lab import published
-from pruning import cost
+from minivlm.lab.flops import Formula, agrees, average, fits, kv_bytes, one_cut
 from pruning.base import UserError
-from pruning.cost import Formula, agrees, fits
 
 ASAP, ATP = Formula(ffn=3), Formula(ffn=2)         # Eq. 7 of ASAP; Eq. 15 of ATP-LLaVA
 PAPERS = ("asap", "atp", "adaptprune")
@@ -70,18 +69,18 @@ def _asap(formula):
 def _but(found, schedule):
     """The single cuts found, without the one that `schedule` is."""
     entering = parse(schedule)
-    return tuple((l, k) for l, k in found if cost.one_cut(entering[0], len(entering), l, k) != entering and (l or k != entering[0]))
+    return tuple((l, k) for l, k in found if one_cut(entering[0], len(entering), l, k) != entering and (l or k != entering[0]))
 
 
 def _averages(paper):
     for table, row, schedule, printed, remark in published.AVERAGES:
         if table.startswith(paper):
-            yield Entry(table, row, "tokens", printed, cost.average(parse(schedule)), schedule, "tokens entering a layer, averaged", remark)
+            yield Entry(table, row, "tokens", printed, average(parse(schedule)), schedule, "tokens entering a layer, averaged", remark)
 
 
 def _storage():
     for row, schedule, printed, remark in published.ASAP_STORAGE:
-        held = cost.kv_bytes([n + published.ASAP_TEXT for n in parse(schedule)], 32, 128) / 2 ** 20
+        held = kv_bytes([n + published.ASAP_TEXT for n in parse(schedule)], 32, 128) / 2 ** 20
         yield Entry("ASAP Table 4", row, "MiB", printed, held, schedule, f"float16 keys and values, {published.ASAP_TEXT} text tokens", remark)
 
 
@@ -105,7 +104,7 @@ def _adaptprune(variant):
         for layer, text, remark in published.READINGS:
             reading = replace(Formula(text=text), **variant)
             value = lambda entering: reading.flops(entering, shape.width, shape.intermediate)
-            entering = cost.one_cut(shape.tokens, shape.layers, layer, shape.tokens // 10)
+            entering = one_cut(shape.tokens, shape.layers, layer, shape.tokens // 10)
             schedule = f"{layer}x{shape.tokens} {shape.layers - layer}x{shape.tokens // 10}"
             fewer = 100 - 100 * value(entering) / value([shape.tokens] * shape.layers)
             yield Entry("AdaptPrune " + table, f"{shape.name}, {shape.tokens}", "% fewer FLOPs", printed, fewer, schedule, str(reading), remark)

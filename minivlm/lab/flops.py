@@ -1,7 +1,7 @@
 """What a schedule costs, from the tokens that enter each layer: FLOPs by the papers' formula, bytes of the KV cache, averages.
 
 The formula has variants, and papers do not always say which they used: two or three matrices in the MLP, image tokens
-alone or the text too, the layer before a cut counted with what enters it or with what leaves it. Each is an option of
+only or the text too, the layer before a cut counted with what enters it or with what leaves it. Each is an option of
 `Formula`, and `str(formula)` says which.
 """
 
@@ -16,7 +16,10 @@ def layer_flops(tokens, width, intermediate, ffn=3):
     ffn: c, matrices of the MLP: 3 with a gate (FitPrune, ASAP); FastV and ATP-LLaVA (Eq. 15) count 2. All keys are
     counted as if there were one for each query head.
     """
-    return 4 * tokens * width ** 2 + 2 * tokens ** 2 * width + ffn * tokens * width * intermediate
+    projections = 4 * tokens * width ** 2
+    attention = 2 * tokens ** 2 * width
+    mlp = ffn * tokens * width * intermediate
+    return projections + attention + mlp
 
 
 def flops(entering, width, intermediate, ffn=3):
@@ -29,16 +32,20 @@ class Formula:
     """One reading of "the FLOPs": what is summed over, and over which tokens."""
 
     ffn: int = 3                       # matrices of the MLP: 3, or 2 as if it had no gate
-    text: int = 0                      # tokens besides the image's; 0: image tokens alone
+    text: int = 0                      # tokens besides the image's; 0: image tokens only
     cut: str = "before"                # a layer counts the tokens that enter it ("before" the cut) or that leave it ("after")
 
     def flops(self, entering, width, intermediate):
         """Of layers that so many image tokens enter."""
-        counted = entering if self.cut == "before" else [*entering[1:], entering[-1]]
+        counted = entering
+        if self.cut == "after":
+            # what leaves a layer enters the next one; nothing is cut after the last
+            counted = [*entering[1:], entering[-1]]
         return flops([tokens + self.text for tokens in counted], width, intermediate, self.ffn)
 
     def __str__(self):
-        return f"c={self.ffn}, {f'image and {self.text} text tokens' if self.text else 'image tokens alone'}, {self.cut} the cut"
+        tokens = f"image and {self.text} text tokens" if self.text else "image tokens alone"
+        return f"c={self.ffn}, {tokens}, {self.cut} the cut"
 
 
 def average(entering):
@@ -57,11 +64,22 @@ def one_cut(n, layers, before, keep):
 
 
 def agrees(printed, value):
-    """How a printed figure comes from a value: "rounded", "truncated", or "" if it does not. agrees("1.25", 1.257) is "truncated"."""
-    digits = len(printed.partition(".")[2])
+    """How a printed figure comes from a value: "rounded", "truncated", or "" if it does not.
+
+    agrees("1.25", 1.257) is "truncated".
+    """
+    digits = decimals(printed)
     if f"{value:.{digits}f}" == printed:
         return "rounded"
-    return "truncated" if f"{floor(value * 10 ** digits) / 10 ** digits:.{digits}f}" == printed else ""
+    truncated = floor(value * 10 ** digits) / 10 ** digits
+    if f"{truncated:.{digits}f}" == printed:
+        return "truncated"
+    return ""
+
+
+def decimals(printed):
+    """Digits after the point: decimals("1.25") is 2."""
+    return len(printed.partition(".")[2])
 
 
 def fits(printed, n, layers, value, cuts=None):
@@ -69,11 +87,17 @@ def fits(printed, n, layers, value, cuts=None):
 
     `value(entering)` must grow with the tokens. `cuts`: the layers tried, by default all.
     """
-    found, unit = [], 10.0 ** -len(printed.partition(".")[2])
+    unit = 10.0 ** -decimals(printed)
+    least = float(printed) - unit
+    most = float(printed) + unit
+    fitting = []
     for before in range(layers) if cuts is None else cuts:
-        price = lambda keep: value(one_cut(n, layers, before, keep))
-        keep = bisect_left(range(n), float(printed) - unit, key=price)
-        while keep < n and price(keep) < float(printed) + unit:
-            found += [(before, keep)] if agrees(printed, price(keep)) else []
+        def price(keep):
+            return value(one_cut(n, layers, before, keep))
+
+        keep = bisect_left(range(n), least, key=price)
+        while keep < n and price(keep) < most:
+            if agrees(printed, price(keep)):
+                fitting.append((before, keep))
             keep += 1
-    return found
+    return fitting
