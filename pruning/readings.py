@@ -5,6 +5,7 @@ a name of its own, so that tables can hold them side by side. `run.py methods --
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,15 @@ from pruning.atp import ATP
 from pruning.base import UserError
 from pruning.budget import staged, tokens_to_keep
 from pruning.fastv import FastV
-from pruning.fields import Amount, FromOne
+from pruning.fields import Amount, Count, FromOne, NotNegative, Range
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus, full_width
 from pruning.pyramiddrop import PyramidDrop
 from pruning.ranked import descending, top
 from pruning.sparsevlm import SparseVLM, chosen_or_all, relevance
 from pruning.visionzip import VisionZip
+
+Nothing = Annotated[float, Range(0, 0)]
 
 # --- FastV ------------------------------------------------------------------------------------------------------------
 
@@ -357,55 +360,82 @@ class VisionZipAverage(VisionZip):
 class SparseVLMRank(SparseVLM):
     """v1.0: four cuts, and the rank of the raters' attention says how many are kept: scale * rank + bias."""
 
-    layers: tuple = (2, 6, 15, 19)     # the layers, from 0, whose output is cut
-    table: tuple = ()                  # in place of keep: scale and bias
+    layers: tuple[Count, ...] = (2, 6, 15, 19)     # the layers, from 0, whose output is cut
+    table: tuple[NotNegative, ...] = ()            # in place of keep: scale and bias
 
-    TABLE = {0: (0, 0), 64: (.8, 0), 128: (9, 6), 192: (13.5, 0), 576: (0, 576)}
+    TABLE = {
+        0: (0, 0),
+        64: (.8, 0),
+        128: (9, 6),
+        192: (13.5, 0),
+        576: (0, 576),
+    }
     table_length = 2
 
     def schedule(self, n, layers):
         return None                    # the rank decides
 
-    def level(self, n, N, cut, attention=None):
-        rank = int(torch.linalg.matrix_rank(attention.nan_to_num()))
-        if not self.table and tokens_to_keep(self.keep, N) == N or rank == n:
+    def level(self, n, N, cut, P=None):
+        if not self.table and tokens_to_keep(self.keep, N) == N:
+            return n
+        rank = rank_of(P)
+        if rank == n:
             return n
         scale, bias = self.table or self.row_of_table(N)
-        return max(1, min(int(scale * rank + bias), n - 1))
+        k = int(scale * rank + bias)
+        k = min(k, n - 1)              # one at least is dropped
+        return max(1, k)
 
 
 @dataclass(frozen=True)
 class SparseVLMPaper(SparseVLMRank):
     """The paper's text: lam * (n - rank) tokens are dropped, raters are at or above the mean, a cluster is a sum."""
 
-    lam: float = 1.0                   # lambda
+    lam: NotNegative = 1.0             # lambda
 
     laws = frozenset({"scale", "needle", "disjoint"})
     extra = 0
 
-    def level(self, n, N, cut, attention=None):
-        rank = int(torch.linalg.matrix_rank(attention.nan_to_num()))
-        return max(1, n - int(self.lam * (n - rank)))
+    def __post_init__(self):
+        super().__post_init__()
+        if self.table:
+            raise UserError("SparseVLMPaper: lam says how many tokens are dropped, not a table")
+
+    def level(self, n, N, cut, P=None):
+        dropped = int(self.lam * (n - rank_of(P)))
+        return max(1, n - dropped)
 
     def relevant_text(self, visual, text):
         votes = relevance(visual, text)
         return chosen_or_all(votes >= votes.mean())
 
-    def merge_weights(self, members):
+    def cluster_weights(self, members):
         return members
+
+
+def rank_of(P):
+    """The rank of the raters' attention (r, n)."""
+    return int(torch.linalg.matrix_rank(P.nan_to_num()))
 
 
 @dataclass(frozen=True)
 class SparseVLMPlus(SparseVLM):
-    """v2.0: nothing is recycled, position ids stay, attention is divided by what distance alone would give, and only the heads
-    that look most at the image rate."""
+    """v2.0: nothing is recycled and position ids stay. Attention is divided by what distance alone would give, and only
+    the heads that look most at the image rate."""
 
-    heads: int = 14                    # heads that rate
-    recycle: float = 0.0               # tau: nothing
+    heads: FromOne = 14                # heads that rate
+    recycle: Nothing = 0.0             # tau
 
-    laws = frozenset({"select", "ordered", "scale"})       # gravity may be negative, and turn a needle into the worst of all
+    laws = frozenset({"select", "ordered", "scale"})       # gravity may be negative: then a needle is the worst of all
     positions = "keep"
-    TABLE = {0: (0, 0, 0), 64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118), 576: (576, 576, 576)}
+    TABLE = {
+        0: (0, 0, 0),
+        64: (66, 34, 20),
+        96: (246, 54, 28),
+        128: (238, 108, 60),
+        192: (300, 200, 118),
+        576: (576, 576, 576),
+    }
 
     def rating(self, tokens, raters):
         attention = tokens.before.attention(raters)[:, :, tokens.visual]           # (H, r, n)

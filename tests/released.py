@@ -10,6 +10,8 @@ from pruning.divprune import DivPrune
 from pruning.fastv import FastV
 from pruning.hired import HiRED
 from pruning.ranked import cosines
+from pruning.readings import SparseVLMRank
+from pruning.sparsevlm import SparseVLM, clusters_around_peaks, densities, distances
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,29 @@ class DivPruneRepeat(DivPrune):
             nearest = torch.minimum(nearest, distance[pick])
             gain = nearest                                 # a picked token is 0 away, and may be the first of equals
         return Reduction(torch.tensor(sorted(order)))
+
+
+def noisy_dpc_knn(x, count, noise, neighbours=None):
+    """The released DPC-kNN: noise (q,) in [0, 1) is added to the densities in millionths, and equal ones are not denser.
+
+    Without noise, the two nearest rows are equally dense and far from any denser one: both are centres.
+    """
+    distance = distances(x)                                                        # (q, q)
+    density = densities(distance, neighbours or count) + 1e-6 * noise.float()      # (q,)
+    is_denser = density[None, :] > density[:, None]                                # (q, q)
+    return clusters_around_peaks(distance, density, is_denser, count)
+
+
+@dataclass(frozen=True)
+class SparseVLMWithoutNoise(SparseVLM):
+    """v1.5 with zeros in the place of the noise."""
+
+    def clustered(self, x, count):
+        return noisy_dpc_knn(x, count, torch.zeros(len(x)))
+
+
+@dataclass(frozen=True)
+class SparseVLMRankWithoutNoise(SparseVLMRank):
+    """v1.0 with zeros in the place of the noise."""
+
+    clustered = SparseVLMWithoutNoise.clustered
