@@ -1,15 +1,15 @@
 """FitPrune. Ye et al., "Fit and Prune", AAAI 2025, arXiv:2409.10197.
 
 How many visual tokens each layer may lose is fitted once, on a few prompts, so that the attention that text and image
-pay to the image stays, in every layer, within a tolerance alpha of what it was; alpha is searched so that the FLOPs meet
-the budget. The recipe is a table, one number a layer. At inference layer l deletes its number of tokens, those with the
-smallest product of cross attention (received from the text after the image) and self attention (from the image).
+pay to the image is, in every layer, within a tolerance alpha of what it was; alpha is searched so that the FLOPs meet
+the budget. The recipe is a table with one number per layer. At inference layer l deletes its number of tokens, those
+with the smallest product of cross attention (received from the text after the image) and self attention (from the
+image).
 
-Paper and code: tokens are deleted inside layer l, between attention and output projection, which equals dropping them before
-layer l + 1. The attention of a pair is the largest over heads. The fit deletes what both criteria would; at inference only the
-counts are used, and the product. The released tables are of LLaVA-1.5-7B: 32 layers, 576 tokens; another n scales the counts,
-fewer layers use the first ones. They save 6, 15, 28, 39, 50, 54, 60, 70, 80 and 90 % of the FLOPs of the visual tokens for the
-names 10, 20, .. 50, 55, 60, .. 90.
+Paper and code: tokens are deleted inside layer l, between attention and output projection, which equals dropping them
+before layer l + 1. The attention of a pair is the largest over heads. The fit deletes what both criteria would; at
+inference only the counts are used, and the product. Of the tolerances that meet the budget the smallest is taken here;
+the released search takes the one it tried last.
 """
 
 from dataclasses import dataclass
@@ -21,19 +21,33 @@ from pruning.budget import solve
 from pruning.fields import Amount, Count, FromOne
 from pruning.ranked import Ranked, top
 
-TABLES = {                             # LLaVA-1.5-7B, 576 tokens: percent of FLOPs to save -> deletions in layers 0..31
-    0: (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
-    10: (0, 0, 1, 2, 1, 0, 1, 4, 5, 5, 11, 4, 2, 2, 0, 0, 1, 1, 2, 4, 2, 10, 1, 1, 1, 2, 1, 1, 0, 1, 0, 0),
-    20: (0, 0, 3, 3, 1, 1, 4, 16, 14, 15, 24, 4, 2, 3, 2, 0, 6, 0, 5, 13, 4, 19, 2, 1, 1, 1, 1, 1, 2, 1, 0, 0),
-    30: (0, 0, 7, 6, 4, 5, 16, 40, 24, 21, 24, 4, 2, 3, 4, 0, 16, 0, 11, 26, 6, 32, 3, 1, 0, 1, 2, 2, 4, 0, 0, 0),
-    40: (0, 1, 21, 13, 14, 11, 41, 53, 29, 15, 14, 5, 1, 4, 5, 1, 26, 1, 13, 28, 6, 27, 2, 1, 0, 0, 1, 1, 2, 0, 0, 0),
-    50: (3, 7, 49, 24, 29, 17, 59, 41, 26, 8, 10, 6, 2, 5, 7, 2, 30, 3, 13, 27, 5, 23, 2, 1, 0, 0, 1, 1, 2, 0, 0, 0),
-    55: (6, 17, 69, 31, 34, 19, 59, 30, 23, 6, 8, 7, 2, 5, 8, 2, 29, 4, 12, 25, 4, 19, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0),
-    60: (14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4, 26, 5, 11, 24, 4, 18, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0),
-    70: (48, 79, 118, 41, 33, 17, 36, 9, 9, 2, 3, 2, 1, 3, 4, 8, 18, 7, 8, 20, 4, 13, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0),
-    80: (128, 127, 118, 35, 26, 8, 13, 3, 2, 1, 0, 0, 0, 2, 1, 8, 7, 8, 5, 11, 2, 6, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0),
-    90: (262, 153, 80, 19, 13, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 1, 2, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0),
-}
+# LLaVA-1.5-7B, 576 tokens: percent of the FLOPs to save, then the deletions in layers 0..31. What they save, of the
+# FLOPs of the visual tokens, is 0, 6, 15, 28, 39, 50, 54, 60, 70, 80 and 90 %.
+RELEASED = """
+ 0      0   0   0  0  0  0  0  0  0  0  0 0 0 0 0 0  0 0  0  0 0  0 0 0 0 0 0 0 0 0 0 0
+10      0   0   1  2  1  0  1  4  5  5 11 4 2 2 0 0  1 1  2  4 2 10 1 1 1 2 1 1 0 1 0 0
+20      0   0   3  3  1  1  4 16 14 15 24 4 2 3 2 0  6 0  5 13 4 19 2 1 1 1 1 1 2 1 0 0
+30      0   0   7  6  4  5 16 40 24 21 24 4 2 3 4 0 16 0 11 26 6 32 3 1 0 1 2 2 4 0 0 0
+40      0   1  21 13 14 11 41 53 29 15 14 5 1 4 5 1 26 1 13 28 6 27 2 1 0 0 1 1 2 0 0 0
+50      3   7  49 24 29 17 59 41 26  8 10 6 2 5 7 2 30 3 13 27 5 23 2 1 0 0 1 1 2 0 0 0
+55      6  17  69 31 34 19 59 30 23  6  8 7 2 5 8 2 29 4 12 25 4 19 2 1 0 0 1 0 1 0 0 0
+60     14  33  89 36 36 20 55 21 18  4  7 5 2 5 7 4 26 5 11 24 4 18 2 1 0 0 1 0 1 0 0 0
+70     48  79 118 41 33 17 36  9  9  2  3 2 1 3 4 8 18 7  8 20 4 13 2 1 0 0 1 0 1 0 0 0
+80    128 127 118 35 26  8 13  3  2  1  0 0 0 2 1 8  7 8  5 11 2  6 1 1 0 0 0 1 0 0 0 0
+90    262 153  80 19 13  1  2  0  0  0  0 0 0 0 0 1  1 2  1  2 0  1 0 0 0 0 0 1 0 0 0 0
+"""
+
+
+def released_tables():
+    """{percent: (deletions in each layer)}"""
+    tables = {}
+    for line in RELEASED.strip().splitlines():
+        percent, *deletions = [int(word) for word in line.split()]
+        tables[percent] = tuple(deletions)
+    return tables
+
+
+TABLES = released_tables()
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,7 @@ class FitPrune(Pruner):
 
     ratio: Count = 60                  # percent of the FLOPs to save: which of the released tables
     table: tuple[Count, ...] = ()      # deletions in each layer, in place of a released table
-    visual: FromOne = 576              # visual tokens for which the table was fitted
+    visual: FromOne = 576              # visual tokens for which the table was fitted; other numbers scale the deletions
 
     laws = frozenset({"select", "ordered", "scale", "needle"})
     preconditions = frozenset({"text", "calibration"})
@@ -55,16 +69,25 @@ class FitPrune(Pruner):
             raise UserError(f"FitPrune: the table deletes {sum(self.table)} of {self.visual} tokens")
 
     @property
+    def deletions(self):
+        """Of each layer of the model that the table was fitted to."""
+        return self.table or TABLES[self.ratio]
+
+    @property
     def fitted(self):
         """Decoder layers of the model that the table was fitted to."""
-        return len(self.table or TABLES[self.ratio])
+        return len(self.deletions)
 
     def deleted(self, layer, n):
         """How many of n tokens are gone before `layer`."""
-        return sum((self.table or TABLES[self.ratio])[:layer]) * n // self.visual
+        return sum(self.deletions[:layer]) * n // self.visual
 
     def reduce_at(self, layers):
-        return tuple(l for l in range(1, layers) if self.deleted(l, self.visual) > self.deleted(l - 1, self.visual))
+        cuts = []
+        for l in range(1, layers):
+            if self.deleted(l, self.visual) > self.deleted(l - 1, self.visual):
+                cuts.append(l)
+        return tuple(cuts)
 
     def schedule(self, n, layers):
         return [n - self.deleted(l, n) for l in range(layers)]
@@ -74,9 +97,10 @@ class FitPrune(Pruner):
         return solve(FitPrune, sorted(TABLES, reverse=True), average, n, layers)
 
     def reduce(self, tokens):
-        cross, own = received(tokens)                                              # (n,) twice
+        cross, own = received(tokens)                      # (n,) twice
+        score = cross * own
         k = tokens.N - self.deleted(tokens.layer, tokens.N)
-        return Reduction(top(cross * own, k), score=cross * own)
+        return Reduction(top(score, k), score=score)
 
 
 @dataclass(frozen=True)
@@ -92,47 +116,67 @@ class SingleFitPrune(Ranked):
         return cross * own
 
 
-def received(tokens):
-    """Attention that each visual token receives, the largest over heads: from the text after the image, in sum (n,); from the
-    image, in mean (n,)."""
-    if not len(tokens.text()):
-        raise UserError("FitPrune ranks by the attention of the text after the image: this prompt ends with its image")
-    rows = torch.cat([tokens.text(), tokens.visual])                               # (R,)
-    largest = None
-    for attention in tokens.before.each_head(rows):                                # (R, T)
-        largest = attention if largest is None else torch.maximum(largest, attention)
-    from_text, from_image = largest[:, tokens.visual].tensor_split([len(rows) - tokens.n])         # (m, n), (n, n)
+def largest(view, rows):
+    """(R, T) attention of these rows, the largest over heads, which are computed one after the other"""
+    attention = None
+    for head in view.each_head(rows):                      # (R, T)
+        attention = head if attention is None else torch.maximum(attention, head)
+    return attention
+
+
+def received(tokens, over_heads=largest):
+    """Cross and self attention that each visual token receives. (n,) twice
+
+    Cross: from the text after the image, summed. Self: from the image, on average.
+    """
+    text = tokens.text()                                   # (m,)
+    if not len(text):
+        raise UserError("FitPrune ranks by attention of the text after the image: this prompt has none")
+    rows = torch.cat([text, tokens.visual])                # (m+n,)
+    attention = over_heads(tokens.before, rows)[:, tokens.visual]                  # (m+n, n)
+    from_text = attention[:len(text)]                      # (m, n)
+    from_image = attention[len(text):]                     # (n, n)
     return from_text.sum(dim=0), from_image.mean(dim=0)
 
+
+# --- the fit -------------------------------------------------------------------------------------------------------------
 
 def fit(prefill, prompts, ratio, width=4096, intermediate=11008):
     """The FitPrune of the smallest tolerance that saves the share `ratio` of a decoder's FLOPs, in all, over `prompts`.
 
-    `prefill(prompt, pruner)` runs a prompt with one image under a method and gives its Trace: eight times for each prompt.
-    `width` and `intermediate` are the decoder's. Raises UserError where nothing saves so much.
+    `prefill(prompt, pruner)` runs a prompt with one image under a method, eight times in all, and gives its Trace.
+    `width` and `intermediate` are the decoder's. Raises UserError if nothing saves so much.
     """
-    whole = [[] for _ in prompts]                                                  # of each prompt: (cross, self) of each layer
-    unpruned = [prefill(prompt, _Watch(masses)).visual for prompt, masses in zip(prompts, whole)]  # (prompts, L)
-    if len({counts[0] for counts in unpruned}) != 1:
+    # what the image receives in each layer of the unpruned model
+    masses = [[] for _ in prompts]                         # of each prompt: (cross, self) of each layer
+    unpruned = []                                          # of each prompt: tokens that enter each layer
+    for prompt, noted in zip(prompts, masses):
+        unpruned.append(prefill(prompt, Watch(noted)).visual)
+    n = unpruned[0][0]
+    if any(entering[0] != n for entering in unpruned):
         raise UserError("FitPrune: the fit needs prompts that have the same number of visual tokens")
-    budget = (1 - ratio) * sum(flops(counts, width, intermediate) for counts in unpruned)
-    low, high, table = 0.0, 1.0, None
+    whole = sum(flops(entering, width, intermediate) for entering in unpruned)
+    budget = (1 - ratio) * whole
+    # bisect the tolerance
+    low = 0.0
+    high = 1.0
+    table = None
     while high - low > 0.01 + 1e-6:
         alpha = (low + high) / 2
-        entering = [prefill(prompt, _Walk(alpha, masses)).visual for prompt, masses in zip(prompts, whole)]
-        stop = next((l for l, c in enumerate(_costs(entering, width, intermediate)) if c <= budget), None)
+        entering = [prefill(prompt, Walk(alpha, noted)).visual for prompt, noted in zip(prompts, masses)]
+        stop = first_within(budget, entering, width, intermediate)
         if stop is None:
             low = alpha
         else:
-            table = _mean_deletions(entering, stop)
+            table = mean_deletions(entering, stop)
             high = alpha
     if table is None:
         raise UserError(f"FitPrune: no tolerance saves {ratio:.0%} of the FLOPs on these prompts: ask for less")
-    return FitPrune(table=table, visual=unpruned[0][0])
+    return FitPrune(table=table, visual=n)
 
 
 @dataclass(frozen=True)
-class _Watch(Pruner):
+class Watch(Pruner):
     """Keeps all, and notes how much attention the image receives in each layer but the last."""
 
     masses: list
@@ -141,12 +185,13 @@ class _Watch(Pruner):
         return range(1, layers)
 
     def reduce(self, tokens):
-        self.masses.append([score.sum() for score in received(tokens)])
+        cross, own = received(tokens)
+        self.masses.append((cross.sum(), own.sum()))
         return Reduction(torch.arange(tokens.n, device=tokens.visual.device))
 
 
 @dataclass(frozen=True)
-class _Walk(Pruner):
+class Walk(Pruner):
     """Deletes in each layer what is light by both criteria: what remains has 1 - alpha of the unpruned model's mass."""
 
     alpha: float
@@ -156,31 +201,48 @@ class _Walk(Pruner):
         return range(1, layers)
 
     def reduce(self, tokens):
-        cross, own = (_light(score, (1 - self.alpha) * mass)
-                      for score, mass in zip(received(tokens), self.masses[tokens.layer - 1]))
-        return Reduction((~(cross & own)).nonzero().squeeze(1))
+        cross, own = received(tokens)
+        cross_mass, own_mass = self.masses[tokens.layer - 1]
+        share = 1 - self.alpha
+        is_light = light(cross, share * cross_mass) & light(own, share * own_mass)
+        return Reduction((~is_light).nonzero().squeeze(1))
 
 
-def _light(score, least):
+def light(score, least):
     """(n,) bool: the most tokens, lightest first, without which the others still sum to `least`."""
     ascending = score.argsort(stable=True)
     remains = score.sum() - score[ascending].cumsum(dim=0)                         # (n,) without the first 1, 2, ..
-    return torch.zeros_like(score, dtype=torch.bool).index_put((ascending,), remains >= least)
+    can_go = remains >= least
+    return torch.zeros_like(can_go).index_put((ascending,), can_go)
 
 
 def flops(entering, width, intermediate):
-    """Multiplications: projections and attention of the tokens that enter each layer, the rest of those that leave it."""
-    leaving = [*entering[1:], entering[-1]]
-    return (sum(3 * m * width ** 2 + 2 * m ** 2 * width for m in entering)
-            + sum(m * width ** 2 + 3 * width * intermediate * m for m in leaving))
+    """Multiplications: projections and attention of the tokens that enter a layer, the rest of those that leave it."""
+    leaving = [*entering[1:], entering[-1]]                # the last layer deletes nothing
+    total = 0
+    for tokens in entering:
+        total += 3 * tokens * width ** 2
+        total += 2 * tokens ** 2 * width
+    for tokens in leaving:
+        total += tokens * width ** 2
+        total += 3 * tokens * width * intermediate
+    return total
 
 
-def _costs(entering, width, intermediate):
-    """FLOPs if from layer 0, 1, .. on nothing more were deleted."""
-    return [sum(flops(m[:l] + [m[l]] * (len(m) - l), width, intermediate) for m in entering) for l in range(len(entering[0]))]
+def first_within(budget, entering, width, intermediate):
+    """The first layer that need delete nothing more for all prompts to be within the budget; None if there is none."""
+    layers = len(entering[0])
+    for l in range(layers):
+        stopped = [counts[:l] + [counts[l]] * (layers - l) for counts in entering]
+        if sum(flops(counts, width, intermediate) for counts in stopped) <= budget:
+            return l
+    return None
 
 
-def _mean_deletions(entering, stop):
-    """In each layer before `stop`, over the prompts; 0 in the others."""
-    deleted = [sum(before) - sum(after) for before, after in zip(zip(*entering), list(zip(*entering))[1:])] + [0]
-    return tuple(d // len(entering) if stop is None or l < stop else 0 for l, d in enumerate(deleted))
+def mean_deletions(entering, stop):
+    """In each layer before `stop`, on average over the prompts, rounded down; 0 in the others."""
+    deletions = [0] * len(entering[0])
+    for l in range(stop):
+        deleted = sum(counts[l] - counts[l + 1] for counts in entering)
+        deletions[l] = deleted // len(entering)
+    return tuple(deletions)

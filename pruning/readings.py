@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from pruning.adaptprune import AdaptPrune
 from pruning.asap import ASAP, FastVBiMask, by_anchors, masses
 from pruning.atp import ATP
-from pruning.base import UserError
+from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import staged, tokens_to_keep
 from pruning.fastv import FastV
 from pruning.fields import Amount, Count, FromOne, NotNegative, Range
+from pruning.fitprune import SingleFitPrune, received
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus, full_width
 from pruning.pyramiddrop import PyramidDrop
 from pruning.ranked import descending, top
 from pruning.sparsevlm import SparseVLM, chosen_or_all, relevance
 from pruning.visionzip import VisionZip
+from pruning.vtw import VTW
 
 Nothing = Annotated[float, Range(0, 0)]
 
@@ -247,7 +249,7 @@ class ATPPooled(ATP):
         return S if len(S) == N else F.adaptive_avg_pool1d(S[None], N)[0]
 
 
-# --- PruMerge, HiRED, PyramidDrop, VisionZip -----------------------------------------------------------------------------
+# --- PruMerge, HiRED, PyramidDrop, FitPrune, VTW, VisionZip --------------------------------------------------------------
 
 @dataclass(frozen=True)
 class PruMergeAverage(PruMerge):
@@ -341,6 +343,50 @@ class PyramidDropKept(PyramidDrop):
     """Survivors keep their position ids."""
 
     positions = "keep"
+
+
+@dataclass(frozen=True)
+class SingleFitPruneMean(SingleFitPrune):
+    """Attention is the mean over heads, as in FastV, not the largest."""
+
+    def score(self, tokens):
+        cross, own = received(tokens, over_heads=mean_over_heads)
+        return cross * own
+
+
+def mean_over_heads(view, rows):
+    """(R, T) attention of these rows, mean over heads"""
+    return view.mean_attention(rows)
+
+
+@dataclass(frozen=True)
+class VTWRenumbered(VTW):
+    """The released code's other numbering: the text that is left is numbered 0.. in place of its own position ids."""
+
+    positions = "renumber"
+
+
+@dataclass(frozen=True)
+class VTWRandom(VTW):
+    """The released control: as many positions as there are visual tokens are drawn from the whole prompt, and the visual
+    tokens among them are dropped (the code drops the text, too). So the length of the text changes the choice."""
+
+    seed: int = 0                      # of the draw
+
+    laws = frozenset({"select", "ordered", "scale"})
+
+    def budget(self, n):
+        return None                    # the draw decides
+
+    def with_average(self, average, n, layers):
+        return Pruner.with_average(self, average, n, layers)
+
+    def reduce(self, tokens):
+        T = len(tokens.hidden)
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randperm(T, generator=generator)[:tokens.n]                  # (n,)  rows
+        is_drawn = torch.isin(tokens.visual.cpu(), drawn)                          # (n,)
+        return Reduction((~is_drawn).nonzero().squeeze(1).to(tokens.visual.device))
 
 
 @dataclass(frozen=True)
@@ -480,6 +526,9 @@ READINGS = {
     "hired_sum": HiREDSum,
     "hired_grid": HiREDGrid,
     "pyramiddrop_kept": PyramidDropKept,
+    "fitprune_single_mean": SingleFitPruneMean,
+    "vtw_renumbered": VTWRenumbered,
+    "vtw_random": VTWRandom,
     "visionzip_average": VisionZipAverage,
     "sparsevlm_rank": SparseVLMRank,
     "sparsevlm_paper": SparseVLMPaper,

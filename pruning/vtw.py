@@ -1,11 +1,12 @@
 """VTW, visual tokens withdrawal. Lin et al., AAAI 2025, arXiv:2405.05803.
 
-In deep layers the text no longer reads the image: what it needs has moved into the text tokens. So all visual tokens are
-withdrawn before layer K, and layers K.. run on text alone. No score is needed. K is the first layer at which the
+In deep layers the text no longer reads the image: what it needs has moved into the text tokens. So all visual tokens
+are withdrawn before layer K, and layers K.. run on the text only. No score is needed. K is the first layer at which the
 withdrawal leaves the next-token distribution almost as it was, measured once on a few prompts (`search`).
 
-Paper and code: the released code has K = 15 in its class, and 16 (7B) or 20 in its command lines. Where its search for K stops
-with an error because no layer qualifies, nothing is withdrawn here. Its mode "random" is VTWRandom in readings.py.
+Paper and code: the released code has K = 15 in its class, and 16 (7B) or 20 in its command lines. If no layer
+qualifies, its search stops with an error; here nothing is withdrawn then. It keeps the position ids of the text, or renumbers it
+(VTWRenumbered in readings.py); its mode "random" is VTWRandom.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from pruning.fields import Layer
 class VTW(Pruner):
     """Drop all visual tokens before layer K."""
 
-    layer: Layer = 15                  # K: the first layer without an image; the number of layers: it is never withdrawn
+    layer: Layer = 15                  # K: the first layer without an image; the number of layers: never withdrawn
 
     laws = frozenset({"select", "ordered", "scale", "budget"})
 
@@ -33,7 +34,10 @@ class VTW(Pruner):
 
     def with_average(self, average, n, layers):
         """K: the tokens cannot be fewer, the layers that see them can."""
-        return solve(lambda K: replace(self, layer=K), range(1, layers + 1), average, n, layers)
+        def withdrawn_before(K):
+            return replace(self, layer=K)
+
+        return solve(withdrawn_before, range(1, layers + 1), average, n, layers)
 
     def reduce(self, tokens):
         return Reduction(tokens.visual.new_empty(0))
@@ -42,9 +46,9 @@ class VTW(Pruner):
 def search(logits, prompts, layers, eta=0.003, first=5):
     """The VTW whose K is the first layer, of `layers`, at which the divergence averaged over `prompts` is at most eta.
 
-    `logits(prompt, pruner)` gives the next token's logits (V,) under a method, None being the full model: with a model of
-    minivlm and prompts (ids, images), lambda prompt, pruner: model.prefill(model.embed(*prompt), pruner)[0]. The released
-    eta is 0.003, for 13B models 0.0005, for LLaVA-NeXT of Vicuna 7B 0.0001. Raises UserError without a prompt.
+    `logits(prompt, pruner)` gives the next token's logits (V,) under a method, None being the full model: with a model
+    of minivlm and prompts (ids, images), lambda prompt, pruner: model.prefill(model.embed(*prompt), pruner)[0]. The
+    released eta is 0.003, for 13B models 0.0005, for LLaVA-NeXT of Vicuna 7B 0.0001. Raises UserError without a prompt.
     """
     if not prompts:
         raise UserError("VTW: the search for K needs at least one prompt with an image")
@@ -58,5 +62,6 @@ def search(logits, prompts, layers, eta=0.003, first=5):
 
 def divergence(withdrawn, full):
     """KL(withdrawn || full) of the next token's distributions, from logits (.., V) each -> (..)"""
-    p, q = withdrawn.float().log_softmax(dim=-1), full.float().log_softmax(dim=-1)
-    return (p.exp() * (p - q)).sum(dim=-1)
+    log_p = withdrawn.float().log_softmax(dim=-1)          # (.., V)
+    log_q = full.float().log_softmax(dim=-1)               # (.., V)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)

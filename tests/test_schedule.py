@@ -43,6 +43,13 @@ def test_two_layers():
     assert pruner.reduce_at(32) == (2, 4) and pruner.budget(8) == 2 and pruner.schedule(8, 6) == [8, 8, 4, 4, 2, 2]
 
 
+def test_budget_is_that_of_the_last_layer():
+    """Of three layers that leave 4, 2 and 1 of eight it is 1, for a schedule and for PyramidDrop."""
+    for pruner in (Schedule(FastV(), (2, 4, 6), (4, 2, 1)), PyramidDrop((2, 4, 6), (.5, .25, .125))):
+        assert pruner.budget(8) == 1
+        assert pruner.schedule(8, 8) == [8, 8, 4, 4, 2, 2, 1, 1]
+
+
 def test_ratios_are_of_the_tokens_that_entered():
     """1/2 and 1/4 of eight are 4 and 2; 1/4 of the four that are left would be 1."""
     pruner = Schedule(FastV(), (2, 4), (.5, .25))
