@@ -96,8 +96,9 @@ def fixed_ratio(method, ratio, layers, average, n=576, depth=32):
     weight = 0
     for start, end, share in zip(layers, ends, shares):
         weight += (end - start) * share
-    before = n * layers[0]
-    first = (average * depth - before) / weight
+    of_all_layers = average * depth
+    before_the_first = n * layers[0]
+    first = (of_all_layers - before_the_first) / weight
     if not 1 <= first <= n:
         raise UserError(f"an average of {average} is out of reach: {n} tokens enter each layer before {layers[0]}")
     return Schedule(method, tuple(layers), at_least_one(first * share for share in shares))
