@@ -1,6 +1,6 @@
-"""Every figure of cost in three papers' tables, recomputed from its own formula and set beside what is printed.
+"""Every figure of cost in three papers' tables, recomputed from its own formula and compared with what is printed.
 
-A printed figure reproduces where rounding, or cutting off digits, gives it; the table says which. `fits` names the other
+A printed figure reproduces if rounding, or cutting off digits, gives it; the table says which. `fits` names the other
 single cuts that print the same, so that one can see how little a figure says about its schedule.
 """
 
@@ -10,7 +10,8 @@ from minivlm.lab import published
 from minivlm.lab.flops import Formula, agrees, average, fits, kv_bytes, one_cut
 from pruning.base import UserError
 
-ASAP, ATP = Formula(ffn=3), Formula(ffn=2)         # Eq. 7 of ASAP; Eq. 15 of ATP-LLaVA
+ASAP = Formula(ffn=3)                  # its Eq. 7
+ATP = Formula(ffn=2)                   # its Eq. 15
 PAPERS = ("asap", "atp", "adaptprune")
 
 
@@ -20,7 +21,7 @@ class Entry:
 
     table: str
     row: str
-    unit: str                          # "T FLOPs", "% of the FLOPs", "% fewer FLOPs", "tokens", "MiB", "MB", "% fewer MB"
+    unit: str                          # "T FLOPs", "% of the FLOPs", "% fewer FLOPs", "tokens", "MiB", "MB", ..
     printed: str
     value: float                       # recomputed
     schedule: str
@@ -30,100 +31,156 @@ class Entry:
 
     @property
     def verdict(self):
-        """"rounded" or "truncated" where the value prints like that, else ""."""
+        """"rounded" or "truncated" if the value prints like that, else ""."""
         return agrees(self.printed, self.value)
 
 
 def entries(papers=(), **variant):
-    """[Entry] of these papers (none: all), table by table; `variant` (ffn=2, text=40, cut="after") changes each one's formula.
+    """[Entry] of these papers (none: all), table by table.
 
-    UserError for a paper not known.
+    `variant` (ffn=2, text=40, cut="after") changes each one's formula. UserError for a paper not known.
     """
     unknown = [paper for paper in papers if paper not in PAPERS]
     if unknown:
         raise UserError(f"no paper {unknown[0]!r}: the papers are {', '.join(PAPERS)}")
     if variant.get("text", 0) < 0:
         raise UserError(f"--text {variant['text']}: a number of tokens is not negative")
-    made = {"asap": [*_asap(replace(ASAP, **variant)), *_averages("ASAP"), *_storage()],
-            "atp": [*_averages("ATP"), *_atp(replace(ATP, **variant))], "adaptprune": _adaptprune(variant)}
-    return [entry for paper in papers or PAPERS for entry in sorted(made[paper], key=lambda e: e.table)]
+    asap = replace(ASAP, **variant)
+    atp = replace(ATP, **variant)
+    recomputed = {
+        "asap": [*_asap(asap), *_averages("ASAP"), *_storage()],
+        "atp": [*_averages("ATP"), *_atp(atp)],
+        "adaptprune": [*_adaptprune(variant)],
+    }
+    chosen = []
+    for paper in papers or PAPERS:
+        chosen += sorted(recomputed[paper], key=lambda entry: entry.table)
+    return chosen
+
+
+def fewer_percent(part, whole):
+    """fewer_percent(1, 4) -> 75.0"""
+    return 100 - 100 * part / whole
 
 
 def parse(schedule):
     """parse("2x576 30x167") -> [576, 576, 167, ..]"""
-    return [int(n) for part in schedule.split() for n in [part.split("x")[1]] * int(part.split("x")[0])]
+    entering = []
+    for part in schedule.split():
+        layers, tokens = part.split("x")
+        entering += [int(tokens)] * int(layers)
+    return entering
 
 
 def _asap(formula):
     for table, row, shape, schedule, tera, ratio, remark in published.ASAP_FLOPS:
-        value = lambda entering: formula.flops(entering, shape.width, shape.intermediate)
-        whole, place, told = value([shape.tokens] * shape.layers), ("ASAP " + table, row), (schedule, str(formula), remark)
+        def price(entering):
+            return formula.flops(entering, shape.width, shape.intermediate)
+
+        def tera_flops(entering):
+            return price(entering) / 1e12
+
+        place = ("ASAP " + table, row)
+        source = (schedule, str(formula), remark)
+        entering = parse(schedule)
         if tera:
-            pruned = schedule != f"{shape.layers}x{shape.tokens}"
-            others = fits(tera, shape.tokens, shape.layers, lambda e: value(e) / 1e12) if pruned else ()
-            yield Entry(*place, "T FLOPs", tera, value(parse(schedule)) / 1e12, *told, _but(others, schedule))
+            is_pruned = schedule != f"{shape.layers}x{shape.tokens}"
+            others = fits(tera, shape.tokens, shape.layers, tera_flops) if is_pruned else ()
+            others = _but(others, entering)
+            yield Entry(*place, "T FLOPs", tera, tera_flops(entering), *source, others)
         if ratio:
-            yield Entry(*place, "% of the FLOPs", ratio, 100 * value(parse(schedule)) / whole, *told)
+            whole = price([shape.tokens] * shape.layers)
+            percent = 100 * price(entering) / whole
+            yield Entry(*place, "% of the FLOPs", ratio, percent, *source)
 
 
-def _but(found, schedule):
-    """The single cuts found, without the one that `schedule` is."""
-    entering = parse(schedule)
-    return tuple((l, k) for l, k in found if one_cut(entering[0], len(entering), l, k) != entering and (l or k != entering[0]))
+def _but(cuts, entering):
+    """The single cuts (layer, keep) that give another schedule, and cut something."""
+    n = entering[0]
+    layers = len(entering)
+    others = []
+    for layer, keep in cuts:
+        is_cut = layer > 0 or keep != n
+        if is_cut and one_cut(n, layers, layer, keep) != entering:
+            others.append((layer, keep))
+    return tuple(others)
 
 
 def _averages(paper):
+    formula = "tokens entering a layer, averaged"
     for table, row, schedule, printed, remark in published.AVERAGES:
         if table.startswith(paper):
-            yield Entry(table, row, "tokens", printed, average(parse(schedule)), schedule, "tokens entering a layer, averaged", remark)
+            yield Entry(table, row, "tokens", printed, average(parse(schedule)), schedule, formula, remark)
 
 
 def _storage():
+    text = published.ASAP_TEXT
+    formula = f"float16 keys and values, {text} text tokens"
     for row, schedule, printed, remark in published.ASAP_STORAGE:
-        held = kv_bytes([n + published.ASAP_TEXT for n in parse(schedule)], 32, 128) / 2 ** 20
-        yield Entry("ASAP Table 4", row, "MiB", printed, held, schedule, f"float16 keys and values, {published.ASAP_TEXT} text tokens", remark)
+        entering = [n + text for n in parse(schedule)]
+        held = kv_bytes(entering, 32, 128) / 2 ** 20
+        yield Entry("ASAP Table 4", row, "MiB", printed, held, schedule, formula, remark)
 
 
 def _atp(formula):
-    seven, table = published.SEVEN, "ATP Table 6"
-    whole = formula.flops([seven.tokens] * seven.layers, seven.width, seven.intermediate)
+    seven = published.SEVEN
+    table = "ATP Table 6"
+    unpruned = [seven.tokens] * seven.layers
+    whole = formula.flops(unpruned, seven.width, seven.intermediate)
     for row, schedule, tera, fewer, stored, less, remark in published.ATP_TABLE_6:
-        flops, tokens = formula.flops(parse(schedule), seven.width, seven.intermediate), int(row.split()[-1]) if fewer else 576
-        told = (schedule, str(formula), remark)
-        yield Entry(table, row, "T FLOPs", tera, flops / 1e12, *told)
+        flops = formula.flops(parse(schedule), seven.width, seven.intermediate)
+        source = (schedule, str(formula), remark)
+        yield Entry(table, row, "T FLOPs", tera, flops / 1e12, *source)
+        tokens = seven.tokens
         if fewer:
-            yield Entry(table, row, "% fewer FLOPs", fewer, 100 - 100 * flops / whole, *told)
-            yield Entry(table, row, "% fewer FLOPs", fewer, 100 - 100 * float(tera) / 9.6, "", "from the two printed T FLOPs")
-        yield Entry(table, row, "MB", stored, tokens * .525, f"32x{tokens}", "0.525 MB a token (it is 0.524288), image tokens alone")
+            tokens = int(row.split()[-1])                  # the average, by which a row is named
+            of_printed = fewer_percent(float(tera), 9.6)
+            yield Entry(table, row, "% fewer FLOPs", fewer, fewer_percent(flops, whole), *source)
+            yield Entry(table, row, "% fewer FLOPs", fewer, of_printed, "", "from the two printed T FLOPs")
+        every_layer = f"32x{tokens}"
+        formula_of_storage = "0.525 MB a token (it is 0.524288), image tokens alone"
+        yield Entry(table, row, "MB", stored, tokens * .525, every_layer, formula_of_storage)
         if less:
-            yield Entry(table, row, "% fewer MB", less, 100 - 100 * tokens / 576, f"32x{tokens}", "image tokens alone")
+            value = fewer_percent(tokens, seven.tokens)
+            yield Entry(table, row, "% fewer MB", less, value, every_layer, "image tokens alone")
 
 
 def _adaptprune(variant):
     for shape, printed, table in published.ADAPTPRUNE:
+        n = shape.tokens
+        kept = n // 10
+        row = f"{shape.name}, {n}"
         for layer, text, remark in published.READINGS:
-            reading = replace(Formula(text=text), **variant)
-            value = lambda entering: reading.flops(entering, shape.width, shape.intermediate)
-            entering = one_cut(shape.tokens, shape.layers, layer, shape.tokens // 10)
-            schedule = f"{layer}x{shape.tokens} {shape.layers - layer}x{shape.tokens // 10}"
-            fewer = 100 - 100 * value(entering) / value([shape.tokens] * shape.layers)
-            yield Entry("AdaptPrune " + table, f"{shape.name}, {shape.tokens}", "% fewer FLOPs", printed, fewer, schedule, str(reading), remark)
+            formula = replace(Formula(text=text), **variant)
+            unpruned = [n] * shape.layers
+            whole = formula.flops(unpruned, shape.width, shape.intermediate)
+            entering = one_cut(n, shape.layers, layer, kept)
+            pruned = formula.flops(entering, shape.width, shape.intermediate)
+            schedule = f"{layer}x{n} {shape.layers - layer}x{kept}"
+            fewer = fewer_percent(pruned, whole)
+            yield Entry("AdaptPrune " + table, row, "% fewer FLOPs", printed, fewer, schedule, str(formula), remark)
 
 
-def lines(told):
-    """The entries as text, a table's under its name, what is to be said about one below it."""
-    table, said = None, None
-    for e in told:
+def lines(entries):
+    """The entries as text, those of a table under its name, remarks below their entry."""
+    table = None
+    remark = None
+    for e in entries:
         if e.table != table:
             table = e.table
             yield f"\n{table}"
         verdict = f"reproduces ({e.verdict})" if e.verdict else "does not reproduce"
-        yield f"  {e.row:34.34} {e.printed:>7} {e.unit:15} {e.value:9.4f}  {verdict:23} {e.schedule:27} {e.formula}"
-        remarks = [*([e.remark] if e.remark and e.remark != said else []), *_others(e)]
-        said = e.remark
+        printed = f"{e.row:34.34} {e.printed:>7} {e.unit:15}"
+        source = f"{e.schedule:27} {e.formula}"
+        yield f"  {printed} {e.value:9.4f}  {verdict:23} {source}"
+        remarks = _others(e)
+        if e.remark and e.remark != remark:                # the same one is not repeated
+            remarks = [e.remark, *remarks]
+        remark = e.remark
         if remarks:
             yield f"{'':37}{'; '.join(remarks)}"
-    yield f"\n{sum(bool(e.verdict) for e in told)} of {len(told)} figures reproduce."
+    reproduced = [e for e in entries if e.verdict]
+    yield f"\n{len(reproduced)} of {len(entries)} figures reproduce."
 
 
 def _others(e):
@@ -131,10 +188,13 @@ def _others(e):
     also = ", ".join(f"{keep} tokens from layer {layer} on" for layer, keep in e.others)
     if also:
         return [("so do " if e.verdict else "these do: ") + also]
-    sought = e.unit == "T FLOPs" and e.table.startswith("ASAP") and len(e.schedule.split()) > 1
-    return ["no whole number of tokens after one cut does, wherever it is"] if sought and not e.verdict else []
+    is_searched = e.unit == "T FLOPs" and e.table.startswith("ASAP")
+    is_pruned = len(e.schedule.split()) > 1
+    if is_searched and is_pruned and not e.verdict:
+        return ["no whole number of tokens after one cut does, wherever it is"]
+    return []
 
 
-def facts(told):
+def facts(entries):
     """The same as plain data."""
-    return [dict(vars(e), verdict=e.verdict or "does not reproduce") for e in told]
+    return [dict(vars(e), verdict=e.verdict or "does not reproduce") for e in entries]
