@@ -78,7 +78,8 @@ class DivPruneRepeat(DivPrune):
 
 
 def noisy_dpc_knn(x, count, noise, neighbours=None):
-    """The released DPC-kNN: noise (q,) in [0, 1) is added to the densities in millionths, and equal ones are not denser.
+    """The released DPC-kNN: noise (q,) in [0, 1) is added to the densities in millionths, and equal ones are not
+    denser.
 
     Without noise, the two nearest rows are equally dense and far from any denser one: both are centres.
     """

@@ -56,7 +56,8 @@ def test_fastv_solves_for_an_average():
 def test_every_method_solves_or_says_why_not(name):
     """Whoever solves has a schedule whose average is at least the wanted one, and not by more than a step.
 
-    The steps of VTW are layers, 18 tokens each; those of FitPrune are its eleven tables; maps are of whole rows and columns.
+    The steps of VTW are layers, 18 tokens each; those of FitPrune are its eleven tables; maps are of whole rows and
+    columns.
     """
     try:
         method = METHODS[name]().with_average(200, 576, 32)

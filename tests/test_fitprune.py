@@ -25,8 +25,8 @@ def entering(attention, system=1, text=1, layer=1):
 
 
 def maps(cross, own, heads=1):
-    """(H, T, T) weights of one text token, n visual ones, one text token: the last visual token pays `own`, the last text
-    token `cross`; every other row pays all to the first token, which is text."""
+    """(H, T, T) weights of one text token, n visual ones, one text token: the last visual token pays `own`, the last
+    text token `cross`; every other row pays all to the first token, which is text."""
     n = len(cross)
     attention = torch.zeros(heads, n + 2, n + 2)
     attention[:, :, 0] = 1
@@ -36,15 +36,16 @@ def maps(cross, own, heads=1):
     return attention
 
 
-# --- by hand -------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 CROSS = [.44, .30, .16, .10]
 OWN = [.10, .16, .30, .44]
 
 
 def test_product():
-    """Cross .44 .30 .16 .10 times self .10 .16 .30 .44: .044 .048 .048 .044 (a quarter of it, self being a mean over four
-    rows). Two deletions: 0 and 3. Cross attention only, which is FastV's, would delete 2 and 3, self attention 0 and 1."""
+    """Cross .44 .30 .16 .10 times self .10 .16 .30 .44: .044 .048 .048 .044 (a quarter of it, self being a mean over
+    four rows). Two deletions: 0 and 3. Cross attention only, which is FastV's, would delete 2 and 3, self attention 0
+    and 1."""
     four = entering(maps(CROSS, OWN))
     r = FitPrune(table=(2, 0, 0), visual=4).reduce(four)
     assert r.keep.tolist() == [1, 2]
@@ -56,8 +57,8 @@ def test_product():
 
 
 def test_largest_over_heads():
-    """Two heads pay token 0 .4 and 0, token 1 .25 and .25, tokens 2 and 3 .1 twice; self attention is alike. Of the largest
-    weights token 0 has most, of the means token 1."""
+    """Two heads pay token 0 .4 and 0, token 1 .25 and .25, tokens 2 and 3 .1 twice; self attention is alike. Of the
+    largest weights token 0 has most, of the means token 1."""
     attention = maps([.4, .25, .1, .1], [.1] * 4, heads=2)
     attention[1, 5, 1] = 0
     assert SingleFitPrune(keep=1).reduce(entering(attention)).keep.tolist() == [0]
@@ -65,8 +66,8 @@ def test_largest_over_heads():
 
 
 def test_all_text_rows_count():
-    """Two text rows pay .5 .1 .2 and .0 .5 .4: sums .5 .6 .6, self alike for 0 and 2. The last row only would keep 1; with
-    self .2 .1 .2 over three rows the products are .10 .06 .12 over three: token 2."""
+    """Two text rows pay .5 .1 .2 and .0 .5 .4: sums .5 .6 .6, self alike for 0 and 2. The last row only would keep 1;
+    with self .2 .1 .2 over three rows the products are .10 .06 .12 over three: token 2."""
     attention = torch.zeros(1, 6, 6)
     attention[0, 3, 1:4] = torch.tensor([.2, .1, .2])
     attention[0, 4, 1:4] = torch.tensor([.5, .1, .2])
@@ -93,7 +94,7 @@ def test_late_tokens_receive_less_from_the_image():
     close(received(entering(attention, system=0))[1], [11 / 18, 5 / 18, 1 / 9])
 
 
-# --- recorded ------------------------------------------------------------------------------------------------------------
+# --- recorded ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("case", SELECT_FACTS["cases"])
 def test_recorded_layer(case):
@@ -136,7 +137,7 @@ def test_end_to_end(name):
     assert trace.visual == pruner.schedule(576, 6)
 
 
-# --- the fit -------------------------------------------------------------------------------------------------------------
+# --- the fit ----------------------------------------------------------------------------------------------------------
 
 def replay(attention, pruner):
     """A prefill of which the attention (L, H, T, T) is recorded: what is deleted leaves the later maps."""
@@ -158,9 +159,9 @@ THREE_ALIKE = maps(CROSS, OWN)[None].expand(3, -1, -1, -1)                      
 
 
 def test_flops():
-    """Width 1 and no MLP: m tokens entering and k leaving cost 3 m + 2 m^2 + k, and what leaves a layer enters the next one.
-    4 4 4: 3 * (12 + 32 + 4) = 144. 4 2 2: 46 + 16 + 16 = 78. 4 3 1: (12 + 32 + 3) + (9 + 18 + 1) + (3 + 2 + 1) = 81: the
-    last layer deletes nothing. An MLP of 5 adds 15 k: 15 * (3 + 1 + 1)."""
+    """Width 1 and no MLP: m tokens entering and k leaving cost 3 m + 2 m^2 + k, and what leaves a layer enters the
+    next one. 4 4 4: 3 * (12 + 32 + 4) = 144. 4 2 2: 46 + 16 + 16 = 78. 4 3 1: (12 + 32 + 3) + (9 + 18 + 1) + (3 + 2 +
+    1) = 81: the last layer deletes nothing. An MLP of 5 adds 15 k: 15 * (3 + 1 + 1)."""
     assert flops([4, 4, 4], 1, 0) == 144
     assert flops([4, 2, 2], 1, 0) == 78
     assert flops([4, 3, 1], 1, 0) == 81
@@ -168,29 +169,29 @@ def test_flops():
 
 
 def test_fit_by_hand():
-    """Three layers, cross .44 .30 .16 .10 and self the other way round. At tolerance alpha the lightest tokens by cross may
-    go while 1 - alpha remains: 3 2 at .5, 3 2 1 from .56 on; by self 0 1 at .5, 0 1 2 from .56 on. In both: none, then 1
-    and 2. Of the two left, cross gives up 3 and self 0: nothing more. So 4 2 2 enter (see test_flops), saving 46 % of 144:
-    enough for 40 %, and nothing gives 50 %. The search tries .5 .75 .625 .5625 .53 .547 .5547: the last misses. Inference,
-    by the product, deletes 0 and 3 instead."""
+    """Three layers, cross .44 .30 .16 .10 and self the other way round. At tolerance alpha the lightest tokens by
+    cross may go while 1 - alpha remains: 3 2 at .5, 3 2 1 from .56 on; by self 0 1 at .5, 0 1 2 from .56 on. In both:
+    none, then 1 and 2. Of the two left, cross gives up 3 and self 0: nothing more. So 4 2 2 enter (see test_flops),
+    saving 46 % of 144: enough for 40 %, and nothing gives 50 %. The search tries .5 .75 .625 .5625 .53 .547 .5547:
+    the last misses. Inference, by the product, deletes 0 and 3 instead."""
     assert fit(replay, [THREE_ALIKE], .4, 1, 0) == FitPrune(table=(2, 0, 0), visual=4)
     with pytest.raises(UserError, match="no tolerance saves 50%"):
         fit(replay, [THREE_ALIKE], .5, 1, 0)
 
 
 def test_fit_is_a_mean():
-    """With the prompt above one whose cross attention .1 .2 .35 .35 gives up 0 and 1 from tolerance .3 to .65, whose self
-    attention .1 .35 .2 .35 gives up 0 and 2: token 0 in both. For 30 % both prompts must lose: 78 and, with 4 3 3 entering,
-    107, of 288. Layer 0 deletes 2 and 1, on average, rounded down, 1."""
+    """With the prompt above one whose cross attention .1 .2 .35 .35 gives up 0 and 1 from tolerance .3 to .65, whose
+    self attention .1 .35 .2 .35 gives up 0 and 2: token 0 in both. For 30 % both prompts must lose: 78 and, with 4 3
+    3 entering, 107, of 288. Layer 0 deletes 2 and 1, on average, rounded down, 1."""
     other = maps([.1, .2, .35, .35], [.1, .35, .2, .35])[None].expand(3, -1, -1, -1)
     assert flops([4, 3, 3], 1, 0) == 107
     assert fit(replay, [THREE_ALIKE, other], .3, 1, 0) == FitPrune(table=(1, 0, 0), visual=4)
 
 
 def test_deletions_end_where_the_budget_is_met():
-    """Token 0 receives nothing in layer 0, token 1 nothing from layer 1 on, where the image receives .4 in all, not 1: at
-    any tolerance 4 3 2 tokens enter. For 20 % of 144, 115.2, 4 3 3 are enough, 47 + 30 + 30 = 107: layer 1 deletes none.
-    For 30 %, 100.8, it deletes token 1 too: 47 + 29 + 16 = 92."""
+    """Token 0 receives nothing in layer 0, token 1 nothing from layer 1 on, where the image receives .4 in all, not
+    1: at any tolerance 4 3 2 tokens enter. For 20 % of 144, 115.2, 4 3 3 are enough, 47 + 30 + 30 = 107: layer 1
+    deletes none. For 30 %, 100.8, it deletes token 1 too: 47 + 29 + 16 = 92."""
     first = maps([0, .4, .3, .3], [0, .4, .3, .3])
     later = maps([0, 0, .2, .2], [0, 0, .2, .2])
     layers = torch.stack([first, later, later])
@@ -219,10 +220,11 @@ def test_fit_on_a_model():
         fit(traced, [*prompts, two_images], .3, 32, 48)
 
 
-# --- options and edges ---------------------------------------------------------------------------------------------------
+# --- options and edges ------------------------------------------------------------------------------------------------
 
 def test_other_numbers_of_tokens():
-    """Half as many tokens: half the deletions, rounded down in sum; 60 % deletes 14, 47, 136 of 576 before layers 1 to 3."""
+    """Half as many tokens: half the deletions, rounded down in sum; 60 % deletes 14, 47, 136 of 576 before layers 1
+    to 3."""
     assert FitPrune().schedule(576, 4) == [576, 562, 529, 440]
     assert FitPrune().schedule(288, 4) == [288, 281, 265, 220]
     assert FitPrune(table=(2, 0, 1), visual=4).schedule(4, 5) == [4, 2, 2, 1, 1]
@@ -251,8 +253,9 @@ def test_average():
 
 
 def test_masked_rows_are_not_read():
-    """Of four tokens 1 and 2 are left, the others masked: six rows, of which 0 2 3 5 are read. Row 3 pays .16 and .30, of
-    which self attention is half, the text .5 and .2: products .04 and .03. The masked rows 1 and 4 would add much."""
+    """Of four tokens 1 and 2 are left, the others masked: six rows, of which 0 2 3 5 are read. Row 3 pays .16 and
+    .30, of which self attention is half, the text .5 and .2: products .04 and .03. The masked rows 1 and 4 would add
+    much."""
     whole = entering(maps(CROSS, OWN))
     left = whole.reduced(Reduction(torch.tensor([1, 2]), drop=False))
     attention = torch.zeros(6, 6)

@@ -19,7 +19,8 @@ STAGES = [(case, b) for case, facts in SELECT_FACTS["cases"].items() for b in ra
 
 
 def entering(paid, layer, N=None):
-    """Tokens that enter `layer`: of N visual tokens those are left to which the last token will pay `paid` (H, n) there."""
+    """Tokens that enter `layer`: of N visual tokens those are left to which the last token will pay `paid` (H, n)
+    there."""
     paid = torch.tensor(paid)
     n = paid.shape[-1]
     attention = torch.nn.functional.pad(paid, (1, 1))[:, None]                     # (H, 1, T)
@@ -32,14 +33,14 @@ def kept(paid, layer, N=None, **options):
     return PyramidDrop(**options).reduce(entering(paid, layer, N)).keep.tolist()
 
 
-# --- by hand -------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 TWO_STAGES = dict(layers=(2, 4), ratios=(.5, .25))
 
 
 def test_two_stages():
-    """Eight tokens, ratios 1/2 and 1/4. The first stage keeps 4, the best of .1 .3 .0 .2 .05 .15 .08 .12: 1 3 5 7. Of these
-    four the second keeps 8/4 = 2, by the attention of its own layer, .1 .2 .4 .3: the third and fourth."""
+    """Eight tokens, ratios 1/2 and 1/4. The first stage keeps 4, the best of .1 .3 .0 .2 .05 .15 .08 .12: 1 3 5 7. Of
+    these four the second keeps 8/4 = 2, by the attention of its own layer, .1 .2 .4 .3: the third and fourth."""
     assert kept([[.1, .3, .0, .2, .05, .15, .08, .12]], 2, **TWO_STAGES) == [1, 3, 5, 7]
     assert kept([[.1, .2, .4, .3]], 4, N=8, **TWO_STAGES) == [2, 3]
 
@@ -50,7 +51,8 @@ def test_ratios_are_of_the_original_tokens():
 
 
 def test_heads_are_averaged():
-    """Heads .5 .3 .2 0 and 0 .3 .4 .1: means .25 .3 .3 .05, so that 1 and 2 are kept; the largest weight is token 0's."""
+    """Heads .5 .3 .2 0 and 0 .3 .4 .1: means .25 .3 .3 .05, so that 1 and 2 are kept; the largest weight is token
+    0's."""
     assert kept([[.5, .3, .2, 0], [0, .3, .4, .1]], 2, layers=(2,), ratios=(.5,)) == [1, 2]
 
 
@@ -60,7 +62,7 @@ def test_this_layer_not_the_one_before():
     assert PyramidDrop((2,), (.5,)).reduce(both).keep.tolist() == [2, 3]
 
 
-# --- recorded ------------------------------------------------------------------------------------------------------------
+# --- recorded ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("case, b", STAGES, ids=[f"{case}-{b}" for case, b in STAGES])
 def test_recorded_stage(case, b):
@@ -92,7 +94,8 @@ def after_nothing(layer):
 
 @pytest.mark.parametrize("name", E2E_RUNS)
 def test_end_to_end(name):
-    """Survivors of both stages, text rows, three decode steps, cache lengths and the position of each layer's next token."""
+    """Survivors of both stages, text rows, three decode steps, cache lengths and the position of each layer's next
+    token."""
     facts = E2E_FACTS["runs"][name]
     start = prompt(E2E["inputs_embeds"][0], 35, (24, 24))
     pruner = PyramidDrop(tuple(facts["layer_list"]), tuple(facts["ratios"]))
@@ -107,10 +110,11 @@ def test_end_to_end(name):
     assert trace.visual == pruner.schedule(576, 6)
 
 
-# --- readings and edges --------------------------------------------------------------------------------------------------
+# --- readings and edges -----------------------------------------------------------------------------------------------
 
 def test_positions():
-    """The recorded numbering from 0 and the kept ids are two: other values, in the prefill and in each layer's next token."""
+    """The recorded numbering from 0 and the kept ids are two: other values, in the prefill and in each layer's next
+    token."""
     start = prompt(E2E["inputs_embeds"][0], 35, (24, 24))
     renumbered = run(tiny_decoder(), start, PyramidDrop(**TWO_STAGES), E2E["decode_embeds"][:1])
     kept_ids = run(tiny_decoder(), start, PyramidDropKept(**TWO_STAGES), E2E["decode_embeds"][:1])
@@ -154,8 +158,8 @@ def test_schedule():
 
 
 def test_average():
-    """For 144 with full layers before 4: share r, then r ** 2 and r ** 3: (4 * 576 + 10 * k + 10 * k2 + 8 * k3) / 32 is 144
-    or just above."""
+    """For 144 with full layers before 4: share r, then r ** 2 and r ** 3: (4 * 576 + 10 * k + 10 * k2 + 8 * k3) / 32
+    is 144 or just above."""
     pruner = PyramidDrop(layers=(4, 14, 24)).with_average(144, 576, 32)
     r = pruner.ratios[0]
     assert pruner.ratios == (r, r ** 2, r ** 3)
@@ -168,8 +172,9 @@ def test_average():
 
 
 def test_masked_tokens_are_counted():
-    """Masked and not dropped, 8 tokens are still in the sequence: the original number is 8 all the same, and 2 of the 4 are
-    kept: by .1 .2 .4 .3 the third and fourth. The masked ones, which would get .9, are no visual tokens any more."""
+    """Masked and not dropped, 8 tokens are still in the sequence: the original number is 8 all the same, and 2 of the
+    4 are kept: by .1 .2 .4 .3 the third and fourth. The masked ones, which would get .9, are no visual tokens any
+    more."""
     whole = entering([[.1] * 8], 2)
     left = whole.reduced(Reduction(torch.tensor([1, 3, 5, 7]), drop=False))
     paid = [0, .9, .1, .9, .2, .9, .4, .9, .3, 0]
@@ -207,7 +212,8 @@ def test_scale():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
-    """The weights are in float32 for a model in half precision: the ranking is done there, and the counts are as they should be."""
+    """The weights are in float32 for a model in half precision: the ranking is done there, and the counts are as they
+    should be."""
     start = prompt(E2E["inputs_embeds"][0].to(dtype), 35, (24, 24))
     step = E2E["decode_embeds"][:1].to(dtype)
     _, _, trace, _ = run(tiny_decoder().to(dtype), start, PyramidDrop(**TWO_STAGES), step)

@@ -34,10 +34,12 @@ of_each_version = pytest.mark.parametrize("method", METHODS.values(), ids=METHOD
 
 
 def rated(attention, relevant, hidden=None, N=None, layer=3):
-    """One text token, n visual ones and m of text: `attention` (m, n) or (H, m, n) is what the text pays the visual tokens.
+    """One text token, n visual ones and m of text: `attention` (m, n) or (H, m, n) is what the text pays the visual
+    tokens.
 
-    As they entered layer 0, all N visual tokens were 1 and the text was `relevant` (m numbers): that decides which rate.
-    `hidden`: n numbers, the visual tokens now; by default 0, 1, 2 .. The text is now -1 before, -2 after the image.
+    As they entered layer 0, all N visual tokens were 1 and the text was `relevant` (m numbers): that decides which
+    rate. `hidden`: n numbers, the visual tokens now; by default 0, 1, 2 .. The text is now -1 before, -2 after the
+    image.
     """
     attention = torch.as_tensor(attention, dtype=torch.float32)
     m, n = attention.shape[-2:]
@@ -63,7 +65,7 @@ def one_cut(k, method=SparseVLM, **options):
     return method(layers=(2,), table=(k,), **options)
 
 
-# --- the recordings ------------------------------------------------------------------------------------------------------
+# --- the recordings ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("case", CLUSTER_FACTS["cases"], ids=lambda case: str(case["case"]))
 def test_recorded_clusters(case):
@@ -180,8 +182,8 @@ class ClustersSwapped(Around):
 def recorded_order(pruner, kept, check):
     """`check` the method with its clusters in some order; it keeps `kept` tokens at its cuts.
 
-    Without noise the two nearest rows tie as the centres of two clusters; the released code uses torch.topk, which does not
-    say which comes first. So for each cut: as it is, or the other way round.
+    Without noise the two nearest rows tie as the centres of two clusters; the released code uses torch.topk, which
+    does not say which comes first. So for each cut: as it is, or the other way round.
     """
     failures = []
     for swapped in product((False, True), repeat=len(kept)):
@@ -194,8 +196,8 @@ def recorded_order(pruner, kept, check):
 
 @pytest.mark.parametrize("version", METHODS)
 def test_recorded_end_to_end(version):
-    """On a 6-layer decoder: raters, scores, kept tokens, what is recycled and into what, positions, lengths and last keys of
-    each layer's cache, all rows after the prefill, and two decoded tokens."""
+    """On a 6-layer decoder: raters, scores, kept tokens, what is recycled and into what, positions, lengths and last
+    keys of each layer's cache, all rows after the prefill, and two decoded tokens."""
     recorded, facts = golden(f"sparsevlm_e2e_{version.replace('.', '_')}")
     hyper = facts["hyper"]
     hidden = recorded["input.inputs_embeds"][0]
@@ -273,12 +275,12 @@ def budget_of(config):
     return dict(keep=rows[scale_and_bias]) if scale_and_bias in rows else dict(table=scale_and_bias)
 
 
-# --- examples by hand ----------------------------------------------------------------------------------------------------
+# --- examples by hand -------------------------------------------------------------------------------------------------
 
 def test_the_relevant_text_rates():
-    """Four visual tokens, three of text. exp(2), 1, 1 over their sum are .79 .11 .11: the first is above a third and rates
-    alone: .1 .4 .3 .2 keeps tokens 1 and 2. The last token (FastV) would keep 0 and 3, the mean of all text 0 and 1:
-    .4 .17 .1 .17."""
+    """Four visual tokens, three of text. exp(2), 1, 1 over their sum are .79 .11 .11: the first is above a third and
+    rates alone: .1 .4 .3 .2 keeps tokens 1 and 2. The last token (FastV) would keep 0 and 3, the mean of all text 0
+    and 1: .4 .17 .1 .17."""
     entering = rated([[.1, .4, .3, .2], [.5, 0., 0., .1], [.6, .1, 0., .2]], relevant=[2, 0, 0])
     assert one_cut(2, recycle=0).reduce(entering).keep.tolist() == [1, 2]
     assert FastV(keep=2).reduce(entering).keep.tolist() == [0, 3]
@@ -298,9 +300,9 @@ NINE = [.05, .30, .02, .08, .25, .10, .01, .07, .03]
 
 def test_recycling():
     """Nine tokens of value 0, 10, .. 80, of which 1 and 4 are kept. Of the seven others int(.3 * 7) + 1 = 3 are
-    recycled: 5, 3, 7, with .10 .08 .07. int(.1 * 3) + 1 = 1 cluster: (50 + 30 + 70) / 3 = 50, in the place of its centre,
-    the best rated of equals, 5. It comes after the kept, and positions count from 0. Without recycling 10 40 would be left;
-    each dropped token joined to the nearest kept would change these two, and add none."""
+    recycled: 5, 3, 7, with .10 .08 .07. int(.1 * 3) + 1 = 1 cluster: (50 + 30 + 70) / 3 = 50, in the place of its
+    centre, the best rated of equals, 5. It comes after the kept, and positions count from 0. Without recycling 10 40
+    would be left; each dropped token joined to the nearest kept would change these two, and add none."""
     entering = rated([NINE], [0.], hidden=range(0, 90, 10))
     r = one_cut(2).reduce(entering)
     assert r.keep.tolist() == [1, 4, 5]
@@ -314,28 +316,28 @@ FOUR = torch.tensor([[0.], [1], [10], [12]])
 
 
 def test_density_peaks():
-    """Rows 0, 1, 10, 12, two clusters. Each row's squares of distance to itself and the nearest: mean .5 .5 2 2, so the
-    densities are e^-.5 = .61, the same, e^-2 = .14, the same. The first of equals is the denser: its distance to a denser one is 12 (none
-    is: the largest distance of all), 1, 9, 2, and the products 7.3 .61 1.2 .27. Centres 0 and 10, clusters 0 1 | 10 12.
-    Were the last of equals the denser, they would be .61 6.7 .27 1.5, and the centres 1 and 12. The two best rated, or the
-    two densest, as centres would give 0 | 1 10 12."""
+    """Rows 0, 1, 10, 12, two clusters. Each row's squares of distance to itself and the nearest: mean .5 .5 2 2, so
+    the densities are e^-.5 = .61, the same, e^-2 = .14, the same. The first of equals is the denser: its distance to
+    a denser one is 12 (none is: the largest distance of all), 1, 9, 2, and the products 7.3 .61 1.2 .27. Centres 0
+    and 10, clusters 0 1 | 10 12. Were the last of equals the denser, they would be .61 6.7 .27 1.5, and the centres 1
+    and 12. The two best rated, or the two densest, as centres would give 0 | 1 10 12."""
     members, centre = dpc_knn(FOUR, 2)
     assert centre.tolist() == [0, 2]
     assert members.tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
 
 
 def test_equal_peaks():
-    """Rows 0, 1, 20, 21, two clusters: densities all e^-.5, distances to a denser one, the first of equals being denser, 21 (the
-    largest of all) 1 19 1: centres 0 and 20. Were the last denser, they would be 21 and 1.
-    Rows 0, 1, 2, three clusters: mean squares 1.67 .67 1.67; 1 is the densest, and 0 and 2, which are as dense and as far
-    from it, come in their order."""
+    """Rows 0, 1, 20, 21, two clusters: densities all e^-.5, distances to a denser one, the first of equals being
+    denser, 21 (the largest of all) 1 19 1: centres 0 and 20. Were the last denser, they would be 21 and 1. Rows 0, 1,
+    2, three clusters: mean squares 1.67 .67 1.67; 1 is the densest, and 0 and 2, which are as dense and as far from
+    it, come in their order."""
     assert dpc_knn(torch.tensor([[0.], [1], [20], [21]]), 2)[1].tolist() == [0, 2]
     assert dpc_knn(torch.tensor([[0.], [1], [2]]), 3)[1].tolist() == [1, 0, 2]
 
 
 def test_neighbours():
-    """Rows 0, 1, 10, 12 with three neighbours: mean squares 33.7 27.3 28.3 41.7, so 1 is the densest, then 10, and these
-    are the centres."""
+    """Rows 0, 1, 10, 12 with three neighbours: mean squares 33.7 27.3 28.3 41.7, so 1 is the densest, then 10, and
+    these are the centres."""
     assert dpc_knn(FOUR, 2, neighbours=3)[1].tolist() == [1, 2]
 
 
@@ -344,8 +346,9 @@ TWO_CLUSTERS = dict(recycle=1., clusters=.3)       # of five one is kept, 4 recy
 
 
 def test_ties_of_density():
-    """The rows of test_density_peaks, recycled. The released code without noise: neither 0 nor 1 is denser, both are 12 from
-    a denser one, and the two nearest rows of all are the centres: 0 | 1 10 12. With noise one of them is the denser."""
+    """The rows of test_density_peaks, recycled. The released code without noise: neither 0 nor 1 is denser, both are
+    12 from a denser one, and the two nearest rows of all are the centres: 0 | 1 10 12. With noise one of them is the
+    denser."""
     entering = rated(**BETWEEN)
     assert values_after(entering, one_cut(1, **TWO_CLUSTERS)) == [-1, 50, .5, 11, -2]
     without = one_cut(1, SparseVLMWithoutNoise, **TWO_CLUSTERS)
@@ -366,7 +369,7 @@ def test_shares_of_clusters():
     assert SparseVLM(recycle=0).recycling(4) == (0, 0)
 
 
-# --- readings ------------------------------------------------------------------------------------------------------------
+# --- readings ---------------------------------------------------------------------------------------------------------
 
 STEEP = [.4, .2, .1, .1, 0.]
 HALF_AS_STEEP = [.2, .1, .05, .05, 0.]
@@ -382,16 +385,18 @@ def test_rank():
 
 
 def test_full_rank():
-    """Three raters who each look at another of three tokens: rank 3, and nothing is dropped, whatever the table says."""
+    """Three raters who each look at another of three tokens: rank 3, and nothing is dropped, whatever the table
+    says."""
     entering = rated(torch.eye(3), [0, 0, 0])
     assert len(SparseVLMRank(layers=(2,), table=(0, 1)).reduce(entering).keep) == 3
     assert len(SparseVLMPaper(layers=(2,), lam=9.).reduce(entering).keep) == 3
 
 
-@pytest.mark.parametrize("lam, second, kept", [(.5, HALF_AS_STEEP, 3), (.5, OTHER, 4), (.2, HALF_AS_STEEP, 5), (9., HALF_AS_STEEP, 1)])
+@pytest.mark.parametrize("lam, second, kept", [(.5, HALF_AS_STEEP, 3), (.5, OTHER, 4), (.2, HALF_AS_STEEP, 5),
+                                               (9., HALF_AS_STEEP, 1)])
 def test_lambda(lam, second, kept):
-    """The paper drops int(lam * (n - rank)): of five with rank 1 or 2, int(.5 * 4) = 2, int(.5 * 3) = 1, int(.2 * 4) = 0;
-    with a lambda of 9 all but the last one."""
+    """The paper drops int(lam * (n - rank)): of five with rank 1 or 2, int(.5 * 4) = 2, int(.5 * 3) = 1, int(.2 * 4)
+    = 0; with a lambda of 9 all but the last one."""
     pruner = SparseVLMPaper(layers=(2,), lam=lam, recycle=0)
     assert len(pruner.reduce(rated([STEEP, second], [0, 0])).keep) == kept
 
@@ -399,8 +404,8 @@ def test_lambda(lam, second, kept):
 def test_raters_at_the_mean():
     """Four visual tokens vote, for text 0, 0, 1, 2 of four: .5 .25 .25 0, mean .25. Above it is one, at or above three.
 
-    The first text pays .1 .9, the two others .5 0: the first alone keeps token 1, the mean of three, .37 .3, token 0. All
-    these rank 2, of two: the rank drops nothing, so the scores are compared.
+    The first text pays .1 .9, the two others .5 0: the first alone keeps token 1, the mean of three, .37 .3, token 0.
+    All these rank 2, of two: the rank drops nothing, so the scores are compared.
     """
     visual = torch.eye(4)[[0, 0, 1, 2]]
     text = 1000 * torch.eye(4)
@@ -422,8 +427,8 @@ def test_sum_of_a_cluster():
 
 
 def test_no_extra():
-    """The paper's shares as they are: int(.1 * 7) = 0 recycled is nothing; int(.6 * 7) = 4 recycled, half of that 2 clusters.
-    With one more of both 5 make int(.5 * 5) + 1 = 3."""
+    """The paper's shares as they are: int(.1 * 7) = 0 recycled is nothing; int(.6 * 7) = 4 recycled, half of that 2
+    clusters. With one more of both 5 make int(.5 * 5) + 1 = 3."""
     entering = rated([NINE], [0.])
     nothing = SparseVLMPaper(layers=(2,), lam=.875, recycle=.1).reduce(entering)
     assert nothing.merge is None
@@ -434,9 +439,9 @@ def test_no_extra():
 
 
 def test_gravity():
-    """v2.0, heads of width 2: two rotated vectors of ones give 2 cos(p - q) / sqrt(2). Four visual tokens 4, 3, 2, 1 before
-    the rater: -.92 -1.40 -.59 .76. Of weights .2 .2 .2 .1 this makes -.22 -.14 -.34 .13: tokens 1 and 3 are kept; the weights
-    alone would keep 0 and 1."""
+    """v2.0, heads of width 2: two rotated vectors of ones give 2 cos(p - q) / sqrt(2). Four visual tokens 4, 3, 2, 1
+    before the rater: -.92 -1.40 -.59 .76. Of weights .2 .2 .2 .1 this makes -.22 -.14 -.34 .13: tokens 1 and 3 are
+    kept; the weights alone would keep 0 and 1."""
     entering = rated([[.2, .2, .2, .1]], [0.])
     r = one_cut(2, SparseVLMPlus).reduce(entering)
     close(r.score, torch.tensor([.2, .2, .2, .1]) / torch.tensor([-.9244, -1.4001, -.5885, .7641]), 1e-4)
@@ -446,8 +451,9 @@ def test_gravity():
 
 @pytest.mark.parametrize("theta, best", [(4., 2), (10000., 1)])
 def test_gravity_of_the_model(theta, best):
-    """Heads of width 4 turn by 1 and by theta^-1/2 radians per position; for theta = 4, 4 .. 1 positions away: cos d +
-    cos(d / 2) = -1.07 -.92 .12 1.42, and equal weights rank token 2 first; for theta = 10000 it is .35 .01 .58 1.54: token 1."""
+    """Heads of width 4 turn by 1 and by theta^-1/2 radians per position; for theta = 4, 4 .. 1 positions away: cos d
+    + cos(d / 2) = -1.07 -.92 .12 1.42, and equal weights rank token 2 first; for theta = 10000 it is .35 .01 .58
+    1.54: token 1."""
     class ViewOfModel(GivenView):
         def rotated(self, x):
             return rotate(x, rope(self.tokens.position, 4, theta, torch.float32))
@@ -460,22 +466,23 @@ def test_gravity_of_the_model(theta, best):
 
 @pytest.mark.parametrize("heads, kept", [(1, [1, 2]), (2, [0, 1])])
 def test_heads_that_look_most(heads, kept):
-    """The last row rates three tokens 6, 5, 1 before it: gravity 1.36 .40 .76. Head A .5 .1 .1 becomes .37 .25 .13, in all
-    .75; head B .1 .35 .2 becomes .07 .87 .26, in all 1.21, and rates alone: tokens 1 and 2. Before the correction A gives
-    more (.7 against .65), and both heads together score .22 .56 .20: either would keep 0 and 1."""
+    """The last row rates three tokens 6, 5, 1 before it: gravity 1.36 .40 .76. Head A .5 .1 .1 becomes .37 .25 .13,
+    in all .75; head B .1 .35 .2 becomes .07 .87 .26, in all 1.21, and rates alone: tokens 1 and 2. Before the
+    correction A gives more (.7 against .65), and both heads together score .22 .56 .20: either would keep 0 and 1."""
     start = tokens("tvvtttvt", hidden=torch.tensor([0., 1, 1, 0, 0, 0, 1, 9])[:, None])
     paid = [[[0, .5, .1, 0, 0, 0, .1, 0]], [[0, .1, .35, 0, 0, 0, .2, 0]]]
     entering = tokens("tvvtttvt", paid, before=dict(key=torch.ones(2, 8, 2)), prompt=start, layer=3)
     assert one_cut(2, SparseVLMPlus, heads=heads).reduce(entering).keep.tolist() == kept
 
 
-# --- budgets -------------------------------------------------------------------------------------------------------------
+# --- budgets ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("method", [SparseVLM, SparseVLMPlus])
 @pytest.mark.parametrize("keep", [64, 80, 96, 100, 128, 160, 192, 300, 500, 575, 576])
 def test_schedule(method, keep):
-    """The tokens that enter each layer, clusters among them, are those of a run; counted as the authors count (layers 2, 6
-    and 15 after their cut) their average is what `keep` says, within three tokens, between the rows of the table too."""
+    """The tokens that enter each layer, clusters among them, are those of a run; counted as the authors count (layers
+    2, 6 and 15 after their cut) their average is what `keep` says, within three tokens, between the rows of the table
+    too."""
     attention = torch.rand(1, 3, 576, generator=torch.Generator().manual_seed(0))
     pruner = method(keep=keep)
     counts = [576]
@@ -516,11 +523,12 @@ def test_average_of_a_rank(method):
 @pytest.mark.parametrize("n, keep, kept", [(576, 1 / 3, 300), (2880, 1 / 3, 1500), (2880, 960, 1500), (576, 192, 300),
                                            (576, 32, 33), (576, 1, 1), (9, .01, 1)])
 def test_share_and_other_grids(n, keep, kept):
-    """Of 2880 tokens a third keeps five times the row 192; below 64 of 576 the row 64 shrinks; one token is always kept."""
+    """Of 2880 tokens a third keeps five times the row 192; below 64 of 576 the row 64 shrinks; one token is always
+    kept."""
     assert len(SparseVLMPlus(keep=keep).reduce(rated(torch.rand(1, n), [0.])).keep) == kept
 
 
-# --- laws ----------------------------------------------------------------------------------------------------------------
+# --- laws -------------------------------------------------------------------------------------------------------------
 
 def test_laws():
     """v2.0 selects, in order; v1.x merges, with weights that sum to 1; the paper's sums do not."""
@@ -556,7 +564,8 @@ def test_shape_of_a_reduction(version, n):
     assert of_four_times.merge.equal(r.merge)
     assert is_member.sum(dim=0).equal(torch.zeros(n).index_fill(0, lost, 1).long())
     close(r.merge[k:], is_member / is_member.sum(dim=1, keepdim=True))
-    assert is_member[:, r.keep[k:]].equal(torch.eye(len(is_member), dtype=torch.bool))         # a centre is in its own cluster
+    of_centres = is_member[:, r.keep[k:]]                  # a centre is in its own cluster
+    assert of_centres.equal(torch.eye(len(is_member), dtype=torch.bool))
 
 
 @pytest.mark.parametrize("needle", range(4))
@@ -573,8 +582,8 @@ def test_no_needle_under_gravity():
 
 
 def test_laws_not_declared():
-    """The reduction of test_recycling does not select and is not ordered (a cluster of 0 would come after 4), the paper's sums
-    are not convex; and the number left is another at each cut, so there is no budget(n)."""
+    """The reduction of test_recycling does not select and is not ordered (a cluster of 0 would come after 4), the
+    paper's sums are not convex; and the number left is another at each cut, so there is no budget(n)."""
     r = one_cut(2).reduce(rated([NINE], [0.]))
     assert r.merge is not None
     assert SparseVLM().budget(576) is None
@@ -584,11 +593,13 @@ def test_laws_not_declared():
     assert summed.merge.sum(dim=1).tolist() == [1, 1, 2]
 
 
-# --- edges ---------------------------------------------------------------------------------------------------------------
+# --- edges ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("pruner", [SparseVLM(), SparseVLM(keep=1), SparseVLM(table=(0, 0, 0)), SparseVLMRank(), SparseVLMRank(keep=1),
-                                    SparseVLMRank(table=(0, 0)), SparseVLMPaper(), SparseVLMPaper(lam=9.), SparseVLMPlus(),
-                                    SparseVLMPlus(keep=1), SparseVLMPlus(table=(0, 0, 0))], ids=repr)
+@pytest.mark.parametrize("pruner", [
+    SparseVLM(), SparseVLM(keep=1), SparseVLM(table=(0, 0, 0)),
+    SparseVLMRank(), SparseVLMRank(keep=1), SparseVLMRank(table=(0, 0)),
+    SparseVLMPaper(), SparseVLMPaper(lam=9.),
+    SparseVLMPlus(), SparseVLMPlus(keep=1), SparseVLMPlus(table=(0, 0, 0))], ids=repr)
 def test_one_visual_token(pruner):
     """It is kept, whatever the table says: the code would drop it."""
     r = pruner.reduce(rated([[.5], [.2]], [0., 1.]))
@@ -676,8 +687,8 @@ def test_images_side_by_side(method):
 
 
 def test_text_between_images():
-    """Two images of four, a text token after each, of which the first relates to the images, and so rates, at the second
-    cut as at the first: t v v v v T v v v v t keeps 1, 2, 3 by .2 .3 .4, then of these the first by .7."""
+    """Two images of four, a text token after each, of which the first relates to the images, and so rates, at the
+    second cut as at the first: t v v v v T v v v v t keeps 1, 2, 3 by .2 .3 .4, then of these the first by .7."""
     start = tokens("tvvvvTvvvvt", hidden=torch.tensor([0., 1, 1, 1, 1, 9, 1, 1, 1, 1, 2])[:, None])
     paid = torch.zeros(11, 11)
     paid[5, 1:5] = torch.tensor([.1, .2, .3, .4])
@@ -722,13 +733,19 @@ def test_nan(method):
 
 
 @pytest.mark.parametrize("method, options, message", [
-    (SparseVLM, dict(layers=(3, 2, 4)), "layers must rise"), (SparseVLM, dict(layers=(2, 2, 4)), "layers must rise"),
+    (SparseVLM, dict(layers=(3, 2, 4)), "layers must rise"),
+    (SparseVLM, dict(layers=(2, 2, 4)), "layers must rise"),
     (SparseVLM, dict(layers=(-1, 2, 3)), "layers must be at least 0"),
-    (SparseVLM, dict(layers=(1, 2)), "table has 2 numbers; got 3"), (SparseVLM, dict(table=(5, 4)), "table has 3 numbers"),
-    (SparseVLM, dict(table=(5, 4, -1)), "table must be at least 0"), (SparseVLMRank, dict(table=(5, 4, 3)), "table has 2 numbers"),
-    (SparseVLMPaper, dict(lam=-1.), "lam must be at least 0"), (SparseVLMPaper, dict(table=(1, 1)), "lam says how many"),
-    (SparseVLM, dict(recycle=1.5), "recycle must be at most 1"), (SparseVLM, dict(clusters=-.1), "clusters must be at least 0"),
-    (SparseVLMPlus, dict(heads=0), "heads must be at least 1"), (SparseVLMPlus, dict(recycle=.3), "recycle must be at most 0")])
+    (SparseVLM, dict(layers=(1, 2)), "table has 2 numbers; got 3"),
+    (SparseVLM, dict(table=(5, 4)), "table has 3 numbers"),
+    (SparseVLM, dict(table=(5, 4, -1)), "table must be at least 0"),
+    (SparseVLMRank, dict(table=(5, 4, 3)), "table has 2 numbers"),
+    (SparseVLMPaper, dict(lam=-1.), "lam must be at least 0"),
+    (SparseVLMPaper, dict(table=(1, 1)), "lam says how many"),
+    (SparseVLM, dict(recycle=1.5), "recycle must be at most 1"),
+    (SparseVLM, dict(clusters=-.1), "clusters must be at least 0"),
+    (SparseVLMPlus, dict(heads=0), "heads must be at least 1"),
+    (SparseVLMPlus, dict(recycle=.3), "recycle must be at most 0")])
 def test_bad_options(method, options, message):
     """One line that names the option."""
     with pytest.raises(UserError, match=message) as caught:

@@ -1,4 +1,5 @@
-"""The papers' figures of cost, recomputed: what reproduces, what does not, and why; the variants of the formula by hand."""
+"""The papers' figures of cost, recomputed: what reproduces, what does not, and why; the variants of the formula by
+hand."""
 
 import json
 
@@ -21,7 +22,7 @@ def saved(formula, whole, cut, shape):
     return 100 - 100 * cost / cost_whole
 
 
-# --- by hand -------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 def test_printed_figures():
     """1.2577 prints as 1.258 or, cut off, as 1.257; whole numbers have no point."""
@@ -34,7 +35,8 @@ def test_printed_figures():
 
 
 def test_variants():
-    """Width 2, MLP 5, v tokens: 16 v + 4 v^2 + 10 c v. Of 3 and 1 tokens with c = 2: 144 + 40, with c = 3 another 30 + 10.
+    """Width 2, MLP 5, v tokens: 16 v + 4 v^2 + 10 c v. Of 3 and 1 tokens with c = 2: 144 + 40, with c = 3 another 30
+    + 10.
 
     With 2 text tokens, 5 and 3: 80 + 100 + 100 + 144.
     """
@@ -47,15 +49,16 @@ def test_variants():
 def test_after_the_cut():
     """What leaves a layer enters the next; the last layer cuts nothing. So 4, 3, 1 entering are 3, 1, 1 leaving.
 
-    With c = 2 one token costs 40 and three cost 144: 144 + 40 + 40. A last layer counted with 3 or 4 would give more, a last
-    layer left out less.
+    With c = 2 one token costs 40 and three cost 144: 144 + 40 + 40. A last layer counted with 3 or 4 would give more,
+    a last layer left out less.
     """
     assert Formula(2, cut="after").flops([4, 3, 1], 2, 5) == 224
     assert Formula(2, cut="after").flops([3], 2, 5) == 144
 
 
 def test_fits_finds_every_single_cut():
-    """Of 4 tokens in 3 layers, a sum of 6 is 2 + 2 + 2 or 4 + 1 + 1; for a sum of 7 each cut would need part of a token."""
+    """Of 4 tokens in 3 layers, a sum of 6 is 2 + 2 + 2 or 4 + 1 + 1; for a sum of 7 each cut would need part of a
+    token."""
     assert fits("7", 4, 3, sum, cuts=(0, 1, 2)) == []
     assert fits("6", 4, 3, sum) == [(0, 2), (1, 1)]
 
@@ -77,7 +80,7 @@ def test_parse():
     assert all(len(parse(e.schedule)) in (32, 40) for e in entries() if e.schedule)
 
 
-# --- the papers ----------------------------------------------------------------------------------------------------------
+# --- the papers -------------------------------------------------------------------------------------------------------
 
 def test_asap():
     """Which figures of its four tables reproduce."""
@@ -95,7 +98,8 @@ def test_asap():
 
 
 def test_atp():
-    """Its averages are right, its FLOPs are not: an average of 144 tokens saves at most 1 - f(144) / f(576) = 75.5 %, f convex."""
+    """Its averages are right, its FLOPs are not: an average of 144 tokens saves at most 1 - f(144) / f(576) = 75.5 %,
+    f convex."""
     assert all(verdicts("atp", "ATP Table 2").values())
     for (_, unit, _), verdict in verdicts("atp", "ATP Table 6").items():
         assert bool(verdict) == ("FLOPs" not in unit)
@@ -105,13 +109,15 @@ def test_atp():
 def test_adaptprune_fits_one_boundary_only_with_text():
     """84.7 % at K = 2 is not 81; K = 1 with 45 text tokens gives 81, 87 and, of 20 tiles, 88."""
     read = [(e.printed, e.schedule.split("x")[0], bool(e.verdict)) for e in entries(["adaptprune"])]
-    assert [(printed, K) for printed, K, verdict in read if verdict] == [("81", "3"), ("81", "1"), ("87", "1"), ("88", "1")]
+    reproduced = [(printed, K) for printed, K, verdict in read if verdict]
+    assert reproduced == [("81", "3"), ("81", "1"), ("87", "1"), ("88", "1")]
 
 
 @pytest.mark.parametrize("shape, printed", [(SEVEN, 81), (NEXT, 87), (INTERN._replace(tokens=5120), 88)],
                          ids=["7B", "NeXT", "InternVL"])
 def test_adaptprune_text(shape, printed):
-    """K = 1 with 42, 45 and 50 text tokens: 45 gives each figure, and only the 7B's, which is 82 with 42, depends on it."""
+    """K = 1 with 42, 45 and 50 text tokens: 45 gives each figure, and only the 7B's, which is 82 with 42, depends on
+    it."""
     whole = [shape.tokens] * 32
     cut = one_cut(shape.tokens, 32, 1, shape.tokens // 10)
     fewer = [round(saved(Formula(text=text), whole, cut, shape)) for text in (42, 45, 50)]
@@ -119,7 +125,7 @@ def test_adaptprune_text(shape, printed):
     assert shape == SEVEN or len(set(fewer)) == 1
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 def test_the_command(capsys):
     """All papers as text."""
@@ -139,7 +145,8 @@ def test_the_command_as_data(capsys):
     assert upper["formula"].startswith("c=3")
 
 
-@pytest.mark.parametrize("words, named", [(["fastv"], "adaptprune"), (["--ffn", "4"], "--ffn"), (["--text", "-1"], "--text")])
+@pytest.mark.parametrize("words, named", [(["fastv"], "adaptprune"), (["--ffn", "4"], "--ffn"),
+                                          (["--text", "-1"], "--text")])
 def test_bad_input(capsys, words, named):
     """One line that names the option, or the papers that there are."""
     status, out, err = done(capsys, "tables", *words)

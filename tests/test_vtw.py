@@ -21,9 +21,10 @@ WITHDRAWN = [name for name, facts in FACTS["cases"].items() if facts["method"] =
 NUMBERED = {"keep": VTW, "renumber": VTWRenumbered}
 
 
-# --- by hand -------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("pruner, position, next_position", [(VTW(), [0, 4, 5], 6), (VTWRenumbered(), [0, 1, 2], 3)], ids=repr)
+@pytest.mark.parametrize("pruner, position, next_position",
+                         [(VTW(), [0, 4, 5], 6), (VTWRenumbered(), [0, 1, 2], 3)], ids=repr)
 def test_only_text_is_left(pruner, position, next_position):
     """t v v v t t: rows 0, 4, 5 with their position ids, and the next token is at 6; or renumbered, and it is at 3."""
     start = tokens("tvvvtt")
@@ -59,14 +60,15 @@ def searched(table, **options):
 
 @pytest.mark.parametrize("eta, K", [(.2, 5), (.03, 6), (.01, 7)])
 def test_search_takes_the_first_layer(eta, K):
-    """Probabilities .75 .6 .5 .7 where the full model says .5: divergences .1308 .0201 0 .0823. At eta = .03 layer 6 is the
-    first; the least divergence would be layer 7's, and layer 8 is above eta again."""
+    """Probabilities .75 .6 .5 .7 where the full model says .5: divergences .1308 .0201 0 .0823. At eta = .03 layer 6
+    is the first; the least divergence would be layer 7's, and layer 8 is above eta again."""
     assert searched([[.75, .6, .5, .7]], eta=eta) == K
 
 
 @pytest.mark.parametrize("eta, K", [(.07, 5), (.06, 6)])
 def test_search_averages_over_prompts(eta, K):
-    """At layer 5 one prompt diverges by 0 and one by .1308, mean .0654; a search for each prompt by itself would say 5 and 6."""
+    """At layer 5 one prompt diverges by 0 and one by .1308, mean .0654; a search for each prompt by itself would say
+    5 and 6."""
     assert searched([[.5, .5, .5], [.75, .5, .5]], eta=eta) == K
 
 
@@ -84,7 +86,7 @@ def test_search_without_prompts():
         search(None, [], 32)
 
 
-# --- recorded ------------------------------------------------------------------------------------------------------------
+# --- recorded ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("case", WITHDRAWN)
 def test_recorded_rows(case):
@@ -134,10 +136,11 @@ def test_end_to_end(name):
     assert trace.visual == pruner.schedule(576, 6) == [576] * facts["k"] + [0] * (6 - facts["k"])
 
 
-# --- a model whose last layers see no image ------------------------------------------------------------------------------
+# --- a model whose last layers see no image ---------------------------------------------------------------------------
 
 def test_zero_tokens_in_the_whole_model():
-    """Two images, generated tokens, and the trace: no survivor, so no row in the matrix of what survivors are made of."""
+    """Two images, generated tokens, and the trace: no survivor, so no row in the matrix of what survivors are made
+    of."""
     model = llava()
     pictures = [picture(model, i) for i in range(2)]
     logits, cache, trace = prefill(model, ids(3, MARK, 4, MARK, 6), pictures, VTW())
@@ -182,7 +185,8 @@ def test_no_image():
 
 
 def test_search_with_a_model():
-    """Withdrawal before the last layer of six, whose output projection is nothing, changes no logit: K = 5 at eta = 0."""
+    """Withdrawal before the last layer of six, whose output projection is nothing, changes no logit: K = 5 at eta =
+    0."""
     model = deepcopy(llava(layers=6))
     prompts = [(ids(3, MARK, 6, seed=i), [picture(model, i)]) for i in range(2)]
 
@@ -195,7 +199,7 @@ def test_search_with_a_model():
     assert search(logits, prompts, 6, eta=0) == VTW(5)
 
 
-# --- readings and edges --------------------------------------------------------------------------------------------------
+# --- readings and edges -----------------------------------------------------------------------------------------------
 
 def test_renumbering_changes_the_model():
     """Kept ids and renumbered ids are two models if layers are left to read them."""
@@ -206,7 +210,8 @@ def test_renumbering_changes_the_model():
 
 
 def test_random_positions():
-    """n of T positions are drawn: those that fall on text drop nothing. Another seed draws others, the same one the same."""
+    """n of T positions are drawn: those that fall on text drop nothing. Another seed draws others, the same one the
+    same."""
     start = tokens("t" * 40 + "v" * 60 + "t" * 20)
     first, same, other = (VTWRandom(seed=seed).reduce(start).keep for seed in (0, 0, 1))
     drawn = torch.randperm(120, generator=torch.Generator().manual_seed(0))[:60].tolist()

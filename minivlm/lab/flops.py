@@ -1,4 +1,5 @@
-"""What a schedule costs, from the tokens that enter each layer: FLOPs by the papers' formula, bytes of the KV cache, averages.
+"""What a schedule costs, from the tokens that enter each layer: FLOPs by the papers' formula, bytes of the KV cache,
+averages.
 
 The formula has variants, and papers do not always say which they used: two or three matrices in the MLP, image tokens
 only or the text too, the layer before a cut counted with what enters it or with what leaves it. Each is an option of
@@ -33,7 +34,7 @@ class Formula:
 
     ffn: int = 3                       # matrices of the MLP: 3, or 2 as if it had no gate
     text: int = 0                      # tokens besides the image's; 0: image tokens only
-    cut: str = "before"                # a layer counts the tokens that enter it ("before" the cut) or that leave it ("after")
+    cut: str = "before"                # a layer counts the tokens that enter it ("before"), or leave it ("after")
 
     def flops(self, entering, width, intermediate):
         """Of layers that so many image tokens enter."""
