@@ -139,7 +139,7 @@ def received(tokens, over_heads=largest):
     return from_text.sum(dim=0), from_image.mean(dim=0)
 
 
-# --- the fit -------------------------------------------------------------------------------------------------------------
+# --- the fit ----------------------------------------------------------------------------------------------------------
 
 def fit(prefill, prompts, ratio, width=4096, intermediate=11008):
     """The FitPrune of the smallest tolerance that saves the share `ratio` of a decoder's FLOPs, in all, over `prompts`.

@@ -1,7 +1,7 @@
 """Other readings of the papers, what released codes do differently, and foils: each a method that changes one step.
 
-A paper that leaves something open has several readings; the method's own file takes one and names it. Here each other one has
-a name of its own, so that tables can hold them side by side. `run.py methods --readings` lists them.
+A paper that leaves something open has several readings; the method's own file takes one and names it. Here each other
+one has a name of its own, so that tables can hold them side by side. `run.py methods --readings` lists them.
 """
 
 from dataclasses import dataclass, replace
@@ -174,7 +174,7 @@ class AdaptPruneKeepNewlines(AdaptPrune):
         return replace(super().reduce(tokens), score=super().score(tokens))        # for pictures: the score without it
 
 
-# --- ATP: what Eq. 3 to 9 leave open -------------------------------------------------------------------------------------
+# --- ATP: what Eq. 3 to 9 leave open ----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class ATPFixedRatio(ATP):
@@ -209,7 +209,8 @@ class ATPRawScores(ATP):
 
 @dataclass(frozen=True)
 class ATPUnnormalised(ATP):
-    """The letter of the paper: logits and probabilities are averaged and compared with thresholds in (0, 1) as they are."""
+    """The letter of the paper: logits and probabilities are averaged and compared with thresholds in (0, 1) as they
+    are."""
 
     def normalised(self, S, alive):
         return S
@@ -249,7 +250,7 @@ class ATPPooled(ATP):
         return S if len(S) == N else F.adaptive_avg_pool1d(S[None], N)[0]
 
 
-# --- PruMerge, HiRED, PyramidDrop, FitPrune, VTW, VisionZip --------------------------------------------------------------
+# --- PruMerge, HiRED, PyramidDrop, FitPrune, VTW, VisionZip -----------------------------------------------------------
 
 @dataclass(frozen=True)
 class PruMergeAverage(PruMerge):
@@ -273,8 +274,8 @@ class PruMergeAverage(PruMerge):
 
 @dataclass(frozen=True)
 class PruMergePaper(PruMergeAverage):
-    """The same with the attention of the block that makes the features, mean over heads; only pruned tokens are merged, and none
-    are pooled."""
+    """The same with the attention of the block that makes the features, mean over heads; only pruned tokens are
+    merged, and none are pooled."""
 
     merges_kept = False
     pooled = 0
@@ -292,8 +293,8 @@ class PruMergePaper(PruMergeAverage):
 
 @dataclass(frozen=True)
 class PruMergePlusReleased(PruMergePlus):
-    """The released fixed-ratio PruMerge+ counts a patch twice that is strong and on the grid, and loses the first patches of the
-    rest in exchange."""
+    """The released fixed-ratio PruMerge+ counts a patch twice that is strong and on the grid, and loses the first
+    patches of the rest in exchange."""
 
     keep: Amount = 0.25                # share, or number, of each tile's tokens left
 
@@ -368,8 +369,9 @@ class VTWRenumbered(VTW):
 
 @dataclass(frozen=True)
 class VTWRandom(VTW):
-    """The released control: as many positions as there are visual tokens are drawn from the whole prompt, and the visual
-    tokens among them are dropped (the code drops the text, too). So the length of the text changes the choice."""
+    """The released control: as many positions as there are visual tokens are drawn from the whole prompt, and the
+    visual tokens among them are dropped (the code drops the text, too). So the length of the text changes the
+    choice."""
 
     seed: int = 0                      # of the draw
 
@@ -400,7 +402,7 @@ class VisionZipAverage(VisionZip):
         return members / members.sum(dim=1, keepdim=True)
 
 
-# --- SparseVLM -----------------------------------------------------------------------------------------------------------
+# --- SparseVLM --------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class SparseVLMRank(SparseVLM):

@@ -5,8 +5,8 @@ are withdrawn before layer K, and layers K.. run on the text only. No score is n
 withdrawal leaves the next-token distribution almost as it was, measured once on a few prompts (`search`).
 
 Paper and code: the released code has K = 15 in its class, and 16 (7B) or 20 in its command lines. If no layer
-qualifies, its search stops with an error; here nothing is withdrawn then. It keeps the position ids of the text, or renumbers it
-(VTWRenumbered in readings.py); its mode "random" is VTWRandom.
+qualifies, its search stops with an error; here nothing is withdrawn then. It keeps the position ids of the text, or
+renumbers it (VTWRenumbered in readings.py); its mode "random" is VTWRandom.
 """
 
 from dataclasses import dataclass, replace
