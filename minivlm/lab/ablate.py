@@ -23,6 +23,7 @@ from minivlm.lab.score import against
 from minivlm.text import prompt
 from pruning.atp import ATP
 from pruning.base import UserError
+from pruning.readings import ATP2D, ATPFixedRatio, ATPRenumbered
 from weights import load
 
 QUARTER, LESS = 144 / 576, 88 / 576                # of the tokens in a layer: Table 1's two budgets
@@ -31,7 +32,7 @@ DEPTH, LAYERS = 32, (4, 14, 24)
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the paper's tables: ATP's options, the budget, whether the decoder learns, and what the paper has."""
+    """One row of the paper's tables: the reading of ATP, the budget, whether the decoder learns, and the paper's figure."""
 
     name: str
     tables: str                        # which of the paper's: "1 2"
@@ -39,7 +40,8 @@ class Row:
     share: float = QUARTER
     frozen: bool = False
     drop: float = 0                    # Table 2's pre-defined ratio: what each reduction drops; 1: there is but one, before layer 1
-    options: tuple = ()                # of ATP: ((name, value), ..)
+    method: type = ATP
+    options: tuple = ()                # of the method: ((name, value), ..)
 
 
 ROWS = (
@@ -53,8 +55,8 @@ ROWS = (
     Row("frozen-88", "3", None, LESS, frozen=True),
     Row("redundant", "4", 63.80, options=(("strategy", "redundant"),)),
     Row("spatial", "4", 62.68, options=(("strategy", "spatial"),)),
-    Row("renumbered", "4", 63.75, options=(("position_ids", "renumber"),)),
-    Row("2d", "4", None, options=(("position_ids", "2d"),)),
+    Row("renumbered", "4", 63.75, method=ATPRenumbered),
+    Row("2d", "4", None, method=ATP2D),
     Row("self", "5", 64.38, options=(("score", "self"),)),
     Row("cross", "5", 64.30, options=(("score", "cross"),)))
 RIVALS = {"adaptive-88": ("fixed-1-2-88", "frozen-88"),
@@ -65,13 +67,16 @@ def method(row, depth, N):
     """The ATP of a row, untrained, for that many layers and visual tokens. 32, 576 and a drop of 1/2 -> the paper's 136, 68, 34."""
     layers = tuple(max(1, layer * depth // DEPTH) for layer in LAYERS)
     if row.drop == 1:
-        return ATP(layers=(1,), counts=(round(N * (row.share * depth - 1) / (depth - 1)),))
-    if row.drop:
-        lengths = [b - a for a, b in zip(layers, (*layers[1:], depth))]
-        shares = [(1 - row.drop) ** i for i in range(len(layers))]
-        first = N * (row.share * depth - layers[0]) / sum(a * b for a, b in zip(lengths, shares))
-        return ATP(layers=layers, counts=tuple(max(1, round(first * share)) for share in shares))
-    return ATP(layers=layers, **dict(row.options))
+        layers = (1,)
+    if not row.drop:
+        return row.method(layers=layers, **dict(row.options))
+    # each stage keeps the same share of the one before; the first is what makes the average right
+    lengths = [end - start for start, end in zip(layers, (*layers[1:], depth))]
+    shares = [(1 - row.drop) ** i for i in range(len(layers))]
+    weight = sum(length * share for length, share in zip(lengths, shares))
+    first = N * (row.share * depth - layers[0]) / weight
+    counts = tuple(max(1, round(first * share)) for share in shares)
+    return ATPFixedRatio(layers=layers, counts=counts)
 
 
 def study(source, folder, recipe, data, items, rows=ROWS):

@@ -134,7 +134,7 @@ class Run:
 
     def options(self):
         """What a state must agree in with the run that goes on from it."""
-        method = {name: x for name, x in vars(self.atp).items() if name != "module"}
+        method = dict(method=modules.name_of(type(self.atp)), **modules.options_of(self.atp))
         model = asdict(self.student.llava.config.text) | dict(weights=self.base)
         data = dict(samples=len(self.data), conversations=self.data.checksum(), processes=self.size)
         options = dict(recipe=asdict(self.recipe), atp=method, model=model, data=data)
