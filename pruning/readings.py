@@ -19,7 +19,7 @@ from pruning.fields import Amount, FromOne
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus, full_width
 from pruning.pyramiddrop import PyramidDrop
-from pruning.ranked import descending, top
+from pruning.ranked import descending, finite, top
 from pruning.sparsevlm import SparseVLM, chosen_or_all, relevance
 from pruning.visionzip import VisionZip
 
@@ -217,7 +217,8 @@ class ATPRankedScores(ATP):
 
     def normalised(self, S, alive):
         is_left = self.is_left(alive)
-        order = S.masked_fill(~is_left, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        S = finite(S, "the attention scores").masked_fill(~is_left, -torch.inf)    # else NaN would have a rank
+        order = S.argsort(dim=1, descending=True, stable=True)                     # (2, n)
         rank = order.argsort(dim=1)                                                # (2, n)  from 0, the best
         return 1 - rank / (is_left.sum() - 1).clamp_min(1)
 
