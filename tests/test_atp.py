@@ -150,10 +150,10 @@ def test_spatial_pruning():
     assert kept(.5, strategy="redundant") == [4]
 
 
-def test_no_place_in_a_sample_of_newlines():
-    """A newline token is on no grid: row -1, and column 0, which would be in every sample."""
-    grid = torch.tensor([[0, 0, 0], [0, -1, 0], [0, -1, -1]])
-    close(ATP().spatial_pruning_score(grid), [1 - 3 / 64, 0, 0])
+def test_newlines_are_in_no_sample():
+    """A newline token is on no grid, row -1, not even in the sample of stride 1, which has every patch (1 - .5)."""
+    grid = torch.tensor([[0, 0, 1], [0, 0, 2], [0, -1, -1]])
+    close(ATP(strides=(1, 2), lambda_sample=.5).spatial_pruning_score(grid), [.5, 1 - .5 / 4, 0])
 
 
 def test_reasons():

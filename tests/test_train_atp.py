@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import run
 from minivlm.cache import Cache
-from minivlm.lab import instruct
+from minivlm.lab import instruct, modules
 from minivlm.lab.atp_student import Student, prepared
 from minivlm.lab.instruct import Instructions, batch, tokenised
 from minivlm.lab.train_atp import Recipe, Run
@@ -24,6 +24,7 @@ from minivlm.text import prompt
 from minivlm.trace import Trace
 from pruning.atp import ATP
 from pruning.base import UserError
+from pruning.readings import ATP2D, ATPDetached, ATPFixedRatio, ATPMaskedSelf, ATPProbs, ATPRawScores, ATPRenumbered
 from weights import load
 
 ROOT = Path(__file__).parent.parent
@@ -58,8 +59,8 @@ def model(**options):
     return load(MODEL, "float32", **options)
 
 
-def atp(**options):
-    return ATP(layers=(1, 2), **options)
+def atp(kind=ATP, **options):
+    return kind(layers=(1, 2), **options)
 
 
 @torch.enable_grad()
@@ -155,11 +156,12 @@ def student(method, recipe=RECIPE, seed=0):
     return Student(llava, method, recipe)
 
 
-@pytest.mark.parametrize("options", [{}, dict(position_ids="2d"), dict(counts=(9, 4)), dict(strategy="redundant"),
-                                     dict(score="cross", own_key=False)])
-def test_at_a_high_temperature_it_is_what_inference_does(data, options):
+@pytest.mark.parametrize("kind, options", [
+    (ATP, {}), (ATP2D, {}), (ATPFixedRatio, dict(counts=(9, 4))), (ATP, dict(strategy="redundant")), (ATPProbs, {}),
+    (ATPMaskedSelf, dict(score="cross"))])
+def test_at_a_high_temperature_it_is_what_inference_does(data, kind, options):
     """Rows of the question: as in a prefill that drops what the same thresholds say, though answers follow."""
-    learner = student(atp(temperature=1e8, **options))
+    learner = student(atp(kind, temperature=1e8, **options))
     llava = learner.llava
     b = batch(llava, [data[1], data[0]], "llava-hf")
     hidden, masks = learner.hidden(b)
@@ -266,11 +268,25 @@ def test_a_threshold_that_does_not_count_is_not_trained(data, tmp_path, strategy
     assert parts == {"linear", "linear_r", "linear_s"} - {idle}
 
 
+@pytest.mark.parametrize("kind, name", [(ATPRawScores, "atp_raw_scores"), (ATPDetached, "atp_detached"), (ATPRenumbered, "atp_renumbered")])
+def test_any_reading_is_trained(data, tmp_path, capsys, kind, name):
+    """The thresholds move, and the folder is that of the reading: it is not gone on with as another."""
+    out = tmp_path / "out"
+    assert done(capsys, *arguments(tmp_path, out, "--method", name, "--freeze-lm", "--set", "temperature=10"))[0] == 0
+    trained_method = modules.read(out)
+    assert type(trained_method) is kind
+    fresh = prepared(model(), atp(kind), RECIPE).module.state_dict()
+    assert all(not x.equal(fresh[name]) for name, x in trained_method.module.state_dict().items())
+    status, _, err = done(capsys, *arguments(tmp_path, out, "--freeze-lm", "--set", "temperature=10", "--resume"))
+    assert status == 2
+    assert f"a run with method {name}, not atp" in err
+
+
 def test_a_pre_defined_ratio(data, tmp_path, capsys):
     """Table 2: as many are left as is told, the model learns, and the folder says how it was trained."""
-    assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--set", "counts=6,3"))[0] == 0
+    assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--method", "atp_fixed_ratio", "--set", "counts=6,3"))[0] == 0
     assert [json.loads(line)["kept"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()] == [[6, 3]] * 3
-    ask = ["ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", tmp_path / "out", "--method", "atp"]
+    ask = ["ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", tmp_path / "out", "--method", "atp_fixed_ratio"]
     assert "layer 2: 12 tokens, 3 of them visual" in done(capsys, *ask)[1]
 
 
@@ -404,9 +420,9 @@ def parted(folder):
 
 @pytest.mark.parametrize("changed, words", [
     (["--target-tokens", "20"], "out of reach"), (["--target-tokens", "3"], "out of reach"), (["--layers", "1,3"], "layer 3"),
-    (["--layers", "2,1"], "layers rise"), (["--data", "none.json"], "none.json"), (["--steps", "0"], "at least 1"),
+    (["--layers", "2,1"], "layers must rise"), (["--data", "none.json"], "none.json"), (["--steps", "0"], "at least 1"),
     (["--set", "nothing=1"], "no option 'nothing'"), (["--resume"], "no state to resume"), (["--save-every", "0"], "save-every"),
-    (["--theta-r", "1"], "thresholds lie"), (["--freeze-lm", "--set", "counts=4,2"], "nothing else is trained"),
+    (["--theta-r", "1"], "thresholds lie"), (["--freeze-lm", "--method", "atp_fixed_ratio", "--set", "counts=4,2"], "nothing else is trained"),
     (["--activation", "tanh"], "activation"), (["--images", "nowhere"], "nowhere"), (["--model", "nowhere"], "nowhere")])
 def test_bad_input_is_one_line(data, tmp_path, capsys, changed, words):
     status, _, err = done(capsys, *arguments(tmp_path, tmp_path / "out"), *changed)
