@@ -21,7 +21,10 @@ IDLE = {"redundant": "linear_s", "spatial": "linear_r", "both": None}      # the
 
 
 class Student(nn.Module):
-    """The model with soft masks where ATP acts: a Batch -> the terms of Eq. 14, and the tokens kept after each module."""
+    """The model with soft masks where ATP acts: a Batch -> the terms of Eq. 14, and the tokens kept after each module.
+
+    A method whose thresholds are not all in use trains only those that are.
+    """
 
     def __init__(self, llava, atp, recipe):
         super().__init__()
@@ -119,18 +122,19 @@ def prepared(model, atp, recipe):
     depth = len(model.language_model.layers)
     N = model.visual_tokens(torch.empty(1))
     if cuts_tiles(model):
-        raise UserError("ATP is trained where every picture has as many visual tokens, as in LLaVA-1.5: this model cuts pictures "
-                        "into tiles")
+        raise UserError("ATP is trained where every picture has as many visual tokens, as in LLaVA-1.5: "
+                        "this model cuts pictures into tiles")
     plan(atp, depth)
     least = N * atp.layers[0] / depth
     if not least <= recipe.target <= N:
-        raise UserError(f"--target-tokens {recipe.target:g} is out of reach: {N} tokens enter each layer before {atp.layers[0]} "
-                        f"of {depth}, so the average is {least:.4g} to {N}")
+        raise UserError(f"--target-tokens {recipe.target:g} is out of reach: {N} tokens enter each layer before "
+                        f"{atp.layers[0]} of {depth}, so the average is {least:.4g} to {N}")
     if not all(0 < theta < 1 for theta in (recipe.theta_r, recipe.theta_s)):
         raise UserError(f"thresholds lie in (0, 1); got {recipe.theta_r} and {recipe.theta_s}")
     needs_training = "training" in atp.preconditions
     if not needs_training and recipe.freeze_lm:
-        raise UserError("a fixed ratio has no thresholds, and with --freeze-lm nothing else is trained: leave out one of them")
+        raise UserError("a fixed ratio has no thresholds, and with --freeze-lm nothing else is trained: "
+                        "leave out one of them")
     if not needs_training:
         return replace(atp, depth=depth)
     torch.manual_seed(recipe.seed)

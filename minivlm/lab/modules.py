@@ -1,4 +1,4 @@
-"""The trained modules of ATP in a file: atp.safetensors holds their weights and, in its header, the method and its options."""
+"""The trained modules of ATP in a file: atp.safetensors holds their weights; its header, the method and its options."""
 
 import json
 from dataclasses import fields, replace
@@ -15,7 +15,7 @@ from pruning.base import UserError
 from pruning.fields import shown
 
 NAME = "atp.safetensors"
-READINGS = {name: method for name, method in EVERY.items() if issubclass(method, ATP)}     # ATP, and its other readings
+READINGS = {name: method for name, method in EVERY.items() if issubclass(method, ATP)}     # ATP among them
 
 
 def save(atp, folder):
@@ -41,7 +41,7 @@ def options_of(atp):
 
 
 def read(source, method=None, **settings):
-    """The ATP of a folder, or file, with its own options but for `settings`. UserError names what is wrong with the file.
+    """The ATP of a folder or file, with its own options but for `settings`. UserError names what is wrong with the file.
 
     method: a class to read it as, ATP or one of its readings; by default the one that was trained.
     """
@@ -57,13 +57,13 @@ def read(source, method=None, **settings):
         return method(**options | settings, module=module)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:     # RecursionError is one, too
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:     # and RecursionError
         why = str(error).splitlines()[0]
         raise UserError(f"{path} holds no module that `run.py train atp` wrote ({why})") from None
 
 
 def _as(method, stored):
-    """The class to read a file as whose header names the method `stored`: `method`, if that is the same or a reading of it."""
+    """The class to read a file as, whose header names the method `stored`: `method`, if it is the same or a reading of it."""
     trained = READINGS[stored]
     if method is None or issubclass(method, trained):
         return method or trained
@@ -75,7 +75,8 @@ def _check(options, method):
     known = [f.name for f in fields(method) if f.name != "module"]
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise UserError(f"it has an option {shown(unknown[0])}, and the options of {name_of(method)} are {', '.join(known)}")
+        raise UserError(f"it has an option {shown(unknown[0])}, and the options of {name_of(method)} are "
+                        f"{', '.join(known)}")
 
 
 def _file(source):
@@ -103,7 +104,7 @@ def _modules(tensors, activation):
 
 
 def found(atp, model):
-    """The ATP with its module: its own, or that in the model's folder. UserError if there is none, or none for this model."""
+    """The ATP with its own module, or that in the model's folder. UserError if there is none, or none for this model."""
     if atp.module is None and _has_module_for(atp, model.folder):
         default = options_of(type(atp)())
         changed = {name: x for name, x in options_of(atp).items() if x != default[name]}
@@ -114,8 +115,8 @@ def found(atp, model):
         raise UserError(UNTRAINED)
     depth = len(model.language_model.layers)
     if atp.depth not in (None, depth):
-        raise UserError(f"this ATP module was trained for {atp.depth} decoder layers and the model has {depth}: train one for "
-                        "it")
+        raise UserError(f"this ATP module was trained for {atp.depth} decoder layers and the model has {depth}: "
+                        "train one for it")
     if not cuts_tiles(model):          # else each prompt says how many tokens it has
         N = model.visual_tokens(torch.empty(1))
         atp.at_length(torch.empty(2, N), atp.module[0].N)
