@@ -1,4 +1,4 @@
-"""ATP by hand, equation by equation, and against its recording (our reading of the paper: there is no released code)."""
+"""ATP by hand, equation by equation, and against a recording of our own reading: there is no released code."""
 
 import json
 from dataclasses import replace
@@ -17,8 +17,8 @@ from minivlm.lab.options import build, check
 from pruning import READINGS
 from pruning.atp import ATP, Thresholds, budget_losses, full_loss
 from pruning.base import LayerView, UserError, whole_grid
-from pruning.readings import (ATP2D, ATPDetached, ATPFixedRatio, ATPGiven, ATPMaskedSelf, ATPPooled, ATPProbs, ATPRankedScores,
-                              ATPRawScores, ATPRenumbered, ATPSoftmaxScores, ATPUnnormalised)
+from pruning.readings import (ATP2D, ATPDetached, ATPFixedRatio, ATPGiven, ATPMaskedSelf, ATPPooled, ATPProbs,
+                              ATPRankedScores, ATPRawScores, ATPRenumbered, ATPSoftmaxScores, ATPUnnormalised)
 from tiny import MARK, SETTINGS, Chosen, ids, llava, picture, prefill, thresholds
 
 RECORDED, FACTS = golden("atp_recommended")
@@ -49,13 +49,13 @@ def entering(received, text, grid):
     return tokens("t" + "v" * n + "t", attention, grid=grid, layer=4, before=dict(logits=logits))
 
 
-# --- 3.3.1: the scores -----------------------------------------------------------------------------------------------------
+# --- 3.3.1: the scores ------------------------------------------------------------------------------------------------
 
 def test_redundant_pruning():
     """2 x 2 patches receive logits -1 0 1 1 (normalised 0 1/2 1 1) and from the text .1 .3 .2 .1 (0 1 1/2 0).
 
-    S_redundant is 0 .75 .75 .5: above theta_r .6 are 1 and 2. theta_s .99 lets no place pass. The text alone would keep 1
-    alone; of the logits the two best are 2 and 3.
+    S_redundant is 0 .75 .75 .5: above theta_r .6 are 1 and 2. theta_s .99 lets no place pass. By what the text pays,
+    only 1 would be kept; by the logits, 2 and 3.
     """
     prompt = entering([-1., 0, 1, 1], [.1, .3, .2, .1], (2, 2))
     r = atp(.6, .99).reduce(prompt)
@@ -67,7 +67,7 @@ def test_redundant_pruning():
 
 @pytest.mark.parametrize("score", ["self", "cross"])
 def test_heads_are_averaged(score):
-    """One head gives .1 .6 .2, the other .1 0 .5: the mean .1 .3 .35 is 0 .8 1 when normalised, and above theta_r .9 is 2.
+    """One head gives .1 .6 .2, the other .1 0 .5: the mean .1 .3 .35, normalised 0 .8 1, and above theta_r .9 is 2.
 
     The maximum over heads, .1 .6 .5, would keep 1.
     """
@@ -99,7 +99,7 @@ def test_what_is_received_and_what_is_given():
 
 
 def test_only_text_after_the_image_counts():
-    """The row before the image cannot see it: Eq. 4 is the mean of the last two rows, .2 .6 and .4 0, which is .3 .3."""
+    """The row before the image cannot see it: Eq. 4 is the mean of the last two rows, .2 .6 and .4 0, so .3 .3."""
     attention = [[0, 0, 0, 0, 0], [0, 99., 99., 0, 0], [0, 0, 0, 0, 0], [0, .2, .6, 0, 0], [0, .4, 0, 0, 0]]
     prompt = tokens("tvvtt", attention, before=dict(logits=torch.zeros(5, 5)))
     _, S_cross = ATP().scores(prompt, torch.ones(2))
@@ -107,9 +107,9 @@ def test_only_text_after_the_image_counts():
 
 
 def test_tokens_that_are_pruned_ask_nothing():
-    """In training: rows receive 0 4 and 2 0 from the two tokens. With masks 1 and 1/3 the means are .5 and 3; hard ones .5 apart.
+    """In training, rows count by their masks. The first token's row is 0 4, the second's 2 0; the masks are 1 and 1/3.
 
-    (0 * 1 + 2 / 3) / (4 / 3) = .5 and (4 * 1 + 0) / (4 / 3) = 3. With masks 1 and 0 only the first row counts: 0 and 4.
+    Then Eq. 3 is (0 * 1 + 2 / 3) / (4 / 3) = .5 and (4 * 1 + 0) / (4 / 3) = 3. With masks 1 and 0 it is the first row.
     """
     prompt = entering([[0., 4], [2, 0]], [.1, .1], (1, 2))
     close(ATP().scores(prompt, torch.tensor([1, 1 / 3]))[0], [.5, 3])
@@ -126,14 +126,14 @@ def test_normalised(method, expected):
 
 
 def test_normalised_over_what_is_left():
-    """Masks 1 .9 .4 .6: the third token is gone for the hard rule, and the span is that of 0 2 .. 4, whatever it has."""
+    """Masks 1 .9 .4 .6: the third token is gone for the hard rule, so that the span is that of 0 2 4."""
     S = torch.tensor([[0., 2, 100, 4]] * 2)
     close(ATP().normalised(S, torch.tensor([1, .9, .4, .6]))[0, [0, 1, 3]], [0, .5, 1])
     close(ATPRankedScores().normalised(S, torch.tensor([1, .9, .4, .6]))[0, [0, 1, 3]], [0, .5, 1])
 
 
 def test_spatial_pruning():
-    """3 x 3 patches: the corners 0 2 6 8 are sampled at stride 2 (1 - 3/4 = .25), and 0 at stride 4 too (1 - 3/16 = .8125).
+    """3 x 3 patches: the corners 0 2 6 8 are sampled at stride 2 (1 - 3/4 = .25), 0 at stride 4 too (1 - 3/16 = .8125).
 
     theta_s .2 keeps the corners, .5 keeps 0 alone. theta_r .99 lets only the token with both scores 1 pass, 4, which is
     kept besides.
@@ -170,7 +170,7 @@ def reasons(method, prompt):
     return [r.reasons[i] for i in r.reason]
 
 
-# --- 3.3.2: the thresholds and masks ------------------------------------------------------------------------------------------
+# --- 3.3.2: the thresholds and masks ----------------------------------------------------------------------------------
 
 def test_thresholds_by_hand():
     """Two tokens, z of width 1: Linear [1 0 2 0] on [self; cross] = [.5 0 1 .3] plus 1 is 3.5 (Eq. 6).
@@ -236,8 +236,8 @@ def test_at_first_all_prompts_have_the_same_thresholds():
 def test_soft_mask_by_hand():
     """T = 10, the text's scores 0 .5 1, theta_r .4: sigmoids of -4, 1, 6 (Eq. 9). Places 0, 1, 2 of one row, stride 2.
 
-    0 and 2 have .25: theta_s .3 gives sigmoid(-.5) for them and sigmoid(-3) for 1 (Eq. 10). The larger counts (Eq. 11), times
-    the mask before.
+    0 and 2 have .25: theta_s .3 gives sigmoid(-.5) for them and sigmoid(-3) for 1 (Eq. 10). The larger counts (Eq. 11),
+    times the mask before.
     """
     prompt = entering([0., 0, 0], [.1, .2, .3], (1, 3))
     method = atp(.4, .3, 3, score="cross", strides=(2,), temperature=10.)
@@ -248,7 +248,7 @@ def test_soft_mask_by_hand():
 @SETTINGS
 @given(st.integers(0, 999), st.sampled_from(["both", "redundant", "spatial"]))
 def test_the_hard_rule_is_half_of_the_soft_mask(seed, strategy):
-    """What `reduce` keeps is where the mask of Eq. 11 at T = 100 is at least 1/2; if that is nowhere, the best alone."""
+    """What `reduce` keeps is where the mask of Eq. 11 at T = 100 is at least 1/2; if that is nowhere, only the best."""
     method = ATP(module=thresholds(), strategy=strategy)
     prompt = random_prompt(seed)
     mask = method.running_mask(prompt, 0, torch.ones(16))
@@ -257,7 +257,7 @@ def test_the_hard_rule_is_half_of_the_soft_mask(seed, strategy):
     assert r.keep.equal(passes) if len(passes) else r.keep.tolist() == [int(r.score.argmax())]
 
 
-# --- 3.3.3: the losses ---------------------------------------------------------------------------------------------------------
+# --- 3.3.3: the losses ------------------------------------------------------------------------------------------------
 
 def test_losses_by_hand():
     """Table 2: of 576 tokens 126, 88, 20 left before layers 4, 14, 24 of 32.
@@ -288,7 +288,7 @@ def test_averages_of_table_2(kept, layers, average):
     assert budget_losses(masks, layers, 32, 0)[2].item() == pytest.approx(average, abs=.05)
 
 
-# --- the recording ---------------------------------------------------------------------------------------------------------------
+# --- the recording ----------------------------------------------------------------------------------------------------
 
 def recorded():
     """The ATP of the recording: its two modules share their weights but for the biases of the heads."""
@@ -336,7 +336,7 @@ def test_golden_spatial_score_and_softmax():
     close((logits + mask).softmax(dim=-1), RECORDED["softmask.probs"], atol=1e-6)
 
 
-# --- the softmax mask --------------------------------------------------------------------------------------------------------------
+# --- the softmax mask -------------------------------------------------------------------------------------------------
 
 def attention_under(mask, logits, method=ATP):
     """Attention (4, 4) where tokens 1 and 2 are visual and have these masks."""
@@ -347,7 +347,8 @@ def attention_under(mask, logits, method=ATP):
 def test_softmax_mask_by_hand():
     """All logits equal, columns 1 and 2 masked by 1/2 and 0.
 
-    Row 3 has weights 1, 1/2, 0, 1 of 2.5; row 2 sees itself: 1, 1/2, 1 of 2.5; where the mask counts there, too, 1, 1/2, 0 of 1.5.
+    Row 3 has weights 1, 1/2, 0, 1 of 2.5. Row 2 sees itself: 1, 1/2, 1 of 2.5; if the mask counts there, too, 1, 1/2, 0
+    of 1.5.
     """
     mask = torch.tensor([.5, 0])
     close(attention_under(mask, torch.zeros(4, 4))[2:], [[.4, .2, .4, 0], [.4, .2, 0, .4]])
@@ -368,7 +369,7 @@ def test_softmax_rows_sum_to_one(seed, method):
     assert attention_under(torch.ones(2), logits, method).equal(plain)
 
 
-# --- in a model ------------------------------------------------------------------------------------------------------------------
+# --- in a model -------------------------------------------------------------------------------------------------------
 
 PROMPT = ids(3, MARK, 5)
 
@@ -427,7 +428,7 @@ def test_nothing_may_be_kept():
 
 
 def test_counts_keep_the_best():
-    """The pre-defined ratio of Table 2: as many as given, by S_redundant 0 .75 .75 .5, or what is there; soft masks are hard."""
+    """The fixed ratio of Table 2: that many, by S_redundant 0 .75 .75 .5, or what is there; soft masks are hard."""
     prompt = entering([-1., 0, 1, 1], [.1, .3, .2, .1], (2, 2))
 
     def fixed(*counts):
@@ -464,7 +465,7 @@ def test_all_attention_alike():
 
 
 def test_half_precision_is_averaged_in_single():
-    """256 heads, of which one pays 1 and the others 1/256: in bfloat16 a running sum of these would stop growing at 1."""
+    """256 heads, of which one pays 1 and the others 1/256: in bfloat16 their running sum would stay at 1."""
     logits = torch.zeros(256, 4, 4, dtype=torch.bfloat16)
     logits[0, :, 1] = 1
     logits[1:, :, 1] = 1 / 256
@@ -506,10 +507,10 @@ def test_survivors_may_be_numbered_anew():
     assert [layer.next_position for layer in cache.layers] == cache.lengths
 
 
-# --- soft and hard ----------------------------------------------------------------------------------------------------------------
+# --- soft and hard ----------------------------------------------------------------------------------------------------
 
 def soft_prefill(model, prompt, masks, method):
-    """Normed hidden states (T, D) where nothing is dropped, but masks {layer: (N,)} act inside the softmax from there on."""
+    """Normed hidden states (T, D): nothing is dropped, and masks {layer: (N,)} act inside the softmax from there on."""
     decoder = model.language_model
     hidden = prompt.hidden[None]                                                   # (1, T, D)
     T = hidden.shape[1]
@@ -576,20 +577,21 @@ def distances(seed, temperatures):
 @SETTINGS
 @given(st.integers(0, 999))
 def test_soft_mask_tends_to_the_hard_one(seed):
-    """As T grows, the distance to what `reduce` keeps falls; at 1e6 it is that of tokens at a threshold, of which there are none."""
+    """As T grows, the distance to what `reduce` keeps falls; at 1e6 there is none, as no token is at a threshold."""
     far = list(distances(seed, (10., 100., 1e6)))
     assert far[0][0] >= far[1][0] >= far[2][0]
     assert max(far[2]) < 1e-3, far
 
 
 def test_how_far_the_soft_mask_is_from_the_hard_one():
-    """Mean over 40 prompts, after the first module and the second: .192, .144 at T = 10; .018, .019 at T = 100; .001 at 1000."""
+    """Mean over 40 prompts, after both modules: .192 and .144 at T = 10, .018 and .019 at 100, .001 and 0 at 1000."""
     far = torch.tensor([list(distances(seed, (10., 100., 1000.))) for seed in range(40)]).mean(dim=0)
     close(far, [[.192, .144], [.018, .019], [.001, 0]], atol=.002)
 
 
 @SETTINGS
-@given(st.integers(0, 999), st.sampled_from([.25, 4., 64.]), st.integers(-8, 8), st.sampled_from([ATP, ATPRankedScores]))
+@given(seed=st.integers(0, 999), factor=st.sampled_from([.25, 4., 64.]), offset=st.integers(-8, 8),
+       kind=st.sampled_from([ATP, ATPRankedScores]))
 def test_scale_of_the_scores(seed, factor, offset, kind):
     """Logits times a factor plus a number, attention times a factor: the same scores, thresholds and tokens."""
     generator = torch.Generator().manual_seed(seed)
@@ -608,7 +610,7 @@ def test_scale_of_the_scores(seed, factor, offset, kind):
 @given(seed=st.integers(0, 999))
 @torch.enable_grad()
 def test_gradients_reach_every_parameter(kind, seed):
-    """Of both heads and what they read; through the scores too, unless they are detached (then through S_redundant alone)."""
+    """Of both heads and what they read; the scores too, unless they are detached (then only through S_redundant)."""
     module = nn.ModuleList([Thresholds(16, 8), Thresholds(16, 8)])
     for p in module.parameters():                      # thresholds near .5: each passes some
         nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(p.numel() + seed))
@@ -635,7 +637,7 @@ def test_no_gradient_at_inference():
     assert not r.score.requires_grad
 
 
-# --- files and what is refused ------------------------------------------------------------------------------------------------------
+# --- files and what is refused ----------------------------------------------------------------------------------------
 
 def test_a_saved_module_is_read_with_its_options(tmp_path):
     method = ATP(layers=(2, 5, 9), module=thresholds(), temperature=50., strides=(2, 6), depth=32)
@@ -688,10 +690,11 @@ def test_a_fixed_ratio_takes_no_module_from_the_models_folder(tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [
-    (dict(layers=()), "layers must rise"), (dict(layers=(0, 4)), "layers must rise"), (dict(layers=(4, 4)), "layers must rise"),
-    (dict(layers=(9, 4)), "layers must rise"), (dict(strides=(1, 2)), "lambda_sample"), (dict(strides=()), "strides"),
-    (dict(strides=(2,), lambda_sample=4.), "lambda_sample"), (dict(strides=(0, 4)), "strides"),
-    (dict(lambda_sample=-1.), "lambda_sample"), (dict(temperature=0.), "temperature"), (dict(score="all"), "score is one of"),
+    (dict(layers=()), "layers must rise"), (dict(layers=(0, 4)), "layers must rise"),
+    (dict(layers=(4, 4)), "layers must rise"), (dict(layers=(9, 4)), "layers must rise"),
+    (dict(strides=(1, 2)), "lambda_sample"), (dict(strides=()), "strides"), (dict(strides=(0, 4)), "strides"),
+    (dict(strides=(2,), lambda_sample=4.), "lambda_sample"), (dict(lambda_sample=-1.), "lambda_sample"),
+    (dict(temperature=0.), "temperature"), (dict(score="all"), "score is one of"),
     (dict(strategy="none"), "strategy is one of"), (dict(module=thresholds(), layers=(4, 14)), "2 layers")])
 def test_bad_options(options, words):
     with pytest.raises(UserError, match=words) as error:
@@ -734,7 +737,7 @@ def test_no_text_after_the_image():
 @pytest.mark.parametrize("score", ["both", "self", "cross"])
 @pytest.mark.parametrize("where", ["logits", "attention", "module"])
 def test_nan(kind, score, where):
-    """NaN in the logits, the attention of the text, or the module's weights: nothing passed, and a token was kept in silence."""
+    """NaN in the logits, the attention or the module's weights: nothing passed, and the best by no score was kept."""
     received = [0., 1, torch.nan] if where == "logits" else [0., 1, 2]
     text = [.1, torch.nan, .3] if where == "attention" else [.1, .2, .3]
     method = atp(.5, .2, 3, kind, score=score)

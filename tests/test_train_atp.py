@@ -75,7 +75,7 @@ def trained(data, folder, recipe=RECIPE, method=None, stop=None, resume=False, s
     return run
 
 
-# --- what is learnt from -----------------------------------------------------------------------------------------------------
+# --- what is learnt from ----------------------------------------------------------------------------------------------
 
 def test_instructions(data):
     """Twelve of thirteen have a picture; marks are taken out of the questions; in each epoch all come once, in another order."""
@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_cut(data):
         batch(llava, [data[0]], "llava-hf")
 
 
-# --- what a step computes ----------------------------------------------------------------------------------------------------
+# --- what a step computes ---------------------------------------------------------------------------------------------
 
 def student(method, recipe=RECIPE, seed=0):
     """A student whose thresholds differ between prompts."""
@@ -240,7 +240,7 @@ def test_a_step_takes_the_mean_gradient_clipped_to_norm_1(data, tmp_path, factor
         torch.testing.assert_close(ours, theirs / norm.clamp_min(1), atol=1e-6, rtol=1e-3)
 
 
-# --- training ----------------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 def test_the_loss_falls_and_the_budget_is_met(data, tmp_path):
     log = trained(data, tmp_path / "a", replace(RECIPE, steps=60, lr=3e-3, lr_module=3e-2)).log
@@ -337,7 +337,7 @@ def test_bfloat16(data, tmp_path):
     assert [line["loss"] for line in rough.log] != [line["loss"] for line in exact.log]
 
 
-# --- the command line --------------------------------------------------------------------------------------------------------
+# --- the command line -------------------------------------------------------------------------------------------------
 
 def arguments(folder, out, *more, steps=3):
     return ["train", "atp", "--model", str(MODEL), "--data", str(folder / "data.json"), "--images", str(IMAGES),

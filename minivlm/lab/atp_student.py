@@ -21,10 +21,7 @@ IDLE = {"redundant": "linear_s", "spatial": "linear_r", "both": None}      # the
 
 
 class Student(nn.Module):
-    """The model with soft masks where ATP acts: a Batch -> the terms of Eq. 14, and the tokens kept after each module.
-
-    A method whose thresholds are not all in use trains only those that are.
-    """
+    """The model with soft masks where ATP acts: a Batch -> the terms of Eq. 14, and what each module keeps."""
 
     def __init__(self, llava, atp, recipe):
         super().__init__()
