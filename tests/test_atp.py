@@ -779,7 +779,8 @@ def test_files_that_hold_no_module(tmp_path, content):
 @pytest.mark.parametrize("header, words", [
     (dict(method="atp_psychic"), "holds no module"), (dict(method="fastv"), "holds no module"),
     (dict(options='{"self_rows": "received"}'), "'self_rows', and the options of atp are layers, strategy"),
-    (dict(options='{"module": 1}'), "'module', and the options"), (dict(options="null"), "holds no module"),
+    (dict(options='{"module": 1}'), "'module', and the options"),
+    (dict(options="[1]"), "no table of names"), (dict(options="null"), "holds no module"),
     (dict(options='{"layers": [4, 14]}'), "2 layers"), (dict(activation="tanh"), "activation")])
 def test_bad_headers(tmp_path, header, words):
     """One line each; an option that ATP no longer has is named."""

@@ -72,6 +72,8 @@ def _as(method, stored):
 
 def _check(options, method):
     """UserError for an option that the method does not have: a file of another version, or of another program."""
+    if not isinstance(options, dict):
+        raise TypeError("its options are no table of names and values")
     known = [f.name for f in fields(method) if f.name != "module"]
     unknown = [name for name in options if name not in known]
     if unknown:
