@@ -124,12 +124,12 @@ class ATP(Pruner):
             raise UserError(UNTRAINED)
         module = self.module[i]
         # Linear reads each score at its token's place in the unpruned image, and 0 where a token is gone
-        in_place = S.new_zeros(2, tokens.N)
-        in_place = in_place.index_copy(1, tokens.source, S)                        # (2, N)
+        empty = S.new_zeros(2, tokens.N)
+        in_place = empty.index_copy(1, tokens.source, S)                         # (2, N)
         read = self.at_length(in_place, module.N).flatten()                        # (2N,)   [S_self; S_cross]
-        z = ACTIVATIONS[module.activation](module.linear(read))                    # (width,)        Eq. 6
-        theta_r = module.linear_r(z).float().sigmoid()                             # (1,)            Eq. 7
-        theta_s = module.linear_s(z).float().sigmoid()                             # (1,)            Eq. 8
+        z = ACTIVATIONS[module.activation](module.linear(read))                    # (width,) Eq. 6
+        theta_r = module.linear_r(z).float().sigmoid()                             # (1,)    Eq. 7
+        theta_s = module.linear_s(z).float().sigmoid()                             # (1,)    Eq. 8
         return theta_r, theta_s
 
     def at_length(self, S, N):
@@ -153,8 +153,8 @@ class ATP(Pruner):
         theta_r, theta_s = self.thresholds(i, read, tokens)
         above_r = S_redundant - theta_r                                            # (n,)
         above_s = S_spatial - theta_s                                              # (n,)
-        Mask_r = (above_r * self.temperature).sigmoid()                            # (n,)            Eq. 9
-        Mask_s = (above_s * self.temperature).sigmoid()                            # (n,)            Eq. 10
+        Mask_r = (above_r * self.temperature).sigmoid()                            # (n,)    Eq. 9
+        Mask_s = (above_s * self.temperature).sigmoid()                            # (n,)    Eq. 10
         choices = {
             "both": [Mask_r, Mask_s],
             "redundant": [Mask_r],
@@ -190,10 +190,11 @@ class ATP(Pruner):
         S_redundant, masks = self.soft_masks(tokens, i, nothing_masked)
         passes = finite(masks, "the attention or the module") >= 0.5               # (1 or 2, n)
         passes_any = passes.any(dim=0)                                             # (n,)    Eq. 11
+        # what passes, and if that is too little, the best by S_redundant
         least = min(self.min_keep, tokens.n)
         k = max(int(passes_any.sum()), least)
-        first = S_redundant.masked_fill(passes_any, torch.inf)                     # (n,)
-        keep = top(first, k)                                                       # (k,)
+        order = S_redundant.masked_fill(passes_any, torch.inf)                     # (n,)
+        keep = top(order, k)                                                       # (k,)
         if len(passes) == 1:
             return Reduction(keep, score=S_redundant)
         redundant, spatial = passes.long()
