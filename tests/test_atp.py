@@ -610,18 +610,28 @@ def test_scale_of_the_scores(seed, factor, offset, kind):
 @given(seed=st.integers(0, 999))
 @torch.enable_grad()
 def test_gradients_reach_every_parameter(kind, seed):
-    """Of both heads and what they read; the scores too, unless they are detached (then only through S_redundant)."""
+    """What Linear reads, both heads, and the scores, unless they are detached (then only through S_redundant).
+
+    Eq. 11 takes the larger mask, so a head learns exactly if its rule has the larger one for some token.
+    """
     module = nn.ModuleList([Thresholds(16, 8), Thresholds(16, 8)])
-    for p in module.parameters():                      # thresholds near .5: each passes some
+    for p in module.parameters():                      # thresholds near .5: nearly always, each passes some
         nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(p.numel() + seed))
     logits = torch.randn(1, 21, 21, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     prompt = with_logits(tokens("tt" + "v" * 16 + "ttt", grid=(4, 4), layer=4), logits)
     method = kind(layers=(4, 14), module=module, temperature=5.)
     mask = torch.ones(16)
+    learns = set()
     for i in range(2):
+        _, (redundant, spatial) = method.soft_masks(prompt, i, mask)
+        learns |= {f"{i}.linear"}
+        learns |= {f"{i}.linear_r"} if (redundant > spatial).any() else set()
+        learns |= {f"{i}.linear_s"} if (spatial > redundant).any() else set()
         mask = method.running_mask(prompt, i, mask)
     mask.sum().backward(retain_graph=True)
-    assert all(p.grad is not None and (p.grad != 0).any() for p in module.parameters())
+    gradients = {name: p.grad for name, p in module.named_parameters()}
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+    assert {name.rpartition(".")[0] for name, g in gradients.items() if (g != 0).any()} == learns
     assert logits.grad.isfinite().all()
     assert (logits.grad != 0).any()
     places = replace(method, strategy="spatial").running_mask(prompt, 0, torch.ones(16))
