@@ -169,7 +169,7 @@ def train_module(args):
     if args.save_every < 1:
         raise UserError(f"--save-every {args.save_every}: at least every step")
     options = {"layers": f"[{args.layers}]"} | dict(pair.partition("=")[::2] for pair in args.set)
-    atp = build("atp", settings=[f"{name}={x}" for name, x in options.items()])
+    atp = build(args.method, settings=[f"{name}={x}" for name, x in options.items()])
     data = Instructions(args.data, args.images)
     state = Path(args.out) / train_atp.STATE
     with session.interruptible(state, RESUME), parallel.processes(args.device) as (rank, size, args.device):

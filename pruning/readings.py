@@ -21,7 +21,7 @@ from pruning.fitprune import SingleFitPrune, received
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus, full_width
 from pruning.pyramiddrop import PyramidDrop
-from pruning.ranked import descending, top
+from pruning.ranked import descending, finite, top
 from pruning.sparsevlm import SparseVLM, chosen_or_all, relevance
 from pruning.visionzip import VisionZip
 from pruning.vtw import VTW
@@ -174,29 +174,22 @@ class AdaptPruneKeepNewlines(AdaptPrune):
         return replace(super().reduce(tokens), score=super().score(tokens))        # for pictures: the score without it
 
 
-# --- ATP: what Eq. 3 to 9 leave open ----------------------------------------------------------------------------------
+# --- ATP: what the paper leaves open, equation by equation ----------------------------------------------------------
 
 @dataclass(frozen=True)
-class ATPFixedRatio(ATP):
-    """Table 2's pre-defined ratio: `counts` tokens are left after each layer, without thresholds."""
+class ATPGiven(ATP):
+    """Eq. 3 by the order of its arguments: what a token gives to the others, not what it receives."""
 
-    counts: tuple = (136, 68, 34)      # one number per layer
+    def between_visual(self, tokens):
+        return super().between_visual(tokens).T
 
-    preconditions = frozenset({"text"})
 
-    def __post_init__(self):
-        super().__post_init__()
-        if len(self.counts) != len(self.layers) or min(self.counts) < 1:
-            raise UserError(f"ATP: counts are numbers from 1, one per layer; got {self.counts} for layers {self.layers}")
+@dataclass(frozen=True)
+class ATPProbs(ATP):
+    """Eq. 3 of attention weights, as Eq. 4, in place of logits: a token receives nothing from those before it."""
 
-    def schedule(self, n, layers):
-        return staged(zip(self.layers, (min(n, k) for k in self.counts)), n, layers)
-
-    def soft_masks(self, tokens, i, alive):
-        raw_self, raw_cross = self.scores(tokens, alive)
-        S_redundant = self.redundant_pruning_score(self.normalised(raw_self, alive), self.normalised(raw_cross, alive))
-        best = S_redundant.masked_fill(alive < 0.5, -torch.inf).argsort(descending=True, stable=True)[:self.counts[i]]
-        return S_redundant, torch.zeros_like(S_redundant).index_fill(0, best, 1)[None]
+    def between_visual(self, tokens):
+        return tokens.before.mean_attention("visual")[:, tokens.visual]
 
 
 @dataclass(frozen=True)
@@ -209,8 +202,7 @@ class ATPRawScores(ATP):
 
 @dataclass(frozen=True)
 class ATPUnnormalised(ATP):
-    """The letter of the paper: logits and probabilities are averaged and compared with thresholds in (0, 1) as they
-    are."""
+    """The letter of the paper: scores are averaged and compared with thresholds in (0, 1) as they are."""
 
     def normalised(self, S, alive):
         return S
@@ -221,7 +213,7 @@ class ATPSoftmaxScores(ATP):
     """Each score is a softmax over the tokens that are left."""
 
     def normalised(self, S, alive):
-        return S.masked_fill(~self.left(alive), -torch.inf).softmax(dim=0)
+        return S.masked_fill(~self.is_left(alive), -torch.inf).softmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -229,25 +221,89 @@ class ATPRankedScores(ATP):
     """Each score is its rank among the tokens that are left, from 1 down to 0."""
 
     def normalised(self, S, alive):
-        left = self.left(alive)
-        order = S.masked_fill(~left, -torch.inf).argsort(descending=True, stable=True).argsort()
-        return 1 - order / (left.sum() - 1).clamp_min(1)
-
-
-@dataclass(frozen=True)
-class ATPGiven(ATP):
-    """Eq. 3 by the order of its arguments: what a token gives to the others, not what it receives."""
-
-    def over_visual(self, logits, alive):
-        return super().over_visual(logits.T, alive)
+        is_left = self.is_left(alive)
+        S = finite(S, "the attention scores").masked_fill(~is_left, -torch.inf)    # else NaN would have a rank
+        order = S.argsort(dim=1, descending=True, stable=True)                     # (2, n)
+        rank = order.argsort(dim=1)                                                # (2, n)  from 0, the best
+        return 1 - rank / (is_left.sum() - 1).clamp_min(1)
 
 
 @dataclass(frozen=True)
 class ATPPooled(ATP):
-    """Prompts with another number of visual tokens: the scores are pooled to the module's length."""
+    """Eq. 6 for prompts with another number of visual tokens: the scores are pooled to the module's length."""
 
     def at_length(self, S, N):
-        return S if len(S) == N else F.adaptive_avg_pool1d(S[None], N)[0]
+        return S if S.shape[1] == N else F.adaptive_avg_pool1d(S, N)
+
+
+@dataclass(frozen=True)
+class ATPDetached(ATP):
+    """Training: no gradient goes through the scores that Eq. 6 reads, only through those that Eq. 9 compares."""
+
+    def thresholds(self, i, S, tokens):
+        return super().thresholds(i, S.detach(), tokens)
+
+
+@dataclass(frozen=True)
+class ATPMaskedSelf(ATP):
+    """Training: the soft mask of a token weakens what it sees of itself, too."""
+
+    sees_itself = False
+
+
+@dataclass(frozen=True)
+class ATPFixedRatio(ATP):
+    """Table 2's pre-defined ratio: `counts` tokens are left after each layer, without thresholds."""
+
+    counts: tuple[FromOne, ...] = (136, 68, 34)    # one number per layer
+
+    preconditions = frozenset({"text"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.counts) != len(self.layers):
+            raise UserError("ATP: counts are numbers from 1, one per layer; "
+                            f"got {self.counts} for layers {self.layers}")
+
+    def schedule(self, n, layers):
+        stages = [(layer, min(n, k)) for layer, k in zip(self.layers, self.counts)]
+        return staged(stages, n, layers)
+
+    def soft_masks(self, tokens, i, alive):
+        S = self.normalised(self.scores(tokens, alive), alive)                     # (2, n)
+        S_redundant = self.redundant_pruning_score(S)                              # (n,)
+        best = descending(S_redundant.masked_fill(alive < 0.5, -torch.inf))[:self.counts[i]]
+        mask = torch.zeros_like(S_redundant).index_fill(0, best, 1)                # (n,)
+        return S_redundant, mask[None]
+
+
+@dataclass(frozen=True)
+class ATPRenumbered(ATP):
+    """Table 4 without PP: survivors are numbered 0.. in place of their own position ids."""
+
+    positions = "renumber"
+
+
+@dataclass(frozen=True)
+class ATP2D(ATP):
+    """Table 4 with PP, the 2-D rotary embedding, which the paper does not define: rows and columns for the image.
+
+    The patch in row r, column c of an image that starts at p gets (p + r, p + c), the text after it goes on at p + the
+    longer side, and text gets (p, p). Half of the RoPE pairs rotate by the first, half by the second.
+    """
+
+    def with_positions(self, tokens):
+        if not tokens.n:
+            return tokens
+        # how many ids each row uses up: text one, an image its longer side, at its last row
+        length = torch.ones_like(tokens.position).index_fill_(0, tokens.visual, 0)                 # (T,)
+        for tile in tokens.grid[:, 0].unique():
+            in_tile = tokens.grid[:, 0] == tile
+            length[tokens.visual[in_tile][-1]] = tokens.grid[in_tile, 1:].max() + 1
+        start = length.cumsum(0) - length                                          # (T,)
+        position = start[:, None].repeat(1, 2)                                     # (T, 2)
+        position[tokens.visual] += tokens.grid[:, 1:].clamp_min(0)
+        return replace(tokens, position=position, next_position=int(length.sum()))
 
 
 # --- PruMerge, HiRED, PyramidDrop, FitPrune, VTW, VisionZip -----------------------------------------------------------
@@ -515,13 +571,18 @@ READINGS = {
     "asap_renumbered": ASAPRenumbered,
     "adaptprune_normed_keys": AdaptPruneNormedKeys,
     "adaptprune_newlines": AdaptPruneKeepNewlines,
-    "atp_fixed_ratio": ATPFixedRatio,
+    "atp_given": ATPGiven,
+    "atp_probs": ATPProbs,
     "atp_raw_scores": ATPRawScores,
     "atp_unnormalised": ATPUnnormalised,
     "atp_softmax_scores": ATPSoftmaxScores,
     "atp_ranked_scores": ATPRankedScores,
-    "atp_given": ATPGiven,
     "atp_pooled": ATPPooled,
+    "atp_detached": ATPDetached,
+    "atp_masked_self": ATPMaskedSelf,
+    "atp_fixed_ratio": ATPFixedRatio,
+    "atp_renumbered": ATPRenumbered,
+    "atp_2d": ATP2D,
     "prumerge_average": PruMergeAverage,
     "prumerge_paper": PruMergePaper,
     "prumerge_plus_released": PruMergePlusReleased,

@@ -14,7 +14,7 @@ from pruning.compose import Both, Schedule
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
 from test_run import PICTURE, done
-from tiny import MARK, built, has_keep, ids, llava, next_llava, one_thread, picture, prefill, refusal, tiled  # noqa: F401
+from tiny import MARK, built, has_keep, ids, llava, next_llava, picture, prefill, refusal, tiled  # noqa: F401
 
 NEXT = str(Path(PICTURE).parents[1] / "next_vicuna")
 AT_MOST = {"hired", "downsample", "avgpool"}   # round down once more: shares of tiles, whole rows and columns

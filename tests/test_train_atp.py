@@ -1,5 +1,5 @@
-"""Training ATP on a tiny checkpoint: what is learnt from, what one step computes, that it resumes, spreads over processes, and
-ends as a folder that the command line reads."""
+"""Training ATP on a tiny checkpoint: what is learnt from, what one step computes, that it resumes, spreads over
+processes, and ends as a folder that the command line reads."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import run
 from minivlm.cache import Cache
-from minivlm.lab import instruct
+from minivlm.lab import instruct, modules
 from minivlm.lab.atp_student import Student, prepared
 from minivlm.lab.instruct import Instructions, batch, tokenised
 from minivlm.lab.train_atp import Recipe, Run
@@ -24,6 +24,8 @@ from minivlm.text import prompt
 from minivlm.trace import Trace
 from pruning.atp import ATP
 from pruning.base import UserError
+from pruning.readings import (ATP2D, ATPDetached, ATPFixedRatio, ATPMaskedSelf, ATPProbs, ATPRawScores,
+                              ATPRenumbered)
 from weights import load
 
 ROOT = Path(__file__).parent.parent
@@ -42,8 +44,8 @@ def said(*words):
 def written(folder, count=12):
     """An instruction file about three pictures, with a conversation that has none."""
     nouns = ("boat", "lake", "sign", "small square", "dog")
-    rows = [dict(id=str(i), image=PICTURES[i % 3], conversations=said(f"<image>\nWhat is the {nouns[i % 5]}?", nouns[i % 4]))
-            for i in range(count)]
+    talks = [said(f"<image>\nWhat is the {nouns[i % 5]}?", nouns[i % 4]) for i in range(count)]
+    rows = [dict(id=str(i), image=PICTURES[i % 3], conversations=talk) for i, talk in enumerate(talks)]
     rows[1]["conversations"] += said("And which <image>color?", "white and bright")
     (folder / "data.json").write_text(json.dumps([*rows, dict(id="text", conversations=said("Hi", "Hello"))]))
     return folder / "data.json"
@@ -58,8 +60,8 @@ def model(**options):
     return load(MODEL, "float32", **options)
 
 
-def atp(**options):
-    return ATP(layers=(1, 2), **options)
+def atp(kind=ATP, **options):
+    return kind(layers=(1, 2), **options)
 
 
 @torch.enable_grad()
@@ -74,10 +76,10 @@ def trained(data, folder, recipe=RECIPE, method=None, stop=None, resume=False, s
     return run
 
 
-# --- what is learnt from -----------------------------------------------------------------------------------------------------
+# --- what is learnt from ----------------------------------------------------------------------------------------------
 
 def test_instructions(data):
-    """Twelve of thirteen have a picture; marks are taken out of the questions; in each epoch all come once, in another order."""
+    """Twelve of thirteen have a picture; marks are taken out of the questions; each epoch has all, in another order."""
     turns = [("What is the lake?", "lake"), ("And which color?", "white and bright")]
     assert len(data) == 12 and data.rows[1] == (PICTURES[1], turns)
     order = data.order(3)
@@ -98,7 +100,7 @@ def test_answers_are_found(data):
 
 
 def test_answers_end_where_a_template_does_not_say_so(data):
-    """Of a checkpoint's own templates: llava's writes no </s>, which is learnt all the same, and the others' end stays theirs."""
+    """Of a checkpoint's own templates: llava's writes no </s>, which is learnt all the same; the others' end stays."""
     tokenizer = model().tokenizer
     llava = ("{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' "
              "else c['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}")
@@ -118,7 +120,7 @@ def split(ids, mark):
 
 
 def test_batch(data):
-    """Two conversations of different lengths: the picture's rows, the text after it, the answers, and nothing beyond the end."""
+    """Two conversations of different lengths: the picture's rows, the text after it, the answers, and no more."""
     llava = model()
     b = batch(llava, [data[0], data[1]], "llava-hf")
     T = [len(tokenised(llava.tokenizer, data.rows[i][1], "llava-hf")[0]) - 1 + 16 for i in (0, 1)]
@@ -131,19 +133,20 @@ def test_batch(data):
 
 
 def test_what_does_not_fit_is_cut(data):
-    """A context of 26: both end there, before their answers, and nothing is learnt from them. Of 12: not even the picture fits."""
+    """A context of 26: both end there, before their answers, so nothing is learnt. Of 12: not even the picture fits."""
     llava = model()
     llava.config.text.max_position_embeddings = 26
     b = batch(llava, [data[0], data[1]], "llava-hf")
     assert b.ids.shape == (2, 26) and not b.answer.any() and b.is_text[0, b.visual[0, -1] + 1:].all()
-    seen = Student(llava, prepared(llava, atp(), RECIPE), RECIPE)(b)
-    assert seen["ntp"] == 0 and seen["loss"].isfinite()
+    result = Student(llava, prepared(llava, atp(), RECIPE), RECIPE)(b)
+    assert result["ntp"] == 0
+    assert result["loss"].isfinite()
     llava.config.text.max_position_embeddings = 12
     with pytest.raises(UserError, match="do not fit"):
         batch(llava, [data[0]], "llava-hf")
 
 
-# --- what a step computes ----------------------------------------------------------------------------------------------------
+# --- what a step computes ---------------------------------------------------------------------------------------------
 
 def student(method, recipe=RECIPE, seed=0):
     """A student whose thresholds differ between prompts."""
@@ -155,11 +158,12 @@ def student(method, recipe=RECIPE, seed=0):
     return Student(llava, method, recipe)
 
 
-@pytest.mark.parametrize("options", [{}, dict(position_ids="2d"), dict(counts=(9, 4)), dict(strategy="redundant"),
-                                     dict(score="cross", own_key=False)])
-def test_at_a_high_temperature_it_is_what_inference_does(data, options):
+@pytest.mark.parametrize("kind, options", [
+    (ATP, {}), (ATP2D, {}), (ATPFixedRatio, dict(counts=(9, 4))), (ATP, dict(strategy="redundant")), (ATPProbs, {}),
+    (ATPMaskedSelf, dict(score="cross"))])
+def test_at_a_high_temperature_it_is_what_inference_does(data, kind, options):
     """Rows of the question: as in a prefill that drops what the same thresholds say, though answers follow."""
-    learner = student(atp(temperature=1e8, **options))
+    learner = student(atp(kind, temperature=1e8, **options))
     llava = learner.llava
     b = batch(llava, [data[1], data[0]], "llava-hf")
     hidden, masks = learner.hidden(b)
@@ -204,18 +208,21 @@ def test_the_loss_is_of_the_answers_alone(data):
     for module in learner.module:
         module.linear_s.weight.zero_()
         module.linear_s.bias.fill_(-20.)
-    b, llava = batch(learner.llava, [data[1]], "llava-hf"), learner.llava
-    seen = learner(b)
+    llava = learner.llava
+    b = batch(llava, [data[1]], "llava-hf")
+    result = learner(b)
     ids, answer = tokenised(llava.tokenizer, data.rows[1][1], "llava-hf")
     tokens = llava.embed(ids, [llava.processor.pixels(data[1][0])])
     logp = llava.lm_head(llava.language_model.prefill(tokens, Cache.empty(3), last=False)).log_softmax(dim=-1)
     ahead = [(t + 15 - 1, ids[t]) for t, a in enumerate(answer) if a]              # the mark became 16 rows
     expected = -sum(logp[row, i] for row, i in ahead) / len(ahead)
-    assert seen["ntp"].item() == pytest.approx(expected.item(), abs=1e-4)
-    assert seen["kept"].tolist() == pytest.approx([16, 16], abs=.01)
-    assert seen["average"].item() == pytest.approx(16, abs=.01) and seen["atp"].item() == pytest.approx(3, abs=.01)
-    total = seen["ntp"] + .05 * seen["atp"] + .2 * seen["target"]
-    assert seen["loss"].item() == pytest.approx(total.item(), rel=1e-5) and seen["target"].item() == pytest.approx(8, abs=.01)
+    assert result["ntp"].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert result["kept"].tolist() == pytest.approx([16, 16], abs=.01)
+    assert result["average"].item() == pytest.approx(16, abs=.01)
+    assert result["atp"].item() == pytest.approx(3, abs=.01)                       # (16 * 1 + 16 * 2) / 16
+    assert result["target"].item() == pytest.approx(8, abs=.01)                    # from 8 tokens
+    total = result["ntp"] + .05 * result["atp"] + .2 * result["target"]
+    assert result["loss"].item() == pytest.approx(total.item(), rel=1e-5)
     learner.recipe = replace(RECIPE, target_unit="share")
     assert learner(b)["loss"].item() == pytest.approx(total.item() - .2 * 8 * 15 / 16, abs=.01)
 
@@ -230,25 +237,27 @@ def test_a_step_takes_the_mean_gradient_clipped_to_norm_1(data, tmp_path, factor
     run.student.forward = lambda b: {k: x * factor for k, x in forward(b).items()}
     batches = [batch(llava, [data[i], data[i + 1]], "llava-hf") for i in (0, 2)]
     grads = torch.autograd.grad(sum(run.student(b)["loss"] for b in batches) / 2, list(run.trained.values()))
-    norm, seen = torch.cat([g.flatten() for g in grads]).norm(), []
-    run.adam.step = lambda: seen.extend(p.grad.clone() for p in run.trained.values())
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    taken = []
+    run.adam.step = lambda: taken.extend(p.grad.clone() for p in run.trained.values())
     run.step(batches)
     assert (norm > 2) == (factor == 1) and (norm < .5) == (factor < 1)
-    for ours, theirs in zip(seen, grads):
+    for ours, theirs in zip(taken, grads):
         torch.testing.assert_close(ours, theirs / norm.clamp_min(1), atol=1e-6, rtol=1e-3)
 
 
-# --- training ----------------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 def test_the_loss_falls_and_the_budget_is_met(data, tmp_path):
     log = trained(data, tmp_path / "a", replace(RECIPE, steps=60, lr=3e-3, lr_module=3e-2)).log
-    early, late = ([sum(line[k] for line in part) / 10 for k in ("ntp", "target")] for part in (log[:10], log[-10:]))
-    assert late[0] < .7 * early[0] and late[1] < early[1] / 3
+    early, late = ({k: sum(line[k] for line in part) / 10 for k in ("ntp", "target")} for part in (log[:10], log[-10:]))
+    assert late["ntp"] < .7 * early["ntp"]
+    assert late["target"] < early["target"] / 3
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_what_is_trained(data, tmp_path, frozen):
-    """The tower never; the rest of the model unless it is frozen; the thresholds always. The file that was read stays as it is."""
+    """The tower never; the rest of the model unless it is frozen; thresholds always. The file read stays as it was."""
     before, stored = model().state_dict(), (MODEL / "model.safetensors").read_bytes()
     fresh = prepared(model(), atp(), RECIPE).module.state_dict()
     run = trained(data, tmp_path / "a", replace(RECIPE, freeze_lm=frozen), atp(temperature=10.))
@@ -266,11 +275,28 @@ def test_a_threshold_that_does_not_count_is_not_trained(data, tmp_path, strategy
     assert parts == {"linear", "linear_r", "linear_s"} - {idle}
 
 
+@pytest.mark.parametrize("kind, name", [(ATPRawScores, "atp_raw_scores"), (ATPDetached, "atp_detached"),
+                                        (ATPRenumbered, "atp_renumbered")])
+def test_any_reading_is_trained(data, tmp_path, capsys, kind, name):
+    """The thresholds move, and the folder is that of the reading: it is not gone on with as another."""
+    out = tmp_path / "out"
+    assert done(capsys, *arguments(tmp_path, out, "--method", name, "--freeze-lm", "--set", "temperature=10"))[0] == 0
+    trained_method = modules.read(out)
+    assert type(trained_method) is kind
+    fresh = prepared(model(), atp(kind), RECIPE).module.state_dict()
+    assert all(not x.equal(fresh[name]) for name, x in trained_method.module.state_dict().items())
+    status, _, err = done(capsys, *arguments(tmp_path, out, "--freeze-lm", "--set", "temperature=10", "--resume"))
+    assert status == 2
+    assert f"a run with method {name}, not atp" in err
+
+
 def test_a_pre_defined_ratio(data, tmp_path, capsys):
-    """Table 2: as many are left as is told, the model learns, and the folder says how it was trained."""
-    assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--set", "counts=6,3"))[0] == 0
-    assert [json.loads(line)["kept"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()] == [[6, 3]] * 3
-    ask = ["ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", tmp_path / "out", "--method", "atp"]
+    """Table 2: as many are left as counts says, the model learns, and the folder says how it was trained."""
+    out = tmp_path / "out"
+    fixed = ["--method", "atp_fixed_ratio"]
+    assert done(capsys, *arguments(tmp_path, out, *fixed, "--set", "counts=6,3"))[0] == 0
+    assert [json.loads(line)["kept"] for line in (out / "log.jsonl").read_text().splitlines()] == [[6, 3]] * 3
+    ask = ["ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", out, *fixed]
     assert "layer 2: 12 tokens, 3 of them visual" in done(capsys, *ask)[1]
 
 
@@ -306,7 +332,8 @@ def test_interrupted_between_checkpoints(data, tmp_path, monkeypatch):
 
 def test_warmup_and_cosine(data, tmp_path):
     """10 steps, 2 of warm-up: 1/2, 1, then (1 + cos(pi k / 8)) / 2."""
-    run = Run(llava := model(), prepared(llava, atp(), RECIPE), replace(RECIPE, steps=10, warmup=.2), data, tmp_path)
+    llava = model()
+    run = Run(llava, prepared(llava, atp(), RECIPE), replace(RECIPE, steps=10, warmup=.2), data, tmp_path)
     rates = []
     for run.at in range(10):
         rates.append(run.rate())
@@ -321,12 +348,12 @@ def test_bfloat16(data, tmp_path):
     assert [line["loss"] for line in rough.log] != [line["loss"] for line in exact.log]
 
 
-# --- the command line --------------------------------------------------------------------------------------------------------
+# --- the command line -------------------------------------------------------------------------------------------------
 
 def arguments(folder, out, *more, steps=3):
     return ["train", "atp", "--model", str(MODEL), "--data", str(folder / "data.json"), "--images", str(IMAGES),
-            "--target-tokens", "8", "--layers", "1,2", "--steps", str(steps), "--batch", "2", "--lr", "1e-3", "--lr-module", "1e-2", "--width", "4",
-            "--out", str(out), *more]
+            "--target-tokens", "8", "--layers", "1,2", "--steps", str(steps), "--batch", "2", "--lr", "1e-3",
+            "--lr-module", "1e-2", "--width", "4", "--out", str(out), *more]
 
 
 def done(capsys, *argv):
@@ -337,7 +364,7 @@ def done(capsys, *argv):
 
 
 def test_two_processes_are_twice_the_accumulation(data, tmp_path):
-    """torchrun with two processes on gloo: the losses of one process that accumulates two batches a step, and its weights."""
+    """torchrun with two processes on gloo: losses and weights of one process that accumulates two batches a step."""
     alone = [sys.executable, "run.py"]
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
     env = os.environ | dict(OMP_NUM_THREADS="1")
@@ -345,7 +372,8 @@ def test_two_processes_are_twice_the_accumulation(data, tmp_path):
         command = start + arguments(tmp_path, tmp_path / out, "--accumulate", accumulate)
         ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
-    one, both = ([json.loads(line) for line in (tmp_path / out / "log.jsonl").read_text().splitlines()] for out in ("one", "two"))
+    texts = [(tmp_path / out / "log.jsonl").read_text() for out in ("one", "two")]
+    one, both = ([json.loads(line) for line in text.splitlines()] for text in texts)
     assert len(one) == len(both) == 3
     for a, b in zip(one, both):
         assert a["kept"] == pytest.approx(b["kept"], rel=1e-5) and a["loss"] == pytest.approx(b["loss"], rel=1e-5)
@@ -371,7 +399,8 @@ def test_the_folder_is_read_by_load_and_by_the_method(data, tmp_path, capsys):
 
 def test_frozen_leaves_the_module_alone(data, tmp_path, capsys):
     assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--freeze-lm", "--set", "temperature=50"))[0] == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["atp.safetensors", "log.jsonl", "state.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["atp.safetensors", "log.jsonl", "state.safetensors"]
     status, _, err = done(capsys, "ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", MODEL,
                           "--method", "atp", "--set", f"module={tmp_path / 'out'}")
     assert status == 0, err
@@ -379,7 +408,7 @@ def test_frozen_leaves_the_module_alone(data, tmp_path, capsys):
 
 @pytest.mark.parametrize("layout", ["llava15_original", "tower elsewhere", "llava15_layers"])
 def test_other_layouts_are_saved_whole(data, tmp_path, capsys, layout):
-    """The original one with its tower in the file or in a folder of its own, and one in three files: what is saved loads."""
+    """The original one, its tower in the file or in a folder of its own, one in three files: what is saved loads."""
     folder = parted(tmp_path / "in") if layout == "tower elsewhere" else PARITY / layout
     argv = arguments(tmp_path, tmp_path / "out", steps=1)
     argv[argv.index("--model") + 1], argv[argv.index("--layers") + 1] = str(folder), "1"
@@ -396,18 +425,23 @@ def test_other_layouts_are_saved_whole(data, tmp_path, capsys, layout):
 def parted(folder):
     """The original checkpoint with the weights of its tower in the tower's folder."""
     shutil.copytree(PARITY / "llava15_original", folder)
-    tensors, inside = load_file(folder / "model.safetensors"), "model.vision_tower.vision_tower."
+    tensors = load_file(folder / "model.safetensors")
+    inside = "model.vision_tower.vision_tower."
+    tower = {key.removeprefix(inside): x for key, x in tensors.items() if inside in key}
     save_file({key: x for key, x in tensors.items() if inside not in key}, folder / "model.safetensors")
-    save_file({key.removeprefix(inside): x for key, x in tensors.items() if inside in key}, folder / "clip" / "model.safetensors")
+    save_file(tower, folder / "clip" / "model.safetensors")
     return folder
 
 
 @pytest.mark.parametrize("changed, words", [
-    (["--target-tokens", "20"], "out of reach"), (["--target-tokens", "3"], "out of reach"), (["--layers", "1,3"], "layer 3"),
-    (["--layers", "2,1"], "layers rise"), (["--data", "none.json"], "none.json"), (["--steps", "0"], "at least 1"),
-    (["--set", "nothing=1"], "no option 'nothing'"), (["--resume"], "no state to resume"), (["--save-every", "0"], "save-every"),
-    (["--theta-r", "1"], "thresholds lie"), (["--freeze-lm", "--set", "counts=4,2"], "nothing else is trained"),
-    (["--activation", "tanh"], "activation"), (["--images", "nowhere"], "nowhere"), (["--model", "nowhere"], "nowhere")])
+    (["--target-tokens", "20"], "out of reach"), (["--target-tokens", "3"], "out of reach"),
+    (["--layers", "1,3"], "layer 3"), (["--method", "fastv"], "invalid choice"),
+    (["--layers", "2,1"], "layers must rise"), (["--data", "none.json"], "none.json"), (["--steps", "0"], "at least 1"),
+    (["--set", "nothing=1"], "no option 'nothing'"), (["--resume"], "no state to resume"),
+    (["--save-every", "0"], "save-every"), (["--theta-r", "1"], "thresholds lie"),
+    (["--freeze-lm", "--method", "atp_fixed_ratio", "--set", "counts=4,2"], "nothing else is trained"),
+    (["--activation", "tanh"], "activation"), (["--images", "nowhere"], "nowhere"),
+    (["--model", "nowhere"], "nowhere")])
 def test_bad_input_is_one_line(data, tmp_path, capsys, changed, words):
     status, _, err = done(capsys, *arguments(tmp_path, tmp_path / "out"), *changed)
     lines = [line for line in err.splitlines() if "run.py: " in line]

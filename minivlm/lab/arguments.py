@@ -3,7 +3,7 @@
 import argparse
 from typing import Annotated, get_args
 
-from minivlm.lab import ablate, contestants, evaluate, fit, shapes, tables, tasks
+from minivlm.lab import ablate, contestants, evaluate, fit, modules, shapes, tables, tasks
 from minivlm.lab.train_atp import Recipe
 from minivlm.template import TEMPLATES
 from minivlm.toy import scenes
@@ -167,7 +167,8 @@ def _train_atp(add):
     add("--data", required=True, metavar="D", help="a json file in LLaVA's instruction format, or toy: the drawn world")
     add("--images", metavar="DIR", help="the folder of its pictures (default: the file's)")
     add("--target-tokens", type=of(Positive), required=True, metavar="N", help="visual tokens in a layer on average (N_target)")
-    add("--layers", default="4,14,24", help="the modules stand before these (default: 4,14,24)")
+    add("--method", choices=modules.READINGS, default="atp", help="the reading of the paper to train (default: atp)")
+    add("--layers", default="4,14,24", help="modules act before these (default: 4,14,24)")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of the method: strategy=spatial, ..")
     add("--freeze-lm", action="store_true", help="train the thresholds alone (Table 3)")
     add("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")

@@ -26,16 +26,18 @@ class Remembering(nn.Module):
 
     def __init__(self, tower):
         super().__init__()
-        self.tower, self.embeddings, self.layers = tower, tower.embeddings, tower.layers
-        self.pixels, self.given = None, {}
+        self.tower = tower
+        self.embeddings = tower.embeddings
+        self.layers = tower.layers
+        self.pixels = None
+        self.states = None
 
-    def forward(self, pixels, wanted, needs=frozenset()):
-        """As the tower does."""
+    def forward(self, pixels, depth):
+        """As the tower does; `depth` is the model's, the same at every call."""
         if self.pixels is None or not torch.equal(pixels, self.pixels):
-            self.pixels, self.given = pixels, {}
-        if needs not in self.given:                # `wanted` is the model's, the same at every call
-            self.given[needs] = self.tower(pixels, wanted, needs)
-        return self.given[needs]
+            self.states = self.tower(pixels, depth)
+            self.pixels = pixels
+        return self.states
 
 
 @dataclass

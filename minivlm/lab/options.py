@@ -8,6 +8,7 @@ from minivlm.data import SMALL, read_json
 from minivlm.lab import modules
 from minivlm.llama import plan
 from pruning import EVERY, METHODS, READINGS
+from pruning.atp import ATP
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
 from pruning.fields import annotations, parse, shown
@@ -147,7 +148,7 @@ def check(pruner, model):
     """The pruner, with the trained module that it needs; UserError, before anything runs, that says what the model has not."""
     if isinstance(pruner, Both):
         return replace(pruner, methods=tuple(check(method, model) for method in pruner.methods))
-    pruner = modules.found(pruner, model) if pruner and "training" in pruner.preconditions else pruner
+    pruner = modules.found(pruner, model) if isinstance(pruner, ATP) else pruner
     layers, name, asks = len(model.language_model.layers), type(pruner).__name__, pruner.preconditions if pruner else ()
     plan(pruner and pruner.at("decoder"), layers)
     if "calibration" in asks and pruner.fitted != layers:
@@ -178,7 +179,9 @@ def _single(name, place, keep, settings):
     options = dict(pairs)
     folder = options.pop("module", "none")             # the one option that is no value: where the value lies
     options = {option: parse(known[option], text) for option, text in options.items()}
-    return EVERY[name](**options) if folder.lower() == "none" else modules.read(folder, **options)
+    if folder.lower() == "none":
+        return EVERY[name](**options)
+    return modules.read(folder, EVERY[name], **options)
 
 
 def _fitted(path, keep, settings):
@@ -187,7 +190,7 @@ def _fitted(path, keep, settings):
         raise UserError(f"{path} holds a fitted method with all its options: --keep and --set do not go with it")
     stored = read_json(path, "method that `run.py fit` wrote", SMALL)
     try:
-        return METHODS[stored["method"]](**stored["options"])
+        return EVERY[stored["method"]](**stored["options"])
     except (UserError, KeyError, TypeError) as error:      # of values, of names, of kinds
         raise UserError(f"{path} holds no method that `run.py fit` wrote ({error})") from None
 

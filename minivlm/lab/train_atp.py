@@ -1,13 +1,13 @@
 """Training of ATP (pruning/atp.py), 3.3.3: `run.py train atp`, alone or under torchrun.
 
-Every prompt runs whole through the decoder, with soft masks in the softmax; AdamW lowers the full loss. The vision tower is
-frozen, and with freeze_lm all but the thresholds. As in LLaVA-1.5: warm-up, then a cosine to zero; no weight decay; gradients
-clipped to norm 1.
+Every prompt runs whole through the decoder, with soft masks in the softmax; AdamW lowers the loss. The vision tower
+is frozen, and with freeze_lm all but the thresholds. As in LLaVA-1.5: warm-up, then a cosine to zero; no weight decay;
+gradients clipped to norm 1.
 
-What a step sees follows from seed and step alone, and a checkpoint has the whole state, so that a run that was interrupted
-and resumed gives the same bits. A step is the mean of `accumulate` batches on each of the processes: two processes do as one
-with twice the accumulation. DIR gets state.safetensors, log.jsonl (a line a step) and atp.safetensors, and in the end, where
-the language model was trained too, the whole checkpoint.
+What a step sees follows from seed and step alone, and a checkpoint has the whole state, so that a run that was
+interrupted and resumed gives the same bits. A step is the mean of `accumulate` batches on each of the processes: two
+processes do as one with twice the accumulation. DIR gets state.safetensors, log.jsonl (one line per step) and
+atp.safetensors, and in the end the whole checkpoint, if the language model was trained too.
 """
 
 import json
@@ -71,8 +71,15 @@ class Run:
     """A training run in a folder: its state, its steps, its checkpoints."""
 
     def __init__(self, model, atp, recipe, data, folder, rank=0, size=1):
-        self.student, self.atp, self.recipe, self.data = Student(model, atp, recipe), atp, recipe, data
-        self.folder, self.rank, self.size, self.at, self.log = Path(folder), rank, size, 0, []
+        self.student = Student(model, atp, recipe)
+        self.atp = atp
+        self.recipe = recipe
+        self.data = data
+        self.folder = Path(folder)
+        self.rank = rank
+        self.size = size
+        self.at = 0                    # steps taken
+        self.log = []
         self.base = checksum(model.state_dict().values())          # of the weights before training
         self.trained = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
         ours = [p for name, p in self.trained.items() if name.startswith("module.")]
@@ -83,8 +90,10 @@ class Run:
 
     def train(self, save_every=100, stop=None):
         """Take the steps that are left (or those before `stop`), with a checkpoint every so many."""
-        r, model = self.recipe, self.student.llava
-        a_step, last = r.accumulate * self.size, r.steps if stop is None else min(stop, r.steps)
+        r = self.recipe
+        model = self.student.llava
+        last = r.steps if stop is None else min(stop, r.steps)
+        a_step = r.accumulate * self.size          # batches
         order = islice(self.data.order(r.seed), self.at * a_step * r.batch, None)
         with tqdm(total=r.steps, initial=self.at, desc="train", disable=self.rank > 0) as bar:
             while self.at < last:
@@ -99,25 +108,27 @@ class Run:
 
     def step(self, batches):
         """One update by the mean over batches and processes; what LOGGED names, and the tokens kept."""
-        r, total = self.recipe, 0
+        r = self.recipe
         for group in self.adam.param_groups:
             group["lr"] = group["base"] * self.rate()
+        total = 0
         for n, b in enumerate(batches):
             last = n == r.accumulate - 1
             with nullcontext() if last or self.size == 1 else self.parallel.no_sync(), self.precision(b.ids.device):
-                seen = self.parallel(b)
-                (seen["loss"] / r.accumulate).backward()               # the last one averages over the processes
-            total = total + torch.cat([torch.stack([seen[k].detach() for k in LOGGED]), seen["kept"]])
+                result = self.parallel(b)
+                (result["loss"] / r.accumulate).backward()             # the last one averages over the processes
+            logged = torch.stack([result[name].detach() for name in LOGGED])
+            total = total + torch.cat([logged, result["kept"]])
         total = total / (r.accumulate * self.size)
         if self.size > 1:
             dist.all_reduce(total)
         if not total.isfinite().all():
-            raise UserError(f"the loss is not finite at step {self.at}: lower --lr, or train in float32; the last checkpoint "
-                            "stands")
+            raise UserError(f"the loss is not finite at step {self.at}: lower --lr, or train in float32; "
+                            "the last checkpoint stands")
         nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        *numbers, = total.tolist()
+        numbers = total.tolist()
         return dict(zip(LOGGED, numbers), kept=numbers[len(LOGGED):])
 
     def rate(self):
@@ -134,7 +145,7 @@ class Run:
 
     def options(self):
         """What a state must agree in with the run that goes on from it."""
-        method = {name: x for name, x in vars(self.atp).items() if name != "module"}
+        method = dict(method=modules.name_of(type(self.atp)), **modules.options_of(self.atp))
         model = asdict(self.student.llava.config.text) | dict(weights=self.base)
         data = dict(samples=len(self.data), conversations=self.data.checksum(), processes=self.size)
         options = dict(recipe=asdict(self.recipe), atp=method, model=model, data=data)
