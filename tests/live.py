@@ -1,4 +1,4 @@
-"""The one gate of every test that compares with the installed transformers: `@live`, or the fixture `transformers` itself.
+"""The one gate of every test that compares with the installed transformers: `@live`, or the fixture `transformers`.
 
 It skips, with the reason, where transformers is missing, older than the range in minivlm.lab.hf.TESTED, or newer.
 MINIVLM_ANY_TRANSFORMERS=1 runs the tests with a newer one all the same.
@@ -15,7 +15,7 @@ live = pytest.mark.usefixtures("transformers")
 
 
 def transformers_or_skip():
-    """The module; skips the test that asks for it, with the reason, unless it is one that the tests are known to run with."""
+    """The module; skips the test that needs it, with the reason, unless the tests are known to run with this version."""
     try:
         module = hf.library("this test")
     except UserError as error:

@@ -33,7 +33,8 @@ def library(command):
     try:
         import transformers
     except Exception as error:             # it is not there, or what it needs is of another version
-        raise UserError(f"{command} runs transformers, which cannot be imported ({_first_line(error)}): {remedy}") from error
+        reason = _first_line(error)
+        raise UserError(f"{command} runs transformers, which cannot be imported ({reason}): {remedy}") from error
     if _release(transformers.__version__) < _release(lowest):
         raise UserError(f"{command} runs transformers {lowest} to {highest}, not {transformers.__version__}: {remedy}")
     return transformers
@@ -78,8 +79,8 @@ def live(folder, image, question, dtype=torch.float32, device="cpu", max_new_tok
     """Expected: every stage of one question about one picture file, as transformers computes it with eager attention.
 
     folder: of a llava-hf checkpoint, or its hub id. float32 by default, whatever the file holds: in half precision two
-    correct programs differ by a few percent. The stages are computed in float64 as well, to tell what rounding does to them.
-    Raises UserError where transformers is missing or cannot read the folder.
+    correct programs differ by a few percent. The stages are computed in float64 as well, to tell what rounding does to
+    them. Raises UserError where transformers is missing or cannot read the folder.
     """
     image = local_file(image)
     open_image(image)                      # raises before the long part
@@ -133,9 +134,9 @@ def reference(folder, dtype, device):
 def reference_prompt(tokenizer, folder, question):
     """The text of one question about one picture: transformers renders the folder's own chat template.
 
-    A message holds a list of pictures and texts, or, for a template that cannot write that, one string with a mark in it.
-    Without a template that writes both it is our text, or our refusal; without any, of a family that we do not know, Vicuna's
-    words do to compare two models, which is not to say that they are this one's.
+    A message holds a list of pictures and texts, or, for a template that cannot write that, one string with a mark in
+    it. Without a template that writes both it is our text, or our refusal; without any, of a family that we do not
+    know, Vicuna's words do to compare two models, which is not to say that they are this one's.
     """
     own = own_template(Path(folder))
     marked_already = IMAGE in question
@@ -152,7 +153,10 @@ def reference_prompt(tokenizer, folder, question):
 
 
 def _rendered(tokenizer, own, content):
-    """What a chat template writes of one message, "" where it fails. own: a Jinja, or None for the tokenizer's template."""
+    """What a chat template writes of one message, "" where it fails.
+
+    own: a Jinja, or None for the tokenizer's template.
+    """
     try:
         text = tokenizer.apply_chat_template([dict(role="user", content=content)], chat_template=own and own.source,
                                              tokenize=False, add_generation_prompt=True)
@@ -225,8 +229,8 @@ def _map(size, config):
 def stages(model, ids, mask, images=None):
     """{stage: tensor} of one forward pass, (B, S) ids whose image marks are expanded; padding on the left has mask 0.
 
-    images: what the image processor gave, pixel_values and, for LLaVA-NeXT, image_sizes. The features that are packed into
-    the prompt are read there.
+    images: what the image processor gave, pixel_values and, for LLaVA-NeXT, image_sizes. The features that are packed
+    into the prompt are read there.
     """
     core, text, position = model.model, model.config.text_config, (mask.cumsum(dim=-1) - 1).clamp(min=0)
     layers = core.language_model.layers
@@ -332,9 +336,9 @@ def greedy(model, ids, mask, images=None, max_new_tokens=20, eos_token_id=None, 
     own = model.generation_config
     ends = own.eos_token_id if eos_token_id is None else eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or ())
-    plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends or None, pad_token_id=own.pad_token_id,
-                             output_scores=True, return_dict_in_generate=True, **options)
-    model.generation_config = GenerationConfig()       # or generate() fills in from the folder's what `plain` leaves open
+    plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends or None,
+                             pad_token_id=own.pad_token_id, output_scores=True, return_dict_in_generate=True, **options)
+    model.generation_config = GenerationConfig()       # generate() fills in from it what `plain` leaves open
     try:
         out = model.generate(input_ids=ids, attention_mask=mask, **images or {}, generation_config=plain)
     finally:

@@ -3,10 +3,10 @@
 The stages are run one by one, in the pipeline's order, each on the output of the one before: the first line that fails
 names the module to look at. What was recorded in a batch is compared sample by sample.
 
-Two correct programs differ by rounding, and how much is a matter of the weights: channels a thousand times as large as the
-others cost three digits. So the tolerance is relative to the stage's own error, the distance of the reference in its dtype
-from the reference in float64. A recording does not have it; our own model in float32 and in float64 then gives the same
-figure, if the model is small enough to be held twice. Without either, the tolerance is a fixed one.
+Two correct programs differ by rounding, and how much is a matter of the weights: channels a thousand times as large
+as the others cost three digits. So the tolerance is relative to the stage's own error, the distance of the reference
+in its dtype from the reference in float64. A recording does not have it; our own model in float32 and in float64 then
+gives the same figure, if the model is small enough to be held twice. Without either, the tolerance is a fixed one.
 """
 
 import copy
@@ -30,8 +30,8 @@ from pruning.base import UserError
 # All of the largest value in a token's row (see `scale`), since rounding grows with it.
 FACTOR = 5                             # times the own error: of two correct programs, 1.5 times was seen
 LEAST = 2e-6                           # what is allowed at least, where the own error is known
-# What is allowed where it is not: some rows of a real decoder reach 20000 (its thirty layers, in float32, were then seen
-# 8e-6 apart). Half precision shows gross errors only, known or not.
+# What is allowed where it is not: some rows of a real decoder reach 20000 (its thirty layers, in float32, were then
+# seen 8e-6 apart). Half precision shows gross errors only, known or not.
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 PIXELS = 1e-5                          # the same arithmetic on the same bytes, in every dtype
 SMALL = 2 ** 28                        # bytes: a model is held a second time, in float64, only below this
@@ -109,7 +109,8 @@ def _own_error(model, twin, sample, places):
     if twin is None:
         return {}
     exact = dict(_stages(twin, sample, places))
-    return {name: distance(value, exact[name]) for name, value in _stages(model, sample, places) if name not in NO_ROUNDING}
+    ours = _stages(model, sample, places)
+    return {name: distance(value, exact[name]) for name, value in ours if name not in NO_ROUNDING}
 
 
 def _rows(model, twin, expected, places):
