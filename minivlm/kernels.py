@@ -23,6 +23,11 @@ def use(mode):
     _probed.clear()
 
 
+def mode():
+    """What `use` has set: "auto", "plain" or "fast"."""
+    return _state["mode"]
+
+
 def choices():
     """What is in use, in words, for `bench`."""
     if _state["mode"] != "auto":

@@ -335,6 +335,7 @@ class Pruner:
     # Rare: what only one or two methods change.
 
     cls: ClassVar = False                         # vision site: the class tokens are visual tokens too, on no grid
+    drops: ClassVar = True                        # False: its tokens stay in the sequence, with their keys masked
     prune_past_kv: ClassVar = False               # drop from the caches of the layers before the cut, too
     rerank_each_step: ClassVar = False            # reduce again, from the whole cache, at each generated token
 

@@ -42,6 +42,8 @@ class FastVAllRows(FastV):
 class FastVMask(FastV):
     """The released token-mask variant: all tokens stay, and the keys of the dropped ones are masked in layers K.."""
 
+    drops = False
+
     def reduce(self, tokens):
         return replace(super().reduce(tokens), drop=False)
 

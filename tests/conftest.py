@@ -15,6 +15,8 @@ torch.set_num_threads(1)             # the models are tiny: threads would wait f
 
 
 def pytest_configure(config):
+    from minivlm import kernels                    # here: the path is set above
+    kernels.use(config.getoption("--kernels"))
     config.addinivalue_line("markers", "live: compares with the installed transformers (every test that has the fixture)")
 
 
@@ -30,3 +32,8 @@ def transformers():
     """The installed transformers; see live.py."""
     from live import transformers_or_skip
     return transformers_or_skip()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kernels", choices=("plain", "fast", "auto"), default="plain",
+                     help="which forms of minivlm/kernels.py the whole suite runs on (default: the plain ones)")

@@ -15,7 +15,7 @@ from minivlm.lab.compare import Run, agreement, evidence_kept
 from minivlm.lab.options import build, build_all
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Step, Trace
-from pruning import METHODS
+from pruning import EVERY, METHODS
 from pruning.base import Reduction, UserError
 from pruning.fastv import FastV
 from pruning.compose import Both, Schedule
@@ -133,8 +133,8 @@ def test_all_leaves_out_what_cannot():
         build_all("vtw", "4", None, [], 16, 3)
 
 
-def test_lists_of_pairs():
-    assert build("asap", settings=["stages=[[2,0.5],[6,0.1]]"]).stages == ((2, .5), (6, .1))
+def test_lists():
+    assert build("atp_fixed_ratio", settings=["layers=[2,4]", "counts=[9,3]"]).counts == (9, 3)
     assert build("pyramiddrop", settings=["layers=1,2", "ratios=0.5,0.25"]).layers == (1, 2)
 
 
@@ -227,7 +227,7 @@ class Bare(FastV):
 
 def test_methods_describes_fields_without_a_comment(capsys, monkeypatch):
     """The field and its default, and no more: a comment that is not there was a traceback; so was a default that is made."""
-    monkeypatch.setitem(METHODS, "bare", Bare)
+    monkeypatch.setitem(EVERY, "bare", Bare)
     status, out, err = done(capsys, "methods", "bare")
     assert status == 0, err
     lines = [" ".join(line.split()) for line in out.splitlines()]

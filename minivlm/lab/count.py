@@ -1,9 +1,9 @@
 """FLOPs counted, not computed by a formula: torch's counter over the model itself, on the meta device, where nothing has values.
 
 The counter adds up every matrix product and convolution that runs, two operations for each multiplication with its
-addition; attention counts whole, as if the causal half were not skipped. What a method looks at is counted, since the
-model makes it; what the method does with it is not: without values it cannot choose. `ByNumber` stands in its place
-and keeps as many tokens as its schedule says.
+addition; attention counts whole, as if the causal half were not skipped. What a method computes for itself, views
+included, is not counted: without values it cannot choose. `ByNumber` takes its place and keeps as many tokens as its
+schedule says.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class ByNumber(Pruner):
 
     def reduce(self, tokens):
         keep = torch.arange(min(tokens.n, self.entering[tokens.layer]))
-        return Reduction(keep, drop=getattr(self.method, "mode", "drop") != "mask")
+        return Reduction(keep, drop=self.method.drops)
 
 
 @dataclass(frozen=True)
