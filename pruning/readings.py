@@ -116,7 +116,7 @@ class ASAPSimilarRoute(ASAP):
 
 @dataclass(frozen=True)
 class ASAPMaskLastSimilar(ASAPMaskLast):
-    """The mask in layer K-1 only, all rows rank, and a source goes to the most similar anchor: the recordings were made so."""
+    """The mask in layer K-1 only, all rows rank, and a source goes to the most similar anchor: as the recordings."""
 
     route = ASAPSimilarRoute.route
 

@@ -26,7 +26,10 @@ def facts(name):
     default = method()
     reads = _reads(method) if name in READINGS else None
     paper = METHODS[reads] if reads else method
-    options = [dict(name=f.name, default=getattr(default, f.name), about=_about(method, f.name)) for f in fields(method)]
+    options = []
+    for field in fields(method):
+        about = _about(method, field.name)
+        options.append(dict(name=field.name, default=getattr(default, field.name), about=about))
     return dict(
         name=name,
         reads=reads,
@@ -66,7 +69,7 @@ def _about(method, option):
 
 
 def _declares(tokens, i, option):
-    """Whether the statement that begins at token i is the field's: its name and a colon, first on a line of the class's body."""
+    """Whether the statement that begins at token i is the field's: its name and a colon, first on a line of the class."""
     before = tokens[i - 1].type if i else None
     begins = before in (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT)
     return begins and tokens[i].string == option and tokens[i + 1].string == ":"
