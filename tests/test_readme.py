@@ -107,6 +107,12 @@ def test_every_reading_is_named():
         assert f"`{name}`" in card, f"{name} is in no table of its card"
 
 
+def test_every_reading_that_is_named_exists():
+    words = set(re.findall(r"`(\w+)`", METHODS_TEXT))
+    readings = {word for word in words for name in METHODS if word.startswith(name + "_")}
+    assert readings and readings <= set(EVERY)
+
+
 @every_card
 def test_card_links_to_its_file(names, card):
     for name in names:
