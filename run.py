@@ -219,7 +219,7 @@ def verify_(args):
 
 
 def methods_(args):
-    """List the methods: where each acts, what it asks for, the laws it keeps, its paper; or one with its options."""
+    """List the methods: where each acts, what it needs, the laws it keeps, its paper; or one with its options."""
     names = [args.name] if args.name else READINGS if args.readings else METHODS
     told = [methods.facts(name) for name in names]
     if args.json:

@@ -50,7 +50,7 @@ class FastVMask(FastV):
 
 @dataclass(frozen=True)
 class FastVRerank(FastVMask):
-    """The same with a cache, as released: it ranks again at each generated token."""
+    """The released token-mask variant with a cache: it ranks again at each generated token."""
 
     rerank_each_step = True
 
@@ -118,7 +118,7 @@ class ASAPSimilarRoute(ASAP):
 
 @dataclass(frozen=True)
 class ASAPMaskLastSimilar(ASAPMaskLast):
-    """The same, and a source goes to the most similar anchor: what the recordings were made with."""
+    """The mask in layer K-1 only, all rows rank, and a source goes to the most similar anchor: as the recordings."""
 
     route = ASAPSimilarRoute.route
 
@@ -332,8 +332,8 @@ class PruMergeAverage(PruMerge):
 
 @dataclass(frozen=True)
 class PruMergePaper(PruMergeAverage):
-    """The same with the attention of the block that makes the features, mean over heads; only pruned tokens are
-    merged, and none are pooled."""
+    """The paper's text throughout: weighted averages, the attention of the block that makes the features, mean over
+    heads; only pruned tokens are merged, and none are pooled."""
 
     merges_kept = False
     pooled = 0

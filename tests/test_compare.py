@@ -15,7 +15,7 @@ from minivlm.lab.compare import Run, agreement, evidence_kept
 from minivlm.lab.options import build, build_all
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Step, Trace
-from pruning import EVERY, METHODS
+from pruning import EVERY, METHODS, READINGS
 from pruning.base import Reduction, UserError
 from pruning.fastv import FastV
 from pruning.compose import Both, Schedule
@@ -213,6 +213,25 @@ def test_methods_describes_each(capsys):
     assert done(capsys, "methods", "slowv")[0] == 2
 
 
+@pytest.mark.parametrize("name, reads", [
+    ("fastv_rerank", "fastv"), ("fastv_bimask_last", "fastv_bimask"), ("asap_mask_last_similar", "asap"),
+    ("prumerge_paper", "prumerge"), ("prumerge_plus_released", "prumerge_plus"), ("hired_grid", "hired"),
+])
+def test_methods_names_what_a_reading_reads(capsys, name, reads):
+    """The nearest method above it: fastv_rerank changes fastv_mask, itself a reading, and so reads fastv. Its paper is shown."""
+    shown = done(capsys, "methods", name)[1].splitlines()
+    assert shown[0].startswith(f"{name} (pruning/readings.py): A reading of {reads}. ")
+    assert shown[1] == done(capsys, "methods", reads)[1].splitlines()[1]
+
+
+def test_methods_lists_readings_apart(capsys):
+    """Three lines each, the second with the method that it reads; the registry's table has none of them."""
+    lines = done(capsys, "methods", "--readings")[1].splitlines()
+    assert [line.split()[0] for line in lines[1::3]] == list(READINGS)
+    assert all(re.match(rf"    A reading of ({'|'.join(METHODS)})\. .", line) for line in lines[2::3])
+    assert not set(READINGS) & set(METHODS)
+
+
 @dataclass(frozen=True)
 class Bare(FastV):
     """A method of one's own."""
@@ -227,6 +246,7 @@ class Bare(FastV):
 
 def test_methods_describes_fields_without_a_comment(capsys, monkeypatch):
     """The field and its default, and no more: a comment that is not there was a traceback; so was a default that is made."""
+    monkeypatch.setitem(METHODS, "bare", Bare)
     monkeypatch.setitem(EVERY, "bare", Bare)
     status, out, err = done(capsys, "methods", "bare")
     assert status == 0, err

@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   python run.py inspect DIR                  which stored tensor fills which module
   python run.py verify DIR                   every stage against recorded outputs of transformers
   python run.py verify DIR --live photo.jpg "What is this?"          the same against transformers, here and now
-  python run.py methods fastv                what a method reads, where it acts, its options; without a name, all of them
+  python run.py methods fastv                what a method needs, where it acts, its options; without a name, all of them
   python run.py cost --method fastv,divprune --keep 192,64           tokens, FLOPs and bytes of a shape; no weights needed
   python run.py tables                       every cost that three papers print, recomputed
   python run.py bench --against hf           speed, as ratios in one run
@@ -210,8 +210,8 @@ def _verify(add):
 
 
 def _methods(add):
-    add("name", nargs="?", metavar="METHOD", help="show this one, with its options")
-    add("--readings", action="store_true", help="list other readings of the papers, and foils, each a method with a name of its own")
+    add("name", nargs="?", metavar="METHOD", help="show this method, or reading, with its options")
+    add("--readings", action="store_true", help="list other readings of the papers, each a method with a name of its own, with the method that it reads")
     add("--json", action="store_true", help="print JSON")
 
 
