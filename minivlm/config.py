@@ -76,6 +76,15 @@ class LlavaConfig:
     pad_token_id: int | None = None
     template: str = "llava-hf"                     # of prompts: a key of text.TEMPLATES
 
+    @property
+    def feature_layers(self):
+        """The hidden states that the projector reads, counted from 0: [23] of LLaVA-1.5's -2 of 25."""
+        layers = self.vision_feature_layer
+        if isinstance(layers, int):
+            layers = [layers]
+        states = self.vision.num_hidden_layers + 1
+        return [l % states for l in layers]
+
 
 # What a text_config means by saying nothing: the defaults of its class, where they are not LlamaConfig's.
 TEXT = {

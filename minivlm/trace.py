@@ -59,6 +59,11 @@ class Trace:
         """Visual tokens of the unpruned prompt."""
         return len(self.grid)
 
+    @property
+    def tiles(self):
+        """Tiles of the images so far."""
+        return int(self.grid[:, 0].max()) + 1 if self.N else 0
+
     def sources(self):
         """(k, N) matrix: row i has the weights of the original visual tokens in surviving token i."""
         weights = torch.eye(self.N)                        # (m, N)  of the tokens so far

@@ -11,13 +11,13 @@ from minivlm.cache import Cache
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.internvl import InternVL
 from minivlm.internvl_config import InternVLConfig, InternViTConfig
-from minivlm.llava import Llava
 from minivlm.tiles import Tiles, best_grid
 from minivlm.trace import Trace
 from pruning import METHODS
 from pruning.atp import Thresholds
 from pruning.base import Pruner, Reduction, UserError
 from pruning.readings import ATPPooled
+from weights import model_class
 
 GRIDS = (16, 32), (32, 16), (32, 32), (48, 16), (16, 48)       # of a tiny LLaVA-NeXT
 MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words
@@ -33,7 +33,8 @@ def llava(layers=32, kv_heads=2, blocks=24, grid=4, context=512, tied=False, win
     text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
                       num_key_value_heads=kv_heads, max_position_embeddings=context, tie_word_embeddings=tied,
                       sliding_window=window)
-    return randomised(Llava(LlavaConfig(vision, text, image_token_index=MARK, **fields)))
+    config = LlavaConfig(vision, text, image_token_index=MARK, **fields)
+    return randomised(model_class(config)(config))
 
 
 @lru_cache(maxsize=4)
