@@ -1,17 +1,17 @@
 """LLaVA-NeXT: LLaVA on pictures of any resolution, each cut into Tiles (tiles.py); the network is LLaVA's.
 
-The patches of an image's Tiles make two grids, the base tile's and the map's (pruning/mosaic.py), and each row of the map
-ends with a newline token, `image_newline`. A method of the vision site is given all tiles, also what shows nothing of the
-picture; no newline is put between the tokens that it keeps.
+The patches of an image's Tiles make two grids, the base tile's and the map's (pruning/mosaic.py). Each row of the map
+ends with a newline token, `image_newline`. A method of the vision site is given all tiles, also what shows nothing of
+the picture; no newline is put between the tokens that it keeps.
 """
-
-from dataclasses import replace
 
 import torch
 from torch import nn
 
-from minivlm.llava import Llava, Part, counted_from
+from minivlm.llava import Llava
+from minivlm.sequence import Part, counted_from
 from minivlm.tiles import Tiles
+from pruning.apply import reordered
 from pruning.mosaic import Mosaic
 
 
@@ -45,7 +45,7 @@ class LlavaNext(Llava):
         return self.whole_part(image, trace)
 
     def pruned_part(self, image, pruner, trace):
-        """What a method of the vision site keeps of an image's Tiles, in the method's output order, without newlines."""
+        """What a method of the vision site keeps of an image's Tiles, in its output order, without newlines."""
         mosaic = self.mosaic(image)
         first_tile = trace.tiles
         first = trace.N
@@ -54,7 +54,8 @@ class LlavaNext(Llava):
             order = method.output_order(tokens.grid[r.keep], mosaic)               # (k',)
             return reordered(r, order)
 
-        features, grid, source = self.features(image.pixels.to(self.device), pruner, trace, arrange)
+        pixels = image.pixels.to(self.device)
+        features, grid, source = self.features(pixels, pruner, trace, arrange)
         hidden = self.multi_modal_projector(features)                              # (k, D)
         whole = mosaic.on_map(self.places(len(image), pruner))                 # (N, 3)
         trace.image(counted_from(first_tile, whole), (0, 0))
@@ -75,10 +76,3 @@ class LlavaNext(Llava):
         trace.image(grid, mosaic.padding)
         source = torch.arange(first, trace.N, device=self.device)
         return Part(hidden, grid.to(self.device), source)
-
-
-def reordered(r, order):
-    """The Reduction with these of its rows (k',), in this order."""
-    keep = r.keep[order]
-    merge = None if r.merge is None else r.merge[order]
-    return replace(r, keep=keep, merge=merge)

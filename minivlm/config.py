@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from minivlm.clip import ACTIVATIONS
+from minivlm.activations import ACTIVATIONS
 from minivlm.files import read_json
 from minivlm.limits import LIMITS, LONGEST, check, checked
 from pruning.base import UserError

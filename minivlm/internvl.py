@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minivlm.activations import ACTIVATIONS
 from minivlm.attention import attention
-from minivlm.clip import ACTIVATIONS, MLP
+from minivlm.clip import MLP
 from minivlm.image import ImageProcessor, _fields, _told, open_image
 from minivlm.limits import check
 from minivlm.llava import Llava

@@ -6,27 +6,19 @@ LLaVA-NeXT, which cuts a picture into tiles, is in anyres.py.
 """
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from minivlm.activations import ACTIVATIONS
 from minivlm.cache import Cache
-from minivlm.clip import ACTIVATIONS, ClipVision
+from minivlm.clip import ClipVision
 from minivlm.limits import check_ids, check_length
 from minivlm.llama import Decoder
+from minivlm.sequence import Part, counted_from, only_visual, spliced, tile_grid, tower_tokens
 from minivlm.trace import Trace
-from minivlm.views import only_visual, tile_grid, tower_tokens
 from pruning.apply import checked
-from pruning.base import Tokens, UserError
-
-
-class Part(NamedTuple):
-    """A piece of the prompt: words, or an image."""
-
-    hidden: Tensor                     # (m, D)
-    grid: Tensor | None = None         # (m, 3)    of an image
-    source: Tensor | None = None       # (m,)
+from pruning.base import UserError
 
 
 class Projector(nn.Module):
@@ -100,8 +92,10 @@ class Llava(nn.Module):
         """
         c = self.config
         side = c.vision.image_size // c.vision.patch_size
+        with_class = c.vision_feature_select_strategy == "full"
         pruner = pruner and pruner.at("vision")
-        with_class = c.vision_feature_select_strategy == "full" or bool(pruner and pruner.cls)
+        if pruner and pruner.cls:
+            with_class = True
         return tile_grid(tiles, side, with_class)
 
     def visual_tokens(self, image):
@@ -111,7 +105,8 @@ class Llava(nn.Module):
     def parts(self, images):
         """{"tile": (how many, patches of each), "image": (how many, patches of each, on average)}"""
         tiles = sum(len(image) for image in images)
-        patches = (self.config.vision.image_size // self.config.vision.patch_size) ** 2
+        c = self.config.vision
+        patches = (c.image_size // c.patch_size) ** 2
         return {
             "tile": (tiles, patches),
             "image": (len(images), tiles * patches // len(images)),
@@ -137,10 +132,12 @@ class Llava(nn.Module):
         parts = []
         start = 0
         for mark, image in zip(marks, images):
-            parts.append(Part(embed_tokens(ids[start:mark])))
+            words = embed_tokens(ids[start:mark])
+            parts.append(Part(words))
             parts.append(self.image_part(image, pruner, trace))
             start = mark + 1
-        parts.append(Part(embed_tokens(ids[start:])))
+        words = embed_tokens(ids[start:])
+        parts.append(Part(words))
         tokens = spliced(parts)
         # the embed site
         pruner = pruner and pruner.at("embed")
@@ -154,16 +151,19 @@ class Llava(nn.Module):
         """The Part of one image. Its tiles and tokens are counted from those of the images before it."""
         first_tile = trace.tiles
         first = trace.N
-        features, grid, source = self.features(pixels.to(self.device), pruner, trace)
+        pixels = pixels.to(self.device)
+        features, grid, source = self.features(pixels, pruner, trace)
         hidden = self.multi_modal_projector(features)                              # (k, D)
         whole = self.places(len(pixels), pruner)                               # (N, 3)
         trace.image(counted_from(first_tile, whole))
-        return Part(hidden, counted_from(first_tile, grid), source + first)
+        grid = counted_from(first_tile, grid)
+        return Part(hidden, grid, source + first)
 
     def prefill(self, tokens, pruner=None, trace=None):
         """Tokens of the whole prompt -> logits of the next token (V,) and the cache. UserError if it is too long."""
-        check_length(len(tokens.hidden), self.config.text.max_position_embeddings)
-        cache = Cache.empty(len(self.language_model.layers))
+        c = self.config.text
+        check_length(len(tokens.hidden), c.max_position_embeddings)
+        cache = Cache.empty(c.num_hidden_layers)
         hidden = self.language_model.prefill(tokens, cache, pruner, trace)
         return self.lm_head(hidden[-1]), cache
 
@@ -174,24 +174,3 @@ class Llava(nn.Module):
         hidden = self.language_model.embed_tokens(ids)
         hidden = self.language_model.step(hidden, cache, pruner)
         return self.lm_head(hidden[-1])
-
-
-def counted_from(tile, grid):
-    """The places (n, 3) with their tiles counted from `tile`."""
-    return grid + torch.tensor([tile, 0, 0], device=grid.device)
-
-
-def spliced(parts):
-    """The words and images of a prompt, in turn -> Tokens."""
-    hidden = torch.cat([part.hidden for part in parts])                            # (T, D)
-    # the rows of the images
-    length = torch.tensor([len(part.hidden) for part in parts])
-    is_image = torch.tensor([part.grid is not None for part in parts])
-    is_visual = is_image.repeat_interleave(length)                                 # (T,)
-    visual = is_visual.nonzero().squeeze(1)                                        # (n,)
-    images = [part for part in parts if part.grid is not None]
-    if not images:
-        return Tokens.start(hidden, visual, torch.empty(0, 3, dtype=torch.long))
-    grid = torch.cat([part.grid for part in images])                               # (n, 3)
-    source = torch.cat([part.source for part in images])                           # (n,)
-    return replace(Tokens.start(hidden, visual, grid), source=source)

@@ -33,7 +33,7 @@ class Trace:
 
     grid: Tensor | None = None
     images: list = field(default_factory=list)     # of each image: its range of original visual tokens
-    padding: list = field(default_factory=list)    # of each image of tiles: (above, left), rows and columns not on its map
+    padding: list = field(default_factory=list)    # of each image of tiles: rows above, columns left, off its map
     unpruned: int = 0                              # visual tokens that would enter the decoder without a method
     steps: list = field(default_factory=list)
     tokens: list = field(default_factory=list)     # entering each decoder layer, text and visual

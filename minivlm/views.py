@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from minivlm.attention import causal_mask, rotate
-from pruning.base import NOT_YET, LayerView, NoView, Tokens, whole_grid
+from pruning.base import NOT_YET, LayerView, NoView
 
 
 class DecoderView(LayerView):
@@ -81,43 +81,6 @@ class StepView(DecoderView):
 
     def __repr__(self):
         return f"StepView({self.cache.length} tokens held)"
-
-
-def tower_tokens(tower, states, hidden, grid):
-    """All tiles of one image as one sequence, as a method of the vision site is given it.
-
-    states: what enters block 0, 1, .. up to the first that has not run. hidden: the features, (tiles, 1+P, C).
-    grid: (n, 3) of all visual tokens.
-    """
-    tiles, rows, _ = hidden.shape
-    depth = len(states) - 1
-    per_tile = len(grid) // tiles                                                  # visual tokens of a tile
-    index = torch.arange(tiles * rows).view(tiles, rows)
-    visual = index[:, rows - per_tile:].flatten()                                  # (n,)
-    tokens = Tokens.start(hidden.flatten(0, 1), visual, grid, layer=depth)
-    # the block before the features, and the one after them
-    before = tower_view(tower, depth - 1, states, tokens)
-    here = tower_view(tower, depth, states, tokens)
-    return replace(tokens, before=before, here=here)
-
-
-def tile_grid(tiles, side, with_class=False):
-    """(n, 3) places of the patches of square tiles, row by row; with_class: each tile's class token first, on no grid."""
-    one_tile = whole_grid(side, side)                                              # (P, 3)
-    if with_class:
-        class_token = torch.tensor([[0, -1, -1]])
-        one_tile = torch.cat([class_token, one_tile])                              # (1+P, 3)
-    grid = one_tile.repeat(tiles, 1, 1)                                            # (tiles, 1+P, 3)
-    grid[:, :, 0] = torch.arange(tiles)[:, None]
-    return grid.flatten(0, 1)
-
-
-def only_visual(tokens):
-    """The visual tokens without the class tokens between them, which would keep each tile's together."""
-    rows = tokens.visual
-    hidden = tokens.hidden[rows]
-    position = tokens.position[rows]
-    return replace(tokens, hidden=hidden, position=position, visual=tokens.source)
 
 
 def tower_view(tower, l, states, tokens):
