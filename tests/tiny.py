@@ -13,7 +13,7 @@ from minivlm.internvl import InternVL
 from minivlm.internvl_config import InternVLConfig, InternViTConfig
 from minivlm.tiles import Tiles, best_grid
 from minivlm.trace import Trace
-from pruning import METHODS
+from pruning import EVERY, METHODS
 from pruning.atp import Thresholds
 from pruning.base import Pruner, Reduction, UserError
 from pruning.readings import ATPPooled
@@ -114,19 +114,26 @@ def thresholds(N=16, count=3, width=8, seed=0):
 
 
 def has_keep(name):
-    """Whether a method of the registry is told how many tokens to keep."""
-    return any(f.name == "keep" for f in fields(METHODS[name]))
+    """Whether a method or reading has a `keep`: how many tokens it keeps."""
+    return any(f.name == "keep" for f in fields(EVERY[name]))
 
 
 def built(name, keep=.5):
-    """A method of the registry with its defaults, but for `keep`, whose default is meant for more tokens than ours, and for
-    a trained module, in whose place stands a random one that is fitted to prompts of any length."""
-    if "training" in METHODS[name]().preconditions:
-        return ATPPooled(module=thresholds())
-    return METHODS[name](keep=keep) if has_keep(name) else METHODS[name]()
+    """A method or reading with its defaults, but for `keep`, whose default is meant for more tokens than ours, and for a
+    trained module, in whose place is a random one that takes prompts of any length."""
+    method = EVERY[name]
+    if "training" in method().preconditions:
+        pooled = ATPPooled if issubclass(ATPPooled, method) else type(method.__name__, (ATPPooled, method), {})
+        return pooled(module=thresholds())
+    return method(keep=keep) if has_keep(name) else method()
 
 
-REDUCING = [name for name, method in METHODS.items() if method.site != "decoder" or built(name).reduce_at(32)]
+def reduces(name):
+    """Whether a method or reading calls `reduce` on a decoder of 32 layers, or before it."""
+    return EVERY[name].site != "decoder" or bool(built(name).reduce_at(32))
+
+
+REDUCING = [name for name in METHODS if reduces(name)]
 
 
 @lru_cache
