@@ -12,8 +12,12 @@ NEIGHBOURS = [ROOT / "minivlm" / f"{name}.py" for name in
               ("activations", "anyres", "cache", "masks", "sequence", "trace", "views")]
 FILES = list(dict.fromkeys([*PATH, *NEIGHBOURS, *METHOD_FILES]))
 
-# Files that are above a limit still, and what they have; a file that gets better leaves this list.
-NOT_YET = {}
+# Files that are above a limit still: density, longest statement, wide lines. One that gets better leaves this list.
+NOT_YET = {
+    "pruning/compose.py": (11.0, 26, 0),
+    "pruning/mosaic.py": (11.3, 21, 0),
+    "pruning/visionzip.py": (11.0, 32, 0),
+}
 
 
 def name_of(file):
