@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from minivlm.anyres import LlavaNext
 from minivlm.config import read_config, tower_folder
 from minivlm.files import DTYPES, folder_of, read_json, stored
 from minivlm.image import ImageProcessor
@@ -80,7 +81,14 @@ def skeleton(folder):
 def on_meta(config):
     """The network of a configuration, every parameter's name and shape, without storage."""
     with torch.device("meta"), Unfilled():
-        return (InternVL if isinstance(config, InternVLConfig) else Llava)(config)
+        return model_class(config)(config)
+
+
+def model_class(config):
+    """The class of network that a configuration is of."""
+    if isinstance(config, InternVLConfig):
+        return InternVL
+    return LlavaNext if config.image_grid_pinpoints else Llava
 
 
 class Unfilled(TorchFunctionMode):
@@ -117,8 +125,8 @@ def _unused(config):
     """What LLaVA never runs: the layers above the hidden states that it reads, and the norm after them. InternVL runs all."""
     if isinstance(config, InternVLConfig):
         return []
-    count, layers = config.vision.num_hidden_layers, config.vision_feature_layer
-    highest = max(l % (count + 1) for l in ([layers] if isinstance(layers, int) else layers))
+    count = config.vision.num_hidden_layers
+    highest = max(config.feature_layers)
     return ["vision_tower.post_layernorm"] + [f"vision_tower.layers.{l}" for l in range(highest, count)]
 
 

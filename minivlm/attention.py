@@ -1,12 +1,12 @@
 """Rotary embedding, the causal mask, and attention.
 
-Letters: B batch, H query heads, Hk key heads, Dh head width, T queries, S keys (S > T when a cache holds S - T of them).
+Letters: B batch, H query heads, Hk key heads, Dh head width, T queries, S keys (S > T if a cache holds S - T of them).
 """
 
 import torch
 import torch.nn.functional as F
 
-from pruning.base import for_each_head
+from pruning.views import for_each_head
 
 
 def attention_by_definition(query, key, value, mask):
@@ -17,7 +17,8 @@ def attention_by_definition(query, key, value, mask):
     key = for_each_head(key, query.shape[1])                                       # (B, H, S, Dh)
     value = for_each_head(value, query.shape[1])                                   # (B, H, S, Dh)
     Dh = query.shape[-1]
-    logits = query @ key.mT / Dh ** 0.5                                            # (B, H, T, S)
+    logits = query @ key.mT                                                        # (B, H, T, S)
+    logits = logits / Dh ** 0.5
     weights = (logits + mask).softmax(dim=-1)                                      # (B, H, T, S)
     return weights @ value
 
@@ -25,17 +26,19 @@ def attention_by_definition(query, key, value, mask):
 def attention(query, key, value, mask=None, causal=True):
     """The same by torch's fused kernel, which never holds all weights.
 
-    mask: (.., T, S), added to the logits. None: each query sees the keys up to its own, the queries being the last T of the
-    S tokens; with causal=False all keys.
+    mask: (.., T, S), added to the logits. None: each query sees the keys up to its own, and the queries are the last T
+    of the S tokens; with causal=False it sees all keys.
     """
     key = for_each_head(key, query.shape[1])                                       # (B, H, S, Dh)
     value = for_each_head(value, query.shape[1])                                   # (B, H, S, Dh)
     T = query.shape[-2]
     S = key.shape[-2]
-    if mask is None and causal and T == S:
+    needs_mask = mask is None and causal and T > 1         # one query, the last, sees all keys
+    if needs_mask and T == S:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    if mask is None and causal and T > 1:
-        rows = torch.arange(S - T, S, device=query.device)
+    if needs_mask:
+        first = S - T
+        rows = torch.arange(first, S, device=query.device)
         mask = causal_mask(rows, S)                                                # (T, S)
     if mask is not None:
         mask = mask.to(query.dtype)
@@ -43,9 +46,9 @@ def attention(query, key, value, mask=None, causal=True):
 
 
 def causal_mask(rows, S, hidden=None):
-    """(R, S) what to add to the logits of these rows (R,) of S tokens: 0 for keys up to their own, minus infinity for later ones.
+    """(R, S) what to add to the logits of these rows (R,) of S tokens: 0 for keys up to their own, else minus infinity.
 
-    hidden: keys that no row, (S,), or that each row, (R, S), may not see. A row that is left with nothing sees itself.
+    hidden: keys that no row, (S,), or that each row, (R, S), may not see. A row that would see nothing sees itself.
     """
     row = rows[:, None]                                                            # (R, 1)
     column = torch.arange(S, device=rows.device)                                   # (S,)
@@ -60,25 +63,28 @@ def causal_mask(rows, S, hidden=None):
 
 def additive(allowed, dtype=torch.float32):
     """The mask to add to logits: 0 where True, minus infinity elsewhere."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    mask = torch.zeros_like(allowed, dtype=dtype)
     return mask.masked_fill_(~allowed, float("-inf"))
 
 
 def rope(position, head_dim, theta, dtype):
     """cos and sin of position * theta^(-2i/Dh), (T, Dh) each: angles in float32, then cast, as the reference does.
 
-    position (T,), or (T, 2) of two dimensions: the first half of the pairs turns by the first, the others by the second.
+    position (T,), or (T, 2), row and column: the first half of the pairs turns with the row, the rest with the column.
     """
-    index = torch.arange(0, head_dim, 2, device=position.device)
-    frequency = 1.0 / theta ** (index.float() / head_dim)                          # (Dh/2,) radians per position
+    pairs = head_dim // 2
+    index = 2 * torch.arange(pairs, device=position.device)                        # (Dh/2,)  2i
+    exponent = index / head_dim
+    frequency = 1.0 / theta ** exponent                                            # (Dh/2,)  radians per position
     if position.ndim == 1:
         position = position[:, None]                                               # (T, 1)
     else:
         row, column = position.split(1, dim=1)                                     # (T, 1) twice
-        pairs = head_dim // 2
-        first = row.expand(-1, pairs // 2)
-        second = column.expand(-1, pairs - pairs // 2)
-        position = torch.cat([first, second], dim=1)                               # (T, Dh/2)
+        half = pairs // 2
+        other_half = pairs - half
+        row = row.expand(-1, half)                                                 # (T, Dh/4)
+        column = column.expand(-1, other_half)                                     # (T, Dh/4)
+        position = torch.cat([row, column], dim=1)                                 # (T, Dh/2)
     angle = position.float() * frequency                                           # (T, Dh/2)
     angle = torch.cat([angle, angle], dim=-1)                                      # (T, Dh)
     cos = angle.cos().to(dtype)
@@ -87,8 +93,10 @@ def rope(position, head_dim, theta, dtype):
 
 
 def rotate(x, rope):
-    """Rotary embedding of x (.., T, Dh) by (cos, sin). Coordinate i turns with i + Dh/2 ("halves"), not with its neighbour."""
+    """Rotary embedding of x (.., T, Dh) by (cos, sin). Coordinate i turns with i + Dh/2, not with its neighbour."""
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
     quarter_turn = torch.cat([-second, first], dim=-1)
-    return x * cos + quarter_turn * sin
+    along = x * cos
+    across = quarter_turn * sin
+    return along + across

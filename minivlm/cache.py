@@ -1,4 +1,4 @@
-"""KV cache with a length per layer: after a reduction before layer l, layers l.. hold fewer tokens than layers ..l-1."""
+"""KV cache with a length per layer: after a reduction before layer l, layers l.. hold fewer tokens than the others."""
 
 from dataclasses import dataclass, field
 
@@ -29,52 +29,76 @@ class LayerCache:
         The prefill is kept as it came; the first later token moves it to a buffer with room for `reserve` more.
         """
         if self.key is None:
-            self.key, self.value, self.length = key, value, key.shape[2]
+            self.key = key
+            self.value = value
+            self.length = key.shape[2]
             return key, value
-        start, self.length = self.length, self.length + key.shape[2]
-        if self.length > self.key.shape[2]:
-            self.key, self.value = (self._grown(x, start, self.length + max(reserve, start // 2)) for x in (self.key, self.value))
-        self.key[:, :, start:self.length] = key
-        self.value[:, :, start:self.length] = value
-        return self.key[:, :, :self.length], self.value[:, :, :self.length]
+        start = self.length
+        end = start + key.shape[2]
+        if end > self.key.shape[2]:
+            # at least half as much again, so that a long answer moves it seldom
+            capacity = end + max(reserve, start // 2)
+            self.key = grown(self.key, start, capacity)
+            self.value = grown(self.value, start, capacity)
+        self.key[:, :, start:end] = key
+        self.value[:, :, start:end] = value
+        self.length = end
+        return self.key[:, :, :end], self.value[:, :, :end]
 
     def select(self, rows):
         """Hold only these of the tokens, in this order."""
-        self.key, self.value, self.length = self.key[:, :, rows], self.value[:, :, rows], len(rows)
-        self.position = None if self.position is None else self.position[rows]
-
-    @staticmethod
-    def _grown(old, used, capacity):
-        new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
-        new[:, :, :used] = old[:, :, :used]
-        return new
+        self.key = self.key[:, :, rows]
+        self.value = self.value[:, :, rows]
+        self.length = len(rows)
+        if self.position is not None:
+            self.position = self.position[rows]
 
     def hidden_keys(self, new=0):
-        """(length + new,) bool: keys that nobody may read, the `new` ones after them not among them; None if there are none."""
+        """(length + new,) bool: keys that nobody may read, but none of the `new` ones. None: all may be read."""
         if self.masked is None:
             return None
-        later = self.masked.new_zeros(self.length + new - len(self.masked))
+        later_keys = self.length + new - len(self.masked)
+        later = self.masked.new_zeros(later_keys)
         return torch.cat([self.masked, later])
+
+
+def grown(buffer, used, capacity):
+    """A buffer (1, Hk, capacity, Dh) with the `used` tokens of this one."""
+    batch, heads, _, width = buffer.shape
+    larger = buffer.new_empty(batch, heads, capacity, width)
+    larger[:, :, :used] = buffer[:, :, :used]
+    return larger
 
 
 @dataclass
 class Cache:
-    """One LayerCache a layer, and the prefilled sequence as it entered layer 0 (for methods that rank again)."""
+    """One LayerCache per layer, and the prefilled sequence as it entered layer 0 (for methods that rank again)."""
 
     layers: list = field(default_factory=list)
     tokens: object = None
 
     @classmethod
     def empty(cls, layers):
-        """A cache for so many layers."""
+        """A cache for a decoder of so many layers."""
         return cls([LayerCache() for _ in range(layers)])
+
+    def mask_from(self, l, masked):
+        """Mask these keys (T,) in layers l.."""
+        for held in self.layers[l:]:
+            held.masked = masked
 
     @property
     def lengths(self):
         """Tokens held by each layer."""
-        return [layer.length for layer in self.layers]
+        return [held.length for held in self.layers]
 
     @property
     def bytes(self):
         """Bytes of the keys and values held (not of the reserve)."""
-        return sum(2 * c.key[0, :, 0].numel() * c.key.element_size() * c.length for c in self.layers if c.key is not None)
+        total = 0
+        for held in self.layers:
+            if held.key is not None:
+                _, heads, _, width = held.key.shape
+                numbers = heads * width * held.length
+                total += 2 * numbers * held.key.element_size()
+        return total

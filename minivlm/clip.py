@@ -1,22 +1,13 @@
 """The CLIP vision transformer, as far as LLaVA uses it: hidden states before the last layer, no pooling.
 
-The 24 layers of ViT-L/14 see 576 patches and one class token. LLaVA reads hidden_states[-2], the input of the last
-layer.
+The 24 layers of ViT-L/14 run on 576 patches and one class token. LLaVA reads hidden_states[-2], what enters the last.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from minivlm.activations import ACTIVATIONS
 from minivlm.attention import attention
-
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "relu": F.relu,
-}
 
 
 class Embeddings(nn.Module):
@@ -24,11 +15,12 @@ class Embeddings(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.class_embedding = nn.Parameter(torch.zeros(c.hidden_size))
+        width = c.hidden_size
         side = c.patch_size
-        self.patch_embedding = nn.Conv2d(c.num_channels, c.hidden_size, side, side, bias=False)
         patches = (c.image_size // side) ** 2
-        self.position_embedding = nn.Embedding(patches + 1, c.hidden_size)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.patch_embedding = nn.Conv2d(c.num_channels, width, side, side, bias=False)
+        self.position_embedding = nn.Embedding(patches + 1, width)
 
     def forward(self, pixels):
         """(tiles, 3, size, size) -> (tiles, 1+P, C)"""
@@ -36,7 +28,8 @@ class Embeddings(nn.Module):
         patches = patches.flatten(2).transpose(1, 2)                               # (tiles, P, C)
         cls = self.class_embedding.expand(len(pixels), 1, -1)                      # (tiles, 1, C)
         hidden = torch.cat([cls, patches], dim=1)                                  # (tiles, 1+P, C)
-        return hidden + self.position_embedding.weight
+        position = self.position_embedding.weight                                  # (1+P, C)
+        return hidden + position
 
 
 class Attention(nn.Module):
@@ -44,11 +37,12 @@ class Attention(nn.Module):
 
     def __init__(self, c):
         super().__init__()
+        width = c.hidden_size
         self.num_heads = c.num_attention_heads
-        self.q_proj = nn.Linear(c.hidden_size, c.hidden_size)
-        self.k_proj = nn.Linear(c.hidden_size, c.hidden_size)
-        self.v_proj = nn.Linear(c.hidden_size, c.hidden_size)
-        self.out_proj = nn.Linear(c.hidden_size, c.hidden_size)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
 
     def heads(self, x):
         """(.., T, C) -> (.., H, T, Dh)"""

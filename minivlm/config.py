@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from minivlm.clip import ACTIVATIONS
+from minivlm.activations import ACTIVATIONS
 from minivlm.files import read_json
 from minivlm.limits import LIMITS, LONGEST, check, checked
 from pruning.base import UserError
@@ -75,6 +75,15 @@ class LlavaConfig:
     vision_tower: str | None = None                # original layout: name or folder of the CLIP tower
     pad_token_id: int | None = None
     template: str = "llava-hf"                     # of prompts: a key of text.TEMPLATES
+
+    @property
+    def feature_layers(self):
+        """The hidden states that the projector reads, counted from 0: [23] of LLaVA-1.5's -2 of 25."""
+        layers = self.vision_feature_layer
+        if isinstance(layers, int):
+            layers = [layers]
+        states = self.vision.num_hidden_layers + 1
+        return [l % states for l in layers]
 
 
 # What a text_config means by saying nothing: the defaults of its class, where they are not LlamaConfig's.

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minivlm.activations import ACTIVATIONS
 from minivlm.attention import attention
-from minivlm.clip import ACTIVATIONS, MLP
+from minivlm.clip import MLP
 from minivlm.image import ImageProcessor, _fields, _told, open_image
 from minivlm.limits import check
 from minivlm.llava import Llava
@@ -141,19 +142,19 @@ class InternVL(Llava):
         states = self.vision_tower(pixels, self.config.vision.num_hidden_layers)
         patches = states[-1][:, 1:]                                                # (tiles, P, C)
         features = pixel_shuffle(patches, self.config.join).flatten(0, 1)          # (n, 4C)
-        grid = self._whole_grid(len(pixels)).to(pixels.device)
+        grid = self.places(len(pixels)).to(pixels.device)
         return features, grid, torch.arange(len(grid), device=grid.device)
 
     def parts(self, images):
         """{"tile": (how many, visual tokens of each), "image": (how many, visual tokens of each, on average)}"""
         tiles = sum(len(image) for image in images)
-        tokens = len(self._whole_grid(1))
+        tokens = len(self.places(1))
         return {
             "tile": (tiles, tokens),
             "image": (len(images), tiles * tokens // len(images)),
         }
 
-    def _whole_grid(self, tiles, pruner=None):
+    def places(self, tiles, pruner=None):
         """(n, 3) places of all visual tokens of so many tiles, row and column on the shuffled grid."""
         c = self.config
         side = c.vision.image_size // c.vision.patch_size // c.join

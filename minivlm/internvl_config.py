@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from minivlm.chatml import CHATML
-from minivlm.clip import ACTIVATIONS
+from minivlm.activations import ACTIVATIONS
 from minivlm.config import TextConfig, VisionConfig, _check_heads, _dtype, _known, _only, _section, _text
 from minivlm.files import read_json
 from minivlm.limits import check, checked

@@ -1,4 +1,4 @@
-"""The LLaMA decoder: RMSNorm, rotary attention (multi-head or grouped), gated MLP; prefill with a pruner, steps without.
+"""The LLaMA decoder: RMSNorm, rotary attention, gated MLP. The prompt runs with a pruner, new tokens without.
 
 Module names are Hugging Face's, so that checkpoints map to it by a prefix. Mistral and Qwen2 decoders are the same
 network with other numbers (sliding window, biases).
@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minivlm.attention import causal_mask, rope, rotate
+from minivlm.attention import rope, rotate
 from minivlm.kernels import attention
+from minivlm.masks import prompt_mask, step_mask
 from minivlm.trace import Trace
 from minivlm.views import DecoderView, StepView
-from pruning.apply import checked, order, with_last
-from pruning.base import NOT_YET, UserError
+from pruning.apply import checked, order, plan, with_last
+from pruning.base import NOT_YET
 
 
 class RMSNorm(nn.Module):
@@ -27,7 +28,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+        width = x.shape[-1:]
+        normed = F.rms_norm(x.float(), width, eps=self.eps)
+        return self.weight * normed.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -38,14 +41,16 @@ class Attention(nn.Module):
         self.head_dim = c.head_dim
         query_width = c.num_attention_heads * c.head_dim
         key_width = c.num_key_value_heads * c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, query_width, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(c.hidden_size, key_width, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(c.hidden_size, key_width, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(query_width, c.hidden_size, bias=c.o_bias)
+        width = c.hidden_size
+        self.q_proj = nn.Linear(width, query_width, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(width, key_width, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(width, key_width, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(query_width, width, bias=c.o_bias)
 
     def heads(self, x):
         """(.., T, H*Dh) -> (.., H, T, Dh)"""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)
+        heads = x.unflatten(-1, (-1, self.head_dim))                               # (.., T, H, Dh)
+        return heads.transpose(-2, -3)
 
     def forward(self, x, rope, cache=None, mask=None, last=False):
         """(B, T, D) -> (B, T, D). rope: cos and sin of the T positions. mask: (.., T, S), None: causal; see attention.
@@ -57,14 +62,19 @@ class Attention(nn.Module):
         if last:
             query_x = x[:, -1:]                                                    # (B, 1, D)
             query_rope = [part[..., -1:, :] for part in rope]
-            mask = None if mask is None else mask[..., -1:, :]
-        query = rotate(self.heads(self.q_proj(query_x)), query_rope)               # (B, H, T or 1, Dh)
-        key = rotate(self.heads(self.k_proj(x)), rope)                             # (B, Hk, T, Dh)
+            if mask is not None:
+                mask = mask[..., -1:, :]                                           # (.., 1, S)
+        query = self.heads(self.q_proj(query_x))                                   # (B, H, T or 1, Dh)
+        query = rotate(query, query_rope)
+        key = self.heads(self.k_proj(x))                                           # (B, Hk, T, Dh)
+        key = rotate(key, rope)
         value = self.heads(self.v_proj(x))                                         # (B, Hk, T, Dh)
         if cache is not None:
             key, value = cache.append(key, value)                                  # (B, Hk, S, Dh) twice
-        out = attention(query, key, value, mask)                                   # (B, H, T or 1, Dh)  softmax(q k^T / sqrt(Dh) + mask) v
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        # softmax(query key^T / sqrt(Dh) + mask) value
+        out = attention(query, key, value, mask)                                   # (B, H, T or 1, Dh)
+        out = out.transpose(1, 2).flatten(2)                                       # (B, T or 1, H*Dh)
+        return self.o_proj(out)
 
 
 class MLP(nn.Module):
@@ -72,12 +82,15 @@ class MLP(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+        width = c.hidden_size
+        inner = c.intermediate_size
+        self.gate_proj = nn.Linear(width, inner, bias=c.mlp_bias)
+        self.up_proj = nn.Linear(width, inner, bias=c.mlp_bias)
+        self.down_proj = nn.Linear(inner, width, bias=c.mlp_bias)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate = F.silu(self.gate_proj(x))
+        return self.down_proj(gate * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -92,7 +105,8 @@ class Layer(nn.Module):
 
     def forward(self, x, rope, cache=None, mask=None, last=False):
         """(B, T, D) -> (B, T, D); with `last` only the last token's row, (B, 1, D)."""
-        attended = self.self_attn(self.input_layernorm(x), rope, cache, mask, last)
+        normed = self.input_layernorm(x)
+        attended = self.self_attn(normed, rope, cache, mask, last)
         if last:
             x = x[:, -1:]
         x = x + attended
@@ -106,7 +120,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = c
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        layers = [Layer(c) for _ in range(c.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def prefill(self, tokens, cache, pruner=None, trace=None, last=True):
@@ -117,7 +132,8 @@ class Decoder(nn.Module):
         depth = len(self.layers)
         trace = trace or Trace()
         pruner = pruner and pruner.at("decoder")
-        cuts, masks = plan(pruner, depth) if tokens.n else ((), ())
+        acting = pruner if tokens.n else None
+        cuts, masks = plan(acting, depth)
         if pruner:
             cache.tokens = tokens if pruner.rerank_each_step else None
             tokens = pruner.with_positions(tokens)
@@ -127,44 +143,36 @@ class Decoder(nn.Module):
             tokens = replace(tokens, layer=l)
             if l in cuts and tokens.n:
                 # the method drops, merges or masks visual tokens
-                tokens = replace(tokens, here=DecoderView(layer, tokens, rope, mask))
+                view = DecoderView(layer, tokens, rope, mask)
+                tokens = replace(tokens, here=view)
                 tokens = self.cut(tokens, pruner, trace, cache)
                 rope, mask = self.shared(tokens)
             layer_mask = mask
             if l in masks and tokens.n:
                 # the method says who may look at whom in this layer
-                here = DecoderView(layer, tokens, rope, mask)
-                layer_mask = pruner.mask(replace(tokens, here=here))
+                view = DecoderView(layer, tokens, rope, mask)
+                layer_mask = pruner.mask(replace(tokens, here=view))
             trace.enter(tokens)
-            cache.layers[l].start(tokens)
-            view = DecoderView(layer, tokens, rope, layer_mask, cache.layers[l])
-            hidden = layer(tokens.hidden[None], rope, cache.layers[l], layer_mask, last and l == depth - 1)[0]
-            tokens = replace(tokens, hidden=hidden, before=view if l + 1 in cuts else NOT_YET)
+            held = cache.layers[l]
+            held.start(tokens)
+            view = DecoderView(layer, tokens, rope, layer_mask, held)
+            only_last = last and l == depth - 1
+            batch = tokens.hidden[None]                                            # (1, T, D)
+            hidden, = layer(batch, rope, held, layer_mask, only_last)              # (T, D)
+            before = view if l + 1 in cuts else NOT_YET
+            tokens = replace(tokens, hidden=hidden, before=before)
         return self.norm(tokens.hidden)
 
     def rope(self, position, dtype):
         """cos and sin for these positions, shared by all layers."""
-        return rope(position.to(self.norm.weight.device), self.config.head_dim, self.config.rope_theta, dtype)
+        c = self.config
+        position = position.to(self.norm.weight.device)
+        return rope(position, c.head_dim, c.rope_theta, dtype)
 
     def shared(self, tokens):
         """What all layers share until the next cut: cos and sin of the positions, and the mask; None: causal."""
         rope = self.rope(tokens.position, tokens.hidden.dtype)
-        window = self.config.sliding_window
-        if window is None or tokens.next_position <= window:       # then no query is too far from any key
-            hidden = tokens.masked
-        else:
-            hidden = self.hidden_keys(tokens.masked, tokens.position, tokens.position)
-        if hidden is None:
-            return rope, None
-        rows = torch.arange(len(tokens.hidden), device=tokens.hidden.device)
-        return rope, causal_mask(rows, len(rows), hidden.to(rows.device))
-
-    def hidden_keys(self, masked, query_position, key_position):
-        """`masked` (S,), or with a sliding window (T, S): a row sees that many positions back, itself included; None: all."""
-        if self.config.sliding_window is None:
-            return masked
-        too_far = key_position <= query_position[:, None] - self.config.sliding_window             # (T, S)
-        return too_far if masked is None else too_far | masked.to(too_far.device)
+        return rope, prompt_mask(tokens, self.config.sliding_window)
 
     def cut(self, tokens, pruner, trace, cache):
         """Call the method before layer tokens.layer, and apply what it says."""
@@ -179,51 +187,28 @@ class Decoder(nn.Module):
     def step(self, hidden, cache, pruner=None):
         """Run m more tokens (m, D) after what the cache holds -> normed hidden states (m, D). Nothing is dropped."""
         m = len(hidden)
-        pruner = pruner and pruner.at("decoder")
-        cuts = pruner.reduce_at(len(self.layers)) if cache.tokens is not None else ()
-        ropes = {}                                         # by first position: methods may renumber, so layers may differ
-        for l, (layer, held) in enumerate(zip(self.layers, cache.layers)):
-            position = torch.arange(held.next_position, held.next_position + m, device=hidden.device)
-            if held.next_position not in ropes:
-                ropes[held.next_position] = self.rope(position, hidden.dtype)
-            rope = ropes[held.next_position]
-            mask = self.step_mask(held, position)
+        cuts = ()
+        if cache.tokens is not None:
+            pruner = pruner.at("decoder")
+            cuts = pruner.reduce_at(len(self.layers))
+        ropes = {}                     # by first position: a method may renumber, so layers may differ
+        for l, layer in enumerate(self.layers):
+            held = cache.layers[l]
+            first = held.next_position
+            position = torch.arange(first, first + m, device=hidden.device)        # (m,)
+            if first not in ropes:
+                ropes[first] = self.rope(position, hidden.dtype)
+            mask = step_mask(held, position, self.config.sliding_window)
+            rope = ropes[first]
             entered = hidden
-            hidden = layer(hidden[None], rope, held, mask)[0]
+            hidden, = layer(entered[None], rope, held, mask)                       # (m, D)
             held.next_position += m
-            if l + 1 in cuts:
-                self.rerank(StepView(layer, entered, rope, mask, held), l + 1, cache, pruner)
+            next_layer = l + 1
+            if next_layer in cuts:
+                # the method chooses again the keys that the layers from the next one on may read
+                view = StepView(layer, entered, rope, mask, held)
+                tokens = replace(cache.tokens, layer=next_layer, before=view)
+                r = checked(pruner, tokens)
+                masked = tokens.reduced(r).masked
+                cache.mask_from(next_layer, masked)
         return self.norm(hidden)
-
-    def step_mask(self, held, position):
-        """(m, S) mask for new tokens at these positions; None: they see all that is held."""
-        m = len(position)
-        masked = held.hidden_keys(m)                                               # (S,) or None
-        if self.config.sliding_window is not None:
-            held.position = torch.cat([held.position, position])
-            masked = self.hidden_keys(masked, position, held.position)             # (m, S)
-        if masked is None:
-            return None
-        S = masked.shape[-1]
-        return causal_mask(torch.arange(S - m, S, device=position.device), S, masked)
-
-    @staticmethod
-    def rerank(view, l, cache, pruner):
-        """Choose the keys that layers l.. may read again, from the newest token's attention over the whole cache."""
-        tokens = replace(cache.tokens, layer=l, before=view)
-        masked = tokens.reduced(checked(pruner, tokens)).masked
-        for held in cache.layers[l:]:
-            held.masked = masked
-
-
-def plan(pruner, layers):
-    """The layers before which, and in which, the method acts; UserError if the model has no such layer."""
-    if not pruner:
-        return (), ()
-    cuts = pruner.reduce_at(layers)
-    masks = pruner.mask_at(layers)
-    for l in cuts:
-        if not 0 < l < layers:
-            raise UserError(f"{type(pruner).__name__} reduces before layer {l}, and this model has {layers} layers: "
-                            f"choose a layer above 0 and below {layers}")
-    return cuts, masks

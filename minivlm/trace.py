@@ -10,39 +10,39 @@ from pruning.base import Reduction
 
 @dataclass(frozen=True)
 class Step:
-    """One reduction: where, what came in, what the method said."""
+    """One reduction: where it acted, which tokens it was given, what the method said."""
 
     site: str                          # "vision", "embed" or "decoder"
-    layer: int                         # before this decoder layer (0 at the embed site), or this layer of the vision tower
-    origin: Tensor                     # (n,)  the tokens before it, as indices among the N of the unpruned prompt
+    layer: int                         # before this decoder layer (0 at the embed site), or this layer of the tower
+    source: Tensor                     # (n,)  the tokens before it, as indices among the N of the unpruned prompt
     reduction: Reduction
 
     @property
     def kept(self):
-        """(k,) original indices of the tokens that remain, or in whose place a merged one stands."""
-        return self.origin[self.reduction.keep]
+        """(k,) original indices of the tokens that remain, or whose place a merged one takes."""
+        return self.source[self.reduction.keep]
 
 
 @dataclass
 class Trace:
-    """Filled during a prefill. `cells` (N, 3) says where in the picture each original visual token lies.
+    """Filled during a prefill. `grid` (N, 3) says where in the picture each original visual token lies.
 
-    N counts what the tower gave where a method acts at the vision site, else what enters the decoder unpruned. They differ
+    N counts what the tower gave if a method acts at the vision site, else what enters the decoder unpruned. They differ
     for tiles: there are newlines, or patches that show nothing of the picture.
     """
 
-    cells: Tensor | None = None
+    grid: Tensor | None = None
     images: list = field(default_factory=list)     # of each image: its range of original visual tokens
-    padding: list = field(default_factory=list)    # of each image of tiles: rows above, columns left that its map is without
+    padding: list = field(default_factory=list)    # of each image of tiles: rows above, columns left, off its map
     unpruned: int = 0                              # visual tokens that would enter the decoder without a method
     steps: list = field(default_factory=list)
     tokens: list = field(default_factory=list)     # entering each decoder layer, text and visual
     visual: list = field(default_factory=list)     # visual tokens entering each decoder layer
 
-    def image(self, cells, padding=None):
-        """Note the cells of another image's original visual tokens."""
-        self.images.append(range(self.N, self.N + len(cells)))
-        self.cells = torch.cat([self.cells, cells])
+    def image(self, grid, padding=None):
+        """Note where another image's original visual tokens lie, (m, 3)."""
+        self.images.append(range(self.N, self.N + len(grid)))
+        self.grid = torch.cat([self.grid, grid])
         self.padding.append(padding)
 
     def enter(self, tokens):
@@ -57,23 +57,39 @@ class Trace:
     @property
     def N(self):
         """Visual tokens of the unpruned prompt."""
-        return len(self.cells)
+        return len(self.grid)
+
+    @property
+    def tiles(self):
+        """Tiles of the images so far."""
+        return int(self.grid[:, 0].max()) + 1 if self.N else 0
 
     def sources(self):
-        """(k, N) matrix: of which original visual tokens, with which weights, each token that survived is made."""
-        made, index = torch.eye(self.N), torch.arange(self.N)                      # rows: tokens now
+        """(k, N) matrix: row i has the weights of the original visual tokens in surviving token i."""
+        weights = torch.eye(self.N)                        # (m, N)  of the tokens so far
+        index = torch.arange(self.N)                       # (m,)    the original token whose place each takes
         for step in self.steps:
-            keep, merge = step.reduction.keep, step.reduction.merge
-            order = index.argsort()
-            here = order[torch.searchsorted(index[order], step.origin)]            # (n,) rows of the tokens before it
-            new = made[here][keep] if merge is None else merge.float() @ made[here]          # (k, N)
-            other = ~torch.isin(index, step.origin)        # at the vision site: the tokens of other images
-            left = other & (index < (step.origin.min() if len(here) else 0))
-            right = other & ~left
-            made = torch.cat([made[left], new, made[right]])
-            index = torch.cat([index[left], step.origin[keep], index[right]])
-        return made
+            rows = _rows_of(step.source, index)            # (n,)
+            before = weights[rows]                         # (n, N)
+            keep = step.reduction.keep
+            merge = step.reduction.merge
+            after = before[keep] if merge is None else merge.float() @ before      # (k, N)
+            # at the vision site the tokens of other images stay, on the left and on the right
+            is_other = ~torch.isin(index, step.source)
+            first = step.source.min() if len(rows) else 0
+            left = is_other & (index < first)
+            right = is_other & ~left
+            weights = torch.cat([weights[left], after, weights[right]])
+            index = torch.cat([index[left], step.source[keep], index[right]])
+        return weights
+
+
+def _rows_of(values, index):
+    """The row of `index` (m,) that holds each of `values` (n,). (n,)"""
+    order = index.argsort()
+    return order[torch.searchsorted(index[order], values)]
 
 
 def _to_cpu(r):
-    return Reduction(*(x.cpu() if isinstance(x, Tensor) else x for x in vars(r).values()))
+    fields = [x.cpu() if isinstance(x, Tensor) else x for x in vars(r).values()]
+    return Reduction(*fields)

@@ -1,4 +1,4 @@
-"""The same tokens in another light, for the laws: attention times a factor, and text put before everything."""
+"""The same tokens, altered, for the laws: attention times a factor, and text put before everything."""
 
 from dataclasses import replace
 
@@ -12,7 +12,8 @@ class ScaledView:
     """A view whose attention is that of another one times a factor."""
 
     def __init__(self, view, factor):
-        self.view, self.factor = view, factor
+        self.view = view
+        self.factor = factor
 
     def __getattr__(self, name):
         return getattr(self.view, name)                    # everything else is the other view's own
@@ -21,7 +22,8 @@ class ScaledView:
         return self.view.attention(rows) * self.factor
 
     def each_head(self, rows="all"):
-        return (attention * self.factor for attention in self.view.each_head(rows))
+        for attention in self.view.each_head(rows):
+            yield attention * self.factor
 
     def mean_attention(self, rows="all"):
         return self.view.mean_attention(rows) * self.factor
@@ -35,59 +37,82 @@ class ScaledView:
 
 def shifted(tokens, rows):
     """The tokens with so many rows of text put before all others, which nobody looks at."""
-    before = tokens.hidden.new_zeros(rows, tokens.hidden.shape[1])
-    position = torch.cat([torch.arange(rows, device=tokens.position.device), tokens.position + rows])
-    moved = replace(tokens, hidden=torch.cat([before, tokens.hidden]), visual=tokens.visual + rows, position=position,
-                    next_position=tokens.next_position + rows)
+    width = tokens.hidden.shape[1]
+    new_text = tokens.hidden.new_zeros(rows, width)
+    new_position = torch.arange(rows, device=tokens.position.device)
+    hidden = torch.cat([new_text, tokens.hidden])                                  # (rows+T, D)
+    position = torch.cat([new_position, tokens.position + rows])                   # (rows+T,)
+    next_position = tokens.next_position + rows
+    changed = replace(tokens, hidden=hidden, position=position, next_position=next_position)
+    changed = replace(changed, visual=tokens.visual + rows)
     if tokens.masked is not None:
-        moved = replace(moved, masked=torch.cat([tokens.masked.new_zeros(rows), tokens.masked]))
+        not_masked = tokens.masked.new_zeros(rows)
+        changed = replace(changed, masked=torch.cat([not_masked, tokens.masked]))
     if tokens.prompt is not None:
-        moved = replace(moved, prompt=shifted(tokens.prompt, rows))
-    return replace(moved, before=ShiftedView(tokens.before, moved, rows), here=ShiftedView(tokens.here, moved, rows))
+        changed = replace(changed, prompt=shifted(tokens.prompt, rows))
+    before = ShiftedView(tokens.before, changed, rows)
+    here = ShiftedView(tokens.here, changed, rows)
+    return replace(changed, before=before, here=here)
 
 
 class ShiftedView(LayerView):
     """A view of tokens with rows of text before them: those look at nothing, and nobody looks at them."""
 
-    def __init__(self, view, tokens, rows):
-        self.view, self.before = view, rows
+    def __init__(self, view, tokens, new):
+        self.view = view
+        self.new = new                 # rows of text put before
         self.tokens = replace(tokens, before=view, here=view)
 
-    def _old_rows(self, rows):
-        """The rows asked for as the other view counts them; the text put before has none."""
+    def _old(self, rows):
+        """These rows as the other view counts them, without the new ones."""
         rows = self.tokens.rows(rows)
-        return rows[rows >= self.before] - self.before
+        is_old = rows >= self.new
+        return rows[is_old] - self.new
 
-    def _padded(self, x, rows, columns):
-        """x (.., R, T) with rows, and columns, of zeros for the text put before."""
-        new = self.before if columns else 0
+    def _with_new_rows(self, x, rows):
+        """x (.., R, S) with rows of zeros for the new ones among `rows`."""
         missing = len(self.tokens.rows(rows)) - x.shape[-2]
-        return F.pad(x, (new, 0, missing, 0))
+        return F.pad(x, (0, 0, missing, 0))
+
+    def _with_new(self, x, rows):
+        """x (.., R, T) with columns of zeros, too, for the new keys."""
+        x = F.pad(x, (self.new, 0))
+        return self._with_new_rows(x, rows)
 
     def query(self, rows="all"):
-        return self._padded(self.view.query(self._old_rows(rows)), rows, False)
+        query = self.view.query(self._old(rows))
+        return self._with_new_rows(query, rows)
 
     def key(self):
-        return self._padded(self.view.key(), "all", False)
+        return self._with_new_rows(self.view.key(), "all")
 
     def projected_key(self, norm=True):
-        return self._padded(self.view.projected_key(norm), "all", False)
+        key = self.view.projected_key(norm)
+        return self._with_new_rows(key, "all")
 
     def mask(self, rows=None):
-        rows = torch.arange(len(self.tokens.hidden), device=self.tokens.visual.device) if rows is None else rows
-        return self._padded(self.view.mask(self._old_rows(rows)), rows, True)
+        if rows is None:
+            T = len(self.tokens.hidden)
+            rows = torch.arange(T, device=self.tokens.visual.device)
+        mask = self.view.mask(self._old(rows))
+        return self._with_new(mask, rows)
 
     def rotated(self, x):
-        return self._padded(self.view.rotated(x[self.before:]), "all", False)
+        rotated = self.view.rotated(x[self.new:])
+        return self._with_new_rows(rotated, "all")
 
     def logits(self, rows="all"):
-        return self._padded(self.view.logits(self._old_rows(rows)), rows, True)
+        logits = self.view.logits(self._old(rows))
+        return self._with_new(logits, rows)
 
     def attention(self, rows="all"):
-        return self._padded(self.view.attention(self._old_rows(rows)), rows, True)
+        attention = self.view.attention(self._old(rows))
+        return self._with_new(attention, rows)
 
     def each_head_logits(self, rows="all"):
-        return (self._padded(x, rows, True) for x in self.view.each_head_logits(self._old_rows(rows)))
+        for logits in self.view.each_head_logits(self._old(rows)):
+            yield self._with_new(logits, rows)
 
     def each_head(self, rows="all"):
-        return (self._padded(x, rows, True) for x in self.view.each_head(self._old_rows(rows)))
+        for attention in self.view.each_head(self._old(rows)):
+            yield self._with_new(attention, rows)

@@ -1,8 +1,10 @@
-"""The contract: what a method may look at (Tokens, LayerView), what it gives back (Reduction), where it acts (Pruner).
+"""The contract: what a method may look at (Tokens), what it gives back (Reduction), where it acts (Pruner).
 
 A reduction of visual tokens is a k x n matrix applied to the n visual tokens somewhere in the pipeline: one-hot rows
 select, other rows merge. A method is a pure function from Tokens to that matrix. Applying it, and keeping positions,
 masks and caches right, is done elsewhere (apply.py and the model), by no method.
+
+tokens.before and tokens.here are two layers to look at, LayerViews (views.py): tokens.before.mean_attention("last").
 
 Letters: T tokens in the sequence now, n visual tokens now, k visual tokens after, N visual tokens at first, D width,
 H query heads, Hk key heads, Dh head width, R query rows.
@@ -15,145 +17,22 @@ import torch
 from torch import Tensor
 
 from pruning import apply
-from pruning.budget import solve
+from pruning.budget import Budgeted
 from pruning.errors import UserError
 from pruning.fields import first_fault
-
-
-class LayerView:
-    """One layer, on the tokens that enter it, as a method may look at it. Everything is computed when asked for.
-
-    `rows` are query rows: "last", "text" (after the image), "visual", "all", or indices (R,). The model's own views
-    (minivlm/llama.py, minivlm/clip.py) give query, key, mask and projected_key; LayerView.of(..) takes typed matrices.
-    """
-
-    tokens = None                  # the Tokens that enter the layer
-
-    def query(self, rows="all"):
-        """(H, R, Dh) after RoPE"""
-        raise UserError(f"{self!r}: it has no queries")
-
-    def key(self):
-        """(Hk, T, Dh) after RoPE"""
-        raise UserError(f"{self!r}: it has no keys")
-
-    def projected_key(self, norm=True):
-        """(T, Hk*Dh) before RoPE; norm=False: of the residual stream, without the layer's norm (AdaptPrune's code)"""
-        raise UserError(f"{self!r}: it has no projected keys")
-
-    def mask(self, rows=None):
-        """(R, T) what the layer adds to the logits of these rows: 0 where they may look, minus infinity elsewhere; None: (T, T)"""
-        raise UserError(f"{self!r}: it has no mask")
-
-    def rotated(self, x):
-        """x (T, Dh) under the rotary embedding, each row at its position"""
-        raise UserError(f"{self!r}: it has no rotary embedding")
-
-    def logits(self, rows="all"):
-        """(H, R, T) query key^T / sqrt(Dh), before the mask"""
-        query = self.query(rows)                                                   # (H, R, Dh)
-        key = for_each_head(self.key(), len(query))                                # (H, T, Dh)
-        return query @ key.mT / query.shape[-1] ** 0.5
-
-    def attention(self, rows="all"):
-        """(H, R, T) softmax(logits + mask), in float32: fewer ties"""
-        mask = self.mask(rows)                                                     # (R, T)
-        return (self.logits(rows).float() + mask).softmax(dim=-1)
-
-    def each_head_logits(self, rows="all"):
-        """(R, T) logits of one head after the other: all heads at once would take H times the memory"""
-        query = self.query(rows)                                                   # (H, R, Dh)
-        key = for_each_head(self.key(), len(query))                                # (H, T, Dh)
-        for q, k in zip(query, key):
-            yield q @ k.T / q.shape[-1] ** 0.5
-
-    def each_head(self, rows="all"):
-        """(R, T) attention of one head after the other"""
-        mask = self.mask(rows)                                                     # (R, T)
-        for logits in self.each_head_logits(rows):
-            yield (logits.float() + mask).softmax(dim=-1)
-
-    def mean_logits(self, rows="all"):
-        """(R, T) logits, mean over heads"""
-        return mean_of(self.each_head_logits(rows))
-
-    def mean_attention(self, rows="all"):
-        """(R, T) attention, mean over heads"""
-        return mean_of(self.each_head(rows))
-
-    def on(self, tokens):
-        """The same view, its rows counted in these tokens."""
-        return self
-
-    # At the vision site, where a layer is a block of the tower:
-
-    def cls_rows(self):
-        """(tiles,) the rows of the class tokens"""
-        raise UserError(f"{self!r}: it has no class tokens")
-
-    def cls_attention(self):
-        """(H, n) the attention that each visual token receives from the class token of its own tile"""
-        raise UserError(f"{self!r}: it has no class tokens")
-
-    def block(self, l):
-        """The view of block l of the same tower."""
-        raise UserError(f"{self!r}: it has no blocks")
-
-    @staticmethod
-    def of(attention=None, logits=None, query=None, key=None, projected_key=None, stream_key=None, cls_attention=None, blocks=None):
-        """A view of typed matrices: LayerView.of(attention=[[1, 0], [.3, .7]]), (T, T) or (H, T, T), or of query and key.
-
-        With fewer than T rows, those are the last ones. stream_key is what projected_key(norm=False) gives.
-        Of a tower: cls_attention (n,) or (H, n); blocks, {0: LayerView.of(..)}, are the others that a method may ask for.
-        """
-        from pruning.by_hand import GivenView              # which is built on this file
-        return GivenView(attention, logits, query, key, projected_key, stream_key, cls_attention, blocks)
-
-
-class NoView(LayerView):
-    """In the place of a view that a site does not have: whatever is read of it is an error that says why."""
-
-    def __init__(self, why):
-        self.why = why
-
-    @property
-    def tokens(self):
-        raise UserError(f"{self!r}")
-
-    def __repr__(self):
-        return f"nothing to look at here, since {self.why}"
-
-
-NOT_YET = NoView("no layer has run yet")
-
-
-def mean_of(matrices):
-    """Mean in float32 of matrices that come one by one: half precision loses small weights."""
-    total = 0
-    count = 0
-    for matrix in matrices:
-        total = total + matrix.float()
-        count += 1
-    return total / count
-
-
-def for_each_head(x, heads):
-    """The key or value head of each query head: (.., Hk, S, Dh) -> (.., H, S, Dh)"""
-    if x.shape[-3] == heads:
-        return x
-    return x.repeat_interleave(heads // x.shape[-3], dim=-3)
+from pruning.views import NOT_YET, LayerView, NoView, for_each_head  # noqa: F401
 
 
 @dataclass(frozen=True, repr=False)
 class Tokens:
     """One prompt's sequence as it enters layer `layer`, and two layers to look at.
 
-    At the vision site the sequence is every tile's class row and patch rows, tile after tile, and layers are blocks of the tower.
+    At the vision site the sequence is each tile's class token and patches, and a layer is a block of the tower.
     """
 
     hidden: Tensor                 # (T, D)    residual stream
     visual: Tensor                 # (n,)      rows of `hidden` that are visual tokens (several images: one set)
-    grid: Tensor                   # (n, 3)    tile, row, column in the unpruned image; row -1: on no grid (newline, class token)
+    grid: Tensor                   # (n, 3)    tile, row, column in the unpruned image; row -1: on no grid (newline)
     source: Tensor                 # (n,)      index of each among the N visual tokens of the unpruned prompt
     position: Tensor               # (T,)      RoPE position ids; (T, 2) where they have two dimensions
     next_position: int             # position id of the first generated token
@@ -167,7 +46,7 @@ class Tokens:
     def start(cls, hidden, visual, grid=None, before=None, here=None, layer=0):
         """Tokens of a whole prompt: positions and sources count from 0. For examples by hand, too.
 
-        visual: its rows. grid: (n, 3), or (rows, columns) of one image; None: one row of patches. Views: LayerView.of(..).
+        visual: its rows. grid: (n, 3), or (rows, columns) of one image; None: one row. Views: LayerView.of(..).
         """
         hidden = torch.as_tensor(hidden)
         visual = torch.as_tensor(visual, dtype=torch.long, device=hidden.device)
@@ -234,7 +113,8 @@ class Tokens:
 def whole_grid(rows, columns, tile=0):
     """(rows * columns, 3): tile, row and column of every patch, row by row."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack([torch.full_like(row, tile), row, column], dim=-1).flatten(0, 1)
+    tile = torch.full_like(row, tile)
+    return torch.stack([tile, row, column], dim=-1).flatten(0, 1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -253,7 +133,7 @@ class Reduction:
         return f"Reduction({verb} {len(self.keep)}: {self.keep.tolist()})"
 
 
-class Pruner:
+class Pruner(Budgeted):
     """A method. Subclasses are frozen dataclasses: their fields are the paper's hyper-parameters.
 
     Their annotations say what is allowed (fields.py): another value is a UserError. A subclass that checks more in a
@@ -302,36 +182,6 @@ class Pruner:
         first = cuts[0] if self.site == "decoder" else 0
         return [n] * first + [k] * (layers - first)
 
-    def with_average(self, average, n, layers):
-        """This method with the smallest budget under which at least `average` visual tokens enter a layer on average.
-
-        Raises UserError if no budget does that.
-        """
-        if not hasattr(self, "keep"):
-            raise UserError(f"{type(self).__name__} has no keep to solve for an average: set its own options")
-        return solve(lambda k: replace(self, keep=k), range(1, n + 1), average, n, layers)
-
-    def divided(self, parts):
-        """This method on a prompt of which a number in `keep` is the whole budget: each part that it counts gets as many.
-
-        parts: {"tile": (how many, tokens of each), "image": ..}. The number is rounded down: 103 tokens on 5 tiles are 20 of
-        each. A share stays a share. Raises UserError if a part would keep nothing, or more than it has.
-        """
-        count, each = parts.get(self.per, (1, 0))
-        keep = getattr(self, "keep", None)
-        if count == 1 or not isinstance(keep, int):
-            return self
-        if not count <= keep <= count * each:
-            raise UserError(f"keep {keep} is out of range: {type(self).__name__} divides it among {count} {self.per}s of {each} "
-                            f"tokens, so give a share in (0, 1.0] or a number of tokens from {count} to {count * each}")
-        return replace(self, keep=keep // count)
-
-    def tokens_left(self, n, parts):
-        """Visual tokens left of n, all `parts` (as in `divided`) together; None if the method does not fix it."""
-        count, each = parts.get(self.per, (1, n))
-        k = self.budget(each)
-        return None if k is None else count * k
-
     # Rare: what only one or two methods change.
 
     cls: ClassVar = False                         # vision site: the class tokens are visual tokens too, on no grid
@@ -348,7 +198,7 @@ class Pruner:
         return tokens
 
     def output_order(self, grid, mosaic):
-        """Vision site, several tiles: indices (k',) of the kept tokens, whose grid is (k, 3), to send on, in that order.
+        """Vision site, several tiles: which of the kept tokens, whose grid is (k, 3), are sent on, in order. (k',)
 
         mosaic: how the tiles lie (mosaic.py). By default all of them, in the order of the picture.
         """

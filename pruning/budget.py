@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from dataclasses import replace
 
 from pruning.errors import UserError
 from pruning.fields import shown
@@ -27,7 +28,10 @@ def tokens_to_keep(keep, n, rounding="floor"):
 
 
 def staged(stages, n, layers, rounding="floor"):
-    """staged([(2, .5), (3, .25)], 576, 4) -> [576, 576, 288, 144]: tokens entering each layer if before these a keep of n is left."""
+    """staged([(2, .5), (3, .25)], 576, 4) -> [576, 576, 288, 144]: tokens that enter each layer.
+
+    stages: before which layers the sequence is cut, and what share or number of the n is left.
+    """
     entering = [n] * layers
     for layer, keep in stages:
         k = min(entering[-1], tokens_to_keep(keep, n, rounding))
@@ -41,7 +45,8 @@ def solve(method, values, average, n, layers):
     FastV at K=2 of 32 layers, 576 tokens, average 192: keep 167, for (2 * 576 + 30 * 167) / 32 = 192.6.
     """
     def mean(value):
-        return sum(method(value).schedule(n, layers) or ()) / layers
+        entering = method(value).schedule(n, layers) or []
+        return sum(entering) / layers
 
     name = type(method(values[0])).__name__
     least = mean(values[0])
@@ -51,4 +56,43 @@ def solve(method, values, average, n, layers):
     if not least - 1 < average <= most:
         raise UserError(f"an average of {average} visual tokens per layer is out of reach for {name}: "
                         f"it can be {least:.1f} to {most:.1f}")
-    return method(values[bisect_left(values, average, key=mean)])
+    first = bisect_left(values, average, key=mean)
+    return method(values[first])
+
+
+class Budgeted:
+    """What commands ask a method about its budget. Pruner is one."""
+
+    def with_average(self, average, n, layers):
+        """This method with the smallest budget under which at least `average` visual tokens enter a layer on average.
+
+        Raises UserError if no budget does that.
+        """
+        if not hasattr(self, "keep"):
+            raise UserError(f"{type(self).__name__} has no keep to solve for an average: set its own options")
+        def method(k):
+            return replace(self, keep=k)
+
+        return solve(method, range(1, n + 1), average, n, layers)
+
+    def divided(self, parts):
+        """This method, on a prompt for all of which a number in `keep` is meant: each part gets its share of it.
+
+        parts: {"tile": (how many, tokens of each), "image": ..}. The number is rounded down: 103 tokens on 5 tiles are
+        20 of each. A share stays a share. Raises UserError if a part would keep nothing, or more than it has.
+        """
+        count, each = parts.get(self.per, (1, 0))
+        keep = getattr(self, "keep", None)
+        if count == 1 or not isinstance(keep, int):
+            return self
+        if not count <= keep <= count * each:
+            raise UserError(f"keep {keep} is out of range: {type(self).__name__} divides it among {count} {self.per}s "
+                            f"of {each} tokens, so give a share in (0, 1.0] or a number of tokens from {count} to "
+                            f"{count * each}")
+        return replace(self, keep=keep // count)
+
+    def tokens_left(self, n, parts):
+        """Visual tokens left of n, all `parts` (as in `divided`) together; None if the method does not fix it."""
+        count, each = parts.get(self.per, (1, n))
+        k = self.budget(each)
+        return None if k is None else count * k

@@ -8,24 +8,42 @@ from pruning.base import LayerView, UserError
 
 
 class GivenView(LayerView):
-    """What LayerView.of(..) makes. Matrices with fewer than T rows hold the last rows; masks are causal; RoPE has theta 10000."""
+    """What LayerView.of(..) makes. Matrices with fewer than T rows hold the last rows; masks are causal.
 
-    def __init__(self, attention=None, logits=None, query=None, key=None, projected_key=None, stream_key=None, cls_attention=None,
-                 blocks=None):
-        self.given = dict(attention=_heads(attention), logits=_heads(logits), query=_heads(query), key=_heads(key))
-        self.projected = {True: projected_key, False: stream_key}
-        self.given_cls_attention = cls_attention
+    attention, logits: (T,), (T, T) or (H, T, T). query: (H, T, Dh). key: (Hk, T, Dh). projected_key, stream_key:
+    (T, Hk*Dh), what projected_key(norm=True) and (norm=False) give. Of a tower: cls_attention, (n,) or (H, n), and
+    blocks, {0: LayerView.of(..)}, the other views that a method may ask for.
+    """
+
+    def __init__(
+        self,
+        attention=None,
+        logits=None,
+        query=None,
+        key=None,
+        projected_key=None,
+        stream_key=None,
+        cls_attention=None,
+        blocks=None,
+    ):
+        by_head_given = {"attention": attention, "logits": logits, "query": query, "key": key}
+        others_given = {"projected_key": projected_key, "stream_key": stream_key, "cls_attention": cls_attention}
+        self.given = {name: by_head(x) for name, x in by_head_given.items()}
+        self.given |= {name: as_tensor(x) for name, x in others_given.items()}
         self.blocks = blocks or {}
 
     def _get(self, name):
-        if self.given[name] is None:
+        matrix = self.given[name]
+        if matrix is None:
             raise UserError(f"this view was made without {name}: give it to LayerView.of({name}=..)")
-        return self.given[name]
+        return matrix
 
     def _rows(self, x, rows):
-        """The rows asked for, of x (H, R, ..), whose rows are the last R of the sequence."""
-        missing = len(self.tokens.hidden) - x.shape[1]
-        return x[:, self.tokens.rows(rows).clamp_min(missing) - missing]
+        """These rows of x (H, R, ..), which holds the last R rows of the sequence."""
+        T = len(self.tokens.hidden)
+        missing = T - x.shape[1]
+        rows = self.tokens.rows(rows).clamp_min(missing)
+        return x[:, rows - missing]
 
     def query(self, rows="all"):
         return self._rows(self._get("query"), rows)
@@ -34,25 +52,27 @@ class GivenView(LayerView):
         return self._get("key")
 
     def projected_key(self, norm=True):
-        if self.projected[norm] is None:
-            name = "projected_key" if norm else "stream_key"
-            raise UserError(f"this view was made without {name}: give it to LayerView.of({name}=..)")
-        return torch.as_tensor(self.projected[norm])
+        return self._get("projected_key" if norm else "stream_key")
 
     def mask(self, rows=None):
         T = len(self.tokens.hidden)
-        causal = torch.full((T, T), float("-inf"), device=self.tokens.visual.device).triu(1)
-        return causal if rows is None else causal[self.tokens.rows(rows)]
+        device = self.tokens.visual.device
+        causal = torch.full((T, T), float("-inf"), device=device).triu(1)
+        if rows is None:
+            return causal
+        return causal[self.tokens.rows(rows)]
 
     def logits(self, rows="all"):
-        if self.given["logits"] is None:
+        given = self.given["logits"]
+        if given is None:
             return super().logits(rows)
-        return self._rows(self.given["logits"], rows)
+        return self._rows(given, rows)
 
     def attention(self, rows="all"):
-        if self.given["attention"] is None:
+        given = self.given["attention"]
+        if given is None:
             return super().attention(rows)
-        return self._rows(self.given["attention"], rows)
+        return self._rows(given, rows)
 
     def each_head_logits(self, rows="all"):
         return iter(self.logits(rows))
@@ -61,11 +81,17 @@ class GivenView(LayerView):
         return iter(self.attention(rows))
 
     def rotated(self, x):
+        """With theta 10000, as LLaMA."""
         half = x.shape[1] // 2
-        frequency = 10000.0 ** (-torch.arange(half, device=x.device) / half)       # (Dh/2,)
+        index = torch.arange(half, device=x.device)
+        frequency = 10000.0 ** (-index / half)                                     # (Dh/2,)
         angle = self.tokens.position[:, None] * frequency                          # (T, Dh/2)
+        cos = angle.cos()
+        sin = angle.sin()
         first, second = x.chunk(2, dim=1)
-        return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=1)
+        first_rotated = first * cos - second * sin
+        second_rotated = second * cos + first * sin
+        return torch.cat([first_rotated, second_rotated], dim=1)
 
     def cls_rows(self):
         tiles = len(self.tokens.grid[:, 0].unique())
@@ -73,13 +99,12 @@ class GivenView(LayerView):
         return torch.arange(tiles, device=self.tokens.visual.device) * rows_per_tile
 
     def cls_attention(self):
-        if self.given_cls_attention is None:
-            raise UserError("this view was made without cls_attention: give it to LayerView.of(cls_attention=..)")
-        return torch.atleast_2d(torch.as_tensor(self.given_cls_attention))
+        return torch.atleast_2d(self._get("cls_attention"))
 
     def block(self, l):
         if l not in self.blocks:
-            raise UserError(f"this view was made without block {l}: give it to LayerView.of(blocks={{{l}: LayerView.of(..)}})")
+            raise UserError(f"this view was made without block {l}: "
+                            f"give it to LayerView.of(blocks={{{l}: LayerView.of(..)}})")
         return self.blocks[l].on(self.tokens)
 
     def on(self, tokens):
@@ -88,12 +113,20 @@ class GivenView(LayerView):
         return bound
 
     def __repr__(self):
-        return f"LayerView.of({', '.join(name for name, x in self.given.items() if x is not None)})"
+        names = [name for name, matrix in self.given.items() if matrix is not None]
+        return f"LayerView.of({', '.join(names)})"
 
 
-def _heads(x):
-    """A typed row (T,), or a matrix (R, T), as that of one head, (1, R, T)."""
+def as_tensor(x):
+    """A typed matrix as a tensor; None stays."""
+    return None if x is None else torch.as_tensor(x)
+
+
+def by_head(x):
+    """A typed row (T,), or a matrix (R, T), as that of one head, (1, R, T); None stays."""
     if x is None:
         return None
     x = torch.as_tensor(x)
-    return x.reshape((1,) * (3 - x.ndim) + x.shape)
+    while x.ndim < 3:
+        x = x[None]
+    return x

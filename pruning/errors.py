@@ -13,12 +13,25 @@ def one_line(text, word=200, line=480):
 
     one_line("a\\nb", word=9) -> "a\\\\nb"; one_line("x" * 50, word=9) -> "xx ... xx"
     """
-    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return _cut(" ".join(_cut(part, word) for part in escaped.split(" ")), line)
+    printable = "".join(escaped(letter) for letter in text)
+    words = [shortened(part, word) for part in printable.split(" ")]
+    return shortened(" ".join(words), line)
 
 
-def _cut(text, length):
+def escaped(letter):
+    """The letter, or if it cannot be printed its escape: a line break is backslash and n."""
+    if letter.isprintable():
+        return letter
+    quoted = repr(letter)
+    return quoted[1:-1]
+
+
+def shortened(text, length):
+    """The text, or if it is longer its two ends with dots between them."""
     if len(text) <= length:
         return text
-    end = (length - len(" ... ")) // 2
-    return f"{text[:end]} ... {text[-end:]}"
+    room = length - len(" ... ")
+    end = room // 2
+    first = text[:end]
+    last = text[-end:]
+    return f"{first} ... {last}"

@@ -6,8 +6,8 @@
     layers: tuple[Layer, ...] = (8, 16)        a list
     sigma: Positive | None = None              or nothing
 
-`first_fault` holds a method to its annotations, whether it was built from Python or from the command line; `parse` reads
-the words of the command line. No annotation admits NaN or infinity, and true is no number.
+`first_fault` holds a method to its annotations, whether it was built from Python or from the command line; `parse`
+reads the words of the command line. No annotation admits NaN or infinity, and true is no number.
 """
 
 import json
@@ -33,15 +33,19 @@ class Range:
 
     def __str__(self):
         bounds = {"from": self.low, "above": self.above, "to": self.high}
-        return "".join(f" {word} {bound}" for word, bound in bounds.items() if math.isfinite(bound))
+        words = [f" {word} {bound}" for word, bound in bounds.items() if math.isfinite(bound)]
+        return "".join(words)
 
     def fault(self, value):
         """What is wrong with a number, "" if it lies inside."""
         if value < self.low:
-            return f"must be at least {self.low}" + (f" ({self.why})" if self.why else "")
+            reason = f" ({self.why})" if self.why else ""
+            return f"must be at least {self.low}{reason}"
         if value <= self.above:
             return f"must be above {self.above}"
-        return f"must be at most {self.high}" if value > self.high else ""
+        if value > self.high:
+            return f"must be at most {self.high}"
+        return ""
 
 
 Amount = float | int                               # a share of the tokens, or their number: tokens_to_keep reads it
@@ -63,13 +67,14 @@ def annotations(kind):
     if not is_dataclass(kind):
         return {}
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(kind)}
+    names = [field.name for field in fields(kind)]
+    return {name: hints[name] for name in names}
 
 
 def first_fault(method):
     """The first option that its annotation does not admit, as a sentence; "" if there is none.
 
-    Where that makes them right, lists become tuples, and numbers of numpy or torch plain ones.
+    Lists become tuples, and numbers of numpy or torch plain ones, if that makes them right.
     """
     for name, annotation in annotations(type(method)).items():
         value = getattr(method, name)
@@ -83,7 +88,7 @@ def first_fault(method):
 
 
 def fault(annotation, value):
-    """What is wrong with a value: fault(Share, 2) -> "must be at most 1", fault(int, "x") -> "is a whole number"; else ""."""
+    """What is wrong with a value: fault(Share, 2) -> "must be at most 1", fault(int, "x") -> "is a whole number"."""
     for member in _members(annotation):
         if _is_kind(member, value):
             return _beyond(member, value)
@@ -91,33 +96,46 @@ def fault(annotation, value):
 
 
 def parse(annotation, text):
-    """parse(tuple[int, ...], "2,6") -> (2, 6): what a text means; the text itself where it means nothing."""
+    """parse(tuple[int, ...], "2,6") -> (2, 6): what a text means; the text itself if it means nothing."""
     members = [_bare(member) for member in _members(annotation)]
     if NoneType in members and text.lower() == "none":
         return None
-    if any(member is str or get_origin(member) is Literal for member in members):
+    is_word = [member is str or get_origin(member) is Literal for member in members]
+    if any(is_word):
         return text
-    takes_list = any(member is tuple or get_origin(member) is tuple for member in members)
-    for words in (text, text.lower(), f"[{text}]" if takes_list else text):
+    takes_list = any(_is_list(member) for member in members)
+    spellings = [text, text.lower()]
+    if takes_list:
+        spellings.append(f"[{text}]")
+    for words in spellings:
         try:
             value = plain(json.loads(words))
         except (ValueError, RecursionError):       # the second: nested without an end
             continue
-        return (value,) if takes_list and isinstance(value, (int, float)) else value
+        if takes_list and isinstance(value, (int, float)):
+            return (value,)
+        return value
     return text
 
 
 def described(annotation):
     """described(Literal["last", "all"]) -> "one of last, all": what is allowed, for a message."""
-    words = list(dict.fromkeys(_described(member) for member in _members(annotation)))
-    return " or ".join(word for word in words if word != WORDS[int] or WORDS[float] not in words)
+    words = [_described(member) for member in _members(annotation)]
+    words = list(dict.fromkeys(words))                     # each once
+    if WORDS[float] in words and WORDS[int] in words:
+        words.remove(WORDS[int])                           # a whole number is a number
+    return " or ".join(words)
 
 
 def plain(value, depth=10):
     """The value with lists as tuples, so many deep, and numbers of numpy or torch as Python's."""
     if isinstance(value, (list, tuple)) and depth:
-        return tuple(plain(item, depth - 1) for item in value)
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+        items = [plain(item, depth - 1) for item in value]
+        return tuple(items)
+    is_number = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    if is_number:
+        return value.item()
+    return value
 
 
 def shown(value):
@@ -126,24 +144,44 @@ def shown(value):
         text = repr(value)
     except Exception:                              # a whole number of 5000 digits, a list nested without an end
         return f"a {type(value).__name__} that is too large to show"
-    return text if len(text) <= SHOWN else text[:SHOWN] + ".."
+    if len(text) <= SHOWN:
+        return text
+    return text[:SHOWN] + ".."
 
 
 def _members(annotation):
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    """The annotations of which a value must meet one."""
+    if get_origin(annotation) in (Union, UnionType):
+        return get_args(annotation)
+    return (annotation,)
 
 
 def _bare(annotation):
     """The annotation without its ranges."""
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    kind, _ = _with_limits(annotation)
+    return kind
+
+
+def _with_limits(annotation):
+    """The annotation without its ranges, and these."""
+    if get_origin(annotation) is not Annotated:
+        return annotation, []
+    kind, *limits = get_args(annotation)
+    return kind, limits
+
+
+def _is_list(kind):
+    return kind is tuple or get_origin(kind) is tuple
 
 
 def _items(kind, value):
-    """(annotation, item) of each item of a list; None where it has another number of them."""
+    """(annotation, item) of each item of a list; None if it has another number of them."""
     inner = get_args(kind) or (object, ...)
     if inner[-1] is ...:
         return [(inner[0], item) for item in value]
-    return list(zip(inner, value)) if len(inner) == len(value) else None
+    if len(inner) != len(value):
+        return None
+    return list(zip(inner, value))
 
 
 def _is_kind(member, value):
@@ -151,35 +189,59 @@ def _is_kind(member, value):
     kind = _bare(member)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
-    if kind is tuple or get_origin(kind) is tuple:
-        items = _items(kind, value) if isinstance(value, tuple) else None
-        return items is not None and all(any(_is_kind(each, item) for each in _members(inner)) for inner, item in items)
+    if _is_list(kind):
+        return isinstance(value, tuple) and _holds_kinds(kind, value)
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return isinstance(value, kind) if isinstance(kind, type) else True
+    if isinstance(kind, type):
+        return isinstance(value, kind)
+    return True
+
+
+def _holds_kinds(kind, value):
+    """Whether the items of a list are of the kinds that its annotation says."""
+    items = _items(kind, value)
+    if items is None:
+        return False
+    for inner, item in items:
+        is_of = [_is_kind(member, item) for member in _members(inner)]
+        if not any(is_of):
+            return False
+    return True
 
 
 def _beyond(member, value):
     """What bound a value of the right kind breaks, "" if none."""
-    kind, *limits = get_args(member) if get_origin(member) is Annotated else (member,)
+    kind, limits = _with_limits(member)
     if isinstance(value, tuple):
-        return next(filter(None, (fault(inner, item) for inner, item in _items(kind, value))), "")
+        faults = [fault(inner, item) for inner, item in _items(kind, value)]
+        return _first(faults)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return ""
     if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
     if abs(value) >= MOST:
         return "is too large a number"
-    return next(filter(None, (limit.fault(value) for limit in limits)), "")
+    faults = [limit.fault(value) for limit in limits]
+    return _first(faults)
+
+
+def _first(faults):
+    """The first that is not empty, "" if all are."""
+    return next(filter(None, faults), "")
 
 
 def _described(member):
-    kind, *limits = get_args(member) if get_origin(member) is Annotated else (member,)
+    kind, limits = _with_limits(member)
+    inner = get_args(kind)
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    if get_args(kind) and get_origin(kind) is tuple:
-        inner, *others = get_args(kind)
-        if others == [...]:
-            return f"a list, each item {described(inner)}"
-        return f"a list of {' and '.join(map(described, get_args(kind)))}"
-    return WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}") + "".join(map(str, limits))
+        return "one of " + ", ".join(inner)
+    if inner and _is_list(kind):
+        if inner[1:] == (...,):
+            return f"a list, each item {described(inner[0])}"
+        items = " and ".join(map(described, inner))
+        return f"a list of {items}"
+    name = getattr(kind, "__name__", kind)
+    word = WORDS.get(kind, f"a {name}")
+    bounds = "".join(map(str, limits))
+    return word + bounds

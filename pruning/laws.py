@@ -1,7 +1,7 @@
 """The laws: what a method promises. Each is a sentence, a function that is true if the promise is kept, and a remedy.
 
-A method names the laws that it keeps in `laws`; causal and shift hold for every method. The tests check them on random tokens,
-and `broken` says in words which one a method breaks on given tokens. Letters as in base.py.
+A method names the laws that it keeps in `laws`; causal and shift hold for every method. The tests check them on random
+tokens, and `broken` says in words which one a method breaks on given tokens. Letters as in base.py.
 """
 
 from dataclasses import replace
@@ -76,39 +76,77 @@ def shift(pruner, tokens, rows=3):
 
 
 LAWS = {
-    "causal": Law("no token looks at later text, and what is before the image never sees it",
-                  "let mask only widen what visual rows see of their own image", None),
-    "convex": Law("merged tokens are weighted means: weights are not negative and sum to 1", "divide each row of merge by its sum", convex),
-    "disjoint": Law("no token is merged into two", "give each source one destination", disjoint),
-    "budget": Law("exactly budget(n) tokens are left", "count what is kept, merged tokens too", budget),
-    "select": Law("tokens are kept as they are, none twice", "return Reduction(keep=indices) without merge", select),
-    "ordered": Law("kept tokens are in sequence order", "sort keep, as top does", ordered),
-    "scale": Law("attention times a positive constant selects the same", "compare scores with each other, not with numbers", scale),
-    "needle": Law("a token that gets nearly all the attention is kept", "read the attention at tokens.visual, of the last row", needle),
-    "shift": Law("text put before the image changes no choice", "index with tokens.visual, never with the first n rows", shift),
+    "causal": Law(
+        "no token looks at later text, and what is before the image never sees it",
+        "let mask only widen what visual rows see of their own image",
+        None,
+    ),
+    "convex": Law(
+        "merged tokens are weighted means: weights are not negative and sum to 1",
+        "divide each row of merge by its sum",
+        convex,
+    ),
+    "disjoint": Law(
+        "no token is merged into two",
+        "give each source one destination",
+        disjoint,
+    ),
+    "budget": Law(
+        "exactly budget(n) tokens are left",
+        "count what is kept, merged tokens too",
+        budget,
+    ),
+    "select": Law(
+        "tokens are kept as they are, none twice",
+        "return Reduction(keep=indices) without merge",
+        select,
+    ),
+    "ordered": Law(
+        "kept tokens are in sequence order",
+        "sort keep, as top does",
+        ordered,
+    ),
+    "scale": Law(
+        "attention times a positive constant selects the same",
+        "compare scores with each other, not with numbers",
+        scale,
+    ),
+    "needle": Law(
+        "a token that gets nearly all the attention is kept",
+        "read the attention at tokens.visual, of the last row",
+        needle,
+    ),
+    "shift": Law(
+        "text put before the image changes no choice",
+        "index with tokens.visual, never with the first n rows",
+        shift,
+    ),
 }
 OF_ALL = ("causal", "shift")           # laws that every method keeps, declared or not
 
 
 def broken(pruner, tokens):
-    """A sentence for each law that the method promises and breaks on these tokens, with the case in words and the remedy."""
+    """A sentence for each law that the method promises and breaks on these tokens, with the case and the remedy."""
     promised = [name for name in LAWS if name in pruner.laws or name in OF_ALL]
     for name in promised:
         law = LAWS[name]
         if law.holds is not None and not law.holds(pruner, tokens):
-            yield f"{type(pruner).__name__} breaks {name}: {law.sentence}. Case: {in_words(pruner, tokens)}. Remedy: {law.remedy}."
+            yield (f"{type(pruner).__name__} breaks {name}: {law.sentence}. Case: {in_words(pruner, tokens)}. "
+                   f"Remedy: {law.remedy}.")
 
 
 def in_words(pruner, tokens):
     """The tokens of a case, and what the method makes of them."""
-    return (f"{len(tokens.hidden)} tokens, of which rows {tokens.visual.tolist()} are visual, before layer {tokens.layer}: "
-            f"{pruner.reduce(tokens)!r}")
+    return (f"{len(tokens.hidden)} tokens, of which rows {tokens.visual.tolist()} are visual, "
+            f"before layer {tokens.layer}: {pruner.reduce(tokens)!r}")
 
 
 PER = {
     "prompt": "all visual tokens of a prompt together, whatever images and tiles they are of",
-    "image": "the tokens of each image, all its tiles together; commands divide a number, the whole prompt's, among the images, rounded down",
-    "tile": "the tokens of each tile, as many of every one; commands divide a number, the whole prompt's, among the tiles, rounded down",
+    "image": "the tokens of each image, all its tiles together; "
+             "commands divide a number, the whole prompt's, among the images, rounded down",
+    "tile": "the tokens of each tile, as many of every one; "
+            "commands divide a number, the whole prompt's, among the tiles, rounded down",
 }
 PRECONDITIONS = {
     "cls": "a vision tower with a class token",

@@ -391,6 +391,7 @@ class HiREDGrid(HiREDSum):
         rows, columns = self.grid
         if rows * columns != tiles:
             raise UserError(f"HiRED: grid {rows},{columns} does not fit the {tiles} tiles of this image")
+        place = place.clamp_min(0)         # a class token, which is on no grid, counts for the first part
         height, width = place[:, 1:].amax(dim=0) + 1
         row_of_tile = place[:, 1] * rows // height
         column_of_tile = place[:, 2] * columns // width

@@ -57,7 +57,7 @@ def run(decoder, tokens, pruner, steps):
     Of the cache: the tokens held by each layer, and which of them are masked.
     """
     cache = Cache.empty(len(decoder.layers))
-    trace = Trace(cells=tokens.grid)
+    trace = Trace(grid=tokens.grid)
     prefill = decoder.prefill(tokens, cache, pruner, trace, last=False)
     decoded = []
     after = []

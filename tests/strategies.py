@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from hypothesis import assume, strategies as st
 
-from pruning import METHODS
+from pruning import EVERY
 from pruning.base import LayerView, Reduction, Tokens, whole_grid
 from tiny import built, refusal
 
@@ -34,7 +34,7 @@ class Case:
 @st.composite
 def cases(draw, name, law=None):
     """A Case for a method that promises `law`."""
-    at_vision = METHODS[name].site == "vision"
+    at_vision = EVERY[name].site == "vision"
     needle = law == "needle"
     if at_vision:
         sizes = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(0, 1)))
@@ -42,7 +42,7 @@ def cases(draw, name, law=None):
     else:
         sizes = draw(prompts(needle, bool(refusal(name))))
         most = sum(sizes[1::2])
-    default = next((f.default for f in fields(METHODS[name]) if f.name == "keep"), None)
+    default = next((f.default for f in fields(EVERY[name]) if f.name == "keep"), None)
     shares = [1.0, .5, 1 / 3, .01] + [default] * (default is None)
     keep = draw(st.sampled_from(shares) | st.integers(1, most))
     assume(law is None or law in built(name, keep).laws)
@@ -66,6 +66,9 @@ def make(name, case):
     """The method and the Tokens of a case."""
     pruner = built(name, case.keep)
     noise = Noise(case.seed, case.kind)
+    if hasattr(pruner, "grid"):
+        # a reading that must know how the tiles after the base tile lie: in one row
+        pruner = replace(pruner, grid=(1, max(1, case.sizes[0] - 1)))
     if pruner.site == "vision":
         return pruner, tower_tokens(noise, case)
     tokens = prompt(noise, *case.sizes)

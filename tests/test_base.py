@@ -56,7 +56,7 @@ def test_dropped_twice():
 
 
 def test_order_of_keep_inside_a_span():
-    """keep = [3, 0, 2] puts the rows in this order; each keeps its own position id, cell and origin."""
+    """keep = [3, 0, 2] puts the rows in this order; each keeps its own position id, grid and source."""
     tokens = sequence(1, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([3, 0, 2])))
     assert rows(tokens) == [100, 3, 0, 2, 101]
     assert tokens.position.tolist() == [0, 4, 1, 3, 5] and tokens.source.tolist() == [3, 0, 2]
@@ -126,7 +126,7 @@ def test_merged_in_float32():
 
 def test_merging_needs_dropping():
     """What stays in the sequence cannot be merged into another."""
-    with pytest.raises(AssertionError, match="merged where they are dropped"):
+    with pytest.raises(AssertionError, match="merged if they are dropped"):
         sequence(1, [1., 2.]).reduced(Reduction(torch.tensor([0]), torch.ones(1, 2), drop=False))
 
 

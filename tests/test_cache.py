@@ -160,7 +160,7 @@ def attention_before(rows):
     (None, []), (FastV(keep=4), [(1, 28)] * 4), (FastVAllRows(keep=4), [(28, 28)] * 4),
     (Chosen({3: range(8), 9: [0, 7]}, look=attention_before("last")), [(4, 1, 28), (4, 1, 20)]),
     (Chosen({3: range(8)}, look=attention_before("text")), [(4, 7, 28)]), (Chosen({3: range(8)}), []),
-    (Chosen([1, 2], site="vision", look=lambda tokens: tokens.before.cls_attention()), [(4, 1, 1, 17)])],
+    (Chosen([1, 2], site="vision", look=lambda tokens: tokens.before.cls_attention()), [(4, 1, 17, 1)])],
     ids=["unpruned", "last row", "all rows", "two layers", "text rows", "no attention needed", "vision"])
 def test_only_what_is_asked_for_is_explicit(pruner, shapes):
     """One softmax for each layer (and head) that a method looks at, over the rows that it names; after the prefill none at all."""

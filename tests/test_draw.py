@@ -21,13 +21,13 @@ WHITE, PINK, GREY, BLACK = (255, 255, 255), (255, 0, 200), (150, 150, 150), (20,
 
 
 def traced(*steps, images=1, grid=4, extra=0):
-    """A trace of images of grid x grid patches (and before them `extra` tokens on no grid); steps: (site, layer, origin, r)."""
+    """A trace of images of grid x grid patches (and before them `extra` tokens on no grid); steps: (site, layer, source, r)."""
     patch = torch.arange(grid * grid)
     cell = torch.cat([torch.tensor([[0, -1, -1]]).repeat(extra, 1), torch.stack([0 * patch, patch // grid, patch % grid], 1)])
     n = len(cell)
     trace = Trace(torch.cat([cell] * images), [range(n * i, n * (i + 1)) for i in range(images)])
-    for site, layer, origin, r in steps:
-        trace.reduce(site, layer, SimpleNamespace(origin=torch.tensor(origin)), r)
+    for site, layer, source, r in steps:
+        trace.reduce(site, layer, SimpleNamespace(source=torch.tensor(source)), r)
     return trace
 
 
@@ -286,7 +286,7 @@ def tiles_traced(*kept_, cells=((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 
                  padding=(0, 0)):
     """A trace of a base tile of 2 x 2 patches and a map, here of one row of four and its newline."""
     trace = Trace(torch.tensor(cells), [range(len(cells))], [padding])
-    trace.reduce("decoder", 2, SimpleNamespace(origin=torch.arange(len(cells))), kept(*kept_))
+    trace.reduce("decoder", 2, SimpleNamespace(source=torch.arange(len(cells))), kept(*kept_))
     return trace
 
 
@@ -333,6 +333,6 @@ def test_pictures_of_tiles_in_the_model(method, size, told):
     box = TilesProcessor(16, grids=GRIDS).box(*size)
     kept_, N = (trace.steps[0].kept if trace.steps else torch.arange(trace.N)), trace.N
     assert draw.rows(photo, box, trace) and told[0][1].split(": ")[1].startswith(f"{len(kept_)} of {N} tokens")
-    base, on_map = (int(((cell[:, 0] == t) & (cell[:, 1] >= 0)).sum()) for cell in [trace.cells[kept_]] for t in range(2))
-    has_map = ((trace.cells[:, 0] == 1) & (trace.cells[:, 1] >= 0)).any()
+    base, on_map = (int(((cell[:, 0] == t) & (cell[:, 1] >= 0)).sum()) for cell in [trace.grid[kept_]] for t in range(2))
+    has_map = ((trace.grid[:, 0] == 1) & (trace.grid[:, 1] >= 0)).any()
     assert (f"; {base} on the base tile, {on_map} on the map" in told[0][1]) == bool(has_map)

@@ -132,7 +132,7 @@ def test_keeping_all_is_the_unpruned_model(name, prompt):
         pytest.skip("of tiles a method of the vision site sends on other tokens: padding, but no newlines")
     logits, cache, trace = prefill(model, prompt, images(prompt), pruner)
     unpruned, cache_unpruned, _ = prefill(model, prompt, images(prompt))
-    assert trace.steps and all(len(step.reduction.keep) == len(step.origin) for step in trace.steps)
+    assert trace.steps and all(len(step.reduction.keep) == len(step.source) for step in trace.steps)
     after, after_unpruned = model.step(WORDS, cache), model.step(WORDS, cache_unpruned)
     for ours, theirs in [(logits, unpruned), (after, after_unpruned), *zip(held(cache), held(cache_unpruned))]:
         assert ours.equal(theirs)

@@ -144,7 +144,7 @@ def test_trace_counts_tiles():
     pruner = Chosen({1: [0, 5, 13]})
     *_, trace = prefill(model, ids(1, MARK, MARK, 2), [picture(model, tiles=3), picture(model, 1)], pruner)
     assert trace.images == [range(0, 12), range(12, 16)]
-    assert trace.cells[trace.steps[0].kept].tolist() == [[0, 0, 0], [1, 0, 1], [3, 0, 1]]
+    assert trace.grid[trace.steps[0].kept].tolist() == [[0, 0, 0], [1, 0, 1], [3, 0, 1]]
     assert trace.visual == [16, 3, 3, 3]
 
 

@@ -7,30 +7,55 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from build import tokens
-from pruning import METHODS
+from pruning import EVERY, METHODS, READINGS
 from pruning.base import Pruner, Reduction
 from pruning.laws import LAWS, broken
 from strategies import LAYERS, cases, make
-from tiny import REDUCING, SETTINGS, built
+from tiny import REDUCING, SETTINGS, built, reduces
+
+FEW = settings(SETTINGS, max_examples=10)              # of a reading, which is its method but for one step
+REDUCING_READINGS = [name for name in READINGS if reduces(name)]
+
+TWICE = ("prumerge_plus_released",)                     # keeps a patch twice, as the released code does
 
 every_method = pytest.mark.parametrize("name", REDUCING)
+every_reading = pytest.mark.parametrize("name", REDUCING_READINGS)
 
 
-def promised(name, law):
-    """Whether a method promises the law, by default or with a `keep`."""
-    return law in METHODS[name]().laws | built(name).laws
+def promises(names):
+    """(name, law) of each law that one of these methods promises, by default or with a `keep`."""
+    return [(name, law) for name in names for law in LAWS if law in EVERY[name]().laws | built(name).laws]
 
 
-@pytest.mark.parametrize("name, law", [(name, law) for name in REDUCING for law in LAWS if promised(name, law)])
+def keeps(name, law, data):
+    """Whether a method keeps a law on a drawn case."""
+    pruner, entering = make(name, data.draw(cases(name, law)))
+    return LAWS[law].holds(pruner, entering)
+
+
+@pytest.mark.parametrize("name, law", promises(REDUCING))
 @SETTINGS
 @given(st.data())
 def test_law(name, law, data):
     """The method keeps its word: pruning/laws.py says what that is."""
-    pruner, entering = make(name, data.draw(cases(name, law)))
-    assert LAWS[law].holds(pruner, entering), LAWS[law].sentence
+    assert keeps(name, law, data), LAWS[law].sentence
+
+
+@pytest.mark.parametrize("name, law", promises(REDUCING_READINGS))
+@FEW
+@given(st.data())
+def test_law_of_a_reading(name, law, data):
+    """So does each reading; it declares the laws that the change leaves to it."""
+    assert keeps(name, law, data), LAWS[law].sentence
+
+
+def shift_holds(name, data):
+    """Whether text put before the image changes no choice of a method on a drawn case."""
+    pruner, entering = make(name, data.draw(cases(name)))
+    return LAWS["shift"].holds(pruner, entering)
 
 
 @pytest.mark.parametrize("name", [name for name in REDUCING if METHODS[name].site != "vision"])
@@ -38,17 +63,25 @@ def test_law(name, law, data):
 @given(st.data())
 def test_shift(name, data):
     """Text put before the image changes no choice, of any method."""
-    pruner, entering = make(name, data.draw(cases(name)))
-    assert LAWS["shift"].holds(pruner, entering)
+    assert shift_holds(name, data)
+
+
+@pytest.mark.parametrize("name", [name for name in REDUCING_READINGS if READINGS[name].site != "vision"])
+@FEW
+@given(st.data())
+def test_shift_of_a_reading(name, data):
+    """Nor of any reading."""
+    assert shift_holds(name, data)
 
 
 # --- what all of them owe ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EVERY)
 def test_declaration(name):
     """A frozen dataclass with defaults, at a site that there is, with laws that there are; its file says what it does."""
-    method, pruner = METHODS[name], METHODS[name]()
-    assert is_dataclass(method) and method.__dataclass_params__.frozen and method.__doc__ and pruner == METHODS[name]()
+    method = EVERY[name]
+    pruner = method()
+    assert is_dataclass(method) and method.__dataclass_params__.frozen and method.__doc__ and pruner == method()
     assert method.site in ("vision", "embed", "decoder") and pruner.laws <= set(LAWS)
     assert pruner.positions in ("keep", "renumber")
     assert all(0 < l < LAYERS for l in pruner.reduce_at(LAYERS)) and all(0 <= l < LAYERS for l in pruner.mask_at(LAYERS))
@@ -74,7 +107,20 @@ def test_a_pure_function(name, data):
 def test_a_matrix_over_the_visual_tokens(name, data):
     """At most n rows, each in the place of another visual token; weights and scores are numbers, reasons have names."""
     pruner, entering = make(name, data.draw(cases(name)))
-    r = pruner.reduce(entering)
+    check_matrix(pruner.reduce(entering), entering)
+
+
+@pytest.mark.parametrize("name", [name for name in REDUCING_READINGS if name not in TWICE])
+@FEW
+@given(st.data())
+def test_a_matrix_of_a_reading(name, data):
+    """The same of each reading."""
+    pruner, entering = make(name, data.draw(cases(name)))
+    check_matrix(pruner.reduce(entering), entering)
+
+
+def check_matrix(r, entering):
+    """A Reduction of these tokens is what a model can apply."""
     assert r.keep.dtype == torch.long and r.keep.ndim == 1 and len(r.keep) <= entering.n
     assert set(r.keep.tolist()) <= set(range(entering.n)) and len(set(r.keep.tolist())) == len(r.keep)
     assert r.merge is None or r.merge.shape == (len(r.keep), entering.n) and r.merge.isfinite().all()

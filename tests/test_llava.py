@@ -100,7 +100,7 @@ def test_a_method_may_drop_the_class_token():
     model = llava(layers=2, vision_feature_select_strategy="full")
     _, _, trace = prefill(model, ids(1, MARK, 1), [picture(model)], Chosen([0, 5], site="vision"))
     assert trace.N == 17
-    assert trace.cells[trace.steps[0].kept].tolist() == [[0, -1, -1], [0, 1, 0]]
+    assert trace.grid[trace.steps[0].kept].tolist() == [[0, -1, -1], [0, 1, 0]]
     assert trace.visual == [2, 2]
 
 

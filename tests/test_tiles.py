@@ -260,7 +260,7 @@ def test_newlines_in_the_prompt():
     base, parts = model.multi_modal_projector(features).view(5, 16, -1).tensor_split([1])
     whole = parts.view(2, 2, 4, 4, -1).transpose(1, 2).reshape(8, 8, -1)[1:7]
     close(hidden[~is_newline], torch.cat([base[0], whole.flatten(0, 1)]))
-    assert trace.cells.equal(tokens.grid)
+    assert trace.grid.equal(tokens.grid)
     assert trace.padding == [(1, 0)]
     assert tokens.source.tolist() == list(range(70))
 
@@ -300,7 +300,7 @@ def test_reduced_at_the_vision_site():
     assert tokens.grid[2:].tolist() == [[1, 0, 0], [1, 0, 4], [1, 3, 3], [1, 3, 7], [1, 4, 0], [1, 4, 4], [1, 7, 3], [1, 7, 7]]
     features, _, _ = model.features(image.pixels)
     close(tokens.hidden[tokens.visual], model.multi_modal_projector(features)[tokens.source])
-    assert trace.cells[tokens.source].equal(tokens.grid)
+    assert trace.grid[tokens.source].equal(tokens.grid)
     assert trace.sources().argmax(dim=1).tolist() == tokens.source.tolist()
 
 

@@ -13,7 +13,7 @@ from tiny import MARK, Chosen, ids, llava, picture, prefill
 
 def traced(tokens, *reductions):
     """A trace of these reductions, one after the other, and the last sequence."""
-    trace = Trace(cells=tokens.grid)
+    trace = Trace(grid=tokens.grid)
     for layer, r in enumerate(reductions):
         trace.reduce("decoder", layer, tokens, r)
         tokens = tokens.reduced(r)
@@ -61,7 +61,7 @@ def test_sources_times_values_are_the_survivors(parts):
 def test_three_images_reduced_one_by_one():
     """At the vision site each image has a reduction of its own; the tokens of the others stay as they are, in their order.
     Images of tokens 0-1, 2-4 and 5: kept are 1; 2 and (3 + 4) / 2; 5. Then the decoder keeps the merged one and 5."""
-    trace = Trace(cells=torch.zeros(6, 3))
+    trace = Trace(grid=torch.zeros(6, 3))
     first, second, third = sequence([0.] * 2), sequence([0.] * 3), sequence([0.])
     trace.reduce("vision", 23, first, Reduction(torch.tensor([1])))
     assert trace.sources().equal(torch.eye(6)[1:])
@@ -83,9 +83,9 @@ def test_of_a_prompt_with_two_images(site, steps):
     model = llava()
     pruner = Chosen({2: [3, 7]} if site == "decoder" else [3, 7], site)
     _, _, trace = prefill(model, ids(2, MARK, 3, MARK, 4), [picture(model), picture(model, 1)], pruner)
-    assert [(s.site, s.layer, range(int(s.origin[0]), int(s.origin[-1]) + 1), s.kept.tolist()) for s in trace.steps] == steps
+    assert [(s.site, s.layer, range(int(s.source[0]), int(s.source[-1]) + 1), s.kept.tolist()) for s in trace.steps] == steps
     assert trace.images == [range(16), range(16, 32)] and trace.N == 32
-    assert trace.cells.tolist() == [[image, row, column] for image in range(2) for row in range(4) for column in range(4)]
+    assert trace.grid.tolist() == [[image, row, column] for image in range(2) for row in range(4) for column in range(4)]
     kept = sum((list(s[3]) for s in steps), [])
     assert trace.sources().equal(torch.eye(32)[kept])
     before = {"decoder": [32] * 2, "embed": [], "vision": []}[site]

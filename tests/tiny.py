@@ -11,13 +11,13 @@ from minivlm.cache import Cache
 from minivlm.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.internvl import InternVL
 from minivlm.internvl_config import InternVLConfig, InternViTConfig
-from minivlm.llava import Llava
 from minivlm.tiles import Tiles, best_grid
 from minivlm.trace import Trace
-from pruning import METHODS
+from pruning import EVERY, METHODS
 from pruning.atp import Thresholds
 from pruning.base import Pruner, Reduction, UserError
 from pruning.readings import ATPPooled
+from weights import model_class
 
 GRIDS = (16, 32), (32, 16), (32, 32), (48, 16), (16, 48)       # of a tiny LLaVA-NeXT
 MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words
@@ -33,7 +33,8 @@ def llava(layers=32, kv_heads=2, blocks=24, grid=4, context=512, tied=False, win
     text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
                       num_key_value_heads=kv_heads, max_position_embeddings=context, tie_word_embeddings=tied,
                       sliding_window=window)
-    return randomised(Llava(LlavaConfig(vision, text, image_token_index=MARK, **fields)))
+    config = LlavaConfig(vision, text, image_token_index=MARK, **fields)
+    return randomised(model_class(config)(config))
 
 
 @lru_cache(maxsize=4)
@@ -113,19 +114,26 @@ def thresholds(N=16, count=3, width=8, seed=0):
 
 
 def has_keep(name):
-    """Whether a method of the registry is told how many tokens to keep."""
-    return any(f.name == "keep" for f in fields(METHODS[name]))
+    """Whether a method or reading has a `keep`: how many tokens it keeps."""
+    return any(f.name == "keep" for f in fields(EVERY[name]))
 
 
 def built(name, keep=.5):
-    """A method of the registry with its defaults, but for `keep`, whose default is meant for more tokens than ours, and for
-    a trained module, in whose place stands a random one that is fitted to prompts of any length."""
-    if "training" in METHODS[name]().preconditions:
-        return ATPPooled(module=thresholds())
-    return METHODS[name](keep=keep) if has_keep(name) else METHODS[name]()
+    """A method or reading with its defaults, but for `keep`, whose default is meant for more tokens than ours, and for a
+    trained module, in whose place is a random one that takes prompts of any length."""
+    method = EVERY[name]
+    if "training" in method().preconditions:
+        pooled = ATPPooled if issubclass(ATPPooled, method) else type(method.__name__, (ATPPooled, method), {})
+        return pooled(module=thresholds())
+    return method(keep=keep) if has_keep(name) else method()
 
 
-REDUCING = [name for name, method in METHODS.items() if method.site != "decoder" or built(name).reduce_at(32)]
+def reduces(name):
+    """Whether a method or reading calls `reduce` on a decoder of 32 layers, or before it."""
+    return EVERY[name].site != "decoder" or bool(built(name).reduce_at(32))
+
+
+REDUCING = [name for name in METHODS if reduces(name)]
 
 
 @lru_cache

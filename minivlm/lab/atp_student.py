@@ -12,6 +12,7 @@ from torch import nn
 from minivlm.attention import causal_mask, rope
 from minivlm.lab.modules import cuts_tiles
 from minivlm.llama import plan
+from minivlm.masks import hidden_keys
 from minivlm.views import DecoderView
 from pruning.atp import Thresholds, budget_losses, full_loss
 from pruning.base import Tokens, UserError
@@ -59,7 +60,8 @@ class Student(nn.Module):
         T = hidden.shape[1]
         rope = self.rope(hidden, b.visual, grid)
         row = torch.arange(T, device=hidden.device)
-        causal = causal_mask(row, T, decoder.hidden_keys(None, row, row))          # (T, T)
+        too_far = hidden_keys(None, row, row, decoder.config.sliding_window)       # (T, T) or None
+        causal = causal_mask(row, T, too_far)                                      # (T, T)
         layer_mask = causal.expand(len(hidden), 1, T, T)                           # (B, 1, T, T)
         mask = torch.ones(b.visual.shape, device=hidden.device)                    # (B, N)
         masks = []

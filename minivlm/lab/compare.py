@@ -62,7 +62,7 @@ def agreement(run, unpruned):
 
 def evidence_kept(run, evidence):
     """(left, all): of the visual tokens on the evidence, how many are left, as tokens of their own, after the last reduction."""
-    tokens = on_patches(run.trace.cells, evidence)
+    tokens = on_patches(run.trace.grid, evidence)
     kept = run.trace.steps[-1].kept if run.trace.steps else tokens
     return [int(torch.isin(tokens, kept).sum()), len(tokens)]
 
@@ -100,7 +100,7 @@ def picture(runs, image, box, header, index=0, columns=4, evidence=(), maps=Fals
     """
     shown = [run for run in runs if not run.why_not]
     kinds = (draw.panels, draw.score_maps, draw.merge_maps) if maps else (draw.panels,)
-    drawn = [[kind(image, box, run.trace, index, f"{run.name}: {run.answer}", on_patches(run.trace.cells, evidence).tolist())[-1]
+    drawn = [[kind(image, box, run.trace, index, f"{run.name}: {run.answer}", on_patches(run.trace.grid, evidence).tolist())[-1]
               for run in shown] for kind in kinds]
     rows = [row[i:i + columns] for i in range(0, len(shown), columns) for row in drawn]
     return draw.sheet([row for row in rows if any(row)], header)

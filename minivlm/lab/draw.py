@@ -63,7 +63,7 @@ def merge_maps(picture, box, trace, image=0, title="", evidence=()):
 def _steps(view, trace):
     """The reductions that concern this image: at the vision site each is of one image alone."""
     n, tokens = len(view.tokens), torch.tensor(view.tokens)
-    steps = [s for s in trace.steps if s.site != "vision" or view.has(s.origin).any()]
+    steps = [s for s in trace.steps if s.site != "vision" or view.has(s.source).any()]
     return steps or [Step("none", 0, tokens, Reduction(torch.arange(n)))]
 
 
@@ -94,7 +94,7 @@ def _by_rule(view, step):
 
 def _counts(view, step, evidence):
     """before layer 2: 64 of 576 tokens; ..."""
-    kept, before, N = view.own(step.kept), view.own(step.origin), len(view.tokens)
+    kept, before, N = view.own(step.kept), view.own(step.source), len(view.tokens)
     told = [f"{_where(view, step)}: {len(kept)} of {N} tokens"]
     told += [f"{len(before)} until then"] if len(before) < N else []
     told += ["the rest masked"] if not step.reduction.drop else []
@@ -110,8 +110,8 @@ def _counts(view, step, evidence):
 def _score_map(view, step, title, evidence):
     """Every token that was there in the colour of its rank: scores are so uneven that their values would show little."""
     rank = step.reduction.score.unique(return_inverse=True)[1]                     # (n,)  equal scores: equal ranks
-    share = (rank / rank.max().clamp(min=1))[view.has(step.origin)]                # (m,)  0 .. 1
-    panel = view.tinted(view.lit(NOBODY), view.own(step.origin), _heat(share))
+    share = (rank / rank.max().clamp(min=1))[view.has(step.source)]                # (m,)  0 .. 1
+    panel = view.tinted(view.lit(NOBODY), view.own(step.source), _heat(share))
     panel = view.outlined(panel, view.own(step.kept), LINE)
     text = f"{_where(view, step)}: rank of {len(share)} tokens by score; outlined: the {len(view.own(step.kept))} kept"
     return _finished(view, panel, title, text, evidence, _scale(panel.width))
@@ -121,7 +121,7 @@ def _made_of(trace, step):
     """(k, N) of which original tokens each one is made that this step left."""
     if step.site == "vision":                              # the first reduction of its image, and of no other
         merge = step.reduction.merge.float()
-        return merge.new_zeros(len(merge), trace.N).index_copy(1, step.origin, merge)
+        return merge.new_zeros(len(merge), trace.N).index_copy(1, step.source, merge)
     last = next(i for i, s in enumerate(trace.steps) if s is step)
     return replace(trace, steps=trace.steps[:last + 1]).sources()
 

@@ -61,7 +61,7 @@ def facts(talk):
         "visual_entering_layer": trace.visual,
         "kv_bytes": talk.cache.bytes,
         "kv_bytes_unpruned": unpruned_bytes(talk),
-        "reductions": [{"site": s.site, "before_layer": s.layer, "of": len(s.origin), "kept": s.kept.tolist()}
+        "reductions": [{"site": s.site, "before_layer": s.layer, "of": len(s.source), "kept": s.kept.tolist()}
                        for s in trace.steps],
     }
 

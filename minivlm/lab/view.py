@@ -26,7 +26,7 @@ class View:
         the processor gives them."""
         self.name = f"image {image + 1}, " if len(trace.images) > 1 else ""
         self.tokens = trace.images[image]                                          # a range of original indices
-        self.cells = trace.cells[self.tokens.start:self.tokens.stop]               # (N, 3)
+        self.cells = trace.grid[self.tokens.start:self.tokens.stop]               # (N, 3)
         padding = trace.padding[image] if trace.padding else None
         boxes, self.counted = [box] if padding is None else list(box), "{} on the base tile, {} on the map"
         if padding is None and isinstance(box[0], tuple):

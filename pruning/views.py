@@ -1,0 +1,129 @@
+"""LayerView: one layer, as a method may look at it. The model's own views compute what they show when asked for it.
+
+Letters as in base.py.
+"""
+
+from pruning.errors import UserError
+
+
+class LayerView:
+    """One layer, on the tokens that enter it, as a method may look at it. Everything is computed when asked for.
+
+    `rows` are query rows: "last", "text" (after the image), "visual", "all", or indices (R,). The model's own views
+    (minivlm/views.py) give query, key, mask and projected_key; LayerView.of(..) takes typed matrices.
+    """
+
+    tokens = None                  # the Tokens that enter the layer
+
+    def query(self, rows="all"):
+        """(H, R, Dh) after RoPE"""
+        raise UserError(f"{self!r}: it has no queries")
+
+    def key(self):
+        """(Hk, T, Dh) after RoPE"""
+        raise UserError(f"{self!r}: it has no keys")
+
+    def projected_key(self, norm=True):
+        """(T, Hk*Dh) before RoPE; norm=False: of the residual stream, without the layer's norm (AdaptPrune's code)"""
+        raise UserError(f"{self!r}: it has no projected keys")
+
+    def mask(self, rows=None):
+        """(R, T) what the layer adds to the logits of these rows: 0 for keys that they see, else minus infinity
+
+        rows None: (T, T), masked tokens too.
+        """
+        raise UserError(f"{self!r}: it has no mask")
+
+    def rotated(self, x):
+        """x (T, Dh) under the rotary embedding, each row at its position"""
+        raise UserError(f"{self!r}: it has no rotary embedding")
+
+    def logits(self, rows="all"):
+        """(H, R, T) query key^T / sqrt(Dh), before the mask"""
+        query = self.query(rows)                                                   # (H, R, Dh)
+        key = for_each_head(self.key(), len(query))                                # (H, T, Dh)
+        return query @ key.mT / query.shape[-1] ** 0.5
+
+    def attention(self, rows="all"):
+        """(H, R, T) softmax(logits + mask), in float32: fewer ties"""
+        mask = self.mask(rows)                                                     # (R, T)
+        return (self.logits(rows).float() + mask).softmax(dim=-1)
+
+    def each_head_logits(self, rows="all"):
+        """(R, T) logits of one head after the other: all heads at once would take H times the memory"""
+        query = self.query(rows)                                                   # (H, R, Dh)
+        key = for_each_head(self.key(), len(query))                                # (H, T, Dh)
+        for q, k in zip(query, key):
+            yield q @ k.T / q.shape[-1] ** 0.5
+
+    def each_head(self, rows="all"):
+        """(R, T) attention of one head after the other"""
+        mask = self.mask(rows)                                                     # (R, T)
+        for logits in self.each_head_logits(rows):
+            yield (logits.float() + mask).softmax(dim=-1)
+
+    def mean_logits(self, rows="all"):
+        """(R, T) logits, mean over heads"""
+        return mean_of(self.each_head_logits(rows))
+
+    def mean_attention(self, rows="all"):
+        """(R, T) attention, mean over heads"""
+        return mean_of(self.each_head(rows))
+
+    def on(self, tokens):
+        """The same view, its rows counted in these tokens."""
+        return self
+
+    # At the vision site, where a layer is a block of the tower:
+
+    def cls_rows(self):
+        """(tiles,) the rows of the class tokens"""
+        raise UserError(f"{self!r}: it has no class tokens")
+
+    def cls_attention(self):
+        """(H, n) the attention that each visual token receives from the class token of its own tile"""
+        raise UserError(f"{self!r}: it has no class tokens")
+
+    def block(self, l):
+        """The view of block l of the same tower."""
+        raise UserError(f"{self!r}: it has no blocks")
+
+    @staticmethod
+    def of(**matrices):
+        """A view of typed matrices: LayerView.of(attention=[[1, 0], [.3, .7]]). by_hand.py lists their names."""
+        from pruning.by_hand import GivenView              # which is built on this file
+        return GivenView(**matrices)
+
+
+class NoView(LayerView):
+    """In the place of a view that a site does not have: whatever is read of it is an error that says why."""
+
+    def __init__(self, why):
+        self.why = why
+
+    @property
+    def tokens(self):
+        raise UserError(f"{self!r}")
+
+    def __repr__(self):
+        return f"nothing to look at here, since {self.why}"
+
+
+NOT_YET = NoView("no layer has run yet")
+
+
+def mean_of(matrices):
+    """Mean in float32 of matrices that come one by one: half precision loses small weights."""
+    total = 0
+    count = 0
+    for matrix in matrices:
+        total = total + matrix.float()
+        count += 1
+    return total / count
+
+
+def for_each_head(x, heads):
+    """The key or value head of each query head: (.., Hk, S, Dh) -> (.., H, S, Dh)"""
+    if x.shape[-3] == heads:
+        return x
+    return x.repeat_interleave(heads // x.shape[-3], dim=-3)
