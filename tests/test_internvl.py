@@ -446,7 +446,7 @@ def test_from_the_command_line(capsys, tmp_path, monkeypatch):
     assert run.main(["ask", photo, "What?", *said, "--method", "fastv", "--keep", "9", "--set", "layer=1", "--maps", "--out",
                      str(tmp_path / "kept.png")]) == 0
     assert "layer 1: 190 tokens, 9 of them visual" in capsys.readouterr().out and (tmp_path / "kept.png").stat().st_size
-    assert run.main(["compare", photo, "What?", *said, "--method", "divprune,vispruner", "--keep", "4", "--out",
+    assert run.main(["compare", photo, "What?", *said, "--method", "divprune,vispruner", "--keep", "7", "--out",
                      str(tmp_path / "sheet.png")]) == 0
     assert "VisPruner needs a vision tower with a class token, and InternVL" in capsys.readouterr().out
     turns = iter(["What?", "Why?", ""])
