@@ -61,8 +61,8 @@ def test_the_command(capsys, tmp_path):
     assert "the bytes read grow" in out and json.loads((tmp_path / "a.json").read_text())["rows"][1]["tokens"] == 16
 
 
-@pytest.mark.parametrize("words, told", [(["--tokens", "8,x"], "8,x"), (["--tokens", "1"], "from 2 on"), (["--decode", "0"], "--decode 0"),
-                                         (["--tokens", "9999999"], "context"), (["--json", "/no/such/folder/a.json"], "/no/such/folder")])
+@pytest.mark.parametrize("words, told", [(["--tokens", "8,x"], "8,x"), (["--tokens", "1"], "from 2 to a million"), (["--decode", "0"], "--decode 0"),
+                                         (["--tokens", "9999999"], "from 2 to a million"), (["--tokens", "999999"], "context"), (["--json", "/no/such/folder/a.json"], "/no/such/folder")])
 def test_bad_input_is_one_line(capsys, words, told):
     status, out, err = done(capsys, "growth", "--model", MODEL, "--threads", "1", *words)
     assert status == 2 and told in err and not out
