@@ -51,20 +51,21 @@ def test_what_a_text_means(annotation, text, value):
 def test_the_sentence_names_method_option_and_value():
     """The whole of it, and a value of any length in one line."""
     with pytest.raises(UserError) as error:
-        METHODS["fastv"](query="x")
-    assert str(error.value) == "FastV: query is one of last, all; got 'x'"
+        METHODS["atp"](strategy="x")
+    assert str(error.value) == "ATP: strategy is one of both, redundant, spatial; got 'x'"
     with pytest.raises(UserError, match="FastV: keep is a number; got a tuple that is too large to show|FastV: keep is a number; got") as error:
         METHODS["fastv"](keep="\n" * 5000)
     assert len(str(error.value)) < 120 and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["keep={}"], "keep is a number; got {}"), (["layer=none"], "layer is a whole number .*; got 'none'"), (["keep=[]"], r"keep is a number; got \(\)"),
-    (["mode={}"], "mode is one of drop, mask; got '{}'"), (["rerank_decode=1"], "rerank_decode is true or false; got 1"),
-    (["keep=NaN"], "keep must be finite"), (["layer=10000000"], "layer must be at most"), (["layer=2.0"], "layer is a whole number")])
-def test_words_of_the_command_line(words, sentence):
+@pytest.mark.parametrize("name, word, sentence", [
+    ("fastv", "keep={}", "keep is a number; got {}"), ("fastv", "layer=none", "layer is a whole number .*; got 'none'"),
+    ("fastv", "keep=[]", r"keep is a number; got \(\)"), ("atp", "strategy={}", "strategy is one of both, redundant, spatial; got '{}'"),
+    ("asap", "salvage=1", "salvage is true or false; got 1"), ("fastv", "keep=NaN", "keep must be finite"),
+    ("fastv", "layer=10000000", "layer must be at most"), ("fastv", "layer=2.0", "layer is a whole number")])
+def test_words_of_the_command_line(name, word, sentence):
     with pytest.raises(UserError, match=sentence):
-        build("fastv", settings=words)
+        build(name, settings=[word])
 
 
 @pytest.mark.parametrize("name, told", [
@@ -78,9 +79,8 @@ def test_a_message_is_one_line_whatever_it_names(name, told):
 
 def test_numbers_of_other_libraries_and_lists():
     """numpy's and torch's numbers become plain ones, and lists tuples, so that a method can be compared, hashed and written as JSON."""
-    method = METHODS["fastv"](layer=np.int64(3), keep=torch.tensor(.5), rerank_decode=np.bool_(False))
-    assert method == METHODS["fastv"](layer=3, keep=.5) and type(method.layer) is int and type(method.keep) is float
-    assert METHODS["asap"](stages=[[2, .5]]).stages == ((2, .5),)
+    method = METHODS["asap"](layer=np.int64(3), keep=torch.tensor(.5), salvage=np.bool_(True))
+    assert method == METHODS["asap"](layer=3, keep=.5) and type(method.layer) is int and type(method.keep) is float
     assert hash(METHODS["pyramiddrop"](layers=[1, 2], ratios=[.5, .2]))
 
 

@@ -302,7 +302,7 @@ def test_rotary_embedding(theta, head_dim):
     config = LlamaConfig(hidden_size=head_dim, num_attention_heads=1, rope_parameters=parameters)
     cos, sin = LlamaRotaryEmbedding(config)(x, position[None])
     theirs, _ = apply_rotary_pos_emb(x, x, cos, sin)
-    assert rotate(x, *rope(position, head_dim, theta, x.dtype)).equal(theirs)
+    assert rotate(x, rope(position, head_dim, theta, x.dtype)).equal(theirs)
 
 
 @live

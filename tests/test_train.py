@@ -78,7 +78,7 @@ def test_packed_questions_equal_single_ones(tmp_path, hidden, closed):
     worlds = scenes.worlds("heldout", 0, 0, 2)
     text, labels, shown = pack(np.random.default_rng(0), worlds, hidden)
     with torch.no_grad():
-        features = run.student.llava.vision_tower(pixels(worlds), [3])[0][0][:, 1:]
+        features = run.student.llava.vision_tower(pixels(worlds), 3)[-1][:, 1:]
         packed = run.student.answers(features, text, shown, closed)
     block, _ = layout("cpu")
     for i in range(2):
