@@ -64,7 +64,7 @@ def test_what_is_known_beforehand(told):
 def test_timed_is_the_method():
     """At each site it is the method of that site, and what it is asked for is the method's own."""
     both = Timed(Both((VisPruner(keep=9), FastV(keep=4, layer=3))), Clock(CPU))
-    assert both.at("embed") is None and both.at("decoder").pruner == FastV(keep=4, layer=3) and both.at("vision").needs == VisPruner.needs
+    assert both.at("embed") is None and both.at("decoder").pruner == FastV(keep=4, layer=3) and both.at("vision").laws == VisPruner.laws
     assert both.at("decoder").at("decoder").pruner == FastV(keep=4, layer=3) and both.at("decoder").reduce_at(4) == (3,)
 
 
