@@ -81,7 +81,7 @@ def test_kept_patches_are_the_photograph_and_the_rest_is_dark(told):
 
 def test_what_kept_a_token_is_boxed_in_its_colour(told):
     """Three rules kept 1, 14 and 4: a line two pixels wide inside each patch of 120, and how many of each below."""
-    r = kept(1, 4, 14, rule=torch.tensor([0, 2, 1]), rules=("redundant", "spatial", "both"))
+    r = kept(1, 4, 14, reason=torch.tensor([0, 2, 1]), reasons=("redundant", "spatial", "both"))
     panel, = draw.panels(checks(120, 120), (0, 0, 120, 120), traced(("decoder", 2, range(16), r)))
     for (column, row), shade in {(1, 0): (255, 150, 0), (2, 3): (0, 170, 255), (0, 1): (60, 220, 60)}.items():
         at = [panel.getpixel((120 * column + 60, 120 * row + y)) for y in (0, 1, 118, 119, 60)]

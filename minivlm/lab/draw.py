@@ -22,7 +22,7 @@ LINE, EVIDENCE = (255, 255, 255), (255, 0, 200)
 HEAT = torch.tensor([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])   # low .. high: ever lighter
 GROUPS = torch.tensor([(230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 165, 0), (145, 30, 180), (70, 240, 240),
                        (240, 50, 230), (190, 240, 40), (250, 190, 212), (0, 128, 128), (170, 110, 40), (255, 225, 25)])
-RULES = {"orange": (255, 150, 0), "blue": (0, 170, 255), "green": (60, 220, 60)}
+REASONS = {"orange": (255, 150, 0), "blue": (0, 170, 255), "green": (60, 220, 60), "violet": (190, 90, 255)}
 SMALLER = torch.tensor([[225, 225, 225]])          # the colour of all groups after the largest
 NOBODY = torch.empty(0, dtype=torch.long)
 
@@ -79,17 +79,17 @@ def _where(view, step):
 def _kept(view, step):
     kept = view.own(step.kept)
     panel = view.outlined(view.lit(kept), kept, LINE)
-    for _, color, which in _by_rule(view, step):
-        panel = view.boxed(panel, kept[which], RULES[color])
+    for _, color, which in _by_reason(view, step):
+        panel = view.boxed(panel, kept[which], REASONS[color])
     return panel
 
 
-def _by_rule(view, step):
-    """(rule, colour, which tokens of this image it kept), for a method that keeps by several rules."""
-    rule = step.reduction.reason
-    if rule is not None:
-        for i, (name, color) in enumerate(zip(step.reduction.reasons, RULES)):
-            yield name, color, rule[view.has(step.kept)] == i
+def _by_reason(view, step):
+    """(reason, colour, which tokens of this image it kept), for a method that keeps for several reasons."""
+    reason = step.reduction.reason
+    if reason is not None:
+        for i, (name, color) in enumerate(zip(step.reduction.reasons, REASONS)):
+            yield name, color, reason[view.has(step.kept)] == i
 
 
 def _counts(view, step, evidence):
@@ -99,7 +99,7 @@ def _counts(view, step, evidence):
     told += [f"{len(before)} until then"] if len(before) < N else []
     told += ["the rest masked"] if not step.reduction.drop else []
     told += [view.counted.format(*view.per_grid(kept))] if len(view.grids) > 1 else []
-    told += [f"{int(which.sum())} {name} ({color})" for name, color, which in _by_rule(view, step)]
+    told += [f"{int(which.sum())} {name} ({color})" for name, color, which in _by_reason(view, step)]
     off = view.off_grid(kept)
     told += [f"{off} of them on no patch"] if off else []
     wanted = view.own(torch.tensor(sorted(evidence))) if evidence else ()
