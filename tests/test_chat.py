@@ -175,7 +175,7 @@ def test_it_ends_with_the_context(context, count):
     """28 tokens in a context of 31: three more are run, and the fourth, which they lead to, is not."""
     model, conversation = llava(context=context), talk(context=context)
     assert answer(conversation, 100) == answer(talk(), count)
-    assert conversation.cache.layers[0].next == context == model.config.text.max_position_embeddings
+    assert conversation.cache.layers[0].next_position == context == model.config.text.max_position_embeddings
     with pytest.raises(UserError, match="2 more tokens do not fit: 0 are left"):
         conversation.read([7])
 
