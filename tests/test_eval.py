@@ -26,7 +26,7 @@ from minivlm.toy import benchmark, folder
 from minivlm.toy.benchmark import Item
 from minivlm.toy.student import config
 from pruning import METHODS
-from pruning.base import Tokens, UserError
+from pruning.base import Tokens, whole_grid, UserError
 from pruning.controls import Random
 from test_run import MODEL as PARITY, done
 from weights import load
@@ -214,8 +214,7 @@ def test_oracles_know_where_the_things_are(model):
     items = [Item(0, None, "scene", "", "", (), tuple(many)), Item(1, None, "scene", "", "", (), few)]
     entered = contestants(model, torch.zeros(1, 3, 96, 96), "divprune", "0.1", [], oracles=True)
     contest = Contest(model, items, entered, "llava-hf")
-    cell = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(12), torch.arange(12))
-    tokens = Tokens(torch.zeros(150, 4), torch.arange(150), torch.arange(3, 147), cell, torch.arange(144), 144)
+    tokens = Tokens.start(torch.zeros(150, 4), torch.arange(3, 147), whole_grid(12, 12))
     first, last = (next(one.pruner for one in entered if one.label == f"{name} embed 0.1") for name in ("things", "background"))
     kept = [[set(p.reduce(tokens).keep.tolist()) for p in contest.drawn(pruner, i)] for pruner in (first, last) for i in (0, 1)]
     assert all(keep == set(many[:14]) for keep in kept[0]) and kept[2][0] != kept[2][1]
@@ -233,13 +232,13 @@ def test_random_counts_by_its_share_of_right_draws(model, data):
 
 
 def test_pictures_are_encoded_once(model, data, monkeypatch):
-    """Once for all that do not look into the tower, once for VisPruner; and the answers are those of a conversation of its own."""
+    """Once for all contestants, VisPruner too; and the answers are those of a conversation of its own."""
     items, calls = benchmark.read(data), Counter()
     entered = contestants(model, torch.zeros(1, 3, 96, 96), "vispruner,divprune,fastv", "0.5,0.1", [])
     forward = type(model.vision_tower).forward
-    monkeypatch.setattr(type(model.vision_tower), "forward", lambda self, *args: calls.update([args[2]]) or forward(self, *args))
+    monkeypatch.setattr(type(model.vision_tower), "forward", lambda self, *args: calls.update([args[1]]) or forward(self, *args))
     rows = Contest(model, items, entered, "llava-hf", draws=1, max_new_tokens=2).run(Log(None, {}))
-    assert list(calls.values()) == [len({item.image for item in items})] * 2 and not isinstance(model.vision_tower, Remembering)
+    assert list(calls.values()) == [len({item.image for item in items})] and not isinstance(model.vision_tower, Remembering)
     for row in rows[::7]:
         pruner = next(one.pruner for one in entered if one.label == row["contestant"])
         talk, item = Conversation(model, Contest(model, [], [], "", draws=1).drawn(pruner, row["question"])[0]), items[row["question"]]
@@ -309,7 +308,7 @@ def test_another_recipe_is_refused(capsys, model, data, tmp_path):
     """Other options, or other questions or weights under the same names; and a file that is none of ours is not touched."""
     again = command(model, data, "--out", tmp_path / "a.json")
     assert done(capsys, *again)[0] == 0
-    for words, told in ((["--draws", 2], "draws 3"), (["--keep", "0.2"], "random 0.1"), (["--set", "fastv.mode=mask"], "fastv 0.1"), (["--set", "fastv.layer=3"], "random 0.1"), (["--count", 1], "count None")):
+    for words, told in ((["--draws", 2], "draws 3"), (["--keep", "0.2"], "random 0.1"), (["--set", "fastv.layer=3"], "random 0.1"), (["--count", 1], "count None")):
         status, out, err = done(capsys, *again, *words)
         assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
     lines = (data / "questions.jsonl").read_text()

@@ -66,11 +66,14 @@ def test_shift(name, data):
     assert shift_holds(name, data)
 
 
-@pytest.mark.parametrize("name", [name for name in REDUCING_READINGS if READINGS[name].site != "vision"])
+OF_ALL_ROWS = "vtw_random"             # the one exception: it draws from all rows of the prompt, as released
+
+
+@pytest.mark.parametrize("name", [name for name in REDUCING_READINGS if READINGS[name].site != "vision" and name != OF_ALL_ROWS])
 @FEW
 @given(st.data())
 def test_shift_of_a_reading(name, data):
-    """Nor of any reading."""
+    """Nor of any reading but one."""
     assert shift_holds(name, data)
 
 
@@ -186,7 +189,7 @@ class Broken(Pruner):
         score = tokens.before.mean_attention("last")[0]                            # (T,)
         at = {"first rows": torch.arange(tokens.n)}.get(self.mistake, tokens.visual)
         keep = score[at].argsort(descending=True, stable=True)[:3 if self.mistake == "one too many" else 2]
-        keep = keep if self.mistake == "unsorted" else keep.sort().values
+        keep = keep.sort(descending=self.mistake == "unsorted").values
         merge = torch.ones(len(keep), tokens.n) if self.mistake == "merges" else None
         if self.mistake == "numbers":
             keep = (score[tokens.visual] > .2).nonzero().squeeze(1)
