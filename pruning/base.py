@@ -183,7 +183,6 @@ class Pruner(Budgeted):
         return [n] * first + [k] * (layers - first)
 
     # Rare: what only one or two methods change.
-
     cls: ClassVar = False                         # vision site: the class tokens are visual tokens too, on no grid
     drops: ClassVar = True                        # False: its tokens stay in the sequence, with their keys masked
     prune_past_kv: ClassVar = False               # drop from the caches of the layers before the cut, too
