@@ -99,7 +99,7 @@ def _counts(view, step, evidence):
     told += [f"{len(before)} until then"] if len(before) < N else []
     told += ["the rest masked"] if not step.reduction.drop else []
     told += [view.counted.format(*view.per_grid(kept))] if len(view.grids) > 1 else []
-    told += [f"{int(which.sum())} {name} ({color})" for name, color, which in _by_reason(view, step)]
+    told += [f"{int(which.sum())} {name} ({color})" for name, color, which in _by_reason(view, step) if which.any()]
     off = view.off_grid(kept)
     told += [f"{off} of them on no patch"] if off else []
     wanted = view.own(torch.tensor(sorted(evidence))) if evidence else ()
