@@ -32,8 +32,7 @@ def model():
 
 def prefill(decoder, ids):
     """Normed hidden states of all ids, (T, D), and the cache."""
-    T, none = len(ids), torch.empty(0, dtype=torch.long)
-    tokens = Tokens(decoder.embed_tokens(torch.tensor(ids)), torch.arange(T), none, torch.empty(0, 3), none, T)
+    tokens = Tokens.start(decoder.embed_tokens(torch.tensor(ids)), [])
     cache = Cache.empty(len(decoder.layers))
     return decoder.prefill(tokens, cache, last=False), cache
 
