@@ -10,16 +10,22 @@ from pathlib import Path
 
 import torch
 
-from minivlm.image import open_image
-from minivlm.lab import (ablate, bench, compare, cost, count, curves, draw, evaluate, fit, growth, hf, inspect, methods, parallel, plot, report, score, session, shapes,
-                         shipped, tables, tasks, train_atp, verdict, verify)
-from minivlm.lab.arguments import TRAINED, parser
-from minivlm.lab.contestants import contestants
-from minivlm.lab.flops import Formula
-from minivlm.lab.instruct import Instructions
-from minivlm.lab.log import Log
-from minivlm.lab.options import build, build_all, own_settings
-from minivlm.text import next_turn, prompt
+from minivlm.io.image import open_image
+from minivlm.io.text.tokenizer import next_turn, prompt
+from minivlm.lab.check import hf, inspect, verify
+from minivlm.lab.cli import methods, parallel, session, shipped
+from minivlm.lab.cli.arguments import TRAINED, parser
+from minivlm.lab.cli.options import build, build_all, own_settings
+from minivlm.lab.compare import compare, draw, report
+from minivlm.lab.cost import cost, count, shapes
+from minivlm.lab.cost.flops import Formula
+from minivlm.lab.score import curves, contest as evaluate, score, tasks
+from minivlm.lab.score.contestants import contestants
+from minivlm.lab.score.log import Log
+from minivlm.lab.speed import bench, plot, verdict
+from minivlm.lab.studies import ablate, growth, tables
+from minivlm.lab.train import fit, train_atp
+from minivlm.lab.train.instruct import Instructions
 from minivlm.toy import benchmark, folder, train
 from pruning import METHODS, READINGS
 from pruning.base import UserError

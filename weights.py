@@ -15,18 +15,18 @@ from safetensors import safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from minivlm.anyres import LlavaNext
-from minivlm.config import read_config, tower_folder
-from minivlm.files import DTYPES, folder_of, read_json, stored
-from minivlm.image import ImageProcessor
-from minivlm.internvl import InternVL, TileProcessor
-from minivlm.internvl_config import LAYOUTS as INTERNVL_LAYOUTS, InternVLConfig, split
-from minivlm.limits import check
+from minivlm.families.anyres import LlavaNext
+from minivlm.families.internvl import InternVL, TileProcessor
+from minivlm.families.internvl_config import LAYOUTS as INTERNVL_LAYOUTS, InternVLConfig, split
+from minivlm.families.tiles import TilesProcessor
+from minivlm.io.config_json import read_config, tower_folder
+from minivlm.io.files import DTYPES, folder_of, read_json, stored
+from minivlm.io.image import ImageProcessor
+from minivlm.io.limits import check
+from minivlm.io.text.template import template_of
+from minivlm.io.text.tokenizer import Tokenizer
+from minivlm.io.text.vocabulary import has_tokenizer
 from minivlm.llava import Llava
-from minivlm.template import template_of
-from minivlm.text import Tokenizer
-from minivlm.tiles import TilesProcessor
-from minivlm.vocabulary import has_tokenizer
 from pruning.base import UserError
 
 # The same weights have been saved under five sets of names. What stands in the file where our name begins with ...

@@ -1,1 +1,1 @@
-"""The model, in reading order: config, attention, clip, llama, cache, llava, image, text, chat."""
+"""The model. In reading order: attention, llama, clip, llava; then cache, generate, trace. Skip kernels, parts, families and io at first."""

@@ -6,8 +6,8 @@ The 24 layers of ViT-L/14 run on 576 patches and one class token. LLaVA reads hi
 import torch
 from torch import nn
 
-from minivlm.activations import ACTIVATIONS
 from minivlm.attention import attention
+from minivlm.parts.activations import ACTIVATIONS
 
 
 class Embeddings(nn.Module):

@@ -12,9 +12,9 @@ from torch import nn
 
 from minivlm.attention import rope, rotate
 from minivlm.kernels import attention
-from minivlm.masks import prompt_mask, step_mask
+from minivlm.parts.masks import prompt_mask, step_mask
+from minivlm.parts.views import DecoderView, StepView
 from minivlm.trace import Trace
-from minivlm.views import DecoderView, StepView
 from pruning.apply import checked, order, plan, with_last
 from pruning.base import NOT_YET
 

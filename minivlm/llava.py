@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from minivlm.activations import ACTIVATIONS
 from minivlm.cache import Cache
 from minivlm.clip import ClipVision
-from minivlm.limits import check_ids, check_length
+from minivlm.io.limits import check_ids, check_length
 from minivlm.llama import Decoder
-from minivlm.sequence import Part, counted_from, only_visual, spliced, tile_grid, tower_tokens
+from minivlm.parts.activations import ACTIVATIONS
+from minivlm.parts.sequence import Part, counted_from, only_visual, spliced, tile_grid, tower_tokens
 from minivlm.trace import Trace
 from pruning.apply import checked
 from pruning.base import UserError

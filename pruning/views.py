@@ -10,7 +10,7 @@ class LayerView:
     """One layer, on the tokens that enter it, as a method may look at it. Everything is computed when asked for.
 
     `rows` are query rows: "last", "text" (after the image), "visual", "all", or indices (R,). The model's own views
-    (minivlm/views.py) give query, key, mask and projected_key; LayerView.of(..) takes typed matrices.
+    (minivlm/parts/views.py) give query, key, mask and projected_key; LayerView.of(..) takes typed matrices.
     """
 
     tokens = None                  # the Tokens that enter the layer

@@ -9,7 +9,8 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MINIVLM_DEBUG", "1")      # an exception that nobody foresaw fails a test: run.py hides none
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent), *(str(HERE / room) for room in ("model", "lab", "laws"))]
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)             # the models are tiny: threads would wait for each other
 

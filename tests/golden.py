@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from minivlm.cache import Cache
-from minivlm.config import TextConfig
+from minivlm.io.config_json import TextConfig
 from minivlm.llama import Decoder
 from minivlm.trace import Trace
 from pruning.base import Tokens

@@ -1,6 +1,6 @@
 """The one gate of every test that compares with the installed transformers: `@live`, or the fixture `transformers`.
 
-It skips, with the reason, where transformers is missing, older than the range in minivlm.lab.hf.TESTED, or newer.
+It skips, with the reason, where transformers is missing, older than the range in minivlm.lab.check.hf.TESTED, or newer.
 MINIVLM_ANY_TRANSFORMERS=1 runs the tests with a newer one all the same.
 """
 
@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from minivlm.lab import hf
+from minivlm.lab.check import hf
 from pruning.base import UserError
 
 live = pytest.mark.usefixtures("transformers")

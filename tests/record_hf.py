@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from minivlm.lab import hf
+from minivlm.lab.check import hf
 import tiny_internvl
 from tiny_llava import PAD, PIECES, Case, bpe, build, grids, tokenizer_json
 

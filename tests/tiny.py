@@ -8,10 +8,10 @@ from hypothesis import settings
 from torch import nn
 
 from minivlm.cache import Cache
-from minivlm.config import LlavaConfig, TextConfig, VisionConfig
-from minivlm.internvl import InternVL
-from minivlm.internvl_config import InternVLConfig, InternViTConfig
-from minivlm.tiles import Tiles, best_grid
+from minivlm.families.internvl import InternVL
+from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
+from minivlm.families.tiles import Tiles, best_grid
+from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
 from minivlm.trace import Trace
 from pruning import EVERY, METHODS
 from pruning.atp import Thresholds

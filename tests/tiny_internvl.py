@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from minivlm.text import prompt
+from minivlm.io.text.tokenizer import prompt
 from tiny_llava import CORPUS, PIECES, ROWS, Case, bpe, randomise, sentencepiece_model, tokenizer_json, write
 
 CONTEXT, MEAN, STD = "<IMG_CONTEXT>", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

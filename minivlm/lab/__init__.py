@@ -1,1 +1,1 @@
-"""What is done with a model and a method: verify, hf (live comparison), draw, cost and tables, bench."""
+"""What is done with a model and a method, in rooms: compare, check, cost, speed, score, train, studies; cli is what they share."""

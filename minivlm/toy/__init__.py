@@ -8,7 +8,6 @@
     optimiser.py   Muon and Adam
     train.py       the two stages, the losses, checkpoints: read this for the recipe
     folder.py      the trained network as a checkpoint folder
-    oracle.py      tokens chosen by what the picture shows, which no method can do
     atp.safetensors  the modules of ATP, trained on it
     samples/       four pictures and their questions
     methods.json   options of methods for eight layers

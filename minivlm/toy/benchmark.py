@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minivlm.atomic import write_text, written, written_folder
-from minivlm.data import check_pictures, check_row, read_lines
-from minivlm.image import open_image
+from minivlm.io.atomic import write_text, written, written_folder
+from minivlm.io.data import check_pictures, check_row, read_lines
+from minivlm.io.image import open_image
 from minivlm.toy import questions, scenes
 from minivlm.toy.questions import FAMILIES, WORDS
 from minivlm.toy.scenes import GRID

@@ -7,8 +7,8 @@ four pictures with their questions, and methods.json, what methods made for 32 l
 import json
 from pathlib import Path
 
-from minivlm.atomic import save_tensors, write_text, written_folder
-from minivlm.image import MEAN, STD
+from minivlm.io.atomic import save_tensors, write_text, written_folder
+from minivlm.io.image import MEAN, STD
 from minivlm.toy import benchmark, scenes
 from minivlm.toy.questions import ID, SPECIAL, WORDS
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from minivlm.attention import additive
-from minivlm.config import LlavaConfig, TextConfig, VisionConfig
-from minivlm.image import MEAN, STD
+from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
+from minivlm.io.image import MEAN, STD
 from minivlm.llava import Llava
 from minivlm.toy import scenes
 from minivlm.toy.packing import PREFIX, layout

@@ -33,14 +33,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from minivlm import training
-from minivlm.atomic import filled, write_text
+from minivlm.io import states as training
+from minivlm.io.atomic import filled, write_text
+from minivlm.io.states import FINITE, check_bounds
 from minivlm.toy import scenes
 from minivlm.toy.optimiser import Optimiser
 from minivlm.toy.packing import pack, score
 from minivlm.toy.questions import FAMILIES, ID
 from minivlm.toy.student import PATCHES, Student, config, pixels
-from minivlm.training import FINITE, check_bounds
 from pruning.base import UserError
 
 

@@ -1,0 +1,1 @@
+"""From words to ids: tokenizers, and the prompt formats and chat templates of checkpoints."""

@@ -1,0 +1,1 @@
+"""What several commands share: options of methods, the model that is asked for, processes."""

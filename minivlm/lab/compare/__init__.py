@@ -1,0 +1,1 @@
+"""One prompt under one method or many: answers, costs and pictures of what was kept."""

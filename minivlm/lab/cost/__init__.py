@@ -1,0 +1,1 @@
+"""What a shape costs, counted without weights: FLOPs, cache, weights."""

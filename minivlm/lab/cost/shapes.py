@@ -1,0 +1,129 @@
+"""Models by their shape alone, for counting and for timing: those of the papers, or a checkpoint's; and prompts for them."""
+
+import os
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig, read_config
+from minivlm.io.files import folder_of
+from minivlm.lab.cli import options
+from minivlm.lab.cli.options import averaged, build, built, listed, share, takes_keep
+from pruning.base import Tokens, UserError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's configuration, and the tiles that an image becomes."""
+
+    name: str
+    config: LlavaConfig
+    tiles: int = 1
+    folder: Path = Path(os.devnull)    # of its checkpoint
+
+    @property
+    def grid(self):
+        """Visual tokens on a side of a tile: patches, or InternVL's squares of them."""
+        return self.config.vision.image_size // self.config.vision.patch_size // getattr(self.config, "join", 1)
+
+    @property
+    def n(self):
+        """Image tokens of the unpruned prompt."""
+        return self.tiles * (self.grid ** 2 + (self.config.vision_feature_select_strategy == "full"))
+
+    @property
+    def parts(self):
+        """What a method may count, as of a model: {"tile": (how many, tokens of each), "image": (1, all)}."""
+        return {"tile": (self.tiles, self.n // self.tiles), "image": (1, self.n)}
+
+    @property
+    def layers(self):
+        """Decoder layers."""
+        return self.config.text.num_hidden_layers
+
+
+def _llava(**text):
+    return LlavaConfig(text=TextConfig(max_position_embeddings=4096, rms_norm_eps=1e-5, **text))
+
+
+SEVEN, THIRTEEN = _llava(), _llava(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
+SMALL = replace(_llava(hidden_size=1024, intermediate_size=2752, num_hidden_layers=12, num_attention_heads=16),
+                vision=VisionConfig(num_hidden_layers=4))
+SHAPES = {
+    "small": Shape("small", SMALL),
+    "llava-1.5-7b": Shape("llava-1.5-7b", SEVEN),
+    "llava-1.5-13b": Shape("llava-1.5-13b", THIRTEEN),
+    "next-7b": Shape("next-7b", SEVEN, tiles=5),               # 2880 image tokens, no newline tokens among them
+}
+
+
+def shape_of(shape=None, model=None, layers=None):
+    """The Shape called `shape`, or that of the checkpoint `model`, with only so many decoder layers. UserError if there is none."""
+    if shape and model:
+        raise UserError("give --shape or --model, not both")
+    found = _checkpoint(model) if model else SHAPES[shape or "llava-1.5-7b"]
+    if layers is None:
+        return found
+    if not 1 <= layers <= found.layers:
+        raise UserError(f"--layers {layers}: {found.name} has 1 to {found.layers}")
+    text = replace(found.config.text, num_hidden_layers=layers)
+    return replace(found, name=f"{layers} layers of {found.name}", config=replace(found.config, text=text))
+
+
+def _checkpoint(model):
+    folder = folder_of(model)
+    config = read_config(folder)
+    tiles = 5 if getattr(config, "image_aspect_ratio", "") == "anyres" else 1      # a square picture's; no newline tokens
+    return Shape(model, config, tiles, folder)
+
+
+def prompt(shape, text, hidden):
+    """Tokens of a prompt whose embeddings are `hidden` (T, D): half of the `text` tokens, the image, the other half."""
+    index, side = torch.arange(shape.n), shape.n // shape.tiles
+    before, place, device = text // 2, index % side, hidden.device
+    if shape.config.vision_feature_select_strategy == "full":
+        place = place - 1                                      # the class token: on no grid
+    grid = torch.stack([index // side, place.div(shape.grid, rounding_mode="floor"), place % shape.grid], dim=1)       # (n, 3)
+    grid[place < 0, 1:] = -1
+    device = "cpu" if device.type == "meta" else device        # indices have values even where the stream has none
+    position, visual, grid, source = (x.to(device) for x in (torch.arange(len(hidden)), index + before, grid, index))
+    return Tokens(hidden, visual, grid, source, position, len(hidden))
+
+
+def entering(pruner, shape):
+    """Image tokens that enter each decoder layer; None where the prompt decides."""
+    return options.entering(pruner, shape.n, shape.layers, shape.parts)
+
+
+def lineup(names, keep, average, settings, shape, schedule=None):
+    """{"fastv 192": pruner, ..}: each method of "a,b" or "all" at each budget of "192,128", or of averages.
+
+    A number is the whole prompt's (Pruner.divided). Among several, a method without a keep is there once, with its own schedule.
+    `schedule` "4:136,14:68,24:34" is for each of the methods. Raises UserError if one cannot be; with "all" it is in its place.
+    """
+    if not names:
+        if keep or average or settings or schedule:
+            raise UserError("--keep, --average, --schedule and --set are for a method: name one with --method")
+        return {}
+    if keep and average:
+        raise UserError("give --keep or --average, not both: each says how many tokens are left")
+    chosen = options.chosen(names)
+    own = share(settings, chosen) if len(chosen) > 1 else {names: settings}
+    keeps = listed("--keep", keep) if keep else [None]
+    averages = {f"average {text}": _number(text) for text in listed("--average", average)} if average else {None: None}
+    pruners = {}
+    for name in chosen:
+        own_keeps = keeps if len(chosen) == 1 or takes_keep(name) else [None]
+        for budget, (average_words, mean) in product(own_keeps, averages.items()):
+            label = " ".join(filter(None, (name, schedule, average_words, budget)))
+            pruners[label] = built(names, lambda: averaged(build(name, budget, own[name], schedule), mean, shape.n, shape.layers, shape.parts))
+    return pruners
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--average {text}: give a number of tokens, or several with commas") from None

@@ -1,0 +1,1 @@
+"""Accuracy on many questions, with intervals, and the questions."""

@@ -1,0 +1,110 @@
+"""Rows of a long run on disk, one JSON object a line, written before the next is worked on, so that a run can go on later."""
+
+import json
+import os
+from pathlib import Path
+
+from minivlm.io.states import short
+from pruning.base import UserError
+
+ROW = {"contestant", "question"}
+ANSWERED = ROW | {"answers", "right", "visual", "evidence"}
+FAILED = ROW | {"why_not"}
+MOST_TOKENS = 10 ** 9
+
+
+class Log:
+    """The rows of a file that several processes may write to. Its first line is the recipe of the run.
+
+    Without a path, nothing is kept. The file appears with the first row.
+    """
+
+    def __init__(self, path, recipe):
+        """Goes on with the file that is there. UserError if it is of another recipe, or no such file."""
+        self.path = path and Path(path)
+        text = _text(self.path)
+        first = json.dumps(dict(recipe=recipe)) + "\n"
+        lines = _lines(text)
+        recipes = [line["recipe"] for line in lines.values() if "recipe" in line]
+        cut_short = first.encode().startswith(text)                # a run that was killed in its first line, or none
+        if not cut_short and (not recipes or "recipe" not in next(iter(lines.values()))):
+            raise UserError(f"{path} holds something else than the answers of a run: name another --out")
+        for theirs in recipes:
+            _same(path, theirs, json.loads(json.dumps(recipe)))
+        self.rows = {}
+        for number, row in lines.items():
+            if "recipe" not in row:
+                _check_row(f"{path}, line {number}", row)
+                self.rows[row["contestant"], row["question"]] = row
+        end = "\n" if text and not text.endswith(b"\n") else ""
+        self.before = end + first if cut_short and not recipes else end      # to be written before the first new row
+
+    def add(self, row):
+        """Append a row."""
+        if self.path:
+            self._append(self.before + json.dumps(row) + "\n")
+            self.before = ""
+
+    def _append(self, text):
+        """In one call of the system, so that lines of other processes stay whole."""
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(text.encode())
+
+
+def _text(path):
+    """What the file holds, in bytes; nothing if there is none."""
+    if not path or not os.path.lexists(path):
+        return b""
+    if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+        raise UserError(f"{path} is no file that can be read and written: name another --out")
+    return path.read_bytes()
+
+
+def _lines(text):
+    """{number: line} of the lines that can be read, as dicts. What a line cut short was about is worked on again."""
+    lines = {}
+    for number, line in enumerate(text.split(b"\n"), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            lines[number] = row
+    return lines
+
+
+def _check_row(where, row):
+    """UserError for a row that no run has written."""
+    if row.keys() == FAILED:
+        right = isinstance(row["why_not"], str)
+    else:
+        right = row.keys() == ANSWERED and _is_answer(row)
+    if not right or not isinstance(row["contestant"], str) or not _is_count(row["question"]):
+        raise UserError(f"{where} is no answer of a run: remove the line, and the question is asked again")
+
+
+def _is_answer(row):
+    """Whether the words, the shares and the numbers of tokens are such."""
+    words = isinstance(row["answers"], list) and all(isinstance(answer, str) for answer in row["answers"])
+    visual = row["visual"]
+    tokens = isinstance(visual, list) and visual and all(_is_number(n, MOST_TOKENS) for n in visual)
+    evidence = row["evidence"] is None or _is_number(row["evidence"], 1)
+    return words and tokens and evidence and _is_number(row["right"], 1)
+
+
+def _is_count(x):
+    return isinstance(x, int) and not isinstance(x, bool) and x >= 0
+
+
+def _is_number(x, most):
+    """From 0 to `most`, and so not NaN."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x <= most
+
+
+def _same(path, theirs, ours):
+    if not isinstance(theirs, dict):
+        raise UserError(f"{path} holds something else than the answers of a run: name another --out")
+    for name in {**theirs, **ours}:
+        if theirs.get(name) != ours.get(name):
+            raise UserError(f"{path} is of a run with {short(name)} {short(theirs.get(name))}, and this one has "
+                            f"{short(ours.get(name))}: go on with the same options, or name another --out")

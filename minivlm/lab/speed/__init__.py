@@ -1,0 +1,1 @@
+"""What this machine takes, measured beside what the counted cost predicts."""

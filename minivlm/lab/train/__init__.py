@@ -1,0 +1,1 @@
+"""Training and fitting: the shipped model, ATP's modules, FitPrune's and VTW's tables."""

@@ -1,0 +1,1 @@
+"""Small pieces that the network's files are built from: activations, masks, the sequence of tokens, what methods may look at."""

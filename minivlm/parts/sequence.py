@@ -1,0 +1,81 @@
+"""How an image's tiles, and a prompt's words and images, become one sequence of Tokens."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minivlm.parts.views import tower_view
+from pruning.base import Tokens, whole_grid
+
+
+def tower_tokens(tower, states, hidden, grid):
+    """All tiles of one image as one sequence, as a method of the vision site is given it.
+
+    states: what enters block 0, 1, .. up to the first that has not run. hidden: the features, (tiles, 1+P, C).
+    grid: (n, 3) of all visual tokens.
+    """
+    tiles, rows, _ = hidden.shape
+    depth = len(states) - 1
+    per_tile = len(grid) // tiles                                                  # visual tokens of a tile
+    index = torch.arange(tiles * rows).view(tiles, rows)
+    visual = index[:, rows - per_tile:].flatten()                                  # (n,)
+    hidden = hidden.flatten(0, 1)                                                  # (tiles * (1+P), C)
+    tokens = Tokens.start(hidden, visual, grid, layer=depth)
+    # the block before the features, and the one after them
+    before = tower_view(tower, depth - 1, states, tokens)
+    here = tower_view(tower, depth, states, tokens)
+    return replace(tokens, before=before, here=here)
+
+
+def tile_grid(tiles, side, with_class=False):
+    """(n, 3) places of the patches of square tiles; with_class: each tile's class token first, on no grid."""
+    one_tile = whole_grid(side, side)                                              # (P, 3)
+    if with_class:
+        class_token = torch.tensor([[0, -1, -1]])
+        one_tile = torch.cat([class_token, one_tile])                              # (1+P, 3)
+    grid = one_tile.repeat(tiles, 1, 1)                                            # (tiles, 1+P, 3)
+    grid[:, :, 0] = torch.arange(tiles)[:, None]
+    return grid.flatten(0, 1)
+
+
+def only_visual(tokens):
+    """The visual tokens without the class tokens between them, which would keep each tile's together."""
+    rows = tokens.visual
+    hidden = tokens.hidden[rows]
+    position = tokens.position[rows]
+    return replace(tokens, hidden=hidden, position=position, visual=tokens.source)
+
+
+class Part(NamedTuple):
+    """A piece of the prompt: words, or an image."""
+
+    hidden: Tensor                     # (m, D)
+    grid: Tensor | None = None         # (m, 3)    of an image
+    source: Tensor | None = None       # (m,)
+
+
+def counted_from(tile, grid):
+    """The places (n, 3) with their tiles counted from `tile`."""
+    shift = torch.tensor([tile, 0, 0], device=grid.device)
+    return grid + shift
+
+
+def spliced(parts):
+    """The words and images of a prompt, in turn -> Tokens."""
+    hidden = torch.cat([part.hidden for part in parts])                            # (T, D)
+    # the rows of the images
+    lengths = [len(part.hidden) for part in parts]
+    is_image = [part.grid is not None for part in parts]
+    lengths = torch.tensor(lengths)
+    is_image = torch.tensor(is_image)
+    is_visual = is_image.repeat_interleave(lengths)                                # (T,)
+    visual = is_visual.nonzero().squeeze(1)                                        # (n,)
+    images = [part for part in parts if part.grid is not None]
+    if not images:
+        return Tokens.start(hidden, visual)
+    grid = torch.cat([part.grid for part in images])                               # (n, 3)
+    source = torch.cat([part.source for part in images])                           # (n,)
+    tokens = Tokens.start(hidden, visual, grid)
+    return replace(tokens, source=source)

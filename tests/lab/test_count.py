@@ -1,0 +1,180 @@
+"""Counted FLOPs: against the formula where they must agree, by hand, and against a real run; what the cost command says."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
+from minivlm.lab.cost import shapes
+from minivlm.lab.cost.cost import _tera
+from minivlm.lab.cost.count import count, on_meta, weight_bytes
+from minivlm.lab.cost.flops import Formula, kv_bytes
+from minivlm.lab.cost.shapes import SHAPES, Shape
+from pruning import METHODS
+from pruning.base import UserError
+from pruning.compose import Both, Schedule
+from pruning.fastv import FastV
+from pruning.readings import FastVMask
+from pruning.vispruner import VisPruner
+from test_run import MODEL, done
+from weights import load
+
+D, M, L = 8, 20, 4
+VISION = VisionConfig(hidden_size=6, intermediate_size=10, num_hidden_layers=3, num_attention_heads=2, image_size=12, patch_size=3)
+TEXT = TextConfig(vocab_size=50, hidden_size=D, intermediate_size=M, num_hidden_layers=L, num_attention_heads=4)
+TINY = Shape("tiny", LlavaConfig(VISION, TEXT))        # 16 image tokens
+
+
+@pytest.mark.parametrize("shape", [TINY, SHAPES["llava-1.5-7b"]], ids=["tiny", "7b"])
+def test_counted_is_twice_the_formula(shape):
+    """With a key head for each query head, three matrices, all tokens and no short cut in the last layer."""
+    c, counted = shape.config.text, count(shape, text=10, last=False)
+    assert counted.decoder == 2 * Formula(text=10).flops(counted.visual, c.hidden_size, c.intermediate_size)
+    assert counted.head == 2 * c.hidden_size * c.vocab_size
+
+
+def test_what_a_method_computes_is_not_counted():
+    """FastV before layer 2: the layers on the tokens that enter them, and nothing for the row that it looks at."""
+    entering, pruned = [16, 16, 4, 4], count(TINY, FastV(keep=4), text=10, last=False)
+    assert pruned.visual == tuple(entering) and pruned.tokens == (26, 26, 14, 14)
+    assert pruned.decoder == 2 * Formula(text=10).flops(entering, D, M)
+
+
+def test_the_last_layer_computes_one_token():
+    """Query, output and MLP of 25 of 26 tokens are saved, and their rows of attention."""
+    saved = count(TINY, text=10, last=False).decoder - count(TINY, text=10).decoder
+    assert saved == 2 * 25 * (2 * D * D + 3 * D * M + 2 * 26 * D)
+
+
+def test_shared_key_heads_cost_less():
+    """One key head for four query heads of width 2: keys and values have width 2, not 8."""
+    grouped = replace(TINY, config=replace(TINY.config, text=replace(TEXT, num_key_value_heads=1)))
+    saved = count(TINY, text=10).decoder - count(grouped, text=10).decoder
+    assert saved == 2 * 26 * D * (2 * 8 - 2 * 2) * L
+    assert count(grouped, text=10).kv_bytes == kv_bytes([26] * L, 1, 2) and count(TINY, text=10).kv_bytes == kv_bytes([26] * L, 4, 2)
+
+
+def test_tower_and_projector_by_hand():
+    """Two of three layers run, on 17 rows of width 6: patches of 27 numbers, 4 C^2 + 2 C I weights a row, 2 * 17 C for attention."""
+    counted = count(TINY)
+    assert counted.tower == 2 * (16 * 27 * 6 + 2 * (17 * (4 * 36 + 2 * 60) + 2 * 17 * 17 * 6))
+    assert counted.projector == 2 * 16 * (6 * D + D * D)
+    assert count(TINY, VisPruner(keep=4)).projector == 2 * 4 * (6 * D + D * D)
+
+
+def test_masked_tokens_are_computed():
+    masked = count(TINY, FastVMask(keep=4), text=10)
+    assert masked.tokens == (26,) * 4 and masked.decoder > .99 * count(TINY, text=10).decoder
+
+
+def test_composed_and_scheduled():
+    both, steps = count(TINY, Both((VisPruner(keep=8), FastV(keep=3)))), count(TINY, Schedule(FastV(), (1, 3), (9, 2)))
+    assert both.visual == (8, 8, 3, 3) and steps.visual == (16, 9, 9, 2)
+    assert shapes.lineup("fastv", None, None, [], TINY, "1:9,3:2") == {"fastv 1:9,3:2": Schedule(FastV(), (1, 3), (9, 2))}
+
+
+@pytest.mark.parametrize("method", [None, FastV(keep=4), METHODS["random"](keep=4), METHODS["divprune"](keep=4), VisPruner(keep=4)])
+def test_the_meta_device_counts_what_a_real_run_does(method):
+    """A real prefill of a tiny checkpoint under the counter, which does not know the CPU's fused attention: with the plain one.
+
+    FastV's view of layer 1 asks for one query, a product of the width with itself, and for its products with each key.
+    """
+    model = load(MODEL, torch.float32)
+    ids = [1, 5, model.config.image_token_index, *range(6, 14)]
+    tokens = model.embed(ids, [torch.zeros(1, 3, model.config.vision.image_size, model.config.vision.image_size)], method)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        _, cache = model.prefill(tokens, method)
+    counted = count(shapes.shape_of(model=MODEL), method, text=10, dtype=torch.float32)
+    width = model.config.text.hidden_size
+    own = 2 * width * width + 2 * len(tokens.hidden) * width if isinstance(method, FastV) else 0
+    assert counter.get_total_flops() == counted.prefill + own and cache.bytes == counted.kv_bytes
+
+
+def test_units():
+    assert _tera(8.672e12) == "  8.672 T" and _tera(5e10) == "  0.050 T" and _tera(5e9) == "  5.000 G" and _tera(3e5) == "  0.300 M"
+
+
+def test_weights():
+    model, held = load(MODEL), weight_bytes(shapes.shape_of(model=MODEL), torch.float32)
+    assert sum(held.values()) + 4 * model.language_model.norm.weight.numel() == sum(4 * p.numel() for p in model.parameters())
+    assert all(p.is_meta for p in on_meta(TINY).parameters())
+
+
+def test_tiles():
+    """NeXT's five tiles of 576; a whole image's 960 are 192 of each tile for a method that keeps some of each."""
+    shape = SHAPES["next-7b"]
+    made = shapes.lineup("vispruner,fastv", "960", None, [], shape)
+    assert shape.n == 2880 and made["vispruner 960"].keep == 192 and made["fastv 960"].keep == 960
+    assert shapes.entering(made["vispruner 960"], shape) == [960] * 32
+    made = shapes.lineup("vispruner,divprune", None, "640", [], shape)
+    assert made["vispruner average 640"].keep == 128 and made["divprune average 640"].keep == 640
+    cell = shapes.prompt(shape, 4, torch.empty(2884, 8)).grid
+    assert cell[577].tolist() == [1, 0, 1] and cell[-1].tolist() == [4, 23, 23]
+
+
+def test_a_next_checkpoint_has_five_tiles():
+    shape = shapes.shape_of(model=MODEL.replace("llava15_mha", "next_vicuna"))
+    assert shape.tiles == 5 and count(shape, FastV(keep=4, layer=1), text=10).visual[-1] == 4 and count(shape).visual[0] == shape.n == 5 * shape.grid ** 2
+
+
+def test_the_command(capsys):
+    """FastV's first two layers keep all 576 tokens; more can be had from DivPrune, but not more than the bound."""
+    status, out, _ = done(capsys, "cost", "--method", "fastv,divprune", "--average", "192", "--layers", "32")
+    assert status == 0 and "2x576 30x167" in out and "32x192" in out and "at most" in out and "c=3, image tokens alone" in out
+    status, out, _ = done(capsys, "cost", "--method", "fastv", "--keep", "1", "--layers", "4", "--all-tokens", "--ffn", "2", "--json")
+    told = json.loads(out)
+    row = told["rows"][1]
+    assert status == 0 and told["layers"] == 4 and told["formula"].startswith("c=2, image and 64 text tokens")
+    assert 1 < row["first_token_speedup"] < row["prefill_speedup"] and row["first_token_speedup"] < row["first_token_bound"] < 2
+    assert done(capsys, "cost", "--model", MODEL, "--method", "fastv", "--keep", "4")[0] == 0
+
+
+def test_all_methods(capsys):
+    """At one budget those that have one, the others as they are, and for those that cannot be counted the reason."""
+    status, out, _ = done(capsys, "cost", "--model", MODEL, "--method", "all", "--keep", "4", "--json")
+    told = json.loads(out)
+    rows = {row["method"]: row["image_tokens"] for row in told["rows"]}
+    assert status == 0 and rows["fastv 4"] == [16, 16, 4] and rows["vispruner 4"] == [4] * 3 and rows["blind"] == [0] * 3
+    assert "train atp" in told["why_not"]["atp"] and "layer 8" in told["why_not"]["pyramiddrop"]
+    assert len(rows) + len(told["why_not"]) == 1 + len(METHODS)
+    status, out, _ = done(capsys, "cost", "--model", MODEL, "--method", "all")
+    assert status == 0 and "prumerge does not run here: PruMerge: the prompt decides" in out
+    status, out, _ = done(capsys, "cost", "--model", MODEL, "--method", "all", "--average", "12")
+    assert status == 0 and "fastv average 12" in out and "blind average 12 does not run here" in out
+
+
+def test_among_several_one_without_a_keep_has_its_own_schedule():
+    made = shapes.lineup("fastv,vtw", "4,8", None, ["vtw.layer=2"], TINY)
+    assert list(made) == ["fastv 4", "fastv 8", "vtw"] and shapes.entering(made["vtw"], TINY) == [16, 16, 0, 0]
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--method", "prumerge"], "prompt decides"),
+    (["--method", "slowv"], "slowv"),
+    (["--method", "atp"], "train atp"),
+    (["--keep", "4"], "--method"),
+    (["--schedule", "4:9"], "--method"),
+    (["--method", "divprune", "--schedule", "4:9"], "cannot be scheduled"),
+    (["--method", "fastv", "--keep", "4", "--average", "9"], "not both"),
+    (["--method", "fastv", "--keep", "577"], "keep 577"),
+    (["--method", "fastv", "--average", "few"], "few"),
+    (["--method", "fastv,divprune", "--set", "layer=1"], "METHOD.OPTION"),
+    (["--method", "fastv", "--set", "layer=4", "--layers", "4"], "layer 4"),
+    (["--layers", "33"], "1 to 32"),
+    (["--text", "0"], "--text 0"),
+    (["--shape", "giant"], "giant"),
+    (["--shape", "small", "--model", MODEL], "not both"),
+    (["--model", "no/such/dir"], "no/such/dir"),
+])
+def test_bad_input_is_one_line(capsys, words, told):
+    status, out, err = done(capsys, "cost", *words)
+    assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+
+
+def test_fitted_methods_are_for_their_model():
+    with pytest.raises(UserError, match="32 layers"):
+        count(TINY, METHODS["fitprune"]())

@@ -1,0 +1,51 @@
+"""How the code reads, held to figures: density, length of statements and lines, and the length of the reading path."""
+
+import pytest
+
+from reading import METHOD_FILES, PATH, ROOT, figures
+
+DENSITY = 11                               # AST nodes per code line stay below it
+STATEMENT = 45                             # nodes of a statement stay below it
+PATH_LINES = 900                           # of all files of the reading path together
+
+NEIGHBOURS = [ROOT / "minivlm" / f"{name}.py" for name in
+              ("cache", "trace", "families/anyres", "parts/activations", "parts/masks", "parts/sequence", "parts/views")]
+FILES = list(dict.fromkeys([*PATH, *NEIGHBOURS, *METHOD_FILES]))
+
+# Files that are above a limit still: density, longest statement, wide lines. One that gets better leaves this list.
+NOT_YET = {
+    "pruning/compose.py": (11.0, 26, 0),
+    "pruning/mosaic.py": (11.3, 21, 0),
+    "pruning/visionzip.py": (11.0, 32, 0),
+}
+
+
+def name_of(file):
+    """The file's path inside the repository."""
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if name_of(file) not in NOT_YET], ids=name_of)
+def test_limits(file):
+    """Few things happen on a line, and no line is wider than the page."""
+    row = figures(file)
+    assert row["density"] < DENSITY
+    assert row["longest_statement"] < STATEMENT
+    assert row["wide_lines"] == 0
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_exceptions_get_no_worse(name):
+    """A file of the list has at most the figures written there, and is above a limit: else it belongs off the list."""
+    row = figures(ROOT / name)
+    density, statement, wide = NOT_YET[name]
+    assert row["density"] <= density
+    assert row["longest_statement"] <= statement
+    assert row["wide_lines"] <= wide
+    assert row["density"] >= DENSITY or row["longest_statement"] >= STATEMENT or row["wide_lines"]
+
+
+def test_the_reading_path_is_short():
+    """Seven files, read in half a day."""
+    assert len(PATH) == 7
+    assert sum(figures(file)["lines"] for file in PATH) <= PATH_LINES

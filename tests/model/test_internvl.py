@@ -1,0 +1,477 @@
+"""InternVL: tiles, pixel shuffle, its prompts and tokenizers, OpenGVLab's fused tensors, and methods on its tokens."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import layouts
+import run
+import tiny_internvl
+import weights
+from build import close
+from live import live
+from minivlm.families.internvl import TileProcessor, pixel_shuffle
+from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
+from minivlm.io.config_json import read_config
+from minivlm.io.text.chatml import CHATML
+from minivlm.io.text.tokenizer import Tokenizer, next_turn, prompt
+from minivlm.lab.cli.options import build, check
+from minivlm.lab.compare import draw
+from minivlm.lab.compare.view import View
+from minivlm.lab.cost import count, shapes
+from minivlm.lab.train import checkpoint
+from pruning import METHODS
+from pruning.base import UserError
+from tiny import MARK, Chosen, built, has_keep, ids, internvl, picture, prefill
+from tiny_internvl import CONTEXT, MARKS
+
+PARITY = Path(__file__).parent.parent / "parity"
+HF = PARITY / "internvl_qwen2"
+ORIGINAL = PARITY / "internvl_internlm2"
+PICTURES = sorted(PARITY.glob("images/*.png"))
+
+
+# --- tiles ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size, grid", [
+    ((448, 448), (1, 1)),                  # 1 x 1, 2 x 2 and 3 x 3 have its shape; 4 tiles of twice its area are too large
+    ((900, 900), (2, 2)),                  # 4 tiles have 0.99 of its area, 9 have 2.23 and are too large
+    ((950, 950), (2, 2)), ((951, 951), (3, 3)),                        # 9 tiles have 2.002 and 1.997 of their areas
+    ((1000, 500), (2, 1)), ((500, 1000), (1, 2)), ((640, 480), (4, 3)), ((5000, 100), (12, 1)), ((1, 999), (1, 12)),
+    ((700, 400), (2, 1)),                  # 1.75 is as far from 2 : 1 as from 3 : 2, whose 6 tiles are too large
+    ((1400, 800), (4, 2))])                # and here 6 tiles are not, nor the 8 of 4 : 2
+def test_grid(size, grid):
+    """Of all grids of 1 to 12 tiles that whose shape is nearest; of equals the largest of less than twice the area."""
+    assert TileProcessor(448).grid(*size) == grid
+
+
+@live
+def test_grid_of_every_size():
+    """A thousand sizes, shapes from 1 : 30 to 30 : 1, and those that lie between two grids: as transformers tiles
+    them."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+    generator = torch.Generator().manual_seed(0)
+    sizes = (torch.rand(1000, 2, generator=generator) * 7.6).exp().long().clamp(min=1).tolist()
+    sizes += [(n * a, n * b) for n in (1, 100, 500) for a in range(1, 8) for b in range(1, 8)]
+    for least, most in ((1, 12), (1, 6), (3, 5)):
+        ours = TileProcessor(448, min_tiles=least, max_tiles=most)
+        for width, height in sizes:
+            assert ours.grid(width, height) == get_optimal_tiled_canvas((height, width), (448, 448), least, most), (width, height)
+
+
+def test_tiles_row_by_row_and_the_thumbnail_last():
+    """Six squares of one colour each, 3 x 2: every tile has its own, the thumbnail all of them."""
+    photo = Image.new("RGB", (6, 4))
+    for n in range(6):
+        photo.paste((40 * n, 0, 0), (2 * (n % 3), 2 * (n // 3), 2 * (n % 3) + 2, 2 * (n // 3) + 2))
+    processor = TileProcessor(4, mean=(0, 0, 0), std=(1, 1, 1), resample=Image.Resampling.NEAREST)
+    pixels = processor.pixels(photo)
+    assert processor.grid(6, 4) == (3, 2) and pixels.shape == (7, 3, 4, 4)
+    assert [round(float(tile[0].mean() * 255)) for tile in pixels[:6]] == [0, 40, 80, 120, 160, 200]
+    assert (pixels[:6].flatten(2).std(dim=2) < 1e-6).all() and pixels[6, 0].unique().numel() == 6
+    boxes = processor.box(6, 4)
+    assert len(boxes) == 7 and (boxes[1], boxes[3], boxes[6]) == ((2, 0, 4, 2), (0, 2, 2, 4), (0, 0, 6, 4))
+
+
+def test_one_tile_needs_no_thumbnail():
+    square = Image.new("RGB", (10, 10))
+    assert TileProcessor(28).pixels(square).shape == (1, 3, 28, 28) and TileProcessor(28).box(10, 10) == (0, 0, 10, 10)
+    assert len(TileProcessor(28, thumbnail=False).pixels(Image.new("RGB", (20, 10)))) == 2
+
+
+@live
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
+def test_pixels(path):
+    """To the bit what transformers' processor gives that works with Pillow."""
+    _, processor = tiny_internvl.tools(tiny_internvl.CASES["internvl_qwen2"])
+    with Image.open(path) as photo:
+        theirs = processor(photo, return_tensors="pt").pixel_values
+    assert weights.load(HF).processor.pixels(path).equal(theirs)
+
+
+def test_processor_files(tmp_path):
+    """preprocessor_config.json of the -hf layout; config.json of the other, which does not read the first; neither."""
+    config = InternVLConfig(InternViTConfig(image_size=28), max_tiles=4, use_thumbnail=False)
+    assert TileProcessor.from_folder(tmp_path, config) == TileProcessor(28, max_tiles=4, thumbnail=False)
+    stored = dict(image_processor_type="GotOcr2ImageProcessorFast", size=dict(height=28, width=28), image_mean=[.5] * 3, max_patches=3)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    assert TileProcessor.from_folder(tmp_path, config) == TileProcessor(28, mean=(.5, .5, .5), max_tiles=3)
+    assert TileProcessor.from_folder(tmp_path, replace(config, original=True)) == TileProcessor(28, max_tiles=4, thumbnail=False)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored | dict(max_patches=None)))
+    assert TileProcessor.from_folder(tmp_path, config).max_tiles == 12
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored | dict(size=dict(height=56, width=56))))
+    with pytest.raises(UserError, match="makes pixels of side 56, but config.json's image_size is 28"):
+        TileProcessor.from_folder(tmp_path, config)
+
+
+# --- pixel shuffle and the prompt -------------------------------------------------------------------------------------
+
+def test_pixel_shuffle():
+    """Patches 0 .. 15 of a 4 x 4 grid, two channels of which the second is negative. The first visual token is made of
+
+           0  1 | 2  3        patches 0, 1 and, below them, 4, 5; the second, to its right, of 2, 3, 6, 7; the third,
+           4  5 | 6  7        in the second row, of 8, 9, 12, 13. (Version 1 has the second and the third exchanged.)
+    """
+    patches = torch.arange(16.)[None, :, None] * torch.tensor([1., -1.])           # (1, 16, 2)
+    joined = pixel_shuffle(patches)
+    assert joined.shape == (1, 4, 8) and joined[0, 0].tolist() == [0, 0, 1, -1, 4, -4, 5, -5]
+    assert joined[0, :, ::2].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+def test_places_are_on_the_shuffled_grid():
+    """Two images of three and one tiles of 4 x 4 patches: 2 x 2 visual tokens a tile, tiles counted over both."""
+    model = internvl(layers=2)
+    tokens = model.embed(ids(3, MARK, 2, MARK, 1), [picture(model, tiles=3), picture(model, 1)])
+    assert tokens.grid.tolist() == [[t, row, column] for t in range(4) for row in range(2) for column in range(2)]
+    assert tokens.visual.tolist() == [*range(3, 15), *range(17, 21)]
+    assert tokens.source.tolist() == list(range(16))
+    assert model.visual_tokens(picture(model, tiles=3)) == 12
+
+
+def test_features_of_a_tile_are_its_own():
+    """The features of a tile do not depend on the other tiles, and stand in the order of the pixels."""
+    model = internvl(layers=2)
+    pixels = picture(model, tiles=3)
+    close(model.features(pixels)[0][4:8], model.features(pixels[1:2])[0], 1e-6)
+
+
+def test_trace_counts_tiles():
+    """Three tiles, then one: the trace has the places of all, and the tokens of each image."""
+    model = internvl(layers=4)
+    pruner = Chosen({1: [0, 5, 13]})
+    *_, trace = prefill(model, ids(1, MARK, MARK, 2), [picture(model, tiles=3), picture(model, 1)], pruner)
+    assert trace.images == [range(0, 12), range(12, 16)]
+    assert trace.grid[trace.steps[0].kept].tolist() == [[0, 0, 0], [1, 0, 1], [3, 0, 1]]
+    assert trace.visual == [16, 3, 3, 3]
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+PROMPT = ids(4, MARK, 6)
+RUNNING = [name for name in METHODS if METHODS[name].site != "vision" and not built(name).preconditions & {"calibration", "training"}]
+DROPPING = [name for name in RUNNING if built(name).laws >= {"select", "ordered"} and not built(name).mask_at(32)
+            and built(name).site == "decoder" and built(name).reduce_at(32)]
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_every_method_of_the_other_sites_runs_on_tiles(name):
+    """Three tiles, 12 visual tokens, half of them kept: the model answers, and goes on."""
+    model = internvl()
+    pruner = built(name)
+    check(pruner, model)
+    logits, cache, trace = prefill(model, PROMPT, [picture(model, tiles=3)], pruner)
+    assert logits.isfinite().all()
+    assert model.step(ids(3), cache).isfinite().all()
+    assert trace.N == 12
+    assert name == "none" or trace.visual[-1] < 12
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_dropped_equals_masked(name):
+    """As in test_equivalence, on tiles: the cache, positions and masks of what is left are right."""
+    from test_equivalence import replay, same_cache
+    model = internvl()
+    pruner = built(name)
+    images = [picture(model, tiles=3)]
+    logits, cache, trace = prefill(model, PROMPT, images, pruner)
+    logits_masked, cache_masked, masked = prefill(model, PROMPT, images, replay(pruner, trace, drop=False))
+    assert masked.visual == trace.visual
+    assert trace.tokens[-1] < trace.tokens[0]
+    close(logits, logits_masked, 1e-4)
+    close(model.step(ids(2), cache), model.step(ids(2), cache_masked), 1e-4)
+    same_cache(cache, cache_masked)
+
+
+@pytest.mark.parametrize("name", [name for name in DROPPING if has_keep(name)] + ["divprune"])
+def test_keeping_all_is_the_unpruned_model(name):
+    model = internvl()
+    images = [picture(model, tiles=3)]
+    close(prefill(model, PROMPT, images, built(name, 1.0))[0], prefill(model, PROMPT, images)[0], 1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.site == "vision"])
+def test_methods_of_the_vision_site_are_refused(name):
+    """One sentence before anything runs; and where nobody checked, another from the model."""
+    with pytest.raises(UserError, match="needs a vision tower with a class token, and InternVL's rates patches") as error:
+        check(built(name), internvl())
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="needs a vision tower with a class token"):
+        check(build(f"{name}+fastv", "4+2"), internvl())
+    with pytest.raises(UserError, match="acts inside the vision tower"):
+        prefill(internvl(), PROMPT, [picture(internvl())], built(name))
+
+
+# --- prompts and tokenizers -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("template", CHATML)
+@pytest.mark.parametrize("ended", [False, True])
+def test_going_on_equals_reading_all_again(folder, template, ended):
+    """First prompt, answer as generated (with or without its <|im_end|>), next turn: the ids of the whole
+    conversation."""
+    tokenizer = Tokenizer(folder, read_config(folder).image_token_index)
+    answer = tokenizer.encode("The man.", bos=False) + [499] * ended
+    going_on = tokenizer.encode(next_turn("Old?", ended, template=template), bos=False)
+    together = tokenizer.encode(prompt([("What?", None)], template=template)) + answer + going_on
+    assert together == tokenizer.encode(prompt([("What?", "The man."), ("Old?", None)], template=template))
+
+
+@pytest.mark.parametrize("folder, start", [(HF, []), (ORIGINAL, [1])], ids=["qwen2", "internlm2"])
+def test_image_mark(folder, start):
+    """<image> is <img>, the mark that the model replaces, </img>; InternLM2 starts with <s>, Qwen2 with nothing."""
+    tokenizer = Tokenizer(folder, read_config(folder).image_token_index)
+    assert tokenizer.encode("<image>") == start + [501, 500, 502]
+    assert tokenizer.image == 500 and tokenizer.pieces([501, 500, 502]) == ["<img>", "<image>", "</img>"]
+    text = "How many?\n 你好  <b>"
+    encoded = tokenizer.encode(text)
+    assert tokenizer.decode(encoded) == text
+    stream = tokenizer.stream()
+    assert "".join([stream.push(id) for id in encoded] + [stream.finish()]) == text
+
+
+def test_tokens_that_the_config_renames_or_adds():
+    """Pieces 498 and 499 of tokenizer.model have other names in tokenizer_config.json, and 500 .. 502 are not in it
+    at all."""
+    tokenizer = Tokenizer(ORIGINAL, 500)
+    assert [tokenizer.fast.id_to_token(id) for id in MARKS] == list(MARKS.values()) and tokenizer.fast.get_vocab_size() == 503
+    assert tokenizer.encode("<|im_end|>\n", bos=False)[0] == 499 and not tokenizer.shows(499)
+    renamed = tiny_internvl.sentencepiece(renamed=False)[0][498:500]
+    assert all(tokenizer.fast.token_to_id(piece) is None for piece in renamed)
+
+
+@pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
+def test_end_of_an_answer(tmp_path, folder):
+    """generation_config.json's; else <|im_end|>, and never </s>, which config.json names."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"eos_token_id": 2}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [499, 498]}))
+    assert weights.load(tmp_path).eos == (499, 498)
+    (tmp_path / "generation_config.json").unlink()
+    assert weights.load(tmp_path).eos == (499,)
+
+
+# --- OpenGVLab's layout -----------------------------------------------------------------------------------------------
+
+def test_fused_tensors_are_split_by_their_groups():
+    """Query heads 0 .. 3, key heads 0 and 1: the file has q0 q1 k0 v0 q2 q3 k1 v1, eight rows each. The tower has q,
+    k, v."""
+    stored, model = load_file(ORIGINAL / "model.safetensors"), weights.load(ORIGINAL)
+    rows = stored["language_model.model.layers.1.attention.wqkv.weight"].split(8)
+    attn, tower = model.language_model.layers[1].self_attn, model.vision_tower.layers[2].attention
+    assert attn.q_proj.weight.equal(torch.cat([rows[i] for i in (0, 1, 4, 5)]))
+    assert attn.k_proj.weight.equal(torch.cat([rows[2], rows[6]])) and attn.v_proj.weight.equal(torch.cat([rows[3], rows[7]]))
+    for kind in ("weight", "bias"):
+        parts = stored[f"vision_model.encoder.layers.2.attn.qkv.{kind}"].split(32)
+        assert all(getattr(p, kind).equal(part) for p, part in zip((tower.q_proj, tower.k_proj, tower.v_proj), parts, strict=True))
+
+
+def native(state):
+    """Our parameters under the names that they have inside transformers 5."""
+    return {("" if name == "lm_head.weight" else "model.") + name.replace("tower.layers", "tower.encoder.layer"): value.clone()
+            for name, value in state.items() if name != "lm_head.weight"}
+
+
+def hub(state):
+    """Under those of the hub's -hf files."""
+    return {name.removeprefix("model.").replace("language_model.", "language_model.model.") if "vision" not in name
+            else name.removeprefix("model."): value for name, value in native(state).items()}
+
+
+def opengvlab(state):
+    """OpenGVLab's with a Qwen2 decoder: that has transformers' names, tower and projector have their own."""
+    theirs = native(state)
+    ours = tiny_internvl.original_weights({k: v for k, v in theirs.items() if "language_model" not in k}, 4, 2)
+    return ours | {k.replace("model.language_model.", "language_model.model."): v for k, v in theirs.items() if "language_model" in k}
+
+
+@pytest.mark.parametrize("names", [native, hub, opengvlab])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_layouts_give_the_same_model(tmp_path, names, shards):
+    """One checkpoint with a tied Qwen2 decoder under three sets of names: the same parameters to the bit."""
+    state = weights.load(HF).state_dict()
+    config = json.loads((HF / "config.json").read_text())
+    if names is opengvlab:
+        config = tiny_internvl.original_config(config) | {"llm_config": config["text_config"]}
+    again = weights.load(layouts.write(tmp_path, names(state), config, shards)).state_dict()
+    assert again.keys() == state.keys() and all(again[name].equal(value) for name, value in state.items())
+
+
+RELEASED = {                                       # decoder, template, bytes
+    "OpenGVLab/InternVL2-2B": (layouts.INTERNLM2_2B, "internlm2-chat", 4_411_508_736),
+    "OpenGVLab/InternVL2-8B": (layouts.INTERNLM2_8B, "internlm2-chat", 16_150_730_752),
+    "OpenGVLab/InternVL2_5-8B": (layouts.INTERNLM2_8B, "internvl2_5", 16_150_730_752),
+    "OpenGVLab/InternVL2_5-8B-MPO-hf": (layouts.INTERNLM2_8B, None, 16_150_730_752),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_names_and_shapes(tmp_path, name):
+    """At full size, without content: every stored row is in one parameter, and every parameter is stored."""
+    text, template, size = RELEASED[name]
+    tensors = layouts.internvl_shapes(text, template is not None)
+    assert layouts.write_sparse(tmp_path, tensors, layouts.internvl_json(text, template), "BF16") == size
+    model = weights.skeleton(tmp_path)
+    parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    sources = weights.find(model, tmp_path)
+    assert {name: tensor.shape for name, tensor in sources.items()} == parameter_shapes
+    assert {tensor.key for tensor in sources.values()} == tensors.keys()
+    assert sum(p.numel() for p in model.parameters()) * 2 == size
+    c = model.config
+    assert c.template == (template or "internvl-hf") and c.image_token_index == 92546 and model.visual_tokens(range(13)) == 13 * 256
+    assert (c.text.head_dim, c.text.rope_theta, c.text.max_position_embeddings) == (128, 1e6, 32768)
+
+
+DAMAGE = {
+    "missing": (lambda t: t.pop("language_model.model.layers.0.attention.wqkv.weight"),
+                r"layers.0.attention.wqkv.weight \(q\) and 2 more are missing"),
+    "spare": (lambda t: t.update(qllama=torch.ones(2)), "qllama is no part of this model"),
+    "not whole heads": (lambda t: t.update({"vision_model.encoder.layers.0.attn.qkv.bias": torch.ones(95)}),
+                        r"attn.qkv.bias \(q\) and 2 more are missing, .*attn.qkv.bias is no part"),
+    "other heads": (lambda t: t.update({"language_model.model.layers.0.attention.wqkv.weight": torch.ones(32, 32)}),
+                    r"wqkv.weight \(q\) is \(16, 32\), where config.json asks for \(32, 32\)")}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_broken_checkpoint_is_one_line(tmp_path, what):
+    damage, words = DAMAGE[what]
+    tensors = load_file(ORIGINAL / "model.safetensors")
+    damage(tensors)
+    layouts.write(tmp_path, tensors, json.loads((ORIGINAL / "config.json").read_text()))
+    with pytest.raises(UserError, match=words) as error:
+        weights.load(tmp_path)
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+# --- config.json ------------------------------------------------------------------------------------------------------
+
+def read(folder, raw):
+    (folder / "config.json").write_text(json.dumps(raw))
+    return read_config(folder)
+
+
+def original(**more):
+    """The tiny original's config.json, with other fields."""
+    return json.loads((ORIGINAL / "config.json").read_text()) | more
+
+
+def hugging_face(**more):
+    """The tiny -hf one's."""
+    return json.loads((HF / "config.json").read_text()) | more
+
+
+def test_original_config(tmp_path):
+    """Its own fields; dynamic rotary scaling, which begins where the context ends, is none; the mark's id is the
+    tokenizer's."""
+    c = read(tmp_path, original())
+    assert (c.max_tiles, c.use_thumbnail, c.template, c.original, c.dtype) == (6, True, "internlm2-chat", True, "bfloat16")
+    assert c.text.rope_theta == 1e6 and not c.text.qkv_bias and c.vision.attention_bias and c.image_token_index == 92546
+    (tmp_path / "added_tokens.json").write_text(json.dumps({CONTEXT: 77}))
+    assert read(tmp_path, original()).image_token_index == 77
+    assert read(tmp_path, original(dynamic_image_size=False)).max_tiles == 1
+
+
+def test_hugging_face_config(tmp_path):
+    """Sides as lists or numbers; nothing said of qkv biases: none; nothing of the head: it may be tied."""
+    c = read(tmp_path, hugging_face())
+    assert (c.vision.image_size, c.vision.patch_size, c.vision.attention_bias, c.text.qkv_bias) == (28, 7, True, True)
+    raw = hugging_face(vision_config={"image_size": 56, "patch_size": 14})
+    del raw["tie_word_embeddings"], raw["text_config"]["tie_word_embeddings"]
+    c = read(tmp_path, raw)
+    assert (c.vision.image_size, c.vision.attention_bias, c.text.tie_word_embeddings) == (56, False, True)
+    assert (c.template, c.original, c.image_token_index) == ("internvl-hf", False, 500)
+
+
+REFUSED = {
+    "shuffle": (original(ps_version="v1"), "ps_version 'v1' is not supported, only v2"),
+    "no version": ({k: v for k, v in original().items() if k != "ps_version"}, "ps_version 'v1'"),
+    "template": (original(template="phi3-chat"), "template 'phi3-chat' is not supported, only internlm2-chat or"),
+    "decoder": (original(llm_config={"model_type": "phi3"}), "model_type 'phi3' is not supported, only internlm2"),
+    "biases": (original(llm_config={"model_type": "internlm2", "bias": True}), "bias True"),
+    "layer": (original(select_layer=-4), "select_layer -4"),
+    "ratio": (hugging_face(downsample_ratio=0.25), "downsample_ratio 0.25"),
+    "6B": (original(vision_config=dict(original()["vision_config"], qk_normalization=True)), "use_qk_norm True"),
+    "6B norms": (hugging_face(vision_config={"norm_type": "rms_norm"}), "norm_type 'rms_norm'"),
+    "pooling": (hugging_face(vision_config={"use_mean_pooling": False}), "use_mean_pooling False"),
+    "other side": (original(force_image_size=224), "image_size 224 is not supported, only 28"),
+    "quantised": (hugging_face(quantization_config={"bits": 4}), "quantization_config"),
+    "rope": (original(llm_config={"rope_scaling": {"type": "linear", "factor": 2.0}}), "type 'linear' is not supported")}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_in_one_line_that_names_file_and_key(tmp_path, what):
+    raw, words = REFUSED[what]
+    with pytest.raises(UserError, match=words) as error:
+        read(tmp_path, raw)
+    assert "config.json" in str(error.value) and "\n" not in str(error.value)
+
+
+# --- what else is done with a model -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
+def test_saved_in_the_layout_it_was_read_from(tmp_path, folder):
+    """Fused tensors are whole again: the files hold the same, under the same names."""
+    checkpoint.save(weights.load(folder), tmp_path)
+    before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path))
+    assert before.keys() == after.keys() and all(after[name].equal(value) for name, value in before.items())
+
+
+def test_cost_is_counted():
+    """A tile's 4 tokens of 4 x 32 channels through the projector: two operations a multiplication with its addition."""
+    shape = shapes.shape_of(model=str(ORIGINAL))
+    cost = count.count(shape, text=3)
+    assert shape.n == 4
+    assert cost.visual == (4, 4)
+    assert cost.projector == 2 * 4 * (128 * 32 + 32 * 32)
+
+
+def test_pictures_undo_the_tiles():
+    """A picture of 3 x 2 tiles of 2 x 2 visual tokens: they lie on one map of 4 rows and 6 columns, the thumbnail
+    beside it. Kept are the lower right token of tile 1, the upper left one of tile 5 and the last of the thumbnail."""
+    model = internvl(layers=4)
+    photo, processor = Image.new("RGB", (600, 400), (200, 200, 200)), TileProcessor(16)
+    assert processor.grid(600, 400) == (3, 2)
+    *_, trace = prefill(model, ids(1, MARK, 2, MARK, 1), [picture(model), picture(model, tiles=7)], Chosen({1: [11, 24, 31]}))
+    panel, view = draw.panels(photo, processor.box(600, 400), trace, image=1)[0], View(photo, processor.box(600, 400), trace, 1)
+    assert [(grid.rows, grid.columns) for grid in view.grids] == [(4, 6), (2, 2)] and len(view.cells) == 28
+    assert view.cells[view.own(trace.steps[0].kept)].tolist() == [[0, 1, 3], [0, 2, 4], [1, 1, 1]]
+    lit = [panel.getpixel((round(480 * (column + .5) / 6), round(320 * (row + .5) / 4)))[0] for row in range(4) for column in range(6)]
+    assert [i for i, light in enumerate(lit) if light == 200] == [9, 16] and set(lit) == {200, 60}
+
+
+def test_pictures_of_one_tile_and_of_tiles_alone():
+    """One tile is drawn as ever; without a thumbnail there is the map alone."""
+    model, square, wide = internvl(layers=2), Image.new("RGB", (40, 40)), Image.new("RGB", (80, 40))
+    *_, trace = prefill(model, ids(1, MARK, 1), [picture(model)])
+    assert [(g.rows, g.columns) for g in View(square, TileProcessor(16).box(40, 40), trace).grids] == [(2, 2)]
+    *_, trace = prefill(model, ids(1, MARK, 1), [picture(model, tiles=2)])
+    assert [(g.rows, g.columns) for g in View(wide, TileProcessor(16, thumbnail=False).box(80, 40), trace).grids] == [(2, 4)]
+
+
+def test_atp_is_not_trained_on_tiles(capsys, tmp_path):
+    """Pictures have one tile or many, and its thresholds are for one number of visual tokens."""
+    assert run.main(["train", "atp", "--model", str(HF), "--data", "toy", "--target-tokens", "3", "--layers", "1", "--freeze-lm",
+                     "--out", str(tmp_path)]) == 2
+    assert "this model cuts pictures into tiles" in capsys.readouterr().err
+
+
+def test_from_the_command_line(capsys, tmp_path, monkeypatch):
+    """ask with a picture of what was kept, compare with every method, a chat of two turns, inspect."""
+    photo, model = str(PARITY / "images" / "land_500x333.png"), str(ORIGINAL)
+    said = ["--model", model, "--max-new-tokens", "3"]
+    assert run.main(["ask", photo, "What?", *said, "--method", "fastv", "--keep", "9", "--set", "layer=1", "--maps", "--out",
+                     str(tmp_path / "kept.png")]) == 0
+    assert "layer 1: 190 tokens, 9 of them visual" in capsys.readouterr().out and (tmp_path / "kept.png").stat().st_size
+    assert run.main(["compare", photo, "What?", *said, "--method", "divprune,vispruner", "--keep", "7", "--out",
+                     str(tmp_path / "sheet.png")]) == 0
+    assert "VisPruner needs a vision tower with a class token, and InternVL" in capsys.readouterr().out
+    turns = iter(["What?", "Why?", ""])
+    monkeypatch.setattr(run.session, "line", lambda: next(turns))
+    assert run.main(["chat", photo, *said]) == 0 and run.main(["inspect", model]) == 0
+    assert run.main(["cost", "--model", model, "--method", "divprune", "--keep", "2"]) == 0
+    assert "attention.wqkv.weight" in capsys.readouterr().out
