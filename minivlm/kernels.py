@@ -83,3 +83,63 @@ def _probe(dtype, heads, key_heads, width, tokens=640, rounds=5):
             form(query, key, key)
             taken.append(perf_counter() - start)
     return min(seconds[one_token_attention]) < min(seconds[plain.attention])
+
+
+def sums_are_cheaper(rows, rope):
+    """Whether `summed_logits` costs less than queries and keys one by one: it costs about what projecting Dh rows costs."""
+    cos, _ = rope
+    return _state["mode"] != "plain" and len(rows) > cos.shape[-1]
+
+
+def summed_logits(attn, x, rows, rope):
+    """LayerView.summed_logits (T,) of a layer with this attention, without a query or a key of any token.
+
+    The rotary embedding turns coordinates i and i + Dh/2 of every head by the same angle, so a sum of rotated queries is
+    made of two sums of inputs, weighted by cos and by sin, for each i. Then the weights are applied once, not per token.
+
+    x: (T, D), what q_proj and k_proj read. rows: (R,) of the queries. rope: cos and sin, (T, Dh) each.
+    """
+    x = x.float()
+    half = attn.head_dim // 2
+    cos, sin = (part[:, :half].float() for part in rope)                           # (T, Dh/2) twice
+    # the sum of the rotated queries
+    w1, w2, b1, b2 = _halves(attn.q_proj, attn.head_dim)
+    xc = cos[rows].T @ x[rows]                                                     # (Dh/2, D)
+    xs = sin[rows].T @ x[rows]                                                     # (Dh/2, D)
+    c = cos[rows].sum(dim=0)                                                       # (Dh/2,)
+    s = sin[rows].sum(dim=0)                                                       # (Dh/2,)
+    q1 = _per_coordinate(w1, xc) - _per_coordinate(w2, xs) + b1 * c - b2 * s       # (H, Dh/2)
+    q2 = _per_coordinate(w2, xc) + _per_coordinate(w1, xs) + b2 * c + b1 * s       # (H, Dh/2)
+    heads = len(q1)
+    # the heads that share a key head
+    w1, w2, b1, b2 = _halves(attn.k_proj, attn.head_dim)
+    q1 = q1.unflatten(0, (len(w1), -1)).sum(dim=1)                                 # (Hk, Dh/2)
+    q2 = q2.unflatten(0, (len(w1), -1)).sum(dim=1)                                 # (Hk, Dh/2)
+    # its product with each rotated key: what multiplies cos, and what multiplies sin
+    along = _over_heads(q1, w1) + _over_heads(q2, w2)                              # (Dh/2, D)
+    across = _over_heads(q2, w1) - _over_heads(q1, w2)                             # (Dh/2, D)
+    along = x @ along.T + (q1 * b1 + q2 * b2).sum(dim=0)                           # (T, Dh/2)
+    across = x @ across.T + (q2 * b1 - q1 * b2).sum(dim=0)                         # (T, Dh/2)
+    logits = (along * cos + across * sin).sum(dim=1)                               # (T,)
+    return logits / (heads * attn.head_dim ** 0.5)
+
+
+def _halves(linear, head_dim):
+    """Weights (H, Dh/2, D) and biases (H, Dh/2) of the first and of the second half of each head's coordinates."""
+    weight = linear.weight.float().unflatten(0, (-1, head_dim))                    # (H, Dh, D)
+    w1, w2 = weight.chunk(2, dim=1)
+    if linear.bias is None:
+        zero = weight.new_zeros(1, 1)
+        return w1, w2, zero, zero
+    b1, b2 = linear.bias.float().unflatten(0, (-1, head_dim)).chunk(2, dim=1)
+    return w1, w2, b1, b2
+
+
+def _per_coordinate(weight, x):
+    """Each row of each head's weight (H, Dh/2, D) times the input of its coordinate, (Dh/2, D). (H, Dh/2)"""
+    return torch.einsum("hid,id->hi", weight, x)
+
+
+def _over_heads(query, weight):
+    """Each coordinate's weights of all heads (Hk, Dh/2, D), times the query's coordinate (Hk, Dh/2). (Dh/2, D)"""
+    return torch.einsum("hi,hid->id", query, weight)

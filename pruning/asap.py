@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pruning.base import Pruner, Reduction, for_each_head
+from pruning.base import Pruner, Reduction
 from pruning.fastv import FastV
 from pruning.fields import Amount, Layer, ToOne
 from pruning.ranked import cosines, descending, finite
@@ -59,14 +59,9 @@ def masses(tokens, view):
 def attention_mass(view, rows):
     """Eq. 2: s_j, the sum of W_ij over the visual tokens i of one image, rows (m,). (m,)
 
-    W = QK^T / sqrt(Dh), mean over heads. It is not needed itself: the sum over i of q_i . k_j is (sum of q_i) . k_j.
+    W = QK^T / sqrt(Dh), mean over heads: logits before the mask.
     """
-    query = view.query(rows).float()                               # (H, m, Dh)
-    key = view.key()[:, rows].float()                              # (Hk, m, Dh)
-    key = for_each_head(key, len(query))                           # (H, m, Dh)
-    query_sum = query.sum(dim=1, keepdim=True)                     # (H, 1, Dh)
-    s_of_heads = query_sum @ key.mT / key.shape[-1] ** 0.5         # (H, 1, m)
-    s = s_of_heads.mean(dim=(0, 1))                                # (m,)
+    s = view.summed_logits(rows)[rows]                             # (m,)
     return finite(s, "the queries or keys")
 
 

@@ -70,6 +70,14 @@ class LayerView:
         """(R, T) attention, mean over heads"""
         return mean_of(self.each_head(rows))
 
+    def summed_logits(self, rows="all"):
+        """(T,) logits, mean over heads, summed over these rows: the sum of q_i . k_j over i is (sum of q_i) . k_j"""
+        query = self.query(rows).float()                                           # (H, R, Dh)
+        query_sum = query.sum(dim=1, keepdim=True)                                 # (H, 1, Dh)
+        key = for_each_head(self.key(), len(query)).float()                        # (H, T, Dh)
+        logits = query_sum @ key.mT / query.shape[-1] ** 0.5                       # (H, 1, T)
+        return logits.mean(dim=(0, 1))
+
     def on(self, tokens):
         """The same view, its rows counted in these tokens."""
         return self

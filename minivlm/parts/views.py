@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from minivlm import kernels
 from minivlm.attention import causal_mask, rotate
 from pruning.base import NOT_YET, LayerView, NoView
 
@@ -53,6 +54,13 @@ class DecoderView(LayerView):
     def rotated(self, x):
         return rotate(x, self.rope)
 
+    def summed_logits(self, rows="all"):
+        rows = self.tokens.rows(rows)
+        if not kernels.sums_are_cheaper(rows, self.rope):
+            return super().summed_logits(rows)
+        x = self.layer.input_layernorm(self.tokens.hidden)                         # (T, D)
+        return kernels.summed_logits(self.layer.self_attn, x, rows, self.rope)
+
     def __repr__(self):
         return f"DecoderView(layer {self.tokens.layer}, {len(self.tokens.hidden)} tokens)"
 
@@ -78,6 +86,9 @@ class StepView(DecoderView):
 
     def mask(self, rows=None):
         return self.given_mask
+
+    def summed_logits(self, rows="last"):
+        return LayerView.summed_logits(self, rows)
 
     def __repr__(self):
         return f"StepView({self.cache.length} tokens held)"

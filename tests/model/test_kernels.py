@@ -6,8 +6,12 @@ from hypothesis import given, strategies as st
 
 from build import close
 from minivlm import kernels
-from minivlm.attention import attention as plain_attention, causal_mask
+from minivlm.attention import attention as plain_attention, causal_mask, rope
+from minivlm.io.config_json import TextConfig
+from minivlm.llama import Layer
+from minivlm.parts.views import DecoderView
 from tiny import MARK, SETTINGS, ids, llava, picture, prefill
+from pruning.base import Tokens
 from pruning.fastv import FastV
 
 
@@ -52,6 +56,32 @@ def test_decoding_is_the_same_by_both_forms():
         _, cache, _ = prefill(llava(), ids(5, MARK, 7), [picture(llava())], FastV(keep=4))
         logits[mode] = torch.stack([llava().step([word], cache) for word in ids(4, seed=1)])
     close(logits["plain"], logits["fast"], atol=1e-4)
+
+
+@SETTINGS
+@given(st.sampled_from([(4, 4), (4, 2), (4, 1)]), st.integers(9, 20), st.booleans(), st.booleans(), st.integers(0, 99))
+def test_summed_logits(heads, n, bias, in_two_dimensions, seed):
+    """Without a query or key: the same sums of logits as from the matrix of all heads, rotated by one or two positions."""
+    H, Hk = heads
+    config = TextConfig(hidden_size=24, intermediate_size=8, num_attention_heads=H, num_key_value_heads=Hk, head_dim=8, qkv_bias=bias)
+    torch.manual_seed(seed)
+    layer = Layer(config)
+    tokens = Tokens.start(torch.randn(3 + n + 2, 24), range(3, 3 + n))
+    position = torch.stack([tokens.position, tokens.position.flip(0)], dim=1) if in_two_dimensions else tokens.position
+    view = DecoderView(layer, tokens, rope(position, 8, 10000., torch.float32), None)
+    kernels.use("fast")
+    fast = view.summed_logits("visual")
+    kernels.use("plain")
+    close(fast, view.summed_logits("visual"))
+    close(fast, view.logits("visual").mean(dim=0).sum(dim=0))
+
+
+def test_a_few_rows_are_summed_one_by_one():
+    """Up to Dh rows the queries themselves cost less, and the plain form is used, whatever is faster elsewhere."""
+    kernels.use("fast")
+    cos_and_sin = torch.zeros(20, 8), torch.zeros(20, 8)
+    assert not kernels.sums_are_cheaper(torch.arange(8), cos_and_sin)
+    assert kernels.sums_are_cheaper(torch.arange(9), cos_and_sin)
 
 
 def test_a_probe_decides_once(monkeypatch):
