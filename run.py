@@ -12,18 +12,18 @@ import torch
 
 from minivlm.io.image import open_image
 from minivlm.io.text.tokenizer import next_turn, prompt
-from minivlm.lab.check import hf, inspect, verify
+from minivlm.lab.check import hf, inspect, stages as verify
 from minivlm.lab.cli import methods, parallel, session, shipped
 from minivlm.lab.cli.arguments import TRAINED, parser
 from minivlm.lab.cli.options import build, build_all, own_settings
 from minivlm.lab.compare import compare, draw, report
 from minivlm.lab.cost import cost, count, shapes
 from minivlm.lab.cost.flops import Formula
-from minivlm.lab.score import curves, contest as evaluate, score, tasks
+from minivlm.lab.score import accuracy as score, answers as evaluate, curves, tasks
 from minivlm.lab.score.contestants import contestants
 from minivlm.lab.score.log import Log
-from minivlm.lab.speed import bench, plot, verdict
-from minivlm.lab.studies import ablate, growth, tables
+from minivlm.lab.speed import measure as bench, plot, verdict
+from minivlm.lab.studies import ablation as ablate, recomputed as tables, scaling as growth
 from minivlm.lab.train import fit, train_atp
 from minivlm.lab.train.instruct import Instructions
 from minivlm.toy import benchmark, folder, train

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minivlm.lab.cost.flops import average
-from minivlm.lab.studies.ablate import ROWS, Row, facts, lines, method, picture, study
+from minivlm.lab.studies.ablation import ROWS, Row, facts, lines, method, picture, study
 from minivlm.lab.train.instruct import Instructions
 from minivlm.lab.train.modules import read
 from minivlm.lab.train.train_atp import Recipe

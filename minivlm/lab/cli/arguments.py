@@ -5,8 +5,8 @@ from typing import Annotated, get_args
 
 from minivlm.io.text.template import TEMPLATES
 from minivlm.lab.cost import shapes
-from minivlm.lab.score import contestants, contest as evaluate, tasks
-from minivlm.lab.studies import ablate, tables
+from minivlm.lab.score import answers as evaluate, contestants, tasks
+from minivlm.lab.studies import ablation as ablate, recomputed as tables
 from minivlm.lab.train import fit, modules
 from minivlm.lab.train.train_atp import Recipe
 from minivlm.toy import scenes

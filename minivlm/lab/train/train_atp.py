@@ -26,7 +26,7 @@ from tqdm import tqdm
 from minivlm.io import states as training
 from minivlm.io.atomic import filled, write_text
 from minivlm.io.states import FINITE, check_bounds
-from minivlm.lab.score.contest import checksum
+from minivlm.lab.score.answers import checksum
 from minivlm.lab.train import checkpoint, modules
 from minivlm.lab.train.atp_student import LOGGED, Student, prepared
 from minivlm.lab.train.instruct import batch

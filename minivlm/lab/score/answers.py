@@ -16,7 +16,7 @@ from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import parallel
 from minivlm.lab.compare.compare import evidence_kept
-from minivlm.lab.score.oracle import Oracle
+from minivlm.lab.score.contestants import Oracle
 from pruning.base import UserError
 from pruning.controls import Random, Random3x3
 

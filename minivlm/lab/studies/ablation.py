@@ -17,11 +17,10 @@ from minivlm.generate import Conversation
 from minivlm.io.atomic import filled, written
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.compare import draw
-from minivlm.lab.score.contest import Contest, mean
+from minivlm.lab.score.accuracy import against, wilson
+from minivlm.lab.score.answers import Contest, mean
 from minivlm.lab.score.contestants import Contestant
-from minivlm.lab.score.interval import wilson
 from minivlm.lab.score.log import Log
-from minivlm.lab.score.score import against
 from minivlm.lab.train import modules, train_atp
 from minivlm.lab.train.atp_student import prepared
 from pruning.atp import ATP

@@ -4,11 +4,17 @@
     against     the mean difference to another contestant on the same questions, with the interval of Bonett and Price
     evidence    the share of the visual tokens on the evidence that are left after the last reduction
     tokens      visual tokens that enter a decoder layer, on average over layers and questions
+
+Both intervals take the questions as independent. Those of one family are, in the drawn world, where a family asks of a
+picture once; over all families they are nearly so.
 """
 
-from minivlm.lab.score.contest import mean
-from minivlm.lab.score.interval import paired, wilson
+from math import sqrt
+
+from minivlm.lab.score.answers import mean
 from pruning.base import UserError
+
+Z = 1.959964                                       # of the normal distribution: 2.5 % lie above
 
 
 def facts(items, contestants, rows):
@@ -90,3 +96,24 @@ def verdicts(told):
             if name != "none" and other["interval"][1] < 0:
                 yield (f"{row['contestant']} is worse than random: random tokens at the same place and budget ({name}) answer more questions; "
                        f"the difference is {_points(other)} points")
+
+
+def wilson(share, n):
+    """Of a share of n questions, by Wilson (1927). share .5 of 10 -> (.237, .763); 1 of 10 -> (.722, 1)
+
+    For shares of questions that count by halves or thirds (several draws) it is wider than need be.
+    """
+    center, half = share + Z ** 2 / (2 * n), Z * sqrt(share * (1 - share) / n + Z ** 2 / (4 * n ** 2))
+    return max(0.0, (center - half) / (1 + Z ** 2 / n)), min(1.0, (center + half) / (1 + Z ** 2 / n))
+
+
+def paired(differences):
+    """Of the mean of differences, a number from -1 to 1 a question, by Bonett and Price (2012).
+
+    The normal interval of the mean after two questions more, one won and one lost, without which no difference at all
+    among few questions would be proof of none: ten zeros -> (-.231, .231).
+    """
+    n, total, squares = len(differences) + 2, sum(differences), sum(d * d for d in differences) + 2
+    center = total / n
+    half = Z * sqrt((squares / n - center ** 2) / n)
+    return max(-1.0, center - half), min(1.0, center + half)
