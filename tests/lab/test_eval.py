@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-import run
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.score.accuracy import against, facts, lines, paired, wilson

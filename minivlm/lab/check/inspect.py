@@ -1,4 +1,11 @@
-"""What a checkpoint holds: every group of stored tensors with the module it fills, its dtype and its size."""
+"""Show a checkpoint: its configuration, and which stored tensor fills which module.
+
+Only headers are read. Each group of tensors has its module, shape, dtype and size.
+
+examples:
+  python run.py inspect DIR
+  python run.py inspect --model llava-hf/llava-1.5-7b-hf --json
+"""
 
 import re
 from dataclasses import asdict
@@ -7,9 +14,24 @@ from math import prod
 from tokenizers.models import WordLevel
 
 from minivlm.io.files import folder_of
+from minivlm.lab.cli import shipped
+from minivlm.lab.cli.arguments import add_json, add_model_first, model_of
+from minivlm.lab.cli.output import printed
 from minivlm.lab.compare.report import size
 from pruning.base import UserError
 from weights import find, skeleton, tokenizer_of
+
+
+def add_arguments(parser):
+    """The model."""
+    add_model_first(parser)
+    add_json(parser)
+
+
+def main(args):
+    """Print what the checkpoint holds."""
+    contents = inspect(shipped.model_or(model_of(args)))
+    printed(contents, lines(contents), args.json)
 
 
 def inspect(source):

@@ -6,7 +6,6 @@ pN.stage). tests/record_hf.py writes both and tells every name.
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Mapping
 
 from safetensors import SafetensorError

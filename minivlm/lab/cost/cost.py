@@ -1,10 +1,45 @@
-"""What a shape and a method cost before anything runs: tokens, FLOPs by the formula and counted, bytes, and how much there is to gain."""
+"""Count what a shape costs under methods: tokens, FLOPs, cache, weights.
+
+No weights are needed. FLOPs are given by the papers' formula and counted, with the most that there is to gain.
+
+examples:
+  python run.py cost --method fastv,divprune --keep 192,64
+  python run.py cost --shape next-7b --method all --keep 0.25
+"""
 
 import torch
 
-from minivlm.lab.compare.report import runs, size
-from minivlm.lab.cost.count import count, least, weight_bytes
+from minivlm.lab.cli.arguments import Number, add_dtype, add_json, within
+from minivlm.lab.cli.output import printed
+from minivlm.lab.compare.report import refusals, runs, size
+from minivlm.lab.cost.arguments import add_formula, add_lineup, add_shape
+from minivlm.lab.cost.count import able, count, least, weight_bytes
 from minivlm.lab.cost.flops import Formula, average
+from minivlm.lab.cost.shapes import lineup, shape_of
+
+
+def add_arguments(parser):
+    """The shape, the methods, and what is counted."""
+    add_shape(parser, "llava-1.5-7b")
+    add_lineup(parser)
+    parser.add_argument("--text", type=within(Number), default=64, help="text tokens of the prompt (default: 64)")
+    add_formula(parser)
+    parser.add_argument("--all-tokens", action="store_true", help="the formula counts the text too")
+    add_dtype(parser, "float16")
+    add_json(parser)
+
+
+def main(args):
+    """Print the table."""
+    shape = shape_of(args.shape, args.model, args.layers)
+    pruners = lineup(args.method, args.keep, args.average, args.set, shape, args.schedule)
+    why_not = {}
+    if args.method == "all":
+        pruners, why_not = able(shape, pruners)
+    formula = Formula(args.ffn or 3, args.text if args.all_tokens else 0, args.cut or "before")
+    table = facts(shape, pruners, args.text, formula, getattr(torch, args.dtype))
+    table["why_not"] = why_not
+    printed(table, [*lines(table), *refusals(why_not)], args.json)
 
 
 def facts(shape, pruners, text=64, formula=Formula(), dtype=torch.float16):

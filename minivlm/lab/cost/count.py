@@ -19,6 +19,10 @@ from pruning.base import Pruner, Reduction, UserError
 import weights
 
 
+class PromptDecides(UserError):
+    """How many tokens a method leaves is not known before the prompt is."""
+
+
 @dataclass(frozen=True)
 class ByNumber(Pruner):
     """In place of `method`: keeps the first tokens, as many as enter each layer."""
@@ -104,7 +108,7 @@ def count(shape, pruner=None, text=64, dtype=torch.float16, last=True):
     """The Count of one prompt of so many text tokens.
 
     last=False: the last layer computes every token, where the model computes the last token alone, which is all that is read.
-    Raises UserError where only the prompt decides how many tokens are left.
+    Raises PromptDecides if only the prompt decides how many tokens are left.
     """
     model = on_meta(shape, dtype)
     pruner = check(pruner, model)
@@ -113,10 +117,11 @@ def count(shape, pruner=None, text=64, dtype=torch.float16, last=True):
 
 
 def _entering(shape, pruner):
-    """Image tokens that enter each layer. UserError where only the prompt decides."""
+    """Image tokens that enter each layer. PromptDecides if they are not known."""
     entering = shapes.entering(pruner, shape)
     if entering is None:
-        raise UserError(f"{type(pruner).__name__}: the prompt decides how many tokens are left, so they cannot be counted beforehand")
+        raise PromptDecides(f"{type(pruner).__name__}: the prompt decides how many tokens are left, "
+                            "so they cannot be counted beforehand")
     return entering
 
 

@@ -16,7 +16,7 @@ from minivlm.lab.check import hf
 from minivlm.lab.cli.options import check
 from minivlm.lab.cli.parallel import gathered
 from minivlm.lab.compare.report import size
-from minivlm.lab.cost.count import count, on_meta, weight_bytes
+from minivlm.lab.cost.count import PromptDecides, count, on_meta, weight_bytes
 from minivlm.lab.cost.flops import average
 from minivlm.lab.speed.clock import Clock, Memory, Timed, available
 from minivlm.lab.speed.machine import limits
@@ -53,9 +53,7 @@ def _count(shape, pruner, text, dtype):
     """The counted FLOPs of the stages, where they are known beforehand, the average of image tokens, and the cache."""
     try:
         held = count(shape, pruner, text, dtype)
-    except UserError as error:
-        if "prompt decides" not in str(error):
-            raise
+    except PromptDecides:
         return {}
     return dict(flops=dict(encode=held.encode, prefill=held.prefill), average=average(held.visual), kv_bytes=held.kv_bytes)
 

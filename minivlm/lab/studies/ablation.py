@@ -17,6 +17,7 @@ from minivlm.generate import Conversation
 from minivlm.io.atomic import filled, written
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.compare import draw
+from minivlm.lab.compare.sheet import sheet
 from minivlm.lab.score.accuracy import against, wilson
 from minivlm.lab.score.answers import Contest, mean
 from minivlm.lab.score.contestants import Contestant
@@ -88,15 +89,15 @@ def method(row, depth, N):
     return ATPFixedRatio(layers=layers, counts=counts)
 
 
-def study(source, folder, recipe, data, items, rows=ROWS):
+def study(source, folder, recipe, data, items, rows=ROWS, device="cpu"):
     """Train and score each row -> {name: [row of answers of each question]}; "none" is the model as it is."""
-    model = load(source, "float32")
+    model = load(source, "float32", device)
     for row in rows:                   # what cannot be trained is refused before any work
         prepared(model, *trained_as(row, model, recipe))
     with filled(folder):
         found = {"none": answers(model, Contestant("none"), items, Path(folder) / "none")}
         for row in rows:
-            found[row.name] = row_answers(row, load(source, "float32"), recipe, data, items, Path(folder) / row.name)
+            found[row.name] = row_answers(row, load(source, "float32", device), recipe, data, items, Path(folder) / row.name)
     return found
 
 
@@ -113,7 +114,7 @@ def row_answers(row, model, recipe, data, items, folder):
     N = model.visual_tokens(torch.empty(1))
     print(f"{row.name}: trained to {own.target:g} of {N} tokens in a layer", flush=True)
     train_atp.train(model, atp, own, data, folder, resume=(folder / train_atp.STATE).exists())
-    pruner = modules.read(folder)
+    pruner = modules.found(modules.read(folder), model)
     rows = answers(model.requires_grad_(False), Contestant(row.name, None, pruner), items, folder)
     with torch.inference_mode(), written(folder / "kept.png") as beside:
         picture(model, pruner, items).save(beside)
@@ -228,7 +229,7 @@ def picture(model, atp, items):
     many = max(chosen, key=lambda item: len(item.things))
     rows = [_panels(model, atp, item) for item in (few, many)]
     header = "What ATP leaves before each of its layers: a scene with few things, and a crowded one"
-    return draw.sheet(rows, header=header)
+    return sheet(rows, header=header)
 
 
 def _panels(model, atp, item):
