@@ -1,4 +1,4 @@
-"""minivlm on the command line: `python run.py --help` lists the commands, `python run.py ask --help` the options of one.
+"""minivlm on the command line: `python run.py --help` lists the commands, `python run.py ask --help` shows one.
 
 Without words it runs `compare` on a picture and a question that are shipped. A command is a module of minivlm/lab with
 `add_arguments` and `main`. It is imported only if it is the one that runs.
@@ -11,7 +11,7 @@ from importlib import import_module
 COMMANDS = {                           # name: (module in minivlm.lab, the first line of its docstring)
     "ask": ("compare.ask", "Answer one question about pictures, or about none."),
     "chat": ("compare.chat", "Talk about pictures: one question per line."),
-    "compare": ("compare.compare", "Answer one question under several methods: a table, and one sheet of what each kept."),
+    "compare": ("compare.compare", "Answer one question under several methods: a table, and a sheet of what each kept."),
     "eval": ("score.eval", "Score the model on a task, unpruned and under methods."),
     "scenes": ("score.scenes", "Draw the world of the shipped model: pictures, questions, answers, evidence."),
     "fit": ("train.fit", "Fit a method to a model on a few questions: FitPrune's table, or VTW's layer."),

@@ -1,10 +1,10 @@
 """Compare every stage of a model with what transformers computes.
 
 Each stage of the pipeline, from the prompt's ids to the greedy ids, is compared with a recording: expected.json and
-expected.safetensors in the model's folder (tests/record_hf.py writes them), and the pictures that it names. --live runs the
-installed transformers on one picture and question instead. A stage passes within five times what rounding does to it: the
-reference's distance from itself in float64 or, with a recording, our model's. The first line that fails names the module to
-look at; the exit status is then 1.
+expected.safetensors in the model's folder (tests/record_hf.py writes them), and the pictures that it names. --live runs
+the installed transformers on one picture and question instead. A stage passes within five times what rounding does to
+it: the reference's distance from itself in float64 or, with a recording, our model's. The first line that fails names
+the module to look at. The exit status is then 1.
 
 examples:
   python run.py verify DIR

@@ -1,4 +1,4 @@
-"""What several commands take from the command line: numbers within bounds, and the groups of options that they share."""
+"""What several commands read from the command line: numbers within bounds, and groups of options."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ class OneLine(argparse.ArgumentParser):
 
 
 def command_of(argv, commands):
-    """The command that the first words name, and the words after it: ["train", "toy", "--seed", "1"] -> "train toy", .."""
+    """The command that the first words name, and the other words: ["train", "toy", "-h"] -> "train toy", ["-h"]."""
     for count in (1, 2):
         name = " ".join(argv[:count])
         if name in commands:
@@ -73,7 +73,8 @@ def add_model(parser):
                        help="the system message, for a template that has a place for it")
     group.add_argument("--raw", action="store_true",
                        help="no template: the prompt is the question as it is, with one <image> mark per picture")
-    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored; a small model on the CPU in float32)")
+    group.add_argument("--dtype",
+                       help="float32, bfloat16 or float16 (default: as stored; a small model on the CPU in float32)")
     add_device(group)
 
 

@@ -15,7 +15,10 @@ PATIENCE = 30                          # seconds that another process gets to pr
 
 
 def exit_status(command, argv):
-    """What command(argv) returns, or 0; 2 after bad input, 70 after a bug of ours, 130 after Ctrl-C, 141 if nobody reads on."""
+    """What command(argv) returns, 0 for None.
+
+    After bad input it is 2, after a bug of ours 70, after Ctrl-C 130, and 141 if nobody reads the output any more.
+    """
     any_terminal()
     try:
         return _ended(command, argv)
@@ -32,7 +35,10 @@ def exit_status(command, argv):
 
 
 def any_terminal():
-    """Print a substitute for a character that the terminal lacks; hand on bytes that are no UTF-8 to where the text is refused."""
+    """Print a substitute for a character that the terminal lacks.
+
+    Bytes of the input that are no UTF-8 are passed on to where the text is refused.
+    """
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             with suppress(io.UnsupportedOperation):    # it has been read from already
@@ -53,7 +59,10 @@ def _ended(command, argv):
 
 
 def refusal(error):
-    """The line on what a user can mend: the error's own, the system's with the file's name, a full memory; None for a bug."""
+    """The line on what a user can mend; None for a bug.
+
+    It is the error's own, the system's with the file's name, or that the memory is full.
+    """
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError):

@@ -1,7 +1,7 @@
 """List the methods, or describe one with its options.
 
-Each has its site, what it needs, the laws that it keeps, and its paper. A reading of a paper (pruning/readings.py) is shown
-with the method that it reads, and with that method's paper.
+Each has its site, what it needs, the laws that it keeps, and its paper. A reading of a paper (pruning/readings.py) is
+shown with the method that it reads, and with that method's paper.
 
 examples:
   python run.py methods
@@ -46,20 +46,15 @@ def facts(name):
     default = method()
     reads = _reads(method) if name in READINGS else None
     paper = METHODS[reads] if reads else method
-    texts = option_texts(method)
-    options = [dict(name=option, default=getattr(default, option), about=texts[option]) for option in texts]
-    return dict(
-        name=name,
-        reads=reads,
-        file=method.__module__.replace(".", "/") + ".py",
-        what=" ".join(method.__doc__.split()),
-        source=_source(sys.modules[paper.__module__].__doc__ or paper.__doc__),
-        site=default.site,
-        per=default.per,
-        asks=sorted(default.preconditions),
-        laws=sorted(default.laws),
-        options=options,
-    )
+    file = method.__module__.replace(".", "/") + ".py"
+    what = " ".join(method.__doc__.split())
+    source = _source(sys.modules[paper.__module__].__doc__ or paper.__doc__)
+    needs = sorted(default.preconditions)
+    laws = sorted(default.laws)
+    options = [dict(name=option, default=getattr(default, option), about=about)
+               for option, about in option_texts(method).items()]
+    return dict(name=name, reads=reads, file=file, what=what, source=source, site=default.site, per=default.per,
+                asks=needs, laws=laws, options=options)
 
 
 def _reads(reading):
@@ -82,14 +77,21 @@ def table(rows):
         needs = " ".join(row["asks"]) or "-"
         laws = " ".join(row["laws"]) or "-"
         cells.append((row["name"], row["site"], needs, laws))
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    head, *lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in cells]
+    head, *lines = _aligned(cells)
     yield head
     for row, line in zip(rows, lines):
-        settings = " ".join(_setting(option) for option in row["options"])
+        settings = " ".join(map(_setting, row["options"]))
         yield line
         yield f"    {_reading(row) or row['source']}"
         yield f"    {settings or 'no options'}"
+
+
+def _aligned(rows):
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths)]
+        yield "  ".join(padded).rstrip()
 
 
 def _reading(row):
@@ -107,10 +109,12 @@ def described(row):
     yield f"{row['name']} ({row['file']}): {_reading(row) or row['what']}"
     yield row["source"]
     yield f"acts at the {row['site']} site"
-    if any(option["name"] == "keep" for option in row["options"]):
+    options = row["options"]
+    if any(option["name"] == "keep" for option in options):
         yield f"keep counts {PER[row['per']]}"
-    yield from (f"needs {PRECONDITIONS[word]}" for word in row["asks"])
-    yield from (f"law {word}: {LAWS[word].sentence}" for word in row["laws"])
-    wide = max((len(_setting(option)) for option in row["options"]), default=0)
-    for option in row["options"]:
-        yield f"  {_setting(option):{wide}}  {option['about']}".rstrip()
+    for word in row["asks"]:
+        yield f"needs {PRECONDITIONS[word]}"
+    for word in row["laws"]:
+        yield f"law {word}: {LAWS[word].sentence}"
+    for line in _aligned([(_setting(option), option["about"]) for option in options]):
+        yield f"  {line}"

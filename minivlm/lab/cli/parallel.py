@@ -1,4 +1,4 @@
-"""One job on several processes, as torchrun starts them: which one this is, on which device, and what all of them have found."""
+"""One job on several processes, as torchrun starts them: which one this is, its device, and the rows of all."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 SMALL = 10 ** 8                                    # parameters
-PATIENCE = timedelta(days=30)                      # with a process that has more to do: one that has ended is noticed at once
+PATIENCE = timedelta(days=30)                      # with a process that has more to do; one that has ended is noticed
 
 
 @contextmanager

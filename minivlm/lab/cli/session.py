@@ -37,7 +37,8 @@ def one_budget(args):
 def opened(args, dtype=None):
     """The model that --model names, or the shipped one, with a tokenizer.
 
-    On the CPU a small one is read in float32, since there is no fast float16, and runs on one thread: two would wait for each other.
+    On the CPU a small one is read in float32, since there is no fast float16, and runs on one thread: two would wait
+    for each other.
     """
     args.model = shipped.model_or(args.model)
     dtype = dtype or args.dtype

@@ -1,7 +1,7 @@
 """Talk about pictures: one question per line.
 
-An empty line or the end of the input ends the conversation. A line that cannot be read is skipped. What the first question
-dropped stays dropped: later answers rest on the tokens that it kept.
+An empty line or the end of the input ends the conversation. A line that cannot be read is skipped. What the first
+question dropped stays dropped: later answers rest on the tokens that it kept.
 
 example:
   python run.py chat photo.jpg --model DIR --method fastv --keep 0.25

@@ -16,7 +16,8 @@ def add_shape(parser, default):
 def add_lineup(parser):
     """Methods, each at several budgets; see shapes.lineup."""
     group = parser.add_argument_group("methods")
-    group.add_argument("--method", metavar="A,B,..", help=f"of {', '.join(METHODS)}; a file that `fit` wrote; A+B; or all")
+    group.add_argument("--method", metavar="A,B,..",
+                       help=f"of {', '.join(METHODS)}; a file that `fit` wrote; A+B; or all")
     group.add_argument("--keep", metavar="K,K,..",
                        help="image tokens left of the whole prompt: numbers (192,128) or shares (0.25)")
     group.add_argument("--average", metavar="A,A,..",

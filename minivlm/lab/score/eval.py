@@ -1,11 +1,7 @@
 """Score the model on a task, unpruned and under methods.
 
-The table has accuracy with intervals, and what pruning costs on the same questions. No pruning, random and uniform tokens are
-always among the contestants. An interrupted run continues if the same command is given again.
-
-A task is a function (data, split, count, seed) -> [Item]: the folder of its files, which part of it, how many questions of
-each family, the seed of what is drawn; each is None if the user says nothing. Items of one picture have the same `image` and
-follow one another. An answer is right if it is the Item's, to the letter. A new task is a new line in TASKS.
+The table has accuracy with intervals, and what pruning costs on the same questions. No pruning, random and uniform
+tokens are always among the contestants. An interrupted run continues if the same command is given again.
 
 examples:
   python run.py eval --method fastv,divprune --keep 0.25,0.1 --out scores.json
@@ -48,6 +44,9 @@ def first(items, count):
     return kept
 
 
+# A task is a function (data, split, count, seed) -> [Item]: the folder of its files, which part of it, how many questions
+# of each family, the seed of what is drawn; each is None if the user says nothing. Items of one picture have the same
+# `image` and follow one another. An answer is right if it is the Item's, to the letter.
 TASKS = {"scenes": scenes}
 
 
@@ -55,9 +54,11 @@ def add_arguments(parser):
     """The questions, the contestants, the output, and the rest."""
     group = parser.add_argument_group("questions")
     group.add_argument("--task", choices=TASKS, default="scenes", help="(default: scenes, the drawn world)")
-    group.add_argument("--data", metavar="DIR", help="a folder of questions, as `scenes` writes it (default: they are drawn)")
+    group.add_argument("--data", metavar="DIR",
+                       help="a folder of questions, as `scenes` writes it (default: they are drawn)")
     group.add_argument("--split", metavar="NAME",
-                       help="of what is drawn: heldout (default), pairs (kinds of objects never shown in training), validation")
+                       help="of what is drawn: heldout (default), pairs (kinds of objects never shown in training), "
+                            "validation")
     group.add_argument("--count", type=within(Number), metavar="N",
                        help=f"questions of each family (default: {COUNT}; of a folder all)")
     group.add_argument("--seed", type=within(Seed), help="of what is drawn (default: 0)")
@@ -74,7 +75,8 @@ def _add_contestants(parser):
                        help="visual tokens left after the reduction: shares or numbers (default: 0.5,0.25,0.1)")
     add_settings(group, "another option; of several methods, METHOD.OPTION=VALUE")
     group.add_argument("--oracles", action="store_true",
-                       help="add tokens on things first, and on the background first, if it is known what a picture shows")
+                       help="add tokens on things first, and on the background first, if it is known what a picture "
+                            "shows")
     group.add_argument("--draws", type=within(Number), default=answers.Contest.draws,
                        help=f"answers of a random method to each question (default: {answers.Contest.draws})")
 
@@ -95,14 +97,15 @@ def main(args):
     output.writable(args.out, ".json")
     log_path = args.out and Path(args.out).with_suffix(".jsonl")
     items = TASKS[args.task](args.data, args.split, args.count, args.seed)
-    with output.interruptible(log_path, output.SAME_COMMAND), parallel.processes(args.device) as (rank, size, args.device):
+    is_kept = output.interruptible(log_path, output.SAME_COMMAND)
+    with is_kept, parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
         pixels = model.processor.pixels(items[0].picture)
         entered = contestants(model, pixels, args.method, args.keep, args.set, args.oracles)
         template = session.template(args, model)
         contest = answers.Contest(model, items, entered, template, args.draws, args.max_new_tokens)
-        recipe = contest.recipe(model=str(args.model), task=args.task, data=args.data, split=args.split, count=args.count,
-                                seed=args.seed)
+        questions = {name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")}
+        recipe = contest.recipe(model=str(args.model), **questions)
         log = Log(log_path, recipe)
         count = args.processes or parallel.worthwhile(model)
         if size == 1 and count > 1:

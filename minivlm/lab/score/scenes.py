@@ -1,7 +1,7 @@
 """Draw the world of the shipped model: pictures, questions, answers, evidence.
 
-The folder has pictures and questions.jsonl, one line per question with its answer and the patches that are its evidence, so
-that any code can be scored on it. `eval --data DIR` reads it.
+The folder has pictures and questions.jsonl, one line per question with its answer and the patches that are its
+evidence, so that any code can be scored on it. `eval --data DIR` reads it.
 
 example:
   python run.py scenes --out scenes --count 300

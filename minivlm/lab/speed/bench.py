@@ -1,7 +1,7 @@
 """Measure encoding, prefill, decoding and memory, unpruned and under methods.
 
-Next to each time stands what the counted FLOPs predict. Weights are random if no checkpoint is given: speed does not depend
-on their values. Under torchrun the processes divide the rounds.
+The speed-up of each prefill is compared with what the counted FLOPs predict. Weights are random if no checkpoint is
+given: speed does not depend on their values. Under torchrun the processes divide the rounds.
 
 examples:
   python run.py bench --against hf           ratios to transformers in the same run

@@ -1,7 +1,7 @@
 """Train and score ATP as each row of its paper's Tables 1 to 5 has it.
 
-Every row is trained the same way on the drawn world and scored there. DIR keeps what is trained and answered, so that the
-same command continues an interrupted study.
+Every row is trained the same way on the drawn world and scored there. DIR keeps what is trained and answered, so that
+the same command continues an interrupted study.
 
 examples:
   python run.py ablate --out STUDY
@@ -24,11 +24,12 @@ RECIPE = dict(steps=150, batch=16, lr=2e-4, lr_module=3e-3, seed=0)
 
 def add_arguments(parser):
     """The folder, the rows, the recipe, the model."""
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder for all that is trained, and for the answers")
+    parser.add_argument("--out", required=True, metavar="DIR",
+                        help="the folder for all that is trained, and for the answers")
     parser.add_argument("--rows", metavar="A,B,..", help=f"of {', '.join(NAMES)} (default: all)")
     for name, default in RECIPE.items():
-        kind = type(default)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=within(kind), default=default, help=f"(default: {default})")
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=within(type(default)), default=default, help=f"(default: {default})")
     parser.add_argument("--count", type=within(Number), default=100, help="questions of each family (default: 100)")
     add_model_name(parser)
     add_device(parser)

@@ -29,7 +29,8 @@ def add_arguments(parser):
                         help=f"tokens of the prompts (default: {TOKENS})")
     parser.add_argument("--decode", type=within(Number), default=1000, metavar="N",
                         help="tokens after the first of them (default: 1000)")
-    parser.add_argument("--prompts", type=within(Number), default=50, metavar="N", help="prompts in a row (default: 50)")
+    parser.add_argument("--prompts", type=within(Number), default=50, metavar="N",
+                        help="prompts in a row (default: 50)")
     parser.add_argument("--repeat", type=within(Number), default=3, help="rounds; medians are shown (default: 3)")
     add_dtype(parser)
     parser.add_argument("--threads", type=within(Threads), default=2, help="of the CPU (default: 2)")

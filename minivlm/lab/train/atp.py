@@ -1,13 +1,13 @@
 """Train a method's module on a model and instructions: ATP, by its losses.
 
-It needs a model with a fixed number of visual tokens per picture (LLaVA-1.5, or the shipped one) and instructions: "toy", the
-drawn world, or a json file in LLaVA's format with its pictures. With --freeze-lm only the thresholds are trained, else the
-decoder and the projector too. DIR then has the module, which --set module=DIR uses, and a log with one line per step. Under
-torchrun, two processes equal one with twice the --accumulate.
+It needs a model with a fixed number of visual tokens per picture (LLaVA-1.5, or the shipped one) and instructions:
+"toy", the drawn world, or a json file in LLaVA's format with its pictures. With --freeze-lm only the thresholds are
+trained, else the decoder and the projector too. DIR then has the module, which --set module=DIR uses, and a log with one
+line per step. Under torchrun, two processes equal one with twice the --accumulate.
 
 examples:
   python run.py train atp --data toy --target-tokens 36 --layers 1,3,6 --freeze-lm --out TRAINED
-  python run.py train atp --model DIR --data llava.json --images PICTURES --target-tokens 144 --dtype bfloat16 --out TRAINED
+  python run.py train atp --model DIR --data llava.json --images PICTURES --target-tokens 144 --out TRAINED
 """
 
 from pathlib import Path
@@ -64,7 +64,8 @@ def _add_recipe(parser):
     group.add_argument("--freeze-lm", action="store_true", help="train only the thresholds (Table 3)")
     for name, kind in NUMBERS.items():
         default = getattr(Recipe, name)
-        group.add_argument(f"--{name.replace('_', '-')}", type=within(kind), default=default, help=f"(default: {default})")
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, type=within(kind), default=default, help=f"(default: {default})")
     group.add_argument("--activation", default=Recipe.activation, help=f"of z (default: {Recipe.activation})")
     group.add_argument("--target-unit", choices=("tokens", "share"), default=Recipe.target_unit,
                        help=f"of the distance to the target (default: {Recipe.target_unit})")
@@ -76,7 +77,8 @@ def main(args):
     atp = build(args.method, settings=settings)
     data = Instructions(args.data, args.images)
     state = Path(args.out) / train_atp.STATE
-    with output.interruptible(state, output.RESUME), parallel.processes(args.device) as (rank, size, args.device):
+    is_kept = output.interruptible(state, output.RESUME)
+    with is_kept, parallel.processes(args.device) as (rank, size, args.device):
         is_half = args.freeze_lm and args.dtype == "bfloat16"      # what is trained stays in float32
         model = session.opened(args, "bfloat16" if is_half else "float32")
         fields = {name: getattr(args, name) for name in FIELDS}

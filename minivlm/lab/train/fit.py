@@ -1,7 +1,7 @@
 """Fit a method to a model on a few questions: FitPrune's table, or VTW's layer.
 
-It needs a questions file, one {"image": .., "text": ..} per line, and reads its first --count questions. `--method FILE` then
-uses what it wrote, in every command that takes a method.
+It needs a questions file, one {"image": .., "text": ..} per line, and reads its first --count questions.
+`--method FILE` then uses what it wrote, in every command that takes a method.
 
 examples:
   python run.py fit fitprune --model DIR --questions q.jsonl --ratio 0.6 --out fitted.json

@@ -1,6 +1,7 @@
 """Train the shipped model anew, from nothing, on its drawn world.
 
-DIR/model is then a checkpoint folder. It takes hours on two cores; `--resume` continues an interrupted run, to the same bits.
+DIR/model is then a checkpoint folder. It takes hours on two cores. `--resume` continues an interrupted run and
+reproduces it bit for bit.
 
 examples:
   python run.py train toy --out RUN --minutes 60
@@ -21,8 +22,8 @@ def add_arguments(parser):
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")
     parser.add_argument("--seed", type=within(Seed), default=0, help="of all randomness (default: 0)")
     parser.add_argument("--hide", choices=train.HIDING, default=train.HIDING[0],
-                        help="what the last part of the training hides from the decoder: blocks of neighbours (default), "
-                             "single patches, or nothing")
+                        help="what the last part of the training hides from the decoder: blocks of neighbours "
+                             "(default), single patches, or nothing")
     parser.add_argument("--minutes", type=within(NotNegative), metavar="M",
                         help="stop after M minutes; --resume continues")
     parser.add_argument("--resume", action="store_true", help="continue from the state in --out")
