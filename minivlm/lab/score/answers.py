@@ -1,8 +1,8 @@
 """Every contestant answers every question of a task, greedily, through the same Conversation as `ask`.
 
 A picture is encoded once for all its questions and contestants, and once more for each set of things that methods look at
-inside the tower. A random method answers each question several times, with tokens drawn anew, and counts by the share of
-draws that were right. An answer is right if it is the task's to the letter, spaces around it aside.
+inside the tower. A random method answers each question several times, with other tokens each time, and counts by the
+share of draws that were right. An answer is right if it is the task's to the letter, spaces around it aside.
 """
 
 import zlib
@@ -42,7 +42,7 @@ class Remembering(nn.Module):
 
 @dataclass
 class Contest:
-    """A model, its contestants, and what they are asked."""
+    """A model, its contestants, and their questions."""
 
     model: nn.Module
     items: list
@@ -52,40 +52,57 @@ class Contest:
     max_new_tokens: int = 4
 
     def run(self, log, rank=0, size=1):
-        """[row] of all contestants and questions. What the log has is not asked again; `size` processes divide the pictures."""
-        number = {image: n for n, image in enumerate(dict.fromkeys(item.image for item in self.items))}
-        mine = [i for i, item in enumerate(self.items) if number[item.image] % size == rank]
-        tower, new = self.model.vision_tower, []
+        """[row] of all contestants and questions. What the log has is not asked again.
+
+        `size` processes divide the pictures.
+        """
+        images = dict.fromkeys(item.image for item in self.items)
+        number = {image: n for n, image in enumerate(images)}
+        own = [i for i, item in enumerate(self.items) if number[item.image] % size == rank]
+        tower = self.model.vision_tower
         self.model.vision_tower = Remembering(tower)
-        for i in tqdm(mine, desc="eval", unit=" questions", leave=False, disable=rank > 0):
-            for row in self.rows(i, [one for one in self.contestants if not one.why_not and (one.label, i) not in log.rows]):
+        new = []
+        for i in tqdm(own, desc="eval", unit=" questions", leave=False, disable=rank > 0):
+            missing = [c for c in self.contestants if not c.why_not and (c.label, i) not in log.rows]
+            for row in self.rows(i, missing):
                 log.add(row)
                 new.append(row)
         self.model.vision_tower = tower
-        asked = {(one.label, i) for one in self.contestants for i in range(len(self.items))}
-        return [*(row for key, row in log.rows.items() if key in asked), *parallel.gathered(new)]
+        labels = {contestant.label for contestant in self.contestants}
+        logged = [row for (label, i), row in log.rows.items() if label in labels and i < len(self.items)]
+        return [*logged, *parallel.gathered(new)]
 
     def rows(self, i, contestants):
-        """What becomes of question i, a contestant after the other: the answer of each draw and the averages, or why there is none."""
+        """The result of question i for each contestant: the answer of each draw and the averages, or why there is none."""
         item = self.items[i]
         ids = self.model.tokenizer.encode(prompt([(item.question, None)], 1, self.template))
         pixels = self.model.processor.pixels(item.picture)
-        for one in contestants:
+        for contestant in contestants:
             try:
-                pruner = one.pruner and one.pruner.divided(self.model.parts([pixels]))     # pictures may differ in their tiles
-                answers, visual, evidence = zip(*(self.answer(ids, pixels, drawn, item.evidence) for drawn in self.drawn(pruner, i)))
-                told = dict(answers=answers, right=mean([a == item.answer for a in answers]), visual=[mean(layer) for layer in zip(*visual)],
-                            evidence=mean(evidence))
+                result = self.result(contestant.pruner, i, ids, pixels)
             except UserError as error:
-                told = dict(why_not=str(error))
-            yield dict(contestant=one.label, question=i, **told)
+                result = dict(why_not=str(error))
+            yield dict(contestant=contestant.label, question=i, **result)
+
+    def result(self, pruner, i, ids, pixels):
+        """What a method answers to question i: {"answers", "right", "visual", "evidence"}"""
+        item = self.items[i]
+        if pruner:
+            pruner = pruner.divided(self.model.parts([pixels]))        # pictures may differ in their tiles
+        draws = [self.answer(ids, pixels, drawn, item.evidence) for drawn in self.drawn(pruner, i)]
+        answers, visual, evidence = zip(*draws)
+        right = mean([answer == item.answer for answer in answers])
+        visual = [mean(layer) for layer in zip(*visual)]
+        return dict(answers=answers, right=right, visual=visual, evidence=mean(evidence))
 
     def drawn(self, pruner, i):
-        """The method; of a random one several, whose seeds no other question has. Oracles are told where the things are."""
+        """The method; of a random one several, whose seeds no other question has. Oracles get the things' patches."""
         if not isinstance(pruner, (Random, Random3x3)):
             return [pruner]
-        pruner = replace(pruner, things=self.items[i].things) if isinstance(pruner, Oracle) else pruner
-        return [replace(pruner, seed=pruner.seed + self.draws * i + draw) for draw in range(self.draws)]
+        if isinstance(pruner, Oracle):
+            pruner = replace(pruner, things=self.items[i].things)
+        first = pruner.seed + self.draws * i
+        return [replace(pruner, seed=first + draw) for draw in range(self.draws)]
 
     def answer(self, ids, pixels, pruner, evidence):
         """The answer, the visual tokens that enter each layer, and the share of the evidence kept (None: not known)."""
@@ -95,24 +112,25 @@ class Contest:
         kept, needed = evidence_kept(talk, evidence)
         return answer, talk.trace.visual, kept / needed if needed else None
 
-    def recipe(self, **told):
-        """`told`, and everything else that decides the rows, as words and numbers."""
-        weights, asked = self.model.state_dict().values(), [(i.image, i.family, i.question, i.answer) for i in self.items]
-        return told | dict(
-            template=str(self.template), draws=self.draws, max_new_tokens=self.max_new_tokens, device=self.model.device.type,
-            dtype=str(self.model.lm_head.weight.dtype).removeprefix("torch."), weights=checksum(weights),
-            questions=zlib.crc32(repr(asked).encode()), **{one.label: _described(one.pruner) for one in self.contestants})
+    def recipe(self, **options):
+        """The options, and everything else that decides the rows, as words and numbers."""
+        questions = [(item.image, item.family, item.question, item.answer) for item in self.items]
+        pruners = {contestant.label: _described(contestant.pruner) for contestant in self.contestants}
+        model = dict(device=self.model.device.type, dtype=str(self.model.lm_head.weight.dtype).removeprefix("torch."),
+                     weights=checksum(self.model.state_dict().values()))
+        return dict(options, template=str(self.template), draws=self.draws, max_new_tokens=self.max_new_tokens, **model,
+                    questions=zlib.crc32(repr(questions).encode()), **pruners)
 
 
 def mean(values):
-    """Of numbers or truths; None where one is not known."""
+    """Of numbers or truths; None if one of them is not known."""
     return None if None in values else sum(values) / len(values)
 
 
 def _described(pruner):
-    """Its options, and where it is trained the checksum of its weights."""
-    trained = getattr(pruner, "module", None)
-    return f"{pruner!r} {checksum(trained.state_dict().values())}" if trained else repr(pruner)
+    """Its options and, if it is trained, the checksum of its weights."""
+    module = getattr(pruner, "module", None)
+    return f"{pruner!r} {checksum(module.state_dict().values())}" if module else repr(pruner)
 
 
 def checksum(tensors):
