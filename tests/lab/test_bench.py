@@ -94,7 +94,7 @@ def test_freed_memory_is_not_had_for_nothing():
 
 def test_spread_by_hand():
     """The quartiles of 1 2 3 4 9 are 2 and 4."""
-    assert measure._spread([9, 2, 1, 4, 3]) == 1 and measure._spread([7]) == 0
+    assert measure.spread([9, 2, 1, 4, 3]) == 1 and measure.spread([7]) == 0
 
 
 def test_too_large_for_the_memory(monkeypatch):

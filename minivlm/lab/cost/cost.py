@@ -91,10 +91,10 @@ def _cells(row, unpruned):
     """The columns of one contestant."""
     counted = sum(row["counted_flops"].values())
     whole = sum(unpruned["counted_flops"].values())
-    formula = f"{_tera(row['formula_flops'])} {row['formula_flops'] / unpruned['formula_flops']:4.0%}"
+    formula = f"{tera(row['formula_flops'])} {row['formula_flops'] / unpruned['formula_flops']:4.0%}"
     cache = f"{size(row['kv_bytes']):>8} {row['kv_bytes'] / unpruned['kv_bytes']:4.0%}"
     speedups = f"{row['prefill_speedup']:6.2f} x     {row['first_token_speedup']:6.2f} x {row['first_token_bound']:6.2f} x"
-    return (f"{row['average']:7.1f}  {formula}   {_tera(counted)} {counted / whole:4.0%}  {cache}  {speedups}   "
+    return (f"{row['average']:7.1f}  {formula}   {tera(counted)} {counted / whole:4.0%}  {cache}  {speedups}   "
             f"{runs(row['image_tokens'])}")
 
 
@@ -115,7 +115,7 @@ def _explained(table):
            f"would be {(read + cache) / read:.2f} x as fast")
 
 
-def _tera(flops):
+def tera(flops):
     """8.672e12 -> "  8.672 T"; G and M for models that are small."""
     for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if flops >= scale / 100:

@@ -96,7 +96,7 @@ def prompt(shape, text, hidden):
     visual = index + text // 2
     if hidden.is_meta:                                         # indices have values even if the stream has none
         return Tokens(hidden, visual, grid, index, torch.arange(len(hidden)), len(hidden))
-    return Tokens.start(hidden, visual.to(hidden.device), grid.to(hidden.device))
+    return Tokens.start(hidden, visual, grid)
 
 
 def entering(pruner, shape):

@@ -1,10 +1,11 @@
-"""Speed, measured: encode, the method's own time, prefill, decoding, end to end and peak memory, beside what counted FLOPs predict.
+"""Speed, measured: encoding, the method's own time, prefill, decoding, end to end and peak memory.
 
 The contestants (the unpruned model, each method at each budget, transformers on the same weights) take turns, so that a
-noisy machine is noisy for all of them; medians are compared. Weights are random where no checkpoint is given: speed does
+noisy machine is noisy for all of them. Medians are compared. Weights are random if no checkpoint is given: speed does
 not depend on their values.
 """
 
+from functools import partial
 from statistics import median, quantiles
 
 import torch
@@ -26,36 +27,41 @@ from weights import device_of, load
 STAGES = ("encode", "method", "prefill", "decode", "total")
 
 
-def measure(shape, pruners, checkpoint=None, text=64, steps=20, repeat=5, dtype=torch.float32, device="cpu", against=(), rank=0, size=1):
-    """Everything that was measured and predicted, as plain data: see `lines`. `against`: "sdpa", "eager" of transformers.
+def measure(shape, pruners, checkpoint=None, text=64, steps=20, repeat=5, dtype=torch.float32, device="cpu", against=(),
+            rank=0, size=1):
+    """Everything that was measured and predicted, as plain data: see verdict.lines. `against`: "sdpa", "eager".
 
     Of `size` processes each runs its part of the rounds, number `rank` of them this one, and all get the whole result.
     """
     device = device_of(device)
-    counts = {name: _count(shape, pruner, text, dtype) for name, pruner in {"unpruned": None, **pruners}.items()}
+    pruners = {"unpruned": None, **pruners}
+    counts = {name: _count(shape, pruner, text, dtype) for name, pruner in pruners.items()}
     model = model_of(shape, checkpoint, dtype, device)
-    pruners = {name: check(pruner, model) for name, pruner in pruners.items()}
-    races, clock = {}, Clock(device)
+    clock = Clock(device)
     ids, pixels = _prompt(shape, text, dtype, device)
-    for name, pruner in {"unpruned": None, **pruners}.items():
-        races[name] = lambda pruner=pruner: ours(model, ids, pixels, pruner, steps, clock)
+    contestants = {}
+    for name, pruner in pruners.items():
+        contestants[name] = partial(once, model, ids, pixels, check(pruner, model), steps, clock)
     for attention in against:
-        races[f"transformers {attention}"] = _theirs(model, ids, pixels, attention, steps, clock)
-    measured = _race(races, repeat, rank, size)
-    return dict(shape=shape.name, layers=shape.layers, image_tokens=shape.n, text_tokens=text, steps=steps, repeat=repeat,
-                dtype=str(dtype).removeprefix("torch."), device=_named(device), torch=torch.__version__, threads=torch.get_num_threads(), processes=size,
-                machine=limits(dtype, device), kernels=kernels.choices(),
-                read_a_token=sum(weight_bytes(shape, dtype)[part] for part in ("decoder", "head")),
-                rows=[dict(method=name, **counts.get(name, {}), **seen) for name, seen in measured.items()])
+        contestants[f"transformers {attention}"] = _transformers(model, ids, pixels, attention, steps, clock)
+    times = _rounds(contestants, repeat, rank, size)
+    rows = [dict(method=name, **counts.get(name, {}), **summary(own)) for name, own in times.items()]
+    weights = weight_bytes(shape, dtype)
+    setting = dict(shape=shape.name, layers=shape.layers, image_tokens=shape.n, text_tokens=text, steps=steps,
+                   repeat=repeat, dtype=str(dtype).removeprefix("torch."))
+    machine = dict(device=_name(device), torch=torch.__version__, threads=torch.get_num_threads(), processes=size,
+                   machine=limits(dtype, device), kernels=kernels.choices())
+    return dict(setting, **machine, read_a_token=weights["decoder"] + weights["head"], rows=rows)
 
 
 def _count(shape, pruner, text, dtype):
-    """The counted FLOPs of the stages, where they are known beforehand, the average of image tokens, and the cache."""
+    """The counted FLOPs of the stages, the average of image tokens, and the cache; {} if only the prompt decides."""
     try:
-        held = count(shape, pruner, text, dtype)
+        counted = count(shape, pruner, text, dtype)
     except PromptDecides:
         return {}
-    return dict(flops=dict(encode=held.encode, prefill=held.prefill), average=average(held.visual), kv_bytes=held.kv_bytes)
+    flops = dict(encode=counted.encode, prefill=counted.prefill)
+    return dict(flops=flops, average=average(counted.visual), kv_bytes=counted.kv_bytes)
 
 
 def model_of(shape, checkpoint, dtype, device):
@@ -67,11 +73,13 @@ def model_of(shape, checkpoint, dtype, device):
 
 @torch.no_grad()
 def random(shape, dtype, device):
-    """A model of that shape with random weights. UserError where they do not fit into memory."""
-    need, free = sum(weight_bytes(shape, dtype).values()), available(device)
+    """A model of that shape with random weights. UserError if they do not fit into memory."""
+    need = sum(weight_bytes(shape, dtype).values())
+    free = available(device)
     if free is not None and need > free:
-        raise UserError(f"{shape.name} has {size(need)} of weights in {str(dtype).removeprefix('torch.')} and {size(free)} of memory are "
-                        f"free on {device}: measure a slice with --layers, or another --dtype")
+        kind = str(dtype).removeprefix("torch.")
+        raise UserError(f"{shape.name} has {size(need)} of weights in {kind} and {size(free)} of memory are free on "
+                        f"{device}: measure a slice with --layers, or another --dtype")
     model = on_meta(shape, dtype).to_empty(device=device)
     for p in model.parameters():
         p.fill_(1) if p.dim() == 1 else p.normal_(std=.02)
@@ -81,73 +89,88 @@ def random(shape, dtype, device):
 def _prompt(shape, text, dtype, device):
     """Half of the text, the image's mark, the other half; and pixels."""
     torch.manual_seed(0)
-    c, mark = shape.config.vision, shape.config.image_token_index
-    pixels = torch.randn(shape.tiles, c.num_channels, c.image_size, c.image_size, dtype=dtype, device=device)
-    return [1] * (text // 2) + [mark] + [1] * (text - text // 2), pixels
+    vision = shape.config.vision
+    pixels = torch.randn(shape.tiles, vision.num_channels, vision.image_size, vision.image_size, dtype=dtype, device=device)
+    before = [1] * (text // 2)
+    after = [1] * (text - text // 2)
+    return [*before, shape.config.image_token_index, *after], pixels
 
 
 @torch.inference_mode()
-def ours(model, ids, pixels, pruner, steps, clock):
+def once(model, ids, pixels, pruner, steps, clock):
     """{stage: seconds} and the peak of memory of one prompt and `steps` tokens after it."""
-    method, memory = pruner and Timed(pruner, clock), Memory(clock.device)
+    method = pruner and Timed(pruner, clock)
+    memory = Memory(clock.device)
     start = clock.mark()
     tokens = model.embed(ids, [pixels], method)
-    embedded, early = clock.mark(), clock.worked()
-    cache = model.prefill(tokens, method)[1]
-    filled, late = clock.mark(), clock.worked()
+    embedded = clock.mark()
+    early = clock.worked()
+    _, cache = model.prefill(tokens, method)
+    filled = clock.mark()
+    late = clock.worked()
     for _ in range(steps):
         model.step([5], cache, method)
     end = clock.mark()
+    encode = clock.seconds(start, embedded) - early
+    prefill = clock.seconds(embedded, filled) - late
     decode = clock.seconds(filled, end) - clock.worked()
-    encode, prefill = clock.seconds(start, embedded) - early, clock.seconds(embedded, filled) - late
-    return dict(encode=encode, method=early + late, prefill=prefill, decode=decode / steps, total=clock.seconds(start, end), peak=memory.peak())
+    return dict(encode=encode, method=early + late, prefill=prefill, decode=decode / steps,
+                total=clock.seconds(start, end), peak=memory.peak())
 
 
-def _theirs(model, ids, pixels, attention, steps, clock):
-    """The same of transformers, without the projector. UserError for a model that it is not asked to build here."""
+def _transformers(model, ids, pixels, attention, steps, clock):
+    """The same of transformers, without the projector. UserError for a model that hf.Twins cannot build."""
     if not isinstance(model.vision_tower, ClipVision) or model.config.text.qkv_bias:
-        raise UserError("bench --against hf runs LLaMA decoders with a CLIP tower, which this model has not: leave --against out")
+        raise UserError("bench --against hf runs LLaMA decoders with a CLIP tower, which this model has not: "
+                        "leave --against out")
     twins = hf.Twins(model.language_model, model.lm_head, model.vision_tower, attention)
     hidden = model.embed(ids, [pixels]).hidden
 
     @torch.inference_mode()
     def run():
-        memory, start = Memory(clock.device), clock.mark()
+        memory = Memory(clock.device)
+        start = clock.mark()
         twins.vision(pixels)
         embedded = clock.mark()
-        held = twins.prefill(hidden)
+        state = twins.prefill(hidden)
         filled = clock.mark()
         for _ in range(steps):
-            twins.step(held)
+            twins.step(state)
         end = clock.mark()
+        decode = clock.seconds(filled, end) / steps
         return dict(encode=clock.seconds(start, embedded), method=0.0, prefill=clock.seconds(embedded, filled),
-                    decode=clock.seconds(filled, end) / steps, total=clock.seconds(start, end), peak=memory.peak())
+                    decode=decode, total=clock.seconds(start, end), peak=memory.peak())
     return run
 
 
-def _race(races, repeat, rank, size):
-    """{contestant: median, spread and every value of each stage, and the peak}; each process's first round is not counted."""
-    seen = {name: [] for name in races}
-    for turn in tqdm(range(len(range(rank, repeat, size)) + 1), desc="bench", leave=False, disable=rank > 0):
-        for name, run in races.items():
-            told = run()
-            seen[name] += [told] if turn else []
-    seen = {name: gathered(told) for name, told in seen.items()}
-    return {name: dict(median={s: median(t[s] for t in told) for s in STAGES}, spread={s: _spread([t[s] for t in told]) for s in STAGES},
-                       peak=_most([t["peak"] for t in told]), times=told) for name, told in seen.items()}
+def _rounds(contestants, repeat, rank, size):
+    """{contestant: what each of its rounds gave}, of all processes. Each process's first round is not counted."""
+    times = {name: [] for name in contestants}
+    own = len(range(rank, repeat, size))
+    for n in tqdm(range(own + 1), desc="bench", leave=False, disable=rank > 0):
+        for name, run in contestants.items():
+            result = run()
+            if n:
+                times[name].append(result)
+    return {name: gathered(results) for name, results in times.items()}
 
 
-def _spread(values):
-    """Half of what lies between the quartiles."""
+def summary(times):
+    """Median and spread of each stage, the peak, and every time."""
+    stages = {stage: [t[stage] for t in times] for stage in STAGES}
+    peaks = [t["peak"] for t in times]
+    return dict(median={stage: median(values) for stage, values in stages.items()},
+                spread={stage: spread(values) for stage, values in stages.items()},
+                peak=None if None in peaks else max(peaks), times=times)
+
+
+def spread(values):
+    """Half of the distance between the quartiles."""
     if len(values) < 2:
         return 0.0
     low, _, high = quantiles(values, method="inclusive")
     return (high - low) / 2
 
 
-def _most(values):
-    return None if None in values else max(values)
-
-
-def _named(device):
+def _name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
