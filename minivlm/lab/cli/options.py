@@ -77,8 +77,8 @@ def own_settings(folder):
 def build_all(names, keep, average, settings, n, layers, parts=MappingProxyType({}), own=MappingProxyType({})):
     """{name: pruner} of "all" or "a,b,..", each with this keep or average.
 
-    With "all", the UserError that forbids a method takes its place. Among several, methods without a keep have their own
-    schedule. Settings are "method.option=value".
+    With "all", the UserError that forbids a method takes its place. Among several, methods without a keep have their
+    own schedule. Settings are "method.option=value".
     """
     several = chosen(names)
     each = share(settings, several)
@@ -95,7 +95,10 @@ def chosen(names):
 
 
 def listed(option, text):
-    """listed("--keep", "0.5,0.25") -> ["0.5", "0.25"]. UserError for one that is given twice, as both would have one name."""
+    """listed("--keep", "0.5,0.25") -> ["0.5", "0.25"].
+
+    UserError for a word that is given twice, as both would have the same name.
+    """
     words = text.split(",")
     twice = [word for word in dict.fromkeys(words) if words.count(word) > 1]
     if twice:
@@ -124,10 +127,10 @@ def takes_keep(name):
 
 
 def averaged(pruner, average, n, layers, parts=MappingProxyType({})):
-    """The pruner for a prompt of n visual tokens: its schedule has this average, or its `keep`, if a number, is the prompt's.
+    """The pruner for a prompt of n visual tokens: its schedule has this average, or its `keep`, a number, is the prompt's.
 
-    parts: what a method may count in place of the n tokens together, {"tile": (how many, tokens of each), "image": ..}: it is
-    given its part of the budget. UserError if the tokens cannot meet it.
+    parts: what a method may count in place of the n tokens together, {"tile": (how many, tokens of each), "image": ..}.
+    It gets its part of the budget. UserError if the tokens cannot meet it.
     """
     if average is not None and pruner is None:
         raise UserError("--average is for a method: name one with --method")

@@ -1,4 +1,4 @@
-"""FLOPs counted, not computed by a formula: torch's counter over the model on the meta device, where nothing has values.
+"""FLOPs counted, not computed by a formula: torch's counter over the model on the meta device, without values.
 
 The counter adds up every matrix product and convolution that runs, two operations for each multiplication with its
 addition; attention counts whole, as if the causal half were not skipped. What a method computes for itself, views
@@ -107,7 +107,7 @@ def able(shape, pruners, counted=True):
 def count(shape, pruner=None, text=64, dtype=torch.float16, last=True):
     """The Count of one prompt with `text` text tokens.
 
-    last=False: the last layer computes every token. The model computes only the last token there, since no other is read.
+    last=False: the last layer computes every token. The model computes only the last token there: no other is read.
     Raises PromptDecides if only the prompt decides how many tokens are left.
     """
     model = on_meta(shape, dtype)

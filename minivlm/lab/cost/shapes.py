@@ -1,4 +1,4 @@
-"""Models by their shape alone, for counting and for timing: those of the papers, or a checkpoint's; and prompts for them."""
+"""Models by their shape only, for counting and timing: those of the papers, or a checkpoint's; and prompts for them."""
 
 import os
 from dataclasses import dataclass, replace
@@ -79,8 +79,8 @@ def shape_of(shape=None, model=None, layers=None):
 def _checkpoint(model):
     folder = folder_of(model)
     config = read_config(folder)
-    tiles = 5 if getattr(config, "image_aspect_ratio", "") == "anyres" else 1      # a square picture's; no newline tokens
-    return Shape(model, config, tiles, folder)
+    is_anyres = getattr(config, "image_aspect_ratio", "") == "anyres"
+    return Shape(model, config, 5 if is_anyres else 1, folder)         # a square picture's tiles; no newline tokens
 
 
 def prompt(shape, text, hidden):

@@ -42,7 +42,7 @@ def paired(differences):
 
 
 def against(right, other):
-    """Two contestants on the same questions, how right each answer was: the mean difference, its interval, won and lost."""
+    """How right two contestants were on the same questions -> the mean difference, its interval, won and lost."""
     differences = [a - b for a, b in zip(right, other)]
     won = sum(d for d in differences if d > 0)
     lost = -sum(d for d in differences if d < 0)
@@ -50,9 +50,9 @@ def against(right, other):
 
 
 def facts(items, contestants, rows):
-    """[{"contestant", "method", "keep", "tokens", "all": part, "families": {name: part}}, or with "why_not"], as plain data.
+    """[{"contestant", "method", "keep", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
 
-    UserError if the unpruned model itself cannot answer.
+    A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model itself cannot answer.
     """
     row_of = {(row["contestant"], row["question"]): row for row in rows}
     answers = {}                                       # {label: rows, in the order of the questions}
@@ -109,10 +109,10 @@ def lines(result):
     for row in rows:
         yield f"{row['contestant']:{width}}  {_cells(row)}".rstrip()
     yield ""
-    yield ("% right and its 95 % interval (Wilson); tokens: image tokens entering a layer; evidence: share of its tokens "
-           "kept; against: the")
-    yield ("difference over the same questions, in points, and its 95 % interval (Bonett and Price); random: the mean of "
-           "its draws")
+    yield ("% right and its 95 % interval (Wilson); tokens: image tokens entering a layer; evidence: share of its "
+           "tokens kept; against: the")
+    yield ("difference over the same questions, in points, and its 95 % interval (Bonett and Price); random: the mean "
+           "of its draws")
     worse = list(verdicts(rows))
     if worse:
         yield ""
@@ -144,7 +144,7 @@ def _points(compared):
 
 
 def verdicts(rows):
-    """A sentence for each contestant that random tokens beat: its interval against those of its place lies below zero."""
+    """A sentence for each contestant that random tokens of its place beat: the interval lies below zero."""
     for row in rows:
         if "why_not" in row:
             continue

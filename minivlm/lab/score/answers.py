@@ -1,8 +1,8 @@
 """Every contestant answers every question of a task, greedily, through the same Conversation as `ask`.
 
-A picture is encoded once for all its questions and contestants, and once more for each set of things that methods look at
-inside the tower. A random method answers each question several times, with other tokens each time, and counts by the
-share of draws that were right. An answer is right if it is the task's to the letter, spaces around it aside.
+A picture is encoded once for all its questions and contestants. A random method answers each question several times,
+with other tokens each time, and counts by the share of draws that were right. An answer is right if it is the task's to
+the letter, spaces around it aside.
 """
 
 import zlib
@@ -73,7 +73,7 @@ class Contest:
         return [*logged, *parallel.gathered(new)]
 
     def rows(self, i, contestants):
-        """The result of question i for each contestant: the answer of each draw and the averages, or why there is none."""
+        """The row of question i for each contestant: the answer of each draw and the averages, or why there is none."""
         item = self.items[i]
         ids = self.model.tokenizer.encode(prompt([(item.question, None)], 1, self.template))
         pixels = self.model.processor.pixels(item.picture)

@@ -14,7 +14,7 @@ ASIDE = 4                                          # pixels between the dots of 
 
 
 def curves(result):
-    """x: image tokens entering a layer on average; y: % of right answers. Bars are intervals, the pale one of no pruning."""
+    """x: image tokens entering a layer on average; y: % of right answers. The pale bar is the interval of no pruning."""
     unpruned, *others = result["contestants"]
     rows = [row for row in others if "all" in row]
     names = sorted(dict.fromkeys(row["method"] for row in rows), key=_is_control)

@@ -44,9 +44,9 @@ def first(items, count):
     return kept
 
 
-# A task is a function (data, split, count, seed) -> [Item]: the folder of its files, which part of it, how many questions
-# of each family, the seed of what is drawn; each is None if the user says nothing. Items of one picture have the same
-# `image` and follow one another. An answer is right if it is the Item's, to the letter.
+# A task is a function (data, split, count, seed) -> [Item]: the folder of its files, which part of it, how many
+# questions of each family, the seed of what is drawn; each is None if the user says nothing. Items of one picture have
+# the same `image` and follow one another. An answer is right if it is the Item's, to the letter.
 TASKS = {"scenes": scenes}
 
 

@@ -1,4 +1,7 @@
-"""Rows of a long run on disk, one JSON object a line, written before the next is worked on, so that a run can go on later."""
+"""Rows of a long run on disk, one JSON object per line.
+
+Each is written before work on the next begins, so that an interrupted run can continue.
+"""
 
 import json
 import os

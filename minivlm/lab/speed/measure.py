@@ -90,7 +90,8 @@ def _prompt(shape, text, dtype, device):
     """Half of the text, the image's mark, the other half; and pixels."""
     torch.manual_seed(0)
     vision = shape.config.vision
-    pixels = torch.randn(shape.tiles, vision.num_channels, vision.image_size, vision.image_size, dtype=dtype, device=device)
+    side = vision.image_size
+    pixels = torch.randn(shape.tiles, vision.num_channels, side, side, dtype=dtype, device=device)
     before = [1] * (text // 2)
     after = [1] * (text - text // 2)
     return [*before, shape.config.image_token_index, *after], pixels

@@ -20,8 +20,8 @@ def lines(table):
     for row in rows:
         yield f"{row['method']:{width}}  {_cells(row, first)}".rstrip()
     yield ""
-    yield ("peak: memory above the weights. prefill: how much faster, the method's own time in; FLOPs say: by the counted "
-           "FLOPs, decoder and head")
+    yield ("peak: memory above the weights. prefill: how much faster, the method's own time in; FLOPs say: by the "
+           "counted FLOPs, decoder and head")
     yield ""
     yield from wall(rows, table, width)
     yield ""
@@ -99,7 +99,7 @@ def sentence(row, first, table):
 
 
 def _why(time):
-    """What FLOPs do not say: a decoded token takes about as long as reading the weights once, which a prefill does too."""
+    """What FLOPs do not say: a token takes about as long as reading the weights once, which a prefill does too."""
     if time["method"] > .05 * time["prefill"]:
         return f"its own time is {time['method'] / (time['method'] + time['prefill']):.0%} of it"
     if time["decode"] > .1 * time["prefill"]:

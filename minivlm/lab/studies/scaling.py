@@ -1,7 +1,7 @@
-"""How time and memory grow: with the tokens of a prompt, with the tokens decoded after it, and with one prompt after another.
+"""How time and memory grow: with the tokens of a prompt, with the tokens decoded, and with one prompt after another.
 
-Attention grows with the square of the tokens and all else with the tokens. So attention is timed once more by itself, on
-tensors laid out as the model's, and each part is held against its own law.
+Attention grows with the square of the tokens and all else with the tokens. So attention is timed once more on tensors
+laid out as the model's, and each part is compared with its own law.
 """
 
 from statistics import median
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from minivlm.kernels import attention
 from minivlm.lab.compare.report import size
+from minivlm.lab.cost.count import bytes_of
 from minivlm.lab.speed.clock import Clock, Memory
 
 WARM = 5                               # prompts after which all is held that is held for good
@@ -18,76 +19,87 @@ WARM = 5                               # prompts after which all is held that is
 
 @torch.inference_mode()
 def measure(model, lengths, decode=1000, prompts=50, repeat=3):
-    """Prompts of so many tokens each; `decode` tokens after one of them; `prompts` prompts in a row -> plain data, see `lines`."""
+    """Prompts of these lengths; `decode` tokens after the first; `prompts` prompts in a row -> plain data, see `lines`."""
     clock = Clock(model.device)
     rows = [_row(model, T, repeat, clock) for T in tqdm(lengths, desc="prompts", leave=False)]
-    return dict(rows=rows, decode=_decoded(model, lengths[0], decode, clock), held=_held(model, lengths[0], prompts), prompts=prompts)
+    decoded = _decoded(model, lengths[0], decode, clock)
+    return dict(rows=rows, decode=decoded, held=_held(model, lengths[0], prompts), prompts=prompts)
 
 
 def _row(model, T, repeat, clock):
     """Medians for one length; the first round is not counted."""
-    rounds = [_round(model, T, clock) for _ in range(repeat + 1)][1:]
-    return dict(tokens=T, **{name: None if rounds[0][name] is None else median(told[name] for told in rounds) for name in rounds[0]})
+    _, *rounds = [_round(model, T, clock) for _ in range(repeat + 1)]
+    row = dict(tokens=T)
+    for name in rounds[0]:
+        values = [result[name] for result in rounds]
+        row[name] = None if None in values else median(values)
+    return row
 
 
 def _round(model, T, clock):
-    """Seconds of a prefill, of its attention alone, and of the token after it; most bytes above what was held."""
-    query, key, value = (_heads(model, T, count) for count in _counts(model))
-    tokens, memory = model.embed([1] * T), Memory(clock.device)
+    """Seconds of a prefill, of its attention only, and of the token after it; most bytes above what was held."""
+    c = model.config.text
+    query = _heads(model, T, c.num_attention_heads)            # (1, H, T, Dh)
+    key = _heads(model, T, c.num_key_value_heads)              # (1, Hk, T, Dh)
+    value = _heads(model, T, c.num_key_value_heads)            # (1, Hk, T, Dh)
+    tokens = model.embed([1] * T)
+    memory = Memory(clock.device)
     start = clock.mark()
-    cache = model.prefill(tokens)[1]
-    filled, peak = clock.mark(), memory.peak()
+    _, cache = model.prefill(tokens)
+    filled = clock.mark()
+    peak = memory.peak()
     model.step([1], cache)
     stepped = clock.mark()
     for _ in model.language_model.layers[1:]:
         attention(query, key, value)
-    attention(query[:, :, -1:], key, value)            # in the last layer the last token alone asks
+    attention(query[:, :, -1:], key, value)                    # the last layer computes only the last row
     end = clock.mark()
-    return dict(prefill=clock.seconds(start, filled), attention=clock.seconds(stepped, end), token=clock.seconds(filled, stepped), peak=peak)
-
-
-def _counts(model):
-    c = model.config.text
-    return c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads
+    return dict(prefill=clock.seconds(start, filled), attention=clock.seconds(stepped, end),
+                token=clock.seconds(filled, stepped), peak=peak)
 
 
 def _heads(model, T, count):
     """(1, count, T, Dh), as the model's projections leave it."""
-    like = model.lm_head.weight
-    return torch.randn(1, T, count, model.config.text.head_dim, dtype=like.dtype, device=like.device).transpose(1, 2)
+    weight = model.lm_head.weight
+    x = torch.randn(1, T, count, model.config.text.head_dim, dtype=weight.dtype, device=weight.device)
+    return x.transpose(1, 2)
 
 
 def _decoded(model, T, count, clock):
-    """Seconds a token and bytes read, over the first and over the last tenth of `count` tokens after a prompt of T.
+    """Seconds and bytes read per token, over the first and over the last tenth of `count` tokens after a prompt of T.
 
     The two tenths are decoded in turn, in two caches: a machine that slows down meanwhile slows both.
     """
-    caches, tenth, seen = [model.prefill(model.embed([1] * T))[1] for _ in range(2)], max(1, count // 10), ([], [])
+    weights = bytes_of(model.language_model.layers) + bytes_of(model.lm_head)
+    caches = [model.prefill(model.embed([1] * T))[1] for _ in range(2)]
+    tenth = max(1, count // 10)
     for _ in tqdm(range(count - tenth), desc="tokens", leave=False):
         model.step([1], caches[1])
+    marks = [[], []]                                           # of each cache: (start, end, bytes read)
     for _ in range(tenth):
-        for cache, told in zip(caches, seen):
+        for cache, own in zip(caches, marks):
             start = clock.mark()
             model.step([1], cache)
-            told.append((start, clock.mark(), _weights(model) + cache.bytes))
-    return [dict(first=start + 1, last=start + tenth, seconds=median(clock.seconds(begun, ended) for begun, ended, _ in told),
-                 bytes=median(read for *_, read in told)) for start, told in zip((0, count - tenth), seen)]
+            own.append((start, clock.mark(), weights + cache.bytes))
+    return [_part(first, tenth, own, clock) for first, own in zip((0, count - tenth), marks)]
 
 
-def _weights(model):
-    """Bytes of the weights that a token reads: the layers and the head."""
-    return sum(p.numel() * p.element_size() for part in (model.language_model.layers, model.lm_head) for p in part.parameters())
+def _part(first, count, marks, clock):
+    """Medians over `count` tokens after the first `first`."""
+    seconds = median(clock.seconds(start, end) for start, end, _ in marks)
+    read = median(read for _, _, read in marks)
+    return dict(first=first + 1, last=first + count, seconds=seconds, bytes=read)
 
 
 def _held(model, T, prompts):
-    """Bytes held more after `prompts` prompts than after the first WARM; None where the system does not tell.
+    """Bytes held more after `prompts` prompts than after the first WARM; None if the system does not say.
 
-    The prompts have WARM lengths in turn: for each new length torch may compile its products anew (oneDNN does so in bfloat16)
-    and keeps them for the next prompt of that length.
+    The prompts have WARM lengths in turn: for each new length torch may compile its products anew (oneDNN does so in
+    bfloat16) and keeps them for the next prompt of that length.
     """
     held = []
     for n in tqdm(range(prompts), desc="prompts in a row", leave=False):
-        cache = model.prefill(model.embed([1] * (T + n % WARM)))[1]
+        _, cache = model.prefill(model.embed([1] * (T + n % WARM)))
         model.step([1], cache)
         del cache
         if n + 1 in (min(WARM, prompts), prompts):
@@ -97,35 +109,53 @@ def _held(model, T, prompts):
 
 def facts(shape, model, dtype, repeat):
     """What it is measured on."""
-    return dict(shape=shape.name, layers=shape.layers, dtype=dtype, device=str(model.device), threads=torch.get_num_threads(),
-                torch=torch.__version__, repeat=repeat)
+    return dict(shape=shape.name, layers=shape.layers, dtype=dtype, device=str(model.device),
+                threads=torch.get_num_threads(), torch=torch.__version__, repeat=repeat)
 
 
-def lines(told):
+def lines(table):
     """A table of the prompts, each part divided by its law; then the tokens decoded, then the prompts in a row."""
-    first = told["rows"][0]
-    yield (f"{told['shape']}: {told['layers']} decoder layers, {told['dtype']}, {told['device']}, {told['threads']} threads, torch {told['torch']}; "
-           f"medians of {told['repeat']} rounds")
+    first = table["rows"][0]
+    yield (f"{table['shape']}: {table['layers']} decoder layers, {table['dtype']}, {table['device']}, "
+           f"{table['threads']} threads, torch {table['torch']}; medians of {table['repeat']} rounds")
     yield "x: as a multiple of the first row, over the tokens or over their square"
     yield ""
     yield "tokens     prefill   attention  x, squared    the rest  x, tokens        peak  x, tokens     a token"
-    for row in told["rows"]:
-        rest = row["prefill"] - row["attention"]
-        peak = "?          ?" if row["peak"] is None else f"{size(row['peak'])} {_law(row['peak'], first['peak'], row, first, 1):>10}"
-        yield (f"{row['tokens']:6}  {_ms(row['prefill'])}  {_ms(row['attention'])}  {_law(row['attention'], first['attention'], row, first, 2):>10}  {_ms(rest)}"
-               f"  {_law(rest, first['prefill'] - first['attention'], row, first, 1):>9}  {peak:>21}  {_ms(row['token'])}")
-    early, late = told["decode"]
+    for row in table["rows"]:
+        yield _line(row, first)
     yield ""
-    yield (f"decoding: tokens {early['first']} to {early['last']} take {early['seconds'] * 1e3:.2f} ms each, {late['first']} to {late['last']} "
-           f"{late['seconds'] * 1e3:.2f} ms: {late['seconds'] / early['seconds']:.2f} x, and the bytes read grow {late['bytes'] / early['bytes']:.2f} x")
-    held = "this system does not tell" if told["held"] is None else f"{told['held'] / 1e6:+.1f} MB"
-    yield f"memory held after {told['prompts']} prompts, against that after {min(WARM, told['prompts'])}: {held}"
+    yield _decoding(*table["decode"])
+    held = "this system does not tell" if table["held"] is None else f"{table['held'] / 1e6:+.1f} MB"
+    yield f"memory held after {table['prompts']} prompts, against that after {min(WARM, table['prompts'])}: {held}"
+
+
+def _decoding(early, late):
+    """The sentence on the first and the last tenth of the tokens."""
+    slower = late["seconds"] / early["seconds"]
+    more = late["bytes"] / early["bytes"]
+    return (f"decoding: tokens {early['first']} to {early['last']} take {early['seconds'] * 1e3:.2f} ms each, "
+            f"{late['first']} to {late['last']} {late['seconds'] * 1e3:.2f} ms: {slower:.2f} x, and the bytes read grow "
+            f"{more:.2f} x")
+
+
+def _line(row, first):
+    """The row of one length."""
+    rest = row["prefill"] - row["attention"]
+    base = first["prefill"] - first["attention"]
+    growth = row["tokens"] / first["tokens"]
+    squared = _ratio(row["attention"], first["attention"] * growth ** 2)
+    linear = _ratio(rest, base * growth)
+    peak = "?          ?"
+    if row["peak"] is not None:
+        peak = f"{size(row['peak'])} {_ratio(row['peak'], first['peak'] * growth):>10}"
+    return (f"{row['tokens']:6}  {_ms(row['prefill'])}  {_ms(row['attention'])}  {squared:>10}  {_ms(rest)}  "
+            f"{linear:>9}  {peak:>21}  {_ms(row['token'])}")
 
 
 def _ms(seconds):
     return f"{seconds * 1e3:8.1f}ms"
 
 
-def _law(value, base, row, first, power):
-    """`value` over tokens ** power, as a multiple of that of the first row."""
-    return f"{value / base / (row['tokens'] / first['tokens']) ** power:.2f}" if base else "?"
+def _ratio(value, expected):
+    """How many times what the law expects; "?" if that is nothing."""
+    return f"{value / expected:.2f}" if expected else "?"
