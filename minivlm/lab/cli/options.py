@@ -127,7 +127,7 @@ def takes_keep(name):
 
 
 def averaged(pruner, average, n, layers, parts=MappingProxyType({})):
-    """The pruner for a prompt of n visual tokens: its schedule has this average, or its `keep`, a number, is the prompt's.
+    """The pruner for a prompt of n visual tokens: its schedule has this average, or its `keep` is the prompt's number.
 
     parts: what a method may count in place of the n tokens together, {"tile": (how many, tokens of each), "image": ..}.
     It gets its part of the budget. UserError if the tokens cannot meet it.

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from minivlm.lab.compare.sheet import BLACK, GREY, captioned, stack, words
+from minivlm.lab.compare.sheet import BLACK, GREY, captioned, sheet, stack, words  # noqa: F401 (sheet is for the caller)
 from minivlm.lab.compare.view import View
 from minivlm.trace import Step
 from pruning.base import Reduction

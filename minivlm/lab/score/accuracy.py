@@ -52,7 +52,7 @@ def against(right, other):
 def facts(items, contestants, rows):
     """[{"contestant", "method", "keep", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
 
-    A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model itself cannot answer.
+    A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model cannot answer.
     """
     row_of = {(row["contestant"], row["question"]): row for row in rows}
     answers = {}                                       # {label: rows, in the order of the questions}

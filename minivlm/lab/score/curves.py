@@ -1,4 +1,4 @@
-"""An evaluation as a picture: accuracy against the image tokens that enter a layer, one line per method."""
+"""An evaluation as a picture: accuracy against the image tokens that enter a layer, a line a method, no pruning across it."""
 
 from math import floor
 
@@ -8,36 +8,28 @@ from minivlm.lab.compare.sheet import BLACK
 from minivlm.lab.score.contestants import CONTROLS
 from minivlm.lab.speed.plot import COLORS, LEFT, RIGHT, WIDTH, axes, dot, fifths, legend, note, titled
 
-GREYS = ((120, 120, 120), (175, 175, 175))
-PALE = (232, 232, 232)
-ASIDE = 4                                          # pixels between the dots of two methods with the same tokens
+GREYS, PALE, ASIDE = ((120, 120, 120), (175, 175, 175)), (232, 232, 232), 4
 
 
-def curves(result):
-    """x: image tokens entering a layer on average; y: % of right answers. The pale bar is the interval of no pruning."""
-    unpruned, *others = result["contestants"]
-    rows = [row for row in others if "all" in row]
-    names = sorted(dict.fromkeys(row["method"] for row in rows), key=_is_control)
-    title = f"{result['recipe']['task']}, {result['questions']} questions: right answers, with 95 % intervals"
-    page = titled(title, len(names) + 1)
-    lowest = min(row["all"]["interval"][0] for row in [unpruned, *rows])
-    place = axes(page, fifths(unpruned["tokens"]), range(10 * floor(10 * lowest), 101, 10), "%")
-    low, high = unpruned["all"]["interval"]
-    _across(page, place, high, low, PALE)
-    step = min(ASIDE, 40 / max(1, len(names)))
+def curves(told):
+    """x: image tokens entering a layer on average; y: % of right answers. The bars are intervals, the pale one that of no pruning."""
+    first, rows = told["contestants"][0], [row for row in told["contestants"][1:] if "all" in row]
+    names = sorted(dict.fromkeys(row["method"] for row in rows), key=_control)
+    page = titled(f"{told['recipe']['task']}, {told['questions']} questions: right answers, with 95 % intervals", len(names) + 1)
+    lowest = 10 * floor(10 * min(row["all"]["interval"][0] for row in [first, *rows]))
+    place = axes(page, fifths(first["tokens"]), range(lowest, 101, 10), "%")
+    _across(page, place, *first["all"]["interval"][::-1], PALE)
     for i, name in enumerate(names):
-        color, is_hollow = _style(name, names)
-        aside = step * (i - (len(names) - 1) / 2)
-        _curve(page, place, [row for row in rows if row["method"] == name], color, is_hollow, aside)
-        legend(page, i + 1, name, color, is_hollow)
-    accuracy = unpruned["all"]["accuracy"]
-    _across(page, place, accuracy, accuracy, BLACK)
+        color, hollow = _style(name, names)
+        _curve(page, place, [row for row in rows if row["method"] == name], color, hollow, min(ASIDE, 40 / len(names)) * (i - (len(names) - 1) / 2))
+        legend(page, i + 1, name, color, hollow)
+    _across(page, place, first["all"]["accuracy"], first["all"]["accuracy"], BLACK)
     legend(page, 0, "no pruning", BLACK)
     note(page, "grey: controls, which need no idea; dots at one place are moved apart")
     return page
 
 
-def _is_control(name):
+def _control(name):
     return _kind(name) in CONTROLS
 
 
@@ -47,11 +39,8 @@ def _kind(name):
 
 
 def _style(name, names):
-    """Colour, and whether dots are hollow.
-
-    Controls are grey, and hollow if they do not act before layer 2. Colours that come again are hollow.
-    """
-    if _is_control(name):
+    """Colour, and whether dots are hollow: controls are grey, and hollow where they do not act before layer 2; colours that come again are hollow."""
+    if _control(name):
         return GREYS[CONTROLS.index(_kind(name))], name not in CONTROLS
     turn, i = divmod(names.index(name), len(COLORS))
     return COLORS[i], turn > 0
@@ -59,21 +48,15 @@ def _style(name, names):
 
 def _across(page, place, high, low, color):
     """A bar from axis to edge, two pixels high at least."""
-    _, top = place(0, 100 * high)
-    _, bottom = place(0, 100 * low)
+    (_, top), (_, bottom) = place(0, 100 * high), place(0, 100 * low)
     ImageDraw.Draw(page).rectangle([LEFT + 1, top, WIDTH - RIGHT, bottom + 1], color)
 
 
-def _curve(page, place, rows, color, is_hollow, aside):
+def _curve(page, place, rows, color, hollow, aside):
     """One method's budgets, `aside` pixels from their place, so that intervals do not hide one another."""
-    def at(row, share):
-        x, y = place(row["tokens"], 100 * share)
-        return x + aside, y
-
-    pen = ImageDraw.Draw(page)
+    pen, at = ImageDraw.Draw(page), lambda row, share: (place(row["tokens"], 100 * share)[0] + aside, place(0, 100 * share)[1])
     rows = sorted(rows, key=lambda row: row["tokens"])
-    points = [at(row, row["all"]["accuracy"]) for row in rows]
-    pen.line(points, color, 2)
-    for row, point in zip(rows, points):
+    pen.line([at(row, row["all"]["accuracy"]) for row in rows], color, 2)
+    for row in rows:
         pen.line([at(row, end) for end in row["all"]["interval"]], color, 1)
-        dot(page, point, color, is_hollow)
+        dot(page, at(row, row["all"]["accuracy"]), color, hollow)

@@ -1,6 +1,6 @@
 """What this machine can do at most: its matmul rate and its reading bandwidth, measured in the run that they limit.
 
-A prefill cannot be faster than its FLOPs at the matmul rate, a decoded token not faster than its bytes at the bandwidth.
+A prefill cannot be faster than its FLOPs at the matmul rate, a token not faster than its bytes at the bandwidth.
 The share of that limit which a phase reaches says how much there is left to gain; 1.0 is the wall.
 """
 

@@ -15,8 +15,8 @@ def lines(table):
     yield (f"milliseconds, medians of {table['repeat']} rounds in turn, +- half the distance of the quartiles; "
            f"end to end: {table['steps']} tokens")
     yield ""
-    yield (f"{'':{width}}       encode       method           prefill        a token   end to end        peak   prefill  "
-           "FLOPs say  of that")
+    yield (f"{'':{width}}       encode       method           prefill        a token   end to end        peak   "
+           "prefill  FLOPs say  of that")
     for row in rows:
         yield f"{row['method']:{width}}  {_cells(row, first)}".rstrip()
     yield ""

@@ -1,4 +1,4 @@
-"""ATP's Tables 1 to 5 on a model of one's own: every row trained the same way, on the drawn world, and scored there.
+"""ATP's Tables 1 to 5 on another model: every row trained the same way, on the drawn world, and scored there.
 
 DIR/ROW holds what a row's training left, answers.jsonl its answers, kept.png what it keeps of two scenes: what is
 trained and answered is not done again, so that an interrupted study goes on. Layers and budgets are the
@@ -94,11 +94,13 @@ def study(source, folder, recipe, data, items, rows=ROWS, device="cpu"):
     model = load(source, "float32", device)
     for row in rows:                   # what cannot be trained is refused before any work
         prepared(model, *trained_as(row, model, recipe))
+    folder = Path(folder)
     with filled(folder):
-        found = {"none": answers(model, Contestant("none"), items, Path(folder) / "none")}
+        results = {"none": answers(model, Contestant("none"), items, folder / "none")}
         for row in rows:
-            found[row.name] = row_answers(row, load(source, "float32", device), recipe, data, items, Path(folder) / row.name)
-    return found
+            model = load(source, "float32", device)
+            results[row.name] = row_answers(row, model, recipe, data, items, folder / row.name)
+    return results
 
 
 def trained_as(row, model, recipe):
@@ -121,29 +123,29 @@ def row_answers(row, model, recipe, data, items, folder):
     return rows
 
 
-def answers(model, one, items, folder):
-    """The rows of answers of one contestant, in the order of the questions. UserError if one cannot be answered."""
-    contest = Contest(model, items, [one], model.config.template)
+def answers(model, contestant, items, folder):
+    """The rows of answers of a contestant, in the order of the questions. UserError if one cannot be answered."""
+    contest = Contest(model, items, [contestant], model.config.template)
     with torch.inference_mode(), filled(folder):
         rows = contest.run(Log(folder / "answers.jsonl", contest.recipe()))
     for row in rows:
         if "why_not" in row:
-            raise UserError(f"{one.label}, question {row['question']}: {row['why_not']}")
+            raise UserError(f"{contestant.label}, question {row['question']}: {row['why_not']}")
     return sorted(rows, key=lambda row: row["question"])
 
 
-def facts(found, items, rows=ROWS):
+def facts(results, items, rows=ROWS):
     """[{"row", "tables", "paper", "visual", "accuracy", "interval", "families", "kept", "crowded", "against"}, ..]"""
-    of = {row.name: row for row in (UNPRUNED, *rows)}
-    return [_fact(of[name], found, items) for name in found]
+    row_of = {row.name: row for row in (UNPRUNED, *rows)}
+    return [_fact(row_of[name], results, items) for name in results]
 
 
-def _fact(row, found, items):
+def _fact(row, results, items):
     """The figures of one row, and how it compares with its rivals."""
-    rivals = [name for name in RIVALS.get(row.name, ()) if name in found]
-    ours = _right(found[row.name])
-    compared = {name: against(ours, _right(found[name])) for name in rivals}
-    figures = _figures(found[row.name], items)
+    rivals = [name for name in RIVALS.get(row.name, ()) if name in results]
+    own = results[row.name]
+    compared = {name: against(_right(own), _right(results[name])) for name in rivals}
+    figures = _figures(own, items)
     return dict(row=row.name, tables=row.tables, paper=row.paper, **figures, against=compared)
 
 
@@ -163,17 +165,18 @@ def _figures(answers, items):
     by_family = {family: [] for family in sorted({item.family for item in items})}
     for row, item in zip(answers, items):
         by_family[item.family].append(row)
+    families = {family: mean(_right(rows)) for family, rows in by_family.items()}
+    kept = {family: _tokens(rows) for family, rows in by_family.items()}
+    return dict(accuracy=accuracy, interval=wilson(accuracy, len(answers)), visual=[mean(layer) for layer in by_layer],
+                families=families, kept=kept, crowded=_crowded(answers, items))
+
+
+def _crowded(answers, items):
+    """Tokens in a layer of the questions about the pictures that show least, of the next third, and of the last."""
     order = sorted(range(len(items)), key=lambda i: len(items[i].things))
     ends = [len(order) * i // 3 for i in range(4)]
     thirds = [order[start:end] for start, end in zip(ends, ends[1:])]
-    return dict(
-        accuracy=accuracy,
-        interval=wilson(accuracy, len(answers)),
-        visual=[mean(layer) for layer in by_layer],
-        families={family: mean(_right(rows)) for family, rows in by_family.items()},
-        kept={family: _tokens(rows) for family, rows in by_family.items()},
-        crowded=[_tokens([answers[i] for i in third]) for third in thirds],
-    )
+    return [_tokens([answers[i] for i in third]) for third in thirds]
 
 
 def lines(rows):
@@ -209,17 +212,20 @@ def _line(row):
     return f"{row['row']:12} {tokens:7.1f}  {families}  {accuracy:6.1f} {interval}  {row['paper'] or '':>6}  {layers}"
 
 
-def _verdict(compared, ours, theirs):
+def _verdict(compared, paper, rival_paper):
     """+1.2 points (-0.3 to +2.7), in the paper +2.1: cannot be told here"""
     low, high = compared["interval"]
-    here = f"{100 * compared['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-    if ours is None or theirs is None:
-        return here
-    paper = ours - theirs
-    holds = "holds here" if (low > 0) == (paper > 0) else "does NOT hold here"
+    measured = f"{100 * compared['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    if paper is None or rival_paper is None:
+        return measured
+    printed = paper - rival_paper
     if low <= 0 <= high:
         holds = "cannot be told here"
-    return f"{here}, in the paper {paper:+.1f}: {holds}"
+    elif (low > 0) == (printed > 0):
+        holds = "holds here"
+    else:
+        holds = "does NOT hold here"
+    return f"{measured}, in the paper {printed:+.1f}: {holds}"
 
 
 def picture(model, atp, items):

@@ -19,7 +19,7 @@ WARM = 5                               # prompts after which all is held that is
 
 @torch.inference_mode()
 def measure(model, lengths, decode=1000, prompts=50, repeat=3):
-    """Prompts of these lengths; `decode` tokens after the first; `prompts` prompts in a row -> plain data, see `lines`."""
+    """Prompts of these lengths, `decode` tokens after the first, `prompts` prompts in a row -> data, see `lines`."""
     clock = Clock(model.device)
     rows = [_row(model, T, repeat, clock) for T in tqdm(lengths, desc="prompts", leave=False)]
     decoded = _decoded(model, lengths[0], decode, clock)
@@ -134,8 +134,8 @@ def _decoding(early, late):
     slower = late["seconds"] / early["seconds"]
     more = late["bytes"] / early["bytes"]
     return (f"decoding: tokens {early['first']} to {early['last']} take {early['seconds'] * 1e3:.2f} ms each, "
-            f"{late['first']} to {late['last']} {late['seconds'] * 1e3:.2f} ms: {slower:.2f} x, and the bytes read grow "
-            f"{more:.2f} x")
+            f"{late['first']} to {late['last']} {late['seconds'] * 1e3:.2f} ms: {slower:.2f} x, and the bytes read "
+            f"grow {more:.2f} x")
 
 
 def _line(row, first):

@@ -2,8 +2,8 @@
 
 It needs a model with a fixed number of visual tokens per picture (LLaVA-1.5, or the shipped one) and instructions:
 "toy", the drawn world, or a json file in LLaVA's format with its pictures. With --freeze-lm only the thresholds are
-trained, else the decoder and the projector too. DIR then has the module, which --set module=DIR uses, and a log with one
-line per step. Under torchrun, two processes equal one with twice the --accumulate.
+trained, else the decoder and the projector too. DIR then has the module, which --set module=DIR uses, and a log with
+one line per step. Under torchrun, two processes equal one with twice the --accumulate.
 
 examples:
   python run.py train atp --data toy --target-tokens 36 --layers 1,3,6 --freeze-lm --out TRAINED

@@ -63,15 +63,17 @@ def read(source, method=None, **settings):
 
 
 def _as(method, stored):
-    """The class to read a file as, whose header names the method `stored`: `method`, if it is the same or a reading of it."""
+    """The class to read a file as: `method`, if it is the one that the header names (`stored`) or a reading of it."""
     trained = READINGS[stored]
-    if method is None or issubclass(method, trained):
-        return method or trained
+    if method is None:
+        return trained
+    if issubclass(method, trained):
+        return method
     raise UserError(f"it was trained as {stored}: use --method {stored}")
 
 
 def _check(options, method):
-    """UserError for an option that the method does not have: a file of another version, or of another program."""
+    """UserError for an option that the method does not have: the file is of another version or program."""
     if not isinstance(options, dict):
         raise TypeError("its options are no table of names and values")
     known = [f.name for f in fields(method) if f.name != "module"]
@@ -82,7 +84,7 @@ def _check(options, method):
 
 
 def _file(source):
-    """The file that a folder, or the file's own name, means. UserError where none is; a pipe would wait for ever."""
+    """The file that a folder, or the file's own name, means. UserError if there is none; a pipe would wait for ever."""
     try:
         path = Path(source).expanduser()
         path = path / NAME if path.is_dir() else path
@@ -96,7 +98,8 @@ def _file(source):
 def _modules(tensors, activation):
     """A ModuleList of Thresholds with these weights; strict both ways."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        is_finite = tensor.is_floating_point() and tensor.isfinite().all()
+        if not is_finite:
             raise UserError(f"{name} holds what is no finite number: train the module again")
     count = sum(name.endswith(".linear.weight") for name in tensors)
     sizes = [tensors[f"{i}.linear.weight"].shape for i in range(count)]
