@@ -11,7 +11,7 @@ from importlib import import_module
 COMMANDS = {                           # name: (module in minivlm.lab, the first line of its docstring)
     "ask": ("compare.ask", "Answer one question about pictures, or about none."),
     "chat": ("compare.chat", "Talk about pictures: one question per line."),
-    "compare": ("compare.side_by_side", "Answer one question under several methods: a table, and a sheet of what each kept."),
+    "compare": ("compare.side_by_side", "Answer one question under several methods: a table, and a sheet of pictures."),
     "eval": ("score.eval", "Score the model on a task, unpruned and under methods."),
     "scenes": ("score.scenes", "Draw the world of the shipped model: pictures, questions, answers, evidence."),
     "fit": ("train.fit", "Fit a method to a model on a few questions: FitPrune's table, or VTW's layer."),

@@ -1,4 +1,4 @@
-"""Answer one question under several methods: a table, and a sheet of what each kept.
+"""Answer one question under several methods: a table, and a sheet of pictures.
 
 For each method the table has answer, tokens, FLOPs and cache.
 

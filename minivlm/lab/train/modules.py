@@ -41,7 +41,7 @@ def options_of(atp):
 
 
 def read(source, method=None, **settings):
-    """The ATP of a folder or file, with its own options but for `settings`. UserError names what is wrong with the file.
+    """The ATP of a folder or file, with its own options but for `settings`. UserError says what is wrong with the file.
 
     method: a class to read it as, ATP or one of its readings; by default the one that was trained.
     """
@@ -109,7 +109,7 @@ def _modules(tensors, activation):
 
 
 def found(atp, model):
-    """The ATP with its own module, or that in the model's folder. UserError if there is none, or none for this model."""
+    """The ATP with its own module, or with that in the model's folder. UserError if there is none for this model."""
     if atp.module is None and _has_module_for(atp, model.folder):
         default = options_of(type(atp)())
         changed = {name: x for name, x in options_of(atp).items() if x != default[name]}
