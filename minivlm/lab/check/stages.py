@@ -117,9 +117,13 @@ def _rows(model, twin, expected, places):
     for sample, where in expected.samples():
         yield from _prompt(model, sample, places, where, _own_error(model, twin, sample, places))
     if case := expected.eos_list_case:
-        talk, recorded, eos = _read(model, expected.prompts[case["prompt"]], places), case["generated"][0], case["eos_token_id"]
-        ended = recorded[-1] in eos                                        # then one more comes, if nothing stops it
-        yield _ids("eos_list_case", talk.generate(len(recorded) + ended, eos=eos), recorded, f"prompt {case['prompt']}")
+        talk = _read(model, expected.prompts[case["prompt"]], places)
+        recorded = case["generated"][0]
+        eos = case["eos_token_id"]
+        steps = len(recorded)
+        if recorded[-1] in eos:
+            steps += 1                                                     # one more comes, if nothing stops it
+        yield _ids("eos_list_case", talk.generate(steps, eos=eos), recorded, f"prompt {case['prompt']}")
 
 
 def _prompt(model, sample, places, where, own):
@@ -135,16 +139,20 @@ def _prompt(model, sample, places, where, own):
         if stage == "input_ids":
             yield _ids(stage, ours, sample[stage].tolist(), where)
         elif stage in sample:
-            recorded = sample[stage][int(layer):][:1].squeeze(0) if layer else sample[stage]           # empty: no such layer
-            if stage == "pixel_values" and recorded.ndim == 5:             # (images, most tiles, 3, S, S): the others are 0
-                recorded = recorded[recorded.flatten(2).any(dim=2)]
+            recorded = sample[stage]
+            if layer:
+                recorded = recorded[int(layer):][:1].squeeze(0)            # empty: no such layer
+            if stage == "pixel_values" and recorded.ndim == 5:             # (images, most tiles, 3, S, S)
+                recorded = recorded[recorded.flatten(2).any(dim=2)]        # missing tiles are 0
             yield _compare(name, ours, recorded, dtype, own.get(name), where)
     talk = _read(model, sample, places)
     if "logits" in sample:
         yield _compare("logits after prefill", talk.logits, sample["logits"][-1], dtype, own.get("logits"), where)
     recorded = _sure(sample, _relative(dtype, own.get("logits")))
-    ended = recorded == sample["generated"] and len(recorded) < sample.get("n_generated", 0)
-    yield _ids("greedy ids", talk.generate(len(recorded) + ended), recorded, where)
+    steps = len(recorded)
+    if recorded == sample["generated"] and steps < sample.get("n_generated", 0):
+        steps += 1                                                         # it ended there
+    yield _ids("greedy ids", talk.generate(steps), recorded, where)
 
 
 def _stages(model, sample, places):
@@ -174,11 +182,13 @@ def _stages(model, sample, places):
 
 
 def _vision(model, pixels):
-    chosen, count = model.config.vision_feature_layer, model.config.vision.num_hidden_layers + 1
-    chosen = [l % count for l in (chosen if isinstance(chosen, list) else [chosen])]
-    states = model.vision_tower(pixels, max(chosen))
+    layers = model.config.vision_feature_layer
+    if not isinstance(layers, list):
+        layers = [layers]
+    layers = [layer % (model.config.vision.num_hidden_layers + 1) for layer in layers]
+    states = model.vision_tower(pixels, max(layers))
     yield "vision_hidden_0", states[0]                                             # (tiles, 1+P, C)
-    yield "vision_hidden_m2", torch.cat([states[l] for l in chosen], dim=-1)
+    yield "vision_hidden_m2", torch.cat([states[layer] for layer in layers], dim=-1)
     yield "projected", torch.stack([model.multi_modal_projector(model.features(p[None])[0]) for p in pixels])
 
 
@@ -192,7 +202,8 @@ def _inputs(model, sample, places):
     elif "input_ids" in sample:
         ids = _unexpanded(model, sample["input_ids"].tolist(), map(model.visual_tokens, images))
     else:
-        raise UserError(f"{model.folder} has no tokenizer and the recording no ids: copy tokenizer.json from the checkpoint")
+        raise UserError(f"{model.folder} has no tokenizer and the recording no ids: "
+                        "copy tokenizer.json from the checkpoint")
     if max(ids) >= max(model.config.text.vocab_size, model.config.image_token_index + 1):
         raise UserError(f"the recording is of another model: it has id {max(ids)}, and this vocabulary ends before")
     return ids, images
@@ -206,12 +217,17 @@ def _read(model, sample, places):
 
 
 def _expanded(model, ids, counts):
-    return [i for id in ids for i in [id] * (next(counts) if id == model.config.image_token_index else 1)]
+    """The ids with each picture's mark repeated for its visual tokens."""
+    expanded = []
+    for id in ids:
+        expanded += [id] * (next(counts) if id == model.config.image_token_index else 1)
+    return expanded
 
 
 def _unexpanded(model, ids, counts):
-    """The ids with one mark for each picture's run of so many."""
-    marks, left = [], 0
+    """The ids with one mark for each picture's visual tokens."""
+    marks = []
+    left = 0
     for id in ids:
         if left:
             left -= 1
@@ -230,13 +246,14 @@ def _sure(sample, tolerance):
 
 def _ids(stage, ours, recorded, where):
     """How many ids differ; an answer that cannot go on, for NaN, ends there."""
-    told = []
+    ids = []
     try:
         for id in ours:
-            told.append(id)
+            ids.append(id)
     except UserError as error:
         where += f": {error}"
-    return Row(stage, sum(a != b for a, b in zip_longest(told, recorded)), 0, where)
+    different = sum(a != b for a, b in zip_longest(ids, recorded))
+    return Row(stage, different, 0, where)
 
 
 def _relative(dtype, own_error):
@@ -258,5 +275,7 @@ def _compare(stage, ours, recorded, dtype, own_error, where):
         size = torch.ones_like(size)
         relative = PIXELS
     worst = (gap / size).argmax()
-    difference, unit = gap.flatten()[worst].item(), size.flatten()[worst].item()
-    return Row(stage, difference, relative * unit, where, None if own_error is None else own_error * unit, unit)
+    difference = gap.flatten()[worst].item()
+    unit = size.flatten()[worst].item()
+    own_error = None if own_error is None else own_error * unit
+    return Row(stage, difference, relative * unit, where, own_error, unit)

@@ -179,7 +179,7 @@ def check(pruner, model):
     if isinstance(pruner, Both):
         return replace(pruner, methods=tuple(check(method, model) for method in pruner.methods))
     if isinstance(pruner, ATP):
-        pruner = modules.found(pruner, model)
+        pruner = modules.with_module(pruner, model)
     layers = len(model.language_model.layers)
     name = type(pruner).__name__
     plan(pruner.at("decoder"), layers)

@@ -116,7 +116,7 @@ def row_answers(row, model, recipe, data, items, folder):
     N = model.visual_tokens(torch.empty(1))
     print(f"{row.name}: trained to {own.target:g} of {N} tokens in a layer", flush=True)
     train_atp.train(model, atp, own, data, folder, resume=(folder / train_atp.STATE).exists())
-    pruner = modules.found(modules.read(folder), model)
+    pruner = modules.with_module(modules.read(folder), model)
     rows = answers(model.requires_grad_(False), Contestant(row.name, None, pruner), items, folder)
     with torch.inference_mode(), written(folder / "kept.png") as beside:
         picture(model, pruner, items).save(beside)

@@ -59,13 +59,13 @@ def samples(model, questions, images=None, count=None, template="llava-hf"):
     `images` is the folder of the pictures; by default the one that the file is in.
     """
     folder, prompts = Path(images or Path(questions).parent), []
-    for picture, question in tqdm(asked(questions, folder)[:count], desc="reading", leave=False):
+    for picture, question in tqdm(questions_of(questions, folder)[:count], desc="reading", leave=False):
         text = prompt([(question, None)], 1, template)
         prompts.append(model.embed(model.tokenizer.encode(text), [model.processor.pixels(open_image(picture))]))
     return prompts
 
 
-def asked(path, folder):
+def questions_of(path, folder):
     """[(path of the picture, question), ..] of a questions file, every line and picture looked at first."""
     rows = read_lines(path, "question")
     for where, row in rows:

@@ -108,7 +108,7 @@ def _modules(tensors, activation):
     return modules.eval().requires_grad_(False)
 
 
-def found(atp, model):
+def with_module(atp, model):
     """The ATP with its own module, or with that in the model's folder. UserError if there is none for this model."""
     if atp.module is None and _has_module_for(atp, model.folder):
         default = options_of(type(atp)())
