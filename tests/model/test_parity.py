@@ -233,7 +233,7 @@ def test_tolerance_of_a_recording_is_what_float32_can_know(monkeypatch):
     model = weights.load(folder, dtype=torch.float32)
     model.language_model.layers[1].input_layernorm.weight.data[5] *= 150
     sample, _ = next(expected.samples())
-    exact = dict(stages._stages(copy.deepcopy(model).double(), sample, [PARITY / "images"]))
+    exact = dict(stages.computed(copy.deepcopy(model).double(), sample, [PARITY / "images"]))
     expected.tensors = dict(expected.tensors, **{f"p0.{name}": exact[name].float()[None] for name in ("final_hidden", "logits")})
     for name in ("attentions", "layer_out"):
         expected.tensors[f"p0.{name}"] = torch.stack([exact[f"{name} 0"], exact[f"{name} 1"]])[:, None].float()
@@ -253,7 +253,7 @@ def test_tolerance_of_a_recording_is_what_float32_can_know(monkeypatch):
                                                   (1e-4, 5e-4)])
 def test_tolerance(own_error, tolerance):
     """Five times the own error, but at least 2e-6; 5e-5 where it is not known, or float32 overflowed."""
-    assert stages._relative(torch.float32, own_error) == pytest.approx(tolerance)
+    assert stages.relative_tolerance(torch.float32, own_error) == pytest.approx(tolerance)
 
 
 def test_rows_as_text_and_as_data():

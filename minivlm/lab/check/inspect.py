@@ -54,7 +54,8 @@ def _groups(tensors):
         if module not in groups:
             stored = re.sub(r"\.\d+\.", ".*.", tensor.key)
             dtype = str(tensor.dtype).removeprefix("torch.")
-            groups[module] = dict(module=module, stored=stored, tensors=0, shape=list(tensor.shape), dtype=dtype, bytes=0)
+            groups[module] = dict(module=module, stored=stored, tensors=0, shape=list(tensor.shape), dtype=dtype,
+                                  bytes=0)
         groups[module]["tensors"] += 1
         groups[module]["bytes"] += prod(tensor.shape) * tensor.dtype.itemsize
     return list(groups.values())

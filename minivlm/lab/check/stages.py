@@ -108,8 +108,8 @@ def _own_error(model, twin, sample, places):
         return sample["own_error"]
     if twin is None:
         return {}
-    exact = dict(_stages(twin, sample, places))
-    ours = _stages(model, sample, places)
+    exact = dict(computed(twin, sample, places))
+    ours = computed(model, sample, places)
     return {name: distance(value, exact[name]) for name, value in ours if name not in NO_ROUNDING}
 
 
@@ -134,7 +134,7 @@ def _prompt(model, sample, places, where, own):
         text = prompt([(sample["question"], None)], template=model.config.template)
         yield _ids("prompt ids", model.tokenizer.encode(text), sample["ids_unexpanded"], where)
     dtype = model.lm_head.weight.dtype
-    for name, ours in _stages(model, sample, places):
+    for name, ours in computed(model, sample, places):
         stage, _, layer = name.partition(" ")
         if stage == "input_ids":
             yield _ids(stage, ours, sample[stage].tolist(), where)
@@ -148,14 +148,14 @@ def _prompt(model, sample, places, where, own):
     talk = _read(model, sample, places)
     if "logits" in sample:
         yield _compare("logits after prefill", talk.logits, sample["logits"][-1], dtype, own.get("logits"), where)
-    recorded = _sure(sample, _relative(dtype, own.get("logits")))
+    recorded = _sure(sample, relative_tolerance(dtype, own.get("logits")))
     steps = len(recorded)
     if recorded == sample["generated"] and steps < sample.get("n_generated", 0):
         steps += 1                                                         # it ended there
     yield _ids("greedy ids", talk.generate(steps), recorded, where)
 
 
-def _stages(model, sample, places):
+def computed(model, sample, places):
     """(name, value) of each stage of one prompt, computed by the model's own modules in turn."""
     ids, images = _inputs(model, sample, places)
     pixels = [image.pixels if isinstance(image, Tiles) else image for image in images]
@@ -256,7 +256,7 @@ def _ids(stage, ours, recorded, where):
     return Row(stage, different, 0, where)
 
 
-def _relative(dtype, own_error):
+def relative_tolerance(dtype, own_error):
     """The tolerance of a stage in the scale of its row."""
     if own_error is None or not isfinite(own_error):
         return TOLERANCE[dtype]
@@ -270,7 +270,7 @@ def _compare(stage, ours, recorded, dtype, own_error, where):
         return Row(stage, float("inf"), 0, f"{where}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
     gap = (ours.float() - recorded).abs().amax(dim=-1)
     size = scale(recorded)
-    relative = _relative(dtype, own_error)
+    relative = relative_tolerance(dtype, own_error)
     if stage == "pixel_values":
         size = torch.ones_like(size)
         relative = PIXELS
