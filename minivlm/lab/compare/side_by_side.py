@@ -22,8 +22,8 @@ def add_arguments(parser):
     parser.add_argument("question", metavar="QUESTION")
     group = parser.add_argument_group("methods")
     group.add_argument("--method", default="all", metavar="A,B,..", help="methods, with commas, or all (default)")
-    group.add_argument("--keep", help="visual tokens left after the reduction: a number, of the whole prompt, or a share "
-                                      "(default: the methods' own)")
+    group.add_argument("--keep", help="visual tokens left after the reduction: a number, of the whole prompt, or a "
+                                      "share (default: the methods' own)")
     group.add_argument("--average", type=within(Positive), metavar="A",
                        help="visual tokens entering a layer on average: each method solves for its budget")
     add_settings(group, "another option of one method", "METHOD.OPTION=VALUE")
@@ -44,8 +44,10 @@ def main(args):
     session.note(model, args.question, [image])
     text = prompt([(args.question, None)], 1, session.template(args, model))
     pixels = model.processor.pixels(image)
-    pruners = build_all(args.method, args.keep, args.average, args.set, model.visual_tokens(pixels),
-                        model.config.text.num_hidden_layers, model.parts([pixels]), own_settings(model.folder))
+    n = model.visual_tokens(pixels)
+    layers = model.config.text.num_hidden_layers
+    pruners = build_all(args.method, args.keep, args.average, args.set, n, layers, model.parts([pixels]),
+                        own_settings(model.folder))
     runs = compare(model, model.tokenizer.encode(text), [pixels], pruners, args.max_new_tokens)
     rows = facts(runs, model.config, evidence)
     header = f"{args.question}  (right: {known['answer']})" if "answer" in known else args.question
