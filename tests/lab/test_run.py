@@ -452,8 +452,9 @@ def test_a_refusal_is_printed_by_the_first_process(capsys, monkeypatch):
         assert status == 2 and waited == seconds and err.count("no paper 'none'") == 1 and not out
 
 
-def test_a_reader_that_has_enough_ends_it_quietly():
-    """`run.py .. | true`, which reads nothing: no traceback."""
-    words = f"{sys.executable} run.py methods --json | true"
+@pytest.mark.parametrize("command", ["methods --json", "methods fastv"])
+def test_a_reader_that_has_enough_ends_it_quietly(command):
+    """`run.py .. | true`, which reads nothing: no traceback, whether the output is more than a pipe holds or less."""
+    words = f"{sys.executable} run.py {command} | true"
     told = subprocess.run(words, shell=True, capture_output=True, text=True, cwd=Path(run.__file__).parent)
     assert told.stderr == ""

@@ -50,6 +50,7 @@ def _ended(command, argv):
     with warnings.catch_warnings(record=True) as caught:
         try:
             status = command(argv) or 0
+            sys.stdout.flush()
         except BrokenPipeError:                        # whoever read the output, like head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 141

@@ -27,15 +27,15 @@ def writable(path, suffix=None):
 
 def save(path, write):
     """Write the result whole or not at all: `write` gets the path to write to."""
-    with written(path) as beside:
-        write(beside)
+    with written(path) as place:
+        write(place)
     print(f"wrote {path}")
 
 
 def save_json(path, data):
     """Write plain data there; nothing if no path is given."""
     if path:
-        save(path, lambda beside: beside.write_text(json.dumps(data, indent=1)))
+        save(path, lambda place: place.write_text(json.dumps(data, indent=1)))
 
 
 def printed(data, lines, as_json):

@@ -1,1 +1,1 @@
-"""Training and fitting: the shipped model, ATP's modules, two methods' tables. Commands `train toy`, `train atp`, `fit`."""
+"""Training and fitting: the shipped model, ATP, FitPrune, VTW. Commands `train toy`, `train atp`, `fit`."""
