@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
+from minivlm.lab.cli import parallel
 from minivlm.lab.score.accuracy import against, facts, lines, paired, wilson
 from minivlm.lab.score.answers import Contest, Remembering
 from minivlm.lab.score.contestants import CONTROLS, Contestant, contestants
@@ -397,6 +399,20 @@ def started(*argv, env=None):
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def sleeps_or_fails():
+    """The first process has work for ten minutes, the second is refused."""
+    if os.environ["RANK"] == "0":
+        time.sleep(600)
+    return 3
+
+
+def test_processes_end_with_the_first_that_fails():
+    """As under torchrun: the others would wait for its rows for ever."""
+    start = time.monotonic()
+    assert parallel.spread(sleeps_or_fails, 2) == 3
+    assert time.monotonic() - start < 300
 
 
 def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):
