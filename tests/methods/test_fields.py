@@ -121,9 +121,9 @@ def test_a_method_of_ones_own_is_checked_too():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_takes_odd_values_or_refuses_them(name):
     """Each option of each method, from Python and from the command line: a method, or one line that names the option's class."""
-    for option in annotations(METHODS[name]):
-        trials = [lambda value=value: METHODS[name](**{option: value}) for value in VALUES]
-        trials += [lambda text=text: build(name, settings=[f"{option}={text}"]) for text in ODD]
+    for field in annotations(METHODS[name]):
+        trials = [lambda value=value: METHODS[name](**{field: value}) for value in VALUES]
+        trials += [lambda text=text: build(name, settings=[f"{field}={text}"]) for text in ODD]
         for trial in trials:
             try:
                 trial().schedule(576, 32)
@@ -134,5 +134,5 @@ def test_every_option_takes_odd_values_or_refuses_them(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_annotation_can_be_described(name):
     """In plain words, without a class's name."""
-    for option, annotation in annotations(METHODS[name]).items():
-        assert option == "module" or "<" not in described(annotation) and "typing" not in described(annotation)
+    for field, annotation in annotations(METHODS[name]).items():
+        assert field == "module" or "<" not in described(annotation) and "typing" not in described(annotation)
