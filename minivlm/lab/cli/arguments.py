@@ -36,8 +36,8 @@ def command_of(argv, commands):
         if name in commands:
             return name, argv[count:]
     group = [name for name in commands if name.startswith(argv[0] + " ")]
-    raise UserError(f"{' '.join(argv[:2]) if group else argv[0]!r} is no command: use one of "
-                    f"{', '.join(group or commands)}: see `python run.py --help`")
+    name = " ".join(argv[:2]) if group else argv[0]
+    raise UserError(f"{name!r} is no command: use one of {', '.join(group or commands)}: see `python run.py --help`")
 
 
 def within(annotation):
