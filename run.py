@@ -58,11 +58,10 @@ def overview(group):
 
 def run(argv):
     """What the `main` of the command returns: None, or an exit status."""
-    words = argv
-    if not argv:
-        from minivlm.lab.cli import shipped
-        words = shipped.first_look()
-    command, args = parsed(words)
+    from minivlm.lab.cli import arguments, shipped
+    command, args = parsed(argv or shipped.first_look())
+    if "device" in args:
+        arguments.check_device(args.device)
     args.again = partial(main, argv)                   # the same command, for another process
     return command.main(args)
 

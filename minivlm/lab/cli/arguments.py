@@ -54,12 +54,11 @@ def within(annotation):
     return number
 
 
-def device(name):
-    """The name of a device that can be used here. UserError for another. torchrun's processes each get their own."""
-    from weights import device_of
+def check_device(name):
+    """UserError, before any work, for a device that cannot be used here. torchrun's processes each get their own."""
+    from weights import device_of                  # only commands with a device need what it imports
     if "LOCAL_RANK" not in os.environ:
         device_of(name)
-    return name
 
 
 def add_model(parser):
@@ -98,7 +97,7 @@ def model_of(args):
 
 def add_device(parser):
     """The device of the model."""
-    parser.add_argument("--device", type=device, default="cpu", help="cpu (default), cuda, cuda:1, ..")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ..")
 
 
 def add_dtype(parser, default="float32"):
