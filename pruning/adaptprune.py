@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from pruning.base import Reduction
-from pruning.fields import Amount, Layer, NotNegative, Positive
+from pruning.fields import Amount, Layer, NotNegative, Positive, option
 from pruning.ranked import Ranked, cosines, finite
 
 
@@ -22,14 +22,14 @@ from pruning.ranked import Ranked, cosines, finite
 class AdaptPrune(Ranked):
     """Keep what the last token attends to, corrected to the centre, and suppress the neighbours of what is kept."""
 
-    layer: Layer = 2                   # K: the first layer that runs on the kept tokens; the paper's 3 counts from one
-    keep: Amount = 0.1                 # `ratio` of Alg. 1: share, or number, of visual tokens kept
-    correction: bool = True            # 4.1: weigh the attention by a Gaussian around the centre
-    distance: bool = True              # 4.2: suppress by nearness; off: all neighbours count as near
-    similarity: bool = True            # 4.2: suppress by similarity; off: all neighbours count as similar
-    sigma_d: Positive = 1.5            # of Eq. 1, in patches
-    sigma_s: Positive = 0.05           # of Eq. 2, in units of cosine
-    distance_limit: NotNegative = 5.0  # Neighbors(i): tokens of its tile at most so many patches away
+    layer: Layer = option(2, "K: the first layer that runs on the kept tokens; the paper's 3 counts from one")
+    keep: Amount = option(0.1, "`ratio` of Alg. 1: share, or number, of visual tokens kept")
+    correction: bool = option(True, "4.1: weigh the attention by a Gaussian around the centre")
+    distance: bool = option(True, "4.2: suppress by nearness; off: all neighbours count as near")
+    similarity: bool = option(True, "4.2: suppress by similarity; off: all neighbours count as similar")
+    sigma_d: Positive = option(1.5, "of Eq. 1, in patches")
+    sigma_s: Positive = option(0.05, "of Eq. 2, in units of cosine")
+    distance_limit: NotNegative = option(5.0, "Neighbors(i): tokens of its tile at most so many patches away")
 
     def reduce(self, tokens):
         if not (self.distance or self.similarity):                 # Table 4 (a) and (b): the k best

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from pruning.base import Pruner, Reduction
 from pruning.fastv import FastV
-from pruning.fields import Amount, Layer, ToOne
+from pruning.fields import Amount, Layer, ToOne, option
 from pruning.ranked import cosines, descending, finite
 
 EPS = 1e-6                             # epsilon of Eq. 3 and 4
@@ -26,7 +26,7 @@ EPS = 1e-6                             # epsilon of Eq. 3 and 4
 class SGBiMask(Pruner):
     """4.1 Saliency-Guided Bidirectional Mask. A plug-in: `class Mine(SGBiMask, AnyDecoderMethod)` has it."""
 
-    lambda_max: ToOne = 1.0            # how visible the most salient later token is, in (0, 1]
+    lambda_max: ToOne = option(1.0, "how visible the most salient later token is, in (0, 1]")
 
     def mask_at(self, layers):
         """All layers before the (last) cut."""
@@ -86,12 +86,12 @@ class FastVBiMask(SGBiMask, FastV):
 class ASAP(FastVBiMask):
     """Rank under SG-BiMask, merge what is redundant among the kept, refill."""
 
-    layer: Layer = 2                   # K: the first layer that runs on the kept tokens; the paper's L is layer K-1
-    keep: Amount = 0.17                # k: share, or number, of visual tokens kept (98 of 576: 128 on average)
-    lambda_max: ToOne = 1.0            # how visible the most salient later token is, in (0, 1]
-    consolidate: bool = True           # Saliency-Weighted Consolidation
-    threshold: float = 0.9             # t: cosine above which a token is redundant
-    salvage: bool = True               # Budget Reallocation
+    layer: Layer = option(2, "K: the first layer that runs on the kept tokens; the paper's L is layer K-1")
+    keep: Amount = option(0.17, "k: share, or number, of visual tokens kept (98 of 576: 128 on average)")
+    lambda_max: ToOne = option(1.0, "how visible the most salient later token is, in (0, 1]")
+    consolidate: bool = option(True, "Saliency-Weighted Consolidation")
+    threshold: float = option(0.9, "t: cosine above which a token is redundant")
+    salvage: bool = option(True, "Budget Reallocation")
 
     rounding = "round"
 

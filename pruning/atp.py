@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pruning.base import Pruner, Reduction, UserError
-from pruning.fields import AnyLayer, FromOne, NotNegative, Positive
+from pruning.fields import AnyLayer, FromOne, NotNegative, Positive, option
 from pruning.ranked import finite, top
 
 ACTIVATIONS = {"none": nn.Identity(), "relu": F.relu, "gelu": F.gelu}
@@ -32,14 +32,14 @@ UNTRAINED = ("ATP needs a module trained for the model: make one with `python ru
 class ATP(Pruner):
     """Adaptive Token Pruning: keep what passes one of two thresholds, predicted for each prompt and layer."""
 
-    layers: tuple[AnyLayer, ...] = (4, 14, 24)                 # I: modules act before these, from 0; or 1, 13, 25
-    strategy: Literal["both", "redundant", "spatial"] = "both"         # Table 4: which thresholds count
-    score: Literal["both", "self", "cross"] = "both"           # Table 5: whose attention makes S_redundant
-    strides: tuple[FromOne, ...] = (2, 4, 8)                   # Eq. 5: every so many rows and columns are a sample
-    lambda_sample: NotNegative = 3.0                           # Eq. 5
-    temperature: Positive = 100.0                              # T of Eq. 9 and 10: "sufficiently large"
-    module: nn.ModuleList | None = None                        # trained Thresholds, one per layer; in commands a folder
-    depth: FromOne | None = None                               # decoder layers of the model that it was trained for
+    layers: tuple[AnyLayer, ...] = option((4, 14, 24), "I: modules act before these, from 0; or 1, 13, 25")
+    strategy: Literal["both", "redundant", "spatial"] = option("both", "Table 4: which thresholds count")
+    score: Literal["both", "self", "cross"] = option("both", "Table 5: whose attention makes S_redundant")
+    strides: tuple[FromOne, ...] = option((2, 4, 8), "Eq. 5: every so many rows and columns are a sample")
+    lambda_sample: NotNegative = option(3.0, "Eq. 5")
+    temperature: Positive = option(100.0, "T of Eq. 9 and 10: 'sufficiently large'")
+    module: nn.ModuleList | None = option(None, "trained Thresholds, one per layer; in commands a folder")
+    depth: FromOne | None = option(None, "decoder layers of the model that it was trained for")
 
     laws = frozenset({"select", "ordered"})
     preconditions = frozenset({"text", "training"})

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from pruning.adaptprune import gaussian
 from pruning.base import Pruner, Reduction, UserError
-from pruning.fields import Amount, Layer
+from pruning.fields import Amount, Layer, option
 from pruning.grid import map_shape, over_all, per_tile
 from pruning.ranked import Ranked, descending, top
 
@@ -30,9 +30,9 @@ from pruning.ranked import Ranked, descending, top
 class Control(Ranked):
     """What those below share: a place and a number."""
 
-    layer: Layer = 2                   # K: the first layer that runs on the kept tokens, at the site "decoder"
-    keep: Amount = 0.1                 # share, or number, of visual tokens kept
-    site: Literal["embed", "decoder"] = "decoder"          # "embed": before layer 0, where there is no attention yet
+    layer: Layer = option(2, "K: the first layer that runs on the kept tokens, at the site 'decoder'")
+    keep: Amount = option(0.1, "share, or number, of visual tokens kept")
+    site: Literal["embed", "decoder"] = option("decoder", "'embed': before layer 0, where there is no attention yet")
 
     laws = frozenset({"select", "ordered", "budget", "scale"})
     ranks = False                      # by attention
@@ -52,7 +52,7 @@ class Control(Ranked):
 class ByScore(Control):
     """What the strategies that rank share: FastV's score. They differ in what they `choose` by it."""
 
-    correction: bool = False           # times AdaptPrune's Gaussian around the centre of the image
+    correction: bool = option(False, "times AdaptPrune's Gaussian around the centre of the image")
 
     ranks = True
 
@@ -88,7 +88,7 @@ class Skip(ByScore):
 class Random(Control):
     """Table 5 (c): any tokens. The same for every prompt of the same size; another seed draws others."""
 
-    seed: int = 0                      # of the draw
+    seed: int = option(0, "of the draw")
 
     def reduce(self, tokens):
         generator = torch.Generator().manual_seed(self.seed)
@@ -100,7 +100,7 @@ class Random(Control):
 class Random3x3(ByScore):
     """Table 5 (d): of each cell of 3 x 3 patches one at random; of these the best."""
 
-    seed: int = 0                      # of the draw
+    seed: int = option(0, "of the draw")
 
     def choose(self, tokens, score, k):
         generator = torch.Generator().manual_seed(self.seed)
@@ -267,7 +267,7 @@ class Resized(Control):
 class DownSample(Resized):
     """Bilinear interpolation, as pictures are made smaller."""
 
-    antialias: bool = True             # False: below half the side some patches are not read
+    antialias: bool = option(True, "False: below half the side some patches are not read")
 
     def resize(self, maps, shape):
         return F.interpolate(maps, shape, mode="bilinear", antialias=self.antialias)

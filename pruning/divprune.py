@@ -15,7 +15,7 @@ import torch
 
 from pruning.base import Pruner, Reduction
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount
+from pruning.fields import Amount, option
 from pruning.ranked import cosines, finite
 
 
@@ -23,7 +23,7 @@ from pruning.ranked import cosines, finite
 class DivPrune(Pruner):
     """Keep the visual tokens that lie farthest apart."""
 
-    keep: Amount = 0.098               # share, or number, of all visual tokens kept: 56 of 576
+    keep: Amount = option(0.098, "share, or number, of all visual tokens kept: 56 of 576")
 
     site = "embed"
     positions = "renumber"

@@ -1,7 +1,7 @@
 """What a user can cause, and how it is said in one line."""
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A request that cannot be met. Its text is one line that names the thing and the remedy."""
 
     def __init__(self, message=""):

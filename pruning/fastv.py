@@ -10,7 +10,7 @@ text rows the same values.
 
 from dataclasses import dataclass
 
-from pruning.fields import Amount, Layer
+from pruning.fields import Amount, Layer, option
 from pruning.ranked import Ranked
 
 
@@ -18,8 +18,8 @@ from pruning.ranked import Ranked
 class FastV(Ranked):
     """Keep the visual tokens that receive the most attention in layer K-1."""
 
-    layer: Layer = 2                   # K: the first layer that runs on the kept tokens
-    keep: Amount = 0.5                 # 1 - R: share, or number, of visual tokens kept
+    layer: Layer = option(2, "K: the first layer that runs on the kept tokens")
+    keep: Amount = option(0.5, "1 - R: share, or number, of visual tokens kept")
 
     def score(self, tokens):
         # the attention that each visual token receives from the last prompt token, mean over heads

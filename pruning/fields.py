@@ -1,18 +1,18 @@
 """What the options of a method may hold: each field's annotation says it, and one check reads them all.
 
-    keep: Amount = 0.5                         a share (float) or a number (int)
-    layer: Layer = 2                           a whole number from 1
-    query: Literal["last", "all"] = "last"     one of these words
-    layers: tuple[Layer, ...] = (8, 16)        a list
-    sigma: Positive | None = None              or nothing
+    keep: Amount = option(0.5, "share, or number, of tokens kept")     a share (float) or a number (int)
+    layer: Layer = option(2, "K: the first layer on the kept tokens")  a whole number from 1
+    query: Literal["last", "all"] = "last"                             one of these words
+    layers: tuple[Layer, ...] = (8, 16)                                a list
+    sigma: Positive | None = None                                      or nothing
 
-`first_fault` holds a method to its annotations, whether it was built from Python or from the command line; `parse`
+`option` gives a field its default and what it means, which `python run.py methods NAME` shows. `first_fault` holds a method to its annotations, whether it was built from Python or from the command line; `parse`
 reads the words of the command line. No annotation admits NaN or infinity, and true is no number.
 """
 
 import json
 import math
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
@@ -61,14 +61,23 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
          NoneType: "none"}
 
 
+def option(default, about):
+    """A field with its default, and what it means in the paper's words: `about` of option_texts."""
+    return field(default=default, metadata=dict(about=about))
+
+
+def option_texts(kind):
+    """{field: what it means} of a dataclass, "" if a field does not say."""
+    return {field.name: field.metadata.get("about", "") for field in fields(kind)}
+
+
 @cache
 def annotations(kind):
     """{field: annotation} of a dataclass; {} of another class."""
     if not is_dataclass(kind):
         return {}
     hints = get_type_hints(kind, include_extras=True)
-    names = [field.name for field in fields(kind)]
-    return {name: hints[name] for name in names}
+    return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def first_fault(method):

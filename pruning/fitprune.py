@@ -18,7 +18,7 @@ import torch
 
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import solve
-from pruning.fields import Amount, Count, FromOne
+from pruning.fields import Amount, Count, FromOne, option
 from pruning.ranked import Ranked, top
 
 # LLaVA-1.5-7B, 576 tokens: percent of the FLOPs to save, then the deletions in layers 0..31. What they save, of the
@@ -54,9 +54,9 @@ TABLES = released_tables()
 class FitPrune(Pruner):
     """Delete in each layer as many visual tokens as its table says."""
 
-    ratio: Count = 60                  # percent of the FLOPs to save: which of the released tables
-    table: tuple[Count, ...] = ()      # deletions in each layer, in place of a released table
-    visual: FromOne = 576              # visual tokens for which the table was fitted; other numbers scale the deletions
+    ratio: Count = option(60, "percent of the FLOPs to save: which of the released tables")
+    table: tuple[Count, ...] = option((), "deletions in each layer, in place of a released table")
+    visual: FromOne = option(576, "visual tokens for which the table was fitted; other numbers scale the deletions")
 
     laws = frozenset({"select", "ordered", "scale", "needle"})
     preconditions = frozenset({"text", "calibration"})
@@ -107,7 +107,7 @@ class FitPrune(Pruner):
 class SingleFitPrune(Ranked):
     """FitPrune's score in the place of FastV's: once, before layer K (AdaptPrune's Table 5 (a), arXiv:2503.08019)."""
 
-    keep: Amount = 0.1                 # share, or number, of visual tokens kept
+    keep: Amount = option(0.1, "share, or number, of visual tokens kept")
 
     preconditions = frozenset({"text"})
 

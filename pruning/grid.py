@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pruning.base import Pruner
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount
+from pruning.fields import Amount, option
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class PerTile(Pruner):
     """A method of the vision site that looks at the class token, and reduces each tile by itself. A convenience, as
     Ranked is."""
 
-    keep: Amount = 0.5                 # share, or number, of each tile's tokens left
+    keep: Amount = option(0.5, "share, or number, of each tile's tokens left")
 
     site = "vision"
     per = "tile"

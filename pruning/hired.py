@@ -18,7 +18,7 @@ import torch
 
 from pruning.base import Pruner, Reduction
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, Share
+from pruning.fields import Amount, Share, option
 from pruning.grid import per_tile
 from pruning.ranked import top
 
@@ -27,8 +27,8 @@ from pruning.ranked import top
 class HiRED(Pruner):
     """Divide a budget over tiles by visual content; keep of each tile the patches that its class token looks at."""
 
-    keep: Amount = 0.2                 # share, or number, of the patches of all tiles kept, at most
-    alpha: Share = 0.5                 # share of the budget for the base tile; 1 - alpha: of its patches, the content
+    keep: Amount = option(0.2, "share, or number, of the patches of all tiles kept, at most")
+    alpha: Share = option(0.5, "share of the budget for the base tile; 1 - alpha: of its patches, the content")
 
     site = "vision"
     per = "image"

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from pruning.base import Reduction
-from pruning.fields import Amount, Count, FromOne
+from pruning.fields import Amount, Count, FromOne, option
 from pruning.grid import PerTile, over_all, per_tile
 from pruning.ranked import descending, finite
 
@@ -29,8 +29,8 @@ class PruMerge(PerTile):
     `keep` counts every token left of a tile, the pooled one too: 73 of 576 is the released code's fixed ratio 1/8.
     """
 
-    keep: Amount | None = None         # share, or number, of each tile's tokens left; None: as many as are outliers
-    neighbours: Count = 32             # k nearest neighbours merged into each kept token
+    keep: Amount | None = option(None, "share, or number, of each tile's tokens left; None: as many as are outliers")
+    neighbours: Count = option(32, "k nearest neighbours merged into each kept token")
 
     merges_kept = True                 # kept patches, too, may be merged into another one
     pooled = 1                         # tokens appended that hold the sum of all that is not kept
@@ -134,7 +134,7 @@ class PruMergePlus(PruMerge):
     """PruMerge, and a uniform sample of the patches kept too; with `keep`, half is chosen by attention, half is the
     grid."""
 
-    density: FromOne = 3               # of the grid, in multiples of the number of outliers; only with keep=None
+    density: FromOne = option(3, "of the grid, in multiples of the number of outliers; only with keep=None")
 
     def selected(self, attention):
         m = len(attention)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pruning.base import Pruner, Reduction
 from pruning.budget import solve, tokens_to_keep
 from pruning.compose import check_stages, stages
-from pruning.fields import Amount, AnyLayer
+from pruning.fields import Amount, AnyLayer, option
 from pruning.ranked import top
 
 
@@ -22,8 +22,8 @@ from pruning.ranked import top
 class PyramidDrop(Pruner):
     """Before each of `layers`, keep the visual tokens that the last token looks at most in that layer."""
 
-    layers: tuple[AnyLayer, ...] = (8, 16, 24)         # the first layer of each stage
-    ratios: tuple[Amount, ...] = (0.5, 0.25, 0.125)    # share (or number) of the N tokens that enters it
+    layers: tuple[AnyLayer, ...] = option((8, 16, 24), "the first layer of each stage")
+    ratios: tuple[Amount, ...] = option((0.5, 0.25, 0.125), "share (or number) of the N tokens that enters it")
 
     positions = "renumber"
     laws = frozenset({"select", "ordered", "scale", "needle"})

@@ -6,15 +6,15 @@ import torch.nn.functional as F
 
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, Layer
+from pruning.fields import Amount, Layer, option
 
 
 @dataclass(frozen=True)
 class Ranked(Pruner):
     """A method writes `score`; layer, budget and selection are here. A convenience: other methods go without."""
 
-    layer: Layer = 2                   # K: the first layer that runs on the kept tokens
-    keep: Amount = 0.5                 # share, or number, of visual tokens kept
+    layer: Layer = option(2, "K: the first layer that runs on the kept tokens")
+    keep: Amount = option(0.5, "share, or number, of visual tokens kept")
 
     laws = frozenset({"select", "ordered", "budget", "scale", "needle"})
     rounding = "floor"                 # of share * n

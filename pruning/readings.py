@@ -16,7 +16,7 @@ from pruning.atp import ATP
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import staged, tokens_to_keep
 from pruning.fastv import FastV
-from pruning.fields import Amount, Count, FromOne, NotNegative, Range
+from pruning.fields import Amount, Count, FromOne, NotNegative, Range, option
 from pruning.fitprune import SingleFitPrune, received
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus, full_width
@@ -257,7 +257,7 @@ class ATPMaskedSelf(ATP):
 class ATPFixedRatio(ATP):
     """Table 2's pre-defined ratio: `counts` tokens are left after each layer, without thresholds."""
 
-    counts: tuple[FromOne, ...] = (136, 68, 34)    # one number per layer
+    counts: tuple[FromOne, ...] = option((136, 68, 34), "one number per layer")
 
     preconditions = frozenset({"text"})
 
@@ -354,7 +354,7 @@ class PruMergePlusReleased(PruMergePlus):
     """The released fixed-ratio PruMerge+ counts a patch twice that is strong and on the grid, and loses the first
     patches of the rest in exchange."""
 
-    keep: Amount = 0.25                # share, or number, of each tile's tokens left
+    keep: Amount = option(0.25, "share, or number, of each tile's tokens left")
 
     laws = frozenset()
 
@@ -385,7 +385,7 @@ class HiREDSum(HiRED):
 class HiREDGrid(HiREDSum):
     """The paper's text: a part is the tile's region of the picture. `grid` says how the tiles lie."""
 
-    grid: tuple[FromOne, FromOne] = (2, 2)         # rows and columns of the tiles
+    grid: tuple[FromOne, FromOne] = option((2, 2), "rows and columns of the tiles")
 
     def parts(self, place, tiles):
         rows, columns = self.grid
@@ -432,7 +432,7 @@ class VTWRandom(VTW):
     visual tokens among them are dropped (the code drops the text, too). So the length of the text changes the
     choice."""
 
-    seed: int = 0                      # of the draw
+    seed: int = option(0, "of the draw")
 
     laws = frozenset({"select", "ordered", "scale"})
 
@@ -467,8 +467,8 @@ class VisionZipAverage(VisionZip):
 class SparseVLMRank(SparseVLM):
     """v1.0: four cuts, and the rank of the raters' attention says how many are kept: scale * rank + bias."""
 
-    layers: tuple[Count, ...] = (2, 6, 15, 19)     # the layers, from 0, whose output is cut
-    table: tuple[NotNegative, ...] = ()            # in place of keep: scale and bias
+    layers: tuple[Count, ...] = option((2, 6, 15, 19), "the layers, from 0, whose output is cut")
+    table: tuple[NotNegative, ...] = option((), "in place of keep: scale and bias")
 
     TABLE = {
         0: (0, 0),
@@ -498,7 +498,7 @@ class SparseVLMRank(SparseVLM):
 class SparseVLMPaper(SparseVLMRank):
     """The paper's text: lam * (n - rank) tokens are dropped, raters are at or above the mean, a cluster is a sum."""
 
-    lam: NotNegative = 1.0             # lambda
+    lam: NotNegative = option(1.0, "lambda")
 
     laws = frozenset({"scale", "needle", "disjoint"})
     extra = 0
@@ -530,8 +530,8 @@ class SparseVLMPlus(SparseVLM):
     """v2.0: nothing is recycled and position ids stay. Attention is divided by what distance alone would give, and only
     the heads that look most at the image rate."""
 
-    heads: FromOne = 14                # heads that rate
-    recycle: Nothing = 0.0             # tau
+    heads: FromOne = option(14, "heads that rate")
+    recycle: Nothing = option(0.0, "tau")
 
     laws = frozenset({"select", "ordered", "scale"})       # gravity may be negative: then a needle is the worst of all
     positions = "keep"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, Count, NotNegative, Share
+from pruning.fields import Amount, Count, NotNegative, Share, option
 from pruning.ranked import descending, top
 
 
@@ -26,11 +26,11 @@ from pruning.ranked import descending, top
 class SparseVLM(Pruner):
     """Keep the visual tokens that the relevant text attends to, and recycle some of the others."""
 
-    keep: Amount = 1 / 3               # share, or number, left on average over the layers: a row of TABLE or in between
-    layers: tuple[Count, ...] = (2, 6, 15)         # the layers, from 0, whose output is cut
-    table: tuple[NotNegative, ...] = ()            # in place of keep: the tokens kept at each cut
-    recycle: Share = 0.3               # tau, share of the dropped tokens that is recycled; 0: none
-    clusters: Share = 0.1              # theta, clusters as a share of the recycled
+    keep: Amount = option(1 / 3, "share, or number, left on average over the layers: a row of TABLE or in between")
+    layers: tuple[Count, ...] = option((2, 6, 15), "the layers, from 0, whose output is cut")
+    table: tuple[NotNegative, ...] = option((), "in place of keep: the tokens kept at each cut")
+    recycle: Share = option(0.3, "tau, share of the dropped tokens that is recycled; 0: none")
+    clusters: Share = option(0.1, "theta, clusters as a share of the recycled")
 
     laws = frozenset({"scale", "needle", "convex", "disjoint"})
     preconditions = frozenset({"text"})            # after the image

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from pruning.base import Reduction, UserError
-from pruning.fields import Amount
+from pruning.fields import Amount, option
 from pruning.grid import PerTile, over_all, per_tile
 from pruning.ranked import top
 
@@ -25,9 +25,9 @@ from pruning.ranked import top
 class VisionZip(PerTile):
     """Keep the patches that the class token looks at, and merge the others by their keys."""
 
-    keep: Amount = 1 / 9               # number, or share, of the tokens of each tile left, of both kinds: 64 of 576
-    contextual: Amount = 10 / 64       # of these the contextual ones: share, rounded down, or number
-    cls: bool = True                   # the class token is a visual token, and the first dominant one
+    keep: Amount = option(1 / 9, "number, or share, of the tokens of each tile left, of both kinds: 64 of 576")
+    contextual: Amount = option(10 / 64, "of these the contextual ones: share, rounded down, or number")
+    cls: bool = option(True, "the class token is a visual token, and the first dominant one")
 
     laws = frozenset({"budget", "scale", "disjoint"})
 

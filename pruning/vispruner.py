@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from pruning.base import Reduction
-from pruning.fields import Amount, FromOne, Share
+from pruning.fields import Amount, FromOne, Share, option
 from pruning.grid import PerTile, per_tile
 from pruning.ranked import descending, finite
 
@@ -24,9 +24,9 @@ from pruning.ranked import descending, finite
 class VisPruner(PerTile):
     """Keep the patches that the class token looks at, and the most diverse of the others."""
 
-    keep: Amount = 2 / 9               # T: number, or share, of the tokens of each tile kept: 128 of 576
-    important: Share = 0.5             # r: share of T that is chosen by attention
-    removed: FromOne = 8               # tokens removed from the rest in one round
+    keep: Amount = option(2 / 9, "T: number, or share, of the tokens of each tile kept: 128 of 576")
+    important: Share = option(0.5, "r: share of T that is chosen by attention")
+    removed: FromOne = option(8, "tokens removed from the rest in one round")
 
     laws = frozenset({"select", "ordered", "budget", "scale"})
 

@@ -15,14 +15,14 @@ import torch
 
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import solve
-from pruning.fields import Layer
+from pruning.fields import Layer, option
 
 
 @dataclass(frozen=True)
 class VTW(Pruner):
     """Drop all visual tokens before layer K."""
 
-    layer: Layer = 15                  # K: the first layer without an image; the number of layers: never withdrawn
+    layer: Layer = option(15, "K: the first layer without an image; the number of layers: never withdrawn")
 
     laws = frozenset({"select", "ordered", "scale", "budget"})
 

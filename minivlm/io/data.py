@@ -26,8 +26,6 @@ def read_text(path, what, most=MIDDLE):
         if status.st_size > most:
             raise UserError(f"{path}: no {what} of {status.st_size} bytes are read, only of up to {most}")
         return Path(path).read_text(encoding="utf-8-sig")
-    except UserError:
-        raise
     except (OSError, ValueError) as error:         # the second: no UTF-8, or a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: no {what} that can be read ({reason})") from None

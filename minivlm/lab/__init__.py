@@ -1,1 +1,1 @@
-"""What is done with a model and a method, in rooms: compare, check, cost, speed, score, train, studies; cli is what they share."""
+"""What is done with a model and a method, in rooms: compare, check, cost, speed, score, train, studies. All use cli."""

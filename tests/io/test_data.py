@@ -51,7 +51,7 @@ def changes(good):
 
 def readers(folder):
     """(what reads, its words) of every kind of file, in a folder where each has the same text."""
-    return [(Instructions, folder / "a.json"), (build, str(folder / "a.json")), (fit.asked, folder / "a.json", folder),
+    return [(Instructions, folder / "a.json"), (build, str(folder / "a.json")), (fit.questions_of, folder / "a.json", folder),
             (benchmark.read, folder), (read_expected, folder / "a.json"), (own_settings, folder), (modules.read, folder / "a.json")]
 
 
@@ -97,7 +97,7 @@ def test_fields_of_another_kind(tmp_path):
     for row in changes(QUESTION):
         (tmp_path / "questions.jsonl").write_text(json.dumps(row))
         harmless(benchmark.read, tmp_path)
-        harmless(fit.asked, tmp_path / "questions.jsonl", tmp_path)
+        harmless(fit.questions_of, tmp_path / "questions.jsonl", tmp_path)
     talks = [TALK | dict(conversations=[turn, TALK["conversations"][1]]) for turn in [*changes(TALK["conversations"][0]), *VALUES]]
     for row in [*changes(TALK), *talks]:
         (tmp_path / "a.json").write_text(json.dumps([row]))

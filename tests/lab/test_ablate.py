@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from minivlm.lab.cost.flops import average
-from minivlm.lab.studies.ablate import ROWS, Row, facts, lines, method, picture, study
+from minivlm.lab.studies import ablation
+from minivlm.lab.studies.ablation import ROWS, Row, facts, lines, method, picture, study
 from minivlm.lab.train.instruct import Instructions
 from minivlm.lab.train.modules import read
 from minivlm.lab.train.train_atp import Recipe
@@ -73,6 +74,22 @@ def test_a_study_is_done_once(model, data, tmp_path, capsys):
     trained, base = (load(path, "float32").state_dict() for path in (tmp_path / "fixed-1-2", model))
     assert not torch.equal(trained["lm_head.weight"], base["lm_head.weight"])
     assert not (tmp_path / "frozen" / "model.safetensors").exists()
+
+
+def test_every_model_of_a_study_is_on_its_device(model, data, tmp_path, monkeypatch, capsys):
+    """The unpruned one, and that of each row: --device was once without effect."""
+    devices = []
+
+    def loaded(source, dtype, device="cpu"):
+        devices.append(device)
+        return load(source, dtype, device)
+    monkeypatch.setattr(ablation, "load", loaded)
+    for name in ("answers", "row_answers", "facts", "lines"):
+        monkeypatch.setattr(ablation, name, lambda *args: [])
+    words = ["--model", model, "--rows", "frozen,self", "--device", "cpu:0"]
+    status, _, err = done(capsys, "ablate", "--out", tmp_path / "study", *words)
+    assert status == 0, err
+    assert devices == ["cpu:0"] * 3
 
 
 def test_lines_say_what_holds():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from live import live
-from minivlm.lab.speed import bench, clock, verdict
+from minivlm.lab.speed import clock, measure, verdict
 from minivlm.lab.speed.clock import Clock, Memory, Timed
 from minivlm.lab.speed.plot import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plot
 from pruning.base import UserError
@@ -35,7 +35,7 @@ class Slow(FastV):
 @pytest.fixture(scope="module")
 def told():
     pruners = {"fastv 4": FastV(keep=4), "slow 4": Slow(keep=4), "prumerge_plus": PruMergePlus()}
-    return bench.measure(TINY, pruners, text=10, steps=3, repeat=2)
+    return measure.measure(TINY, pruners, text=10, steps=3, repeat=2)
 
 
 def test_stages_add_up(told):
@@ -94,13 +94,13 @@ def test_freed_memory_is_not_had_for_nothing():
 
 def test_spread_by_hand():
     """The quartiles of 1 2 3 4 9 are 2 and 4."""
-    assert bench._spread([9, 2, 1, 4, 3]) == 1 and bench._spread([7]) == 0
+    assert measure.spread([9, 2, 1, 4, 3]) == 1 and measure.spread([7]) == 0
 
 
 def test_too_large_for_the_memory(monkeypatch):
-    monkeypatch.setattr(bench, "available", lambda device: 1000)
+    monkeypatch.setattr(measure, "available", lambda device: 1000)
     with pytest.raises(UserError, match="--layers"):
-        bench.random(TINY, torch.float32, CPU)
+        measure.random(TINY, torch.float32, CPU)
     assert clock.available(CPU) is None or clock.available(CPU) > 2 ** 20
 
 
@@ -108,7 +108,7 @@ def made_up(prefill=.5, method=0.0):
     """Unpruned 100 ms to encode, 1 s of prefill; a method with half the FLOPs and half of the 100 bytes of cache beside 900 of weights."""
     row = lambda name, flops, prefill, method, average, kv: dict(
         method=name, flops=dict(prefill=flops), average=average, kv_bytes=kv, peak=None,
-        median=dict(encode=.1, method=method, prefill=prefill, decode=.01, total=1.3), spread=dict.fromkeys(bench.STAGES, 0.0))
+        median=dict(encode=.1, method=method, prefill=prefill, decode=.01, total=1.3), spread=dict.fromkeys(measure.STAGES, 0.0))
     return dict(shape="made-up", dtype="float32", device="cpu", layers=2, image_tokens=100, text_tokens=1, threads=1, processes=1, torch="2", repeat=1,
                 steps=20, read_a_token=900, rows=[row("unpruned", 8, 1.0, 0.0, 100, 100), row("fastv 50", 4, prefill, method, 50, 50)])
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
 from minivlm.lab.cost import shapes
-from minivlm.lab.cost.cost import _tera
+from minivlm.lab.cost.cost import tera
 from minivlm.lab.cost.count import count, on_meta, weight_bytes
 from minivlm.lab.cost.flops import Formula, kv_bytes
 from minivlm.lab.cost.shapes import SHAPES, Shape
@@ -95,7 +95,7 @@ def test_the_meta_device_counts_what_a_real_run_does(method):
 
 
 def test_units():
-    assert _tera(8.672e12) == "  8.672 T" and _tera(5e10) == "  0.050 T" and _tera(5e9) == "  5.000 G" and _tera(3e5) == "  0.300 M"
+    assert tera(8.672e12) == "  8.672 T" and tera(5e10) == "  0.050 T" and tera(5e9) == "  5.000 G" and tera(3e5) == "  0.300 M"
 
 
 def test_weights():

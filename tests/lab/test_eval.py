@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,14 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-import run
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
-from minivlm.lab.score import score
-from minivlm.lab.score.contest import Contest, Remembering
+from minivlm.lab.cli import parallel
+from minivlm.lab.score.accuracy import against, facts, lines, paired, wilson
+from minivlm.lab.score.answers import Contest, Remembering
 from minivlm.lab.score.contestants import CONTROLS, Contestant, contestants
 from minivlm.lab.score.curves import ASIDE, curves
-from minivlm.lab.score.interval import paired, wilson
 from minivlm.lab.score.log import Log
 from minivlm.lab.speed.plot import BOTTOM, COLORS, LEFT, RIGHT, TOP, WIDTH
 from minivlm.llava import Llava
@@ -87,9 +87,9 @@ def test_paired_by_hand():
 
 def test_a_difference_is_ours_less_theirs():
     """Two lost, one won, of four; a third of a question lost where one of three draws was wrong."""
-    told = score.against([0, 0, 1, 1], [1, 1, 0, 1])
+    told = against([0, 0, 1, 1], [1, 1, 0, 1])
     assert (told["difference"], told["won"], told["lost"]) == (-.25, 1, 2) and sum(told["interval"]) < 0
-    assert score.against([2 / 3], [1])["lost"] == pytest.approx(1 / 3)
+    assert against([2 / 3], [1])["lost"] == pytest.approx(1 / 3)
 
 
 # --- results -----------------------------------------------------------------------------------------------------------------
@@ -105,12 +105,12 @@ def made_up(fastv=lambda i: i % 10 == 0, n=40):
 
 def told_of(items, entered, rows):
     recipe = dict(model="M", task="scenes", data=None, split=None, dtype="float32")
-    return dict(recipe=recipe, questions=len(items), contestants=score.facts(items, entered, rows))
+    return dict(recipe=recipe, questions=len(items), contestants=facts(items, entered, rows))
 
 
 def test_numbers_of_a_contestant():
     """FastV is right where i is 0, 10, 20 or 30, which are even: four of the twenty of family a, none of b, where evidence is known."""
-    none, random, fastv, atp = score.facts(*made_up())
+    none, random, fastv, atp = facts(*made_up())
     assert (fastv["all"]["accuracy"], fastv["families"]["a"]["accuracy"], fastv["families"]["b"]["accuracy"]) == (.1, .2, 0)
     assert fastv["families"]["b"]["evidence"] == .5 and fastv["families"]["a"]["evidence"] is None and fastv["tokens"] == 10
     assert fastv["all"]["interval"] == wilson(.1, 40) and fastv["families"]["b"]["interval"] == wilson(0, 20)
@@ -121,19 +121,19 @@ def test_numbers_of_a_contestant():
 
 def test_worse_than_random_is_said():
     """At one in ten against a half; not at four in ten, which may be chance."""
-    text = "\n".join(score.lines(told_of(*made_up())))
+    text = "\n".join(lines(told_of(*made_up())))
     assert "fastv 0.1 is worse than random" in text and "atp" in text and "does not run here: no module" in text
-    assert "worse" not in "\n".join(score.lines(told_of(*made_up(lambda i: i % 5 < 2))))
+    assert "worse" not in "\n".join(lines(told_of(*made_up(lambda i: i % 5 < 2))))
 
 
 def test_a_contestant_that_fails_on_one_question_does_not_run():
     items, entered, rows = made_up()
     rows[50] = dict(contestant="random 0.1", question=10, why_not="too few tokens")
-    told = score.facts(items, entered, rows)
+    told = facts(items, entered, rows)
     assert told[1] == dict(contestant="random 0.1", method="random", keep="0.1", why_not="too few tokens") and set(told[2]["all"]["against"]) == {"none"}
     rows[3] = dict(contestant="none", question=3, why_not="too long")
     with pytest.raises(UserError, match="too long"):
-        score.facts(items, entered, rows)
+        facts(items, entered, rows)
 
 
 def test_picture():
@@ -399,6 +399,20 @@ def started(*argv, env=None):
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def sleeps_or_fails():
+    """The first process has work for ten minutes, the second is refused."""
+    if os.environ["RANK"] == "0":
+        time.sleep(600)
+    return 3
+
+
+def test_processes_end_with_the_first_that_fails():
+    """As under torchrun: the others would wait for its rows for ever."""
+    start = time.monotonic()
+    assert parallel.spread(sleeps_or_fails, 2) == 3
+    assert time.monotonic() - start < 300
 
 
 def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):

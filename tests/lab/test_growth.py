@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from minivlm.lab.speed import bench
+from minivlm.lab.speed import measure
 from minivlm.lab.speed.clock import Memory
-from minivlm.lab.studies import growth
+from minivlm.lab.studies import scaling
 from minivlm.llava import Llava
 from test_count import TINY
 from test_run import MODEL, done
@@ -18,21 +18,21 @@ TOLD = dict(shape="made-up", layers=2, dtype="float32", device="cpu", threads=1,
 
 
 def model():
-    return bench.model_of(TINY, None, torch.float32, torch.device("cpu"))
+    return measure.model_of(TINY, None, torch.float32, torch.device("cpu"))
 
 
 def test_laws_by_hand():
     """Twice the tokens: attention four times 0.1 s is its law; the rest, 0.4 s, grows to 1 s, 1.25 x; memory 1.5 x."""
-    row = next(line for line in growth.lines(TOLD) if line.split()[:1] == ["200"])
+    row = next(line for line in scaling.lines(TOLD) if line.split()[:1] == ["200"])
     assert row.split() == ["200", "1400.0ms", "400.0ms", "1.00", "1000.0ms", "1.25", "3", "kB", "1.50", "10.0ms"]
-    text = "\n".join(growth.lines(TOLD))
+    text = "\n".join(scaling.lines(TOLD))
     assert "tokens 1 to 10 take 10.00 ms each, 91 to 100 12.00 ms: 1.20 x, and the bytes read grow 1.10 x" in text and "+2.0 MB" in text
     blind = dict(TOLD, held=None, rows=[dict(row, peak=None) for row in TOLD["rows"]])
-    assert "does not tell" in "\n".join(growth.lines(blind))
+    assert "does not tell" in "\n".join(scaling.lines(blind))
 
 
 def test_what_is_measured():
-    told = growth.measure(model(), [8, 16], decode=20, prompts=6, repeat=1)
+    told = scaling.measure(model(), [8, 16], decode=20, prompts=6, repeat=1)
     assert [row["tokens"] for row in told["rows"]] == [8, 16] and all(0 < row["attention"] and 0 < row["token"] for row in told["rows"])
     early, late = told["decode"]
     c, layers = TINY.config.text, TINY.layers
@@ -45,14 +45,14 @@ def test_memory_does_not_creep():
     if Memory(torch.device("cpu")).before is None:
         pytest.skip("this system does not tell a process's memory")
     small, kept = model(), []
-    assert growth.measure(small, [64], decode=1, prompts=50, repeat=1)["held"] < 10e6
+    assert scaling.measure(small, [64], decode=1, prompts=50, repeat=1)["held"] < 10e6
 
     class Keeps(Llava):
         def prefill(self, *args):
             kept.append(torch.ones(2 ** 19))
             return super().prefill(*args)
     small.__class__ = Keeps
-    assert growth.measure(small, [64], decode=1, prompts=50, repeat=1)["held"] > 80e6
+    assert scaling.measure(small, [64], decode=1, prompts=50, repeat=1)["held"] > 80e6
 
 
 def test_the_command(capsys, tmp_path):

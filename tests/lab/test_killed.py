@@ -10,7 +10,7 @@ from PIL import Image
 
 import run
 from minivlm.io import atomic
-from minivlm.lab.studies import ablate
+from minivlm.lab.studies import ablation
 from minivlm.lab.train import instruct
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder, scenes, train
@@ -128,7 +128,7 @@ def test_ablate(monkeypatch, tmp_path, model):
     items = benchmark.items
     monkeypatch.setattr(instruct.drawn, "__defaults__", (1,))
     monkeypatch.setattr(benchmark, "items", lambda *args: items(*args)[:3])
-    monkeypatch.setattr(ablate, "picture", lambda *args: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(ablation, "picture", lambda *args: Image.new("RGB", (8, 8)))
 
     def command(out, begun):
         return run.main(["ablate", "--out", str(out), "--model", str(model), "--rows", "adaptive", "--steps", "1",

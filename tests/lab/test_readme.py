@@ -12,7 +12,6 @@ import pruning
 import run
 from build import tokens
 from minivlm.lab.check.hf import TESTED
-from minivlm.lab.cli.arguments import parser
 from pruning import EVERY, METHODS, READINGS
 from pruning.laws import LAWS, OF_ALL, broken
 
@@ -60,7 +59,7 @@ def test_commands_are_known():
     assert lines
     for line in filter(str.strip, lines):
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
-        assert parser(run.COMMANDS).parse_args(words).function
+        assert run.parsed(words)
 
 
 def test_the_first_command_prints_what_is_shown(capsys, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """The command line: each command does its job on a tiny checkpoint, and bad input is one line and exit status 2."""
 
+import importlib
 import io
 import json
 import shutil
@@ -15,11 +16,14 @@ from safetensors.torch import load_file, save_file
 import run
 from minivlm.generate import Conversation, Sampling
 from minivlm.io.text.tokenizer import Tokenizer
+from minivlm.lab.cli import ending
+from minivlm.lab.studies import tables
 from minivlm.llava import Llava
 from pruning.base import UserError
 from weights import load
 
-HERE = Path(__file__).parent.parent / "parity"
+ROOT = Path(__file__).parent.parent.parent
+HERE = ROOT / "tests" / "parity"
 MODEL, PICTURE = str(HERE / "llava15_mha"), str(HERE / "images" / "land_500x333.png")
 ASK = ["ask", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "6"]
 
@@ -32,6 +36,43 @@ def done(capsys, *argv):
         status = stop.code
     out = capsys.readouterr()
     return status, out.out, out.err
+
+
+@pytest.mark.parametrize("name", run.COMMANDS)
+def test_a_command_is_a_module(capsys, name):
+    """It has add_arguments and main, each with a docstring. Its own docstring begins with its line in the list of commands."""
+    module, line = run.COMMANDS[name]
+    command = importlib.import_module(f"minivlm.lab.{module}")
+    assert command.__doc__.splitlines()[0] == line
+    assert f"python run.py {name}" in command.__doc__
+    assert command.add_arguments.__doc__ and command.main.__doc__
+    status, out, _ = done(capsys, *name.split(), "--help")
+    assert status == 0 and out.startswith(f"usage: run.py {name} ") and command.__doc__.strip() in out
+
+
+def test_every_room_of_the_lab_has_at_most_ten_files():
+    for room in (ROOT / "minivlm" / "lab").iterdir():
+        files = [path for path in room.glob("*") if path.is_file()]
+        assert len(files) <= 10, room
+
+
+@pytest.mark.parametrize("words, names", [
+    (["--help"], list(run.COMMANDS)), (["-h"], list(run.COMMANDS)), (["train", "--help"], ["train toy", "train atp"])])
+def test_the_list_of_commands_needs_no_imports(words, names):
+    """Neither torch nor minivlm is imported, so that it is printed at once."""
+    code = f"import sys, run; assert run.main({words}) == 0; print(sorted(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    *lines, modules = printed.splitlines()
+    assert [line[2:12].strip() for line in lines if line[2:12].strip() in run.COMMANDS] == names
+    assert "'run'" in modules and "'torch" not in modules and "'minivlm" not in modules
+
+
+def test_a_command_imports_no_other():
+    """`methods` needs no tokenizer, and none of the other commands."""
+    code = "import sys, run; assert run.main(['methods', 'fastv']) == 0; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    others = [module for module, _ in run.COMMANDS.values() if module != "cli.methods"]
+    assert not {f"minivlm.lab.{module}" for module in others} & set(modules.split())
 
 
 def test_ask_prints_answer_layers_and_bytes(capsys):
@@ -254,6 +295,13 @@ def test_inspect(capsys):
     assert 0 < (HERE / "llava15_mha" / "model.safetensors").stat().st_size - size < 20000              # all but the header
 
 
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_model_as_the_first_word_or_by_its_option(capsys, command):
+    status, first, _ = done(capsys, command, MODEL)
+    assert status == 0 and first
+    assert done(capsys, command, "--model", MODEL) == (0, first, "")
+
+
 def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
     status, out, _ = done(capsys, "verify", MODEL)
     assert status == 0 and "FAIL" not in out and "PASS  logits" in out
@@ -305,7 +353,13 @@ def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
     (["inspect", "/"], "config.json"),
     (["bench", "--method", "slowv"], "slowv"),
     (["ask", PICTURE, "Describe it."], "does not know"),
-    (["dance"], "dance"),
+    (["dance"], "'dance' is no command: use one of ask, "),
+    (["train"], "'train' is no command: use one of train toy, train atp"),
+    (["train", "dance"], "'train dance' is no command: use one of train toy, train atp"),
+    (["verify"], "minivlm/toy/expected.json is not there: record it, or use --live"),
+    (["verify", MODEL, "--model", MODEL], "two models are named"),
+    (["inspect", MODEL, "--model", MODEL], "two models are named"),
+    (["scenes", "--out", "none", "--count", "10001"], "--count 10001: must be at most 10000"),
 ])
 def test_bad_input_is_one_line_and_status_2(capsys, argv, told):
     status, out, err = done(capsys, *argv)
@@ -371,7 +425,7 @@ def broken(error):
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full"), (UserError("so"), 2, "run.py: so")])
 def test_an_exception_that_nobody_foresaw(capsys, monkeypatch, error, status, told):
     """The last net: one line without the warnings before it; with --debug, and in these tests, a bug is a traceback."""
-    monkeypatch.setitem(run.COMMANDS, "tables", broken(error))
+    monkeypatch.setattr(tables, "main", broken(error))
     if status == 70:
         for words in (["tables"], ["tables", "--debug"]):
             with pytest.raises(type(error)):
@@ -382,13 +436,25 @@ def test_an_exception_that_nobody_foresaw(capsys, monkeypatch, error, status, to
 
 
 def test_a_warning_is_shown_where_the_command_succeeds(monkeypatch):
-    monkeypatch.setitem(run.COMMANDS, "tables", lambda args: warnings.warn("a library's remark"))
+    monkeypatch.setattr(tables, "main", lambda args: warnings.warn("a library's remark"))
     with pytest.warns(UserWarning, match="a library's remark"):
         assert run.main(["tables"]) == 0
 
 
-def test_a_reader_that_has_enough_ends_it_quietly():
-    """`run.py .. | true`, which reads nothing: no traceback."""
-    words = f"{sys.executable} run.py methods --json | true"
+def test_a_refusal_is_printed_by_the_first_process(capsys, monkeypatch):
+    """Of those that torchrun starts on a machine the others wait, to be ended; one that nobody ends prints it after that."""
+    waited = []
+    monkeypatch.setattr(ending.time, "sleep", waited.append)
+    for rank, seconds in (("0", []), ("1", [ending.PATIENCE])):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        waited.clear()
+        status, out, err = done(capsys, "tables", "none")
+        assert status == 2 and waited == seconds and err.count("no paper 'none'") == 1 and not out
+
+
+@pytest.mark.parametrize("command", ["methods --json", "methods fastv"])
+def test_a_reader_that_has_enough_ends_it_quietly(command):
+    """`run.py .. | true`, which reads nothing: no traceback, whether the output is more than a pipe holds or less."""
+    words = f"{sys.executable} run.py {command} | true"
     told = subprocess.run(words, shell=True, capture_output=True, text=True, cwd=Path(run.__file__).parent)
     assert told.stderr == ""

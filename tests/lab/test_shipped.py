@@ -14,10 +14,10 @@ from live import live
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.check import hf
-from minivlm.lab.check.verify import FACTOR, verify
+from minivlm.lab.check.stages import FACTOR, verify
 from minivlm.lab.cli import shipped
 from minivlm.lab.cli.options import build, own_settings
-from minivlm.lab.score.oracle import Oracle
+from minivlm.lab.score.contestants import Oracle
 from minivlm.toy import scenes
 from minivlm.toy.benchmark import items
 from minivlm.toy.questions import FAMILIES, WORDS

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import run
-from minivlm.lab.score.contest import Contest
+from minivlm.lab.score.answers import Contest
 from minivlm.lab.score.log import Log
 from minivlm.lab.train import modules, train_atp
 from minivlm.lab.train.train_atp import Recipe

@@ -7,7 +7,7 @@ import pytest
 
 from minivlm.lab.cost.flops import Formula, agrees, fits, one_cut
 from minivlm.lab.studies.published import INTERN, NEXT, SEVEN
-from minivlm.lab.studies.tables import entries, parse
+from minivlm.lab.studies.recomputed import entries, parse
 from test_run import done
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from minivlm.lab.cli.options import build
-from pruning import METHODS
+from pruning import EVERY, METHODS
 from pruning.base import Pruner, UserError
-from pruning.fields import Amount, Layer, Positive, Share, annotations, described, fault, parse
+from pruning.fields import Amount, Layer, Positive, Share, annotations, described, fault, option, option_texts, parse
 
 ODD = ["", "none", "null", "true", "-1", "0", "1", "0.5", "1e400", "nan", "-Infinity", "9" * 30, "9" * 5000, "{}", '{"a": 1}', "[]", "[[]]",
        "[null]", "[true]", "[0.5]", "[1e400]", "[[2,0.5]]", "1,2", "1,x", "word", '"last"', "\ud800", "a\nb", "[" * 10_000, "1" + "0" * 12]
@@ -84,6 +84,27 @@ def test_numbers_of_other_libraries_and_lists():
     assert hash(METHODS["pyramiddrop"](layers=[1, 2], ratios=[.5, .2]))
 
 
+def test_an_option_says_what_it_means():
+    """The text is the field's metadata: `python run.py methods NAME` shows it, and a field without one is shown all the same."""
+    @dataclass(frozen=True)
+    class Own(Pruner):
+        size: Share = option(.5, "of the picture")
+        plain: int = 3
+
+    assert Own() == Own(size=.5, plain=3) and Own.size == .5
+    assert option_texts(Own) == {"size": "of the picture", "plain": ""}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_option_says_what_it_means(name):
+    assert all(option_texts(EVERY[name]).values())
+
+
+def test_a_refusal_is_no_error_of_a_parser():
+    """So that `except ValueError`, around what reads a number or a file, does not hide it."""
+    assert not issubclass(UserError, ValueError)
+
+
 def test_a_method_of_ones_own_is_checked_too():
     @dataclass(frozen=True)
     class Own(Pruner):
@@ -100,9 +121,9 @@ def test_a_method_of_ones_own_is_checked_too():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_takes_odd_values_or_refuses_them(name):
     """Each option of each method, from Python and from the command line: a method, or one line that names the option's class."""
-    for option in annotations(METHODS[name]):
-        trials = [lambda value=value: METHODS[name](**{option: value}) for value in VALUES]
-        trials += [lambda text=text: build(name, settings=[f"{option}={text}"]) for text in ODD]
+    for field in annotations(METHODS[name]):
+        trials = [lambda value=value: METHODS[name](**{field: value}) for value in VALUES]
+        trials += [lambda text=text: build(name, settings=[f"{field}={text}"]) for text in ODD]
         for trial in trials:
             try:
                 trial().schedule(576, 32)
@@ -113,5 +134,5 @@ def test_every_option_takes_odd_values_or_refuses_them(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_annotation_can_be_described(name):
     """In plain words, without a class's name."""
-    for option, annotation in annotations(METHODS[name]).items():
-        assert option == "module" or "<" not in described(annotation) and "typing" not in described(annotation)
+    for field, annotation in annotations(METHODS[name]).items():
+        assert field == "module" or "<" not in described(annotation) and "typing" not in described(annotation)

@@ -20,6 +20,7 @@ from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
 from minivlm.io.config_json import read_config
 from minivlm.io.text.chatml import CHATML
 from minivlm.io.text.tokenizer import Tokenizer, next_turn, prompt
+from minivlm.lab.cli import session
 from minivlm.lab.cli.options import build, check
 from minivlm.lab.compare import draw
 from minivlm.lab.compare.view import View
@@ -471,7 +472,7 @@ def test_from_the_command_line(capsys, tmp_path, monkeypatch):
                      str(tmp_path / "sheet.png")]) == 0
     assert "VisPruner needs a vision tower with a class token, and InternVL" in capsys.readouterr().out
     turns = iter(["What?", "Why?", ""])
-    monkeypatch.setattr(run.session, "line", lambda: next(turns))
+    monkeypatch.setattr(session, "line", lambda: next(turns))
     assert run.main(["chat", photo, *said]) == 0 and run.main(["inspect", model]) == 0
     assert run.main(["cost", "--model", model, "--method", "divprune", "--keep", "2"]) == 0
     assert "attention.wqkv.weight" in capsys.readouterr().out

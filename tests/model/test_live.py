@@ -23,7 +23,7 @@ from minivlm.generate import Conversation
 from minivlm.io.text.template import Missing
 from minivlm.lab.check import hf
 from minivlm.lab.check.recorded import NO_ROUNDING, distance, read_expected
-from minivlm.lab.check.verify import verify
+from minivlm.lab.check.stages import verify
 from pruning.base import UserError
 from test_parity import failing
 from test_run import done

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny_internvl
 from minivlm.attention import rope, rotate
-from minivlm.lab.check import verify as verify_module
+from minivlm.lab.check import stages
 from minivlm.lab.check.recorded import Expected, read_expected
-from minivlm.lab.check.verify import Row, verify
+from minivlm.lab.check.stages import Row, verify
 from minivlm.parts.views import DecoderView
 from pruning.base import Tokens, UserError
 import weights
@@ -233,7 +233,7 @@ def test_tolerance_of_a_recording_is_what_float32_can_know(monkeypatch):
     model = weights.load(folder, dtype=torch.float32)
     model.language_model.layers[1].input_layernorm.weight.data[5] *= 150
     sample, _ = next(expected.samples())
-    exact = dict(verify_module._stages(copy.deepcopy(model).double(), sample, [PARITY / "images"]))
+    exact = dict(stages.computed(copy.deepcopy(model).double(), sample, [PARITY / "images"]))
     expected.tensors = dict(expected.tensors, **{f"p0.{name}": exact[name].float()[None] for name in ("final_hidden", "logits")})
     for name in ("attentions", "layer_out"):
         expected.tensors[f"p0.{name}"] = torch.stack([exact[f"{name} 0"], exact[f"{name} 1"]])[:, None].float()
@@ -244,7 +244,7 @@ def test_tolerance_of_a_recording_is_what_float32_can_know(monkeypatch):
     weight.data = weight.data.clone()
     weight.data[3, 5] *= 1.001
     assert next(row.stage for row in verify(model, folder, expected) if not row.passed) == "layer_out 1"
-    monkeypatch.setattr(verify_module, "SMALL", 0)
+    monkeypatch.setattr(stages, "SMALL", 0)
     fixed = [row for row in verify(model, folder, expected) if row.stage == "attentions 1"]
     assert not fixed[0].passed and fixed[0].own_error is None and fixed[0].tolerance == pytest.approx(5e-5)
 
@@ -253,17 +253,17 @@ def test_tolerance_of_a_recording_is_what_float32_can_know(monkeypatch):
                                                   (1e-4, 5e-4)])
 def test_tolerance(own_error, tolerance):
     """Five times the own error, but at least 2e-6; 5e-5 where it is not known, or float32 overflowed."""
-    assert verify_module._relative(torch.float32, own_error) == pytest.approx(tolerance)
+    assert stages.relative_tolerance(torch.float32, own_error) == pytest.approx(tolerance)
 
 
 def test_rows_as_text_and_as_data():
     """A line each under a heading that says whose own error it is; numbers that JSON has not are None."""
     rows = [Row("ids", 0, 0, "prompt 0"), Row("logits", 2e-6, 5e-6, "prompt 0", 1e-6, 1.),
             Row("final_hidden", float("inf"), 0, "prompt 1"), Row("layer_out 0", float("nan"), 1e-5, "prompt 1", float("nan"))]
-    heading, *lines = verify_module.lines(rows, "reference")
+    heading, *lines = stages.lines(rows, "reference")
     assert "reference's own error" in heading and "tolerance" in heading
     assert [line[:4] for line in lines] == ["PASS", "PASS", "FAIL", "FAIL"] and "1.0e-06" in lines[1]
-    told = json.loads(json.dumps(verify_module.facts(rows), allow_nan=False))
+    told = json.loads(json.dumps(stages.facts(rows), allow_nan=False))
     assert [row["difference"] for row in told] == [0, 2e-6, None, None] and [row["passed"] for row in told] == [True, True, False, False]
     assert told[1]["own_error"] == 1e-6 and told[3]["own_error"] is None
 

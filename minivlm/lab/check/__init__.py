@@ -1,1 +1,1 @@
-"""Is the model the model? Every stage against recorded or running transformers; what a checkpoint holds."""
+"""Is the model the model? Every stage against transformers; what a checkpoint holds. Commands `verify`, `inspect`."""

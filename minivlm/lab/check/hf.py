@@ -7,6 +7,7 @@ live() before weights.load(), so that the reference's weights are freed before o
 import gc
 import re
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,7 +112,8 @@ def reference(folder, dtype, device):
     transformers = library("verify --live")
     config = read_json(Path(folder) / "config.json")
     if config.get("model_type") == "internvl_chat":
-        raise UserError(f"{folder}: an original InternVL checkpoint, which transformers cannot read: give one whose name ends with -hf")
+        raise UserError(f"{folder}: an original InternVL checkpoint, which transformers cannot read: "
+                        "give one whose name ends with -hf")
     if "text_config" not in config:
         raise UserError(f"{folder}: an original LLaVA checkpoint, which transformers cannot read: "
                         "give a llava-hf folder of the same weights, such as llava-hf/llava-1.5-7b-hf")
@@ -176,7 +178,7 @@ def picture(path):
 
 
 def inputs(processor, pictures):
-    """What the model takes in of pictures (pixel_values, float32, and image_sizes), and of each what `expand` asks for."""
+    """What the model reads of pictures (pixel_values, float32, and image_sizes), and of each what `expand` needs."""
     images = dict(processor(pictures, return_tensors="pt"))
     return images, images.pop("num_patches", images.get("image_sizes", ()))
 
@@ -232,20 +234,24 @@ def stages(model, ids, mask, images=None):
     images: what the image processor gave, pixel_values and, for LLaVA-NeXT, image_sizes. The features that are packed
     into the prompt are read there.
     """
-    core, text, position = model.model, model.config.text_config, (mask.cumsum(dim=-1) - 1).clamp(min=0)
-    layers = core.language_model.layers
-    small = len(layers) * text.num_attention_heads * ids.numel() * ids.shape[1] * model.dtype.itemsize < LARGEST_ATTENTIONS
-    first = getattr(core.vision_tower, "pre_layrnorm", core.vision_tower.embeddings)           # InternVL has no such norm
-    with _outputs(vision=core.vision_tower, vision_hidden_0=first,
-                  projected=core.multi_modal_projector, decoder=core.language_model, final_hidden=core.language_model.norm,
-                  **{f"layer {l}": layer for l, layer in enumerate(layers)}) as (seen, given):
+    core = model.model
+    decoder = core.language_model
+    layers = decoder.layers
+    position = (mask.cumsum(dim=-1) - 1).clamp(min=0)                              # (B, S)
+    heads = len(layers) * model.config.text_config.num_attention_heads
+    fits = heads * ids.numel() * ids.shape[1] * model.dtype.itemsize < LARGEST_ATTENTIONS
+    first = getattr(core.vision_tower, "pre_layrnorm", core.vision_tower.embeddings)       # InternVL has no such norm
+    modules = {f"layer {l}": layer for l, layer in enumerate(layers)}
+    modules |= dict(vision=core.vision_tower, vision_hidden_0=first, projected=core.multi_modal_projector,
+                    decoder=decoder, final_hidden=decoder.norm)
+    with _outputs(**modules) as (seen, given):
         out = model(input_ids=ids, attention_mask=mask, position_ids=position, **images or {}, use_cache=False,
-                    output_attentions=small)
+                    output_attentions=fits)
     outs = [seen[f"layer {l}"] for l in range(len(layers))]
     outs = [x[0] if isinstance(x, tuple) else x for x in outs]
     result = dict(input_ids=ids, attention_mask=mask, inputs_embeds=given["decoder"]["inputs_embeds"],
                   layer_out=torch.stack(outs), final_hidden=seen["final_hidden"], logits=out.logits)
-    if small:
+    if fits:
         result["attentions"] = torch.stack(out.attentions)                         # (L, B, H, S, S)
     if images:
         result.update(images, vision_hidden_0=seen["vision_hidden_0"], projected=seen["projected"],
@@ -345,8 +351,11 @@ def greedy(model, ids, mask, images=None, max_new_tokens=20, eos_token_id=None, 
         model.generation_config = own
     samples = [_until(row, ends) for row in out.sequences[:, ids.shape[1]:].tolist()]
     top = torch.stack(out.scores, dim=1).float().topk(2).values                    # (B, steps, 2)
-    lead = (top[..., 0] - top[..., 1]).tolist()
-    return samples, [min(lead[b][t] for b in range(len(samples)) if t < len(samples[b])) for t in range(len(out.scores))]
+    leads = (top[..., 0] - top[..., 1]).tolist()
+    smallest = []
+    for t in range(len(out.scores)):
+        smallest.append(min(lead[t] for lead, sample in zip(leads, samples) if t < len(sample)))
+    return samples, smallest
 
 
 def _until(ids, ends):
@@ -356,20 +365,23 @@ def _until(ids, ends):
 
 
 class Twins:
-    """The reference's decoder and vision tower ("sdpa" or "eager" attention) on the very weights of ours: what `bench` races against."""
+    """The reference's decoder and vision tower ("sdpa" or "eager" attention) on the same weights, for `bench`."""
 
     @blaming_untested("bench --against hf")
     def __init__(self, decoder, head, tower, attention="sdpa"):
         library("bench --against hf")
         from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
-        c, weights = decoder.config, {f"model.{name}": p for name, p in decoder.state_dict().items()}
-        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
-                 "num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
-        config = LlamaConfig(**{name: getattr(c, name) for name in names}, attn_implementation=attention)
-        self.cache = lambda: DynamicCache(config=config)
-        self.decoder = self._filled(LlamaForCausalLM, config, weights | {"lm_head.weight": head.weight})
-        vision = {name.replace("layers.", "encoder.layers.", 1): p for name, p in tower.state_dict().items()}
-        self.tower = self._filled(CLIPVisionModel, CLIPVisionConfig(**vars(tower.config), attn_implementation=attention), vision)
+        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps")
+        numbers = {name: getattr(decoder.config, name) for name in names}
+        config = LlamaConfig(**numbers, attn_implementation=attention)
+        weights = {f"model.{name}": p for name, p in decoder.state_dict().items()}
+        weights["lm_head.weight"] = head.weight
+        self.cache = partial(DynamicCache, config=config)
+        self.decoder = self._filled(LlamaForCausalLM, config, weights)
+        config = CLIPVisionConfig(**vars(tower.config), attn_implementation=attention)
+        weights = {name.replace("layers.", "encoder.layers.", 1): p for name, p in tower.state_dict().items()}
+        self.tower = self._filled(CLIPVisionModel, config, weights)
 
     @staticmethod
     def _filled(kind, config, weights):

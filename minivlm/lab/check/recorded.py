@@ -6,7 +6,6 @@ pN.stage). tests/record_hf.py writes both and tells every name.
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Mapping
 
 from safetensors import SafetensorError
@@ -25,7 +24,7 @@ EOS_LIST_CASE = dict(prompt=Count, eos_token_id=tuple[ID, ...], generated=tuple[
 DIMENSIONS = dict(attention_mask=(2,), input_ids=(2,), pixel_values=(4, 5), vision_hidden_0=(3,), vision_hidden_m2=(3,),
                   projected=(3,), image_features_packed=(2,), inputs_embeds=(3,), attentions=(5,), layer_out=(4,),
                   final_hidden=(3,), logits=(3,))
-VISION = "pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed"       # image after image
+VISION = ("pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed")     # by image
 NO_ROUNDING = {"input_ids", "attention_mask", "pixel_values", "image_sizes"}       # stages that the model only takes in
 
 
@@ -46,19 +45,22 @@ class Expected:
             try:
                 yield from self._samples(n, prompt)
             except (KeyError, IndexError, RuntimeError) as error:
-                raise UserError(f"prompt {n} of the recording has tensors that do not belong together ({type(error).__name__}): "
-                                "record it again") from None
+                raise UserError(f"prompt {n} of the recording has tensors that do not belong together "
+                                f"({type(error).__name__}): record it again") from None
 
     def _samples(self, n, prompt):
         texts = prompt["text"] if isinstance(prompt["text"], list) else [prompt["text"]]
         tensors = {name[len(f"p{n}."):]: value for name, value in self.tensors.items() if name.startswith(f"p{n}.")}
         shares = _shares(tensors, prompt) if len(texts) > 1 else {}
         for b, text in enumerate(texts):
-            valid, one = tensors["attention_mask"][b].bool(), dict(prompt, text=text, generated=prompt["generated"][b])
-            if len(texts) > 1:
-                one["images"] = prompt["images"][b:b + 1]                      # a batch has one image a sample
+            valid = tensors["attention_mask"][b].bool()
             own = {name: _own(name, value, b, valid, shares.get(name)) for name, value in tensors.items()}
-            yield own | one, f"prompt {n}" + (f", sample {b}" if len(texts) > 1 else "")
+            own.update(prompt, text=text, generated=prompt["generated"][b])
+            if len(texts) == 1:
+                yield own, f"prompt {n}"
+            else:
+                own["images"] = prompt["images"][b:b + 1]                      # a batch has one image per sample
+                yield own, f"prompt {n}, sample {b}"
 
 
 def read_expected(path):
@@ -106,14 +108,16 @@ def _check_case(case, prompts):
 
 
 def _check_tensors(tensors, texts, answers):
-    """UserError unless each has the dimensions of its stage, and what is of samples is of as many as there are texts."""
+    """UserError unless each has the dimensions of its stage, and as many samples as there are texts."""
     for name, tensor in tensors.items():
         stage = name.partition(".")[2]
         if tensor.ndim not in DIMENSIONS.get(stage, (tensor.ndim,)) or not tensor.numel():
             raise UserError(f"{name} has shape {tuple(tensor.shape)}")
-        samples = tensor.shape[1] if stage in ("attentions", "layer_out") else tensor.shape[0] if tensor.ndim else texts
-        of_images = stage in (*VISION, "image_sizes")
-        if not of_images and samples != texts or answers != texts:
+        samples = texts
+        if tensor.ndim:
+            samples = tensor.shape[1 if stage in ("attentions", "layer_out") else 0]
+        is_by_image = stage in (*VISION, "image_sizes")
+        if answers != texts or (not is_by_image and samples != texts):
             raise UserError(f"{name} has {samples} samples of {texts} texts and {answers} answers")
 
 
@@ -129,20 +133,25 @@ def distance(value, exact):
 
 def find_picture(name, places):
     """The picture of a recording in the first of the folders that has it. Raises UserError."""
-    found = next((place / name for place in places if os.path.isfile(place / name)), None)
-    if found is None:
-        raise UserError(f"{name}, a picture of the recording, is not in {' or '.join(map(str, places))}: name its folder")
-    return found
+    for place in places:
+        if os.path.isfile(place / name):
+            return place / name
+    folders = " or ".join(map(str, places))
+    raise UserError(f"{name}, a picture of the recording, is not in {folders}: name its folder")
 
 
 def _shares(tensors, prompt):
     """Of a batch with an image a sample, what is laid one after the other: {name: how much of it is each sample's}."""
     if "pixel_values" not in tensors:
         return {}
-    pixels, ids = tensors["pixel_values"], tensors["input_ids"]
-    tiles = pixels.flatten(2).any(dim=2).sum(dim=1).tolist() if pixels.ndim == 5 else [1] * len(pixels)        # padding is 0
-    marks = next(ids == id for id in ids.unique() if (ids == id).sum() == prompt["n_image_tokens"])            # (B, S)
-    return dict(zip(VISION, ([1] * len(pixels), tiles, tiles, tiles, marks.sum(dim=1).tolist())))
+    pixels = tensors["pixel_values"]
+    ids = tensors["input_ids"]
+    images = [1] * len(pixels)
+    tiles = images
+    if pixels.ndim == 5:                                                           # padding is 0
+        tiles = pixels.flatten(2).any(dim=2).sum(dim=1).tolist()
+    is_mark = next(ids == id for id in ids.unique() if (ids == id).sum() == prompt["n_image_tokens"])      # (B, S)
+    return dict(zip(VISION, (images, tiles, tiles, tiles, is_mark.sum(dim=1).tolist())))
 
 
 def _own(name, value, b, valid, shares):

@@ -1,262 +1,46 @@
-"""Is the model the model? Each stage of the pipeline beside what the reference library computed with the same weights.
+"""Compare every stage of a model with what transformers computes.
 
-The stages are run one by one, in the pipeline's order, each on the output of the one before: the first line that fails
-names the module to look at. What was recorded in a batch is compared sample by sample.
+Each stage of the pipeline, from the prompt's ids to the greedy ids, is compared with a recording: expected.json and
+expected.safetensors in the model's folder (tests/record_hf.py writes them), and the pictures that it names. --live runs
+the installed transformers on one picture and question instead. A stage passes within five times what rounding does to
+it: the reference's distance from itself in float64 or, with a recording, our model's. The first line that fails names
+the module to look at. The exit status is then 1.
 
-Two correct programs differ by rounding, and how much is a matter of the weights: channels a thousand times as large
-as the others cost three digits. So the tolerance is relative to the stage's own error, the distance of the reference
-in its dtype from the reference in float64. A recording does not have it; our own model in float32 and in float64 then
-gives the same figure, if the model is small enough to be held twice. Without either, the tolerance is a fixed one.
+examples:
+  python run.py verify DIR
+  python run.py verify --model DIR --live photo.jpg "What is this?"
 """
-
-import copy
-from dataclasses import replace
-from itertools import zip_longest
-from math import isfinite
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from minivlm.families.tiles import Tiles
-from minivlm.generate import Conversation
-from minivlm.io.image import open_image
-from minivlm.io.text.template import Missing
-from minivlm.io.text.tokenizer import prompt
-from minivlm.lab.check.recorded import NO_ROUNDING, Expected, distance, find_picture, read_expected, scale
-from minivlm.parts.views import DecoderView
-from pruning.base import UserError
-
-# All of the largest value in a token's row (see `scale`), since rounding grows with it.
-FACTOR = 5                             # times the own error: of two correct programs, 1.5 times was seen
-LEAST = 2e-6                           # what is allowed at least, where the own error is known
-# What is allowed where it is not: some rows of a real decoder reach 20000 (its thirty layers, in float32, were then
-# seen 8e-6 apart). Half precision shows gross errors only, known or not.
-TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-PIXELS = 1e-5                          # the same arithmetic on the same bytes, in every dtype
-SMALL = 2 ** 28                        # bytes: a model is held a second time, in float64, only below this
+from minivlm.lab.check import hf
+from minivlm.lab.check.stages import facts, lines, verify
+from minivlm.lab.cli import shipped
+from minivlm.lab.cli.arguments import add_device, add_dtype, add_json, add_model_first, model_of
+from minivlm.lab.cli.output import printed
+from weights import load
 
 
-class Row(NamedTuple):
-    """One stage: where it differs most, against the tolerance there."""
-
-    stage: str
-    difference: float                  # of ids: how many differ
-    tolerance: float
-    where: str                         # prompt and sample
-    own_error: float | None = None     # what rounding alone does to the stage, if that is known
-    scale: float = 1.0                 # of the row: difference, tolerance and own error grow with it
-
-    @property
-    def passed(self):
-        """False for a difference that is not a number, too."""
-        return self.difference <= self.tolerance
+def add_arguments(parser):
+    """The model, and what it is compared with."""
+    add_model_first(parser)
+    parser.add_argument("--expected", metavar="JSON", help="the recording (default: expected.json in the folder)")
+    parser.add_argument("--images", metavar="DIR",
+                        help="the folder of its pictures (default: images/ in the model's folder or next to it)")
+    parser.add_argument("--live", nargs=2, metavar=("IMAGE", "QUESTION"),
+                        help="run transformers instead of reading a recording")
+    add_dtype(parser)
+    add_json(parser)
+    add_device(parser)
 
 
-def verify(model, folder, expected=None, images=None):
-    """[Row, ...], one a stage in the pipeline's order, each the worst of all prompts.
-
-    expected: an Expected, or the path of an expected.json (default: the folder's) with expected.safetensors beside it;
-    images: the folder of its pictures (default: images/ in the checkpoint's folder or beside it). Load the model in
-    float32: the outputs were recorded in it, whatever the file's dtype. Raises UserError where a file is missing.
-    """
-    if not isinstance(expected, Expected):
-        expected = read_expected(expected or Path(folder) / "expected.json")
-    places = [Path(images)] if images else [Path(folder) / "images", Path(folder).parent / "images", Path()]
-    worst = {}
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):     # else a GPU rounds pixels to 10 bits
-        for row in _rows(model, _twin(model), expected, places):
-            if row.stage not in worst or not _ratio(row) <= _ratio(worst[row.stage]):
-                worst[row.stage] = row
-    return list(worst.values())
-
-
-def lines(rows, whose):
-    """The rows as a table. whose: "reference" or "model", the one that was run in float64 as well."""
-    return [f"      {'stage':24}  difference   tolerance  {whose}'s own error", *map(_line, rows)]
-
-
-def _line(row):
-    own = "" if row.own_error is None else f"{row.own_error:.1e}"
-    verdict = "PASS" if row.passed else "FAIL"
-    return f"{verdict}  {row.stage:24}   {row.difference:9.2e}  of {row.tolerance:.0e}  {own:>11}  {row.where}"
-
-
-def facts(rows):
-    """The rows as plain data; a difference that JSON cannot write is None."""
-    known = [dict(row._asdict(), passed=row.passed) for row in rows]
-    return [{name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
-            for row in known]
-
-
-def _ratio(row):
-    return row.difference / row.tolerance if row.tolerance else row.difference
-
-
-def _twin(model):
-    """A small float32 model in float64; None of another."""
-    weights = list(model.parameters())
-    size = sum(weight.numel() * 8 for weight in weights)
-    if size > SMALL or model.lm_head.weight.dtype != torch.float32 or model.device.type == "mps":
-        return None
-    return copy.deepcopy(model).double()
-
-
-def _own_error(model, twin, sample, places):
-    """{stage: distance of float32 from float64}: the reference's if it was recorded, else ours, else nothing."""
-    if "own_error" in sample:
-        return sample["own_error"]
-    if twin is None:
-        return {}
-    exact = dict(_stages(twin, sample, places))
-    ours = _stages(model, sample, places)
-    return {name: distance(value, exact[name]) for name, value in ours if name not in NO_ROUNDING}
-
-
-def _rows(model, twin, expected, places):
-    for sample, where in expected.samples():
-        yield from _prompt(model, sample, places, where, _own_error(model, twin, sample, places))
-    if case := expected.eos_list_case:
-        talk, recorded, eos = _read(model, expected.prompts[case["prompt"]], places), case["generated"][0], case["eos_token_id"]
-        ended = recorded[-1] in eos                                        # then one more comes, if nothing stops it
-        yield _ids("eos_list_case", talk.generate(len(recorded) + ended, eos=eos), recorded, f"prompt {case['prompt']}")
-
-
-def _prompt(model, sample, places, where, own):
-    """The rows of one prompt with its recorded stages. own: {stage: its own error}."""
-    if "ids_unexpanded" in sample and model.tokenizer is not None:
-        yield _ids("ids", model.tokenizer.encode(sample["text"]), sample["ids_unexpanded"], where)
-    if "question" in sample and model.tokenizer is not None and not isinstance(model.config.template, Missing):
-        text = prompt([(sample["question"], None)], template=model.config.template)
-        yield _ids("prompt ids", model.tokenizer.encode(text), sample["ids_unexpanded"], where)
-    dtype = model.lm_head.weight.dtype
-    for name, ours in _stages(model, sample, places):
-        stage, _, layer = name.partition(" ")
-        if stage == "input_ids":
-            yield _ids(stage, ours, sample[stage].tolist(), where)
-        elif stage in sample:
-            recorded = sample[stage][int(layer):][:1].squeeze(0) if layer else sample[stage]           # empty: no such layer
-            if stage == "pixel_values" and recorded.ndim == 5:             # (images, most tiles, 3, S, S): the others are 0
-                recorded = recorded[recorded.flatten(2).any(dim=2)]
-            yield _compare(name, ours, recorded, dtype, own.get(name), where)
-    talk = _read(model, sample, places)
-    if "logits" in sample:
-        yield _compare("logits after prefill", talk.logits, sample["logits"][-1], dtype, own.get("logits"), where)
-    recorded = _sure(sample, _relative(dtype, own.get("logits")))
-    ended = recorded == sample["generated"] and len(recorded) < sample.get("n_generated", 0)
-    yield _ids("greedy ids", talk.generate(len(recorded) + ended), recorded, where)
-
-
-def _stages(model, sample, places):
-    """(name, value) of each stage of one prompt, computed by the model's own modules in turn."""
-    ids, images = _inputs(model, sample, places)
-    pixels = [image.pixels if isinstance(image, Tiles) else image for image in images]
-    if pixels:
-        yield "pixel_values", torch.cat(pixels)                                    # (tiles, 3, S, S)
-        yield from _vision(model, torch.cat(pixels).to(model.device))
-    tokens = model.embed(ids, images)
-    yield "input_ids", _expanded(model, ids, map(model.visual_tokens, images))
-    if pixels:
-        yield "image_features_packed", tokens.hidden[tokens.visual]                # (n, D)
-    yield "inputs_embeds", tokens.hidden                                           # (T, D)
-    decoder = model.language_model
-    hidden = tokens.hidden                                                         # (T, D)
-    rope, mask = decoder.shared(tokens)
-    for l, layer in enumerate(decoder.layers):
-        if "attentions" in sample:
-            view = DecoderView(layer, replace(tokens, hidden=hidden), rope, mask)
-            yield f"attentions {l}", view.attention()                              # (H, T, T)
-        hidden = layer(hidden[None], rope, mask=mask)[0]
-        yield f"layer_out {l}", hidden                                             # (T, D)
-    hidden = decoder.norm(hidden)
-    yield "final_hidden", hidden                                                   # (T, D)
-    yield "logits", model.lm_head(hidden)                                          # (T, V)
-
-
-def _vision(model, pixels):
-    chosen, count = model.config.vision_feature_layer, model.config.vision.num_hidden_layers + 1
-    chosen = [l % count for l in (chosen if isinstance(chosen, list) else [chosen])]
-    states = model.vision_tower(pixels, max(chosen))
-    yield "vision_hidden_0", states[0]                                             # (tiles, 1+P, C)
-    yield "vision_hidden_m2", torch.cat([states[l] for l in chosen], dim=-1)
-    yield "projected", torch.stack([model.multi_modal_projector(model.features(p[None])[0]) for p in pixels])
-
-
-def _inputs(model, sample, places):
-    """Ids with one mark an image (the recorded ones, so that a wrong tokenizer fails alone) and each image's pixels."""
-    images = [model.processor.pixels(open_image(find_picture(name, places))) for name in sample["images"]]
-    if "ids_unexpanded" in sample:
-        ids = sample["ids_unexpanded"]
-    elif model.tokenizer is not None:
-        ids = model.tokenizer.encode(sample["text"])
-    elif "input_ids" in sample:
-        ids = _unexpanded(model, sample["input_ids"].tolist(), map(model.visual_tokens, images))
-    else:
-        raise UserError(f"{model.folder} has no tokenizer and the recording no ids: copy tokenizer.json from the checkpoint")
-    if max(ids) >= max(model.config.text.vocab_size, model.config.image_token_index + 1):
-        raise UserError(f"the recording is of another model: it has id {max(ids)}, and this vocabulary ends before")
-    return ids, images
-
-
-def _read(model, sample, places):
-    """A conversation that has taken in the prompt."""
-    talk = Conversation(model)
-    talk.read(*_inputs(model, sample, places))
-    return talk
-
-
-def _expanded(model, ids, counts):
-    return [i for id in ids for i in [id] * (next(counts) if id == model.config.image_token_index else 1)]
-
-
-def _unexpanded(model, ids, counts):
-    """The ids with one mark for each picture's run of so many."""
-    marks, left = [], 0
-    for id in ids:
-        if left:
-            left -= 1
-        else:
-            marks.append(id)
-            left = next(counts) - 1 if id == model.config.image_token_index else 0
-    return marks
-
-
-def _sure(sample, tolerance):
-    """The recorded greedy ids, up to the first step whose winner leads by less than rounding could take away."""
-    slack = 2 * tolerance * max(1, sample.get("max_abs_logit", 1))
-    close = (t for t, lead in enumerate(sample.get("top2_margins", ())) if lead < slack)
-    return sample["generated"][:next(close, None)]
-
-
-def _ids(stage, ours, recorded, where):
-    """How many ids differ; an answer that cannot go on, for NaN, ends there."""
-    told = []
-    try:
-        for id in ours:
-            told.append(id)
-    except UserError as error:
-        where += f": {error}"
-    return Row(stage, sum(a != b for a, b in zip_longest(told, recorded)), 0, where)
-
-
-def _relative(dtype, own_error):
-    """The tolerance of a stage in the scale of its row."""
-    if own_error is None or not isfinite(own_error):
-        return TOLERANCE[dtype]
-    return max(FACTOR * own_error, LEAST if dtype == torch.float32 else TOLERANCE[dtype])
-
-
-def _compare(stage, ours, recorded, dtype, own_error, where):
-    """The row of the entry that comes closest to its tolerance, or lies furthest beyond it."""
-    recorded = recorded.to(ours.device).float()
-    if ours.shape != recorded.shape:
-        return Row(stage, float("inf"), 0, f"{where}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
-    gap = (ours.float() - recorded).abs().amax(dim=-1)
-    size = scale(recorded)
-    relative = _relative(dtype, own_error)
-    if stage == "pixel_values":
-        size = torch.ones_like(size)
-        relative = PIXELS
-    worst = (gap / size).argmax()
-    difference, unit = gap.flatten()[worst].item(), size.flatten()[worst].item()
-    return Row(stage, difference, relative * unit, where, None if own_error is None else own_error * unit, unit)
+def main(args):
+    """Print a line per stage; 1 if one fails."""
+    folder = shipped.model_or(model_of(args))
+    dtype = getattr(torch, args.dtype)
+    expected = args.expected
+    if args.live:
+        expected = hf.live(folder, *args.live, dtype=dtype, device=args.device)
+    rows = verify(load(folder, dtype, args.device), folder, expected, args.images)
+    printed(facts(rows), lines(rows, "reference" if args.live else "model"), args.json)
+    return 0 if all(row.passed for row in rows) else 1

@@ -1,1 +1,1 @@
-"""What several commands share: options of methods, the model that is asked for, processes."""
+"""What commands share: options, the model and its method, processes, results, the end. And the command `methods`."""

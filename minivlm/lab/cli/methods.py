@@ -1,20 +1,40 @@
-"""The registry as a table, and one method in full: where it acts, what it needs, its laws, paper and options.
+"""List the methods, or describe one with its options.
 
-A reading of a paper (pruning/readings.py) is shown with the method that it reads, and with that method's paper.
+Each has its site, what it needs, the laws that it keeps, and its paper. A reading of a paper (pruning/readings.py) is
+shown with the method that it reads, and with that method's paper.
+
+examples:
+  python run.py methods
+  python run.py methods fastv
 """
 
-import inspect
-import io
-import itertools
 import re
 import sys
-import textwrap
-import tokenize
-from dataclasses import fields
 
+from minivlm.lab.cli.arguments import add_json
+from minivlm.lab.cli.output import printed
 from pruning import EVERY, METHODS, READINGS
 from pruning.base import UserError
+from pruning.fields import option_texts
 from pruning.laws import LAWS, PER, PRECONDITIONS
+
+
+def add_arguments(parser):
+    """Which methods."""
+    parser.add_argument("name", nargs="?", metavar="METHOD", help="describe this method, or reading, with its options")
+    parser.add_argument("--readings", action="store_true",
+                        help="list other readings of the papers, each a method with a name of its own")
+    add_json(parser)
+
+
+def main(args):
+    """Print one method, or the table of all."""
+    if args.name:
+        rows = [facts(args.name)]
+        printed(rows, described(rows[0]), args.json)
+    else:
+        rows = [facts(name) for name in (READINGS if args.readings else METHODS)]
+        printed(rows, table(rows), args.json)
 
 
 def facts(name):
@@ -26,22 +46,15 @@ def facts(name):
     default = method()
     reads = _reads(method) if name in READINGS else None
     paper = METHODS[reads] if reads else method
-    options = []
-    for field in fields(method):
-        about = _about(method, field.name)
-        options.append(dict(name=field.name, default=getattr(default, field.name), about=about))
-    return dict(
-        name=name,
-        reads=reads,
-        file=method.__module__.replace(".", "/") + ".py",
-        what=" ".join(method.__doc__.split()),
-        source=_source(sys.modules[paper.__module__].__doc__ or paper.__doc__),
-        site=default.site,
-        per=default.per,
-        asks=sorted(default.preconditions),
-        laws=sorted(default.laws),
-        options=options,
-    )
+    file = method.__module__.replace(".", "/") + ".py"
+    what = " ".join(method.__doc__.split())
+    source = _source(sys.modules[paper.__module__].__doc__ or paper.__doc__)
+    needs = sorted(default.preconditions)
+    laws = sorted(default.laws)
+    options = [dict(name=option, default=getattr(default, option), about=about)
+               for option, about in option_texts(method).items()]
+    return dict(name=name, reads=reads, file=file, what=what, source=source, site=default.site, per=default.per,
+                asks=needs, laws=laws, options=options)
 
 
 def _reads(reading):
@@ -57,30 +70,6 @@ def _source(doc):
     return (cited.group() if cited else first).rstrip(".") + "."
 
 
-def _about(method, option):
-    """The comment beside the field in the class that declares it, "" where it has none."""
-    owner = next(kind for kind in method.__mro__ if option in inspect.get_annotations(kind))
-    try:
-        source = textwrap.dedent(inspect.getsource(owner))
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (OSError, TypeError, SyntaxError, tokenize.TokenError):     # a class that no file holds as it is
-        return ""
-    return next((_comment(tokens, i) for i in range(len(tokens)) if _declares(tokens, i, option)), "")
-
-
-def _declares(tokens, i, option):
-    """Whether the statement that begins at token i is the field's: its name and a colon, first on a line of the class."""
-    before = tokens[i - 1].type if i else None
-    begins = before in (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT)
-    return begins and tokens[i].string == option and tokens[i + 1].string == ":"
-
-
-def _comment(tokens, i):
-    """The first comment of the statement that begins at token i."""
-    statement = itertools.takewhile(lambda token: token.type != tokenize.NEWLINE, tokens[i:])
-    return next((token.string.lstrip("# ") for token in statement if token.type == tokenize.COMMENT), "")
-
-
 def table(rows):
     """Lines, three per method: site, what it needs, its laws; its source, or what it reads; its options."""
     cells = [("method", "site", "needs", "laws")]
@@ -88,14 +77,21 @@ def table(rows):
         needs = " ".join(row["asks"]) or "-"
         laws = " ".join(row["laws"]) or "-"
         cells.append((row["name"], row["site"], needs, laws))
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    head, *lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in cells]
+    head, *lines = _aligned(cells)
     yield head
     for row, line in zip(rows, lines):
-        settings = " ".join(_setting(option) for option in row["options"])
+        settings = " ".join(map(_setting, row["options"]))
         yield line
         yield f"    {_reading(row) or row['source']}"
         yield f"    {settings or 'no options'}"
+
+
+def _aligned(rows):
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths)]
+        yield "  ".join(padded).rstrip()
 
 
 def _reading(row):
@@ -113,10 +109,12 @@ def described(row):
     yield f"{row['name']} ({row['file']}): {_reading(row) or row['what']}"
     yield row["source"]
     yield f"acts at the {row['site']} site"
-    if any(option["name"] == "keep" for option in row["options"]):
+    options = row["options"]
+    if any(option["name"] == "keep" for option in options):
         yield f"keep counts {PER[row['per']]}"
-    yield from (f"needs {PRECONDITIONS[word]}" for word in row["asks"])
-    yield from (f"law {word}: {LAWS[word].sentence}" for word in row["laws"])
-    wide = max((len(_setting(option)) for option in row["options"]), default=0)
-    for option in row["options"]:
-        yield f"  {_setting(option):{wide}}  {option['about']}".rstrip()
+    for word in row["asks"]:
+        yield f"needs {PRECONDITIONS[word]}"
+    for word in row["laws"]:
+        yield f"law {word}: {LAWS[word].sentence}"
+    for line in _aligned([(_setting(option), option["about"]) for option in options]):
+        yield f"  {line}"

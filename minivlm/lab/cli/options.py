@@ -1,6 +1,6 @@
 """From words on a command line to a method: its options are the fields of its dataclass, read by their annotations."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,31 +11,43 @@ from pruning import EVERY, METHODS, READINGS
 from pruning.atp import ATP
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
-from pruning.fields import annotations, parse, shown
+from pruning.fields import annotations, fault, parse, plain, shown
 from pruning.laws import PRECONDITIONS
 
 
 def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({})):
     """The pruner called `name` with keep ("0.25", "128") and settings ("layer=3", ..); None without a name.
 
-    "a+b" is two methods of different sites, with keep "256+64" and settings "a.layer=3"; "FILE.json" a method that
-    `fit` has saved; `schedule` "4:136,14:68" lets a method act before several layers; `own` are the model's settings in place
-    of a method's defaults (own_settings). Raises UserError that lists what is known for an unknown method, an unknown option or
-    a value of the wrong kind.
+    "a+b" is two methods of different sites, with keep "256+64" and settings "a.layer=3". "FILE.json" is a method that
+    `fit` has saved. `schedule` "4:136,14:68" lets a method act before several layers. `own` are the model's settings in
+    place of a method's defaults (own_settings). For an unknown method, an unknown option or a value of the wrong kind a
+    UserError lists what is known.
     """
     if name is None:
         if keep is not None or settings or schedule:
-            raise UserError(f"--keep, --set and --schedule are for a method: name one with --method ({', '.join(METHODS)})")
+            raise UserError("--keep, --set and --schedule are for a method: name one with --method "
+                            f"({', '.join(METHODS)})")
         return None
     if "+" in name:
-        names, keeps = name.split("+"), keep.split("+") if keep is not None else [None] * (name.count("+") + 1)
-        if len(keeps) != len(names):
-            raise UserError(f"--keep {keep}: give one number for each of {name}, like 256+64")
-        given = share(settings, names)
-        return Both(tuple(build(part, k, given[part], schedule if part == names[-1] else None, own) for part, k in zip(names, keeps)))
+        return _both(name, keep, settings, schedule, own)
     settings = [*own.get(name, own.get(read_from(name), ())), *settings]
-    pruner = _fitted(name, keep, settings) if name.endswith(".json") else _single(name, f"--method {name}", keep, settings)
+    if name.endswith(".json"):
+        pruner = _fitted(name, keep, settings)
+    else:
+        pruner = _single(name, keep, settings)
     return pruner if schedule is None else Schedule(pruner, *_stages(schedule))
+
+
+def _both(name, keep, settings, schedule, own):
+    """The two methods of "a+b"; a schedule is the last one's."""
+    names = name.split("+")
+    keeps = [None] * len(names) if keep is None else keep.split("+")
+    if len(keeps) != len(names):
+        raise UserError(f"--keep {keep}: give one number for each of {name}, like 256+64")
+    each = share(settings, names)
+    schedules = [None] * (len(names) - 1) + [schedule]
+    methods = [build(part, k, each[part], stages, own) for part, k, stages in zip(names, keeps, schedules)]
+    return Both(tuple(methods))
 
 
 def read_from(name):
@@ -47,14 +59,14 @@ def read_from(name):
 
 
 def own_settings(folder):
-    """{method: ["option=value", ..]} of the folder's methods.json: what its model asks for in place of the defaults."""
+    """{method: ["option=value", ..]} of the folder's methods.json: what its model needs in place of the defaults."""
     path = Path(folder) / "methods.json"
     if not path.exists():
         return {}
     settings = read_json(path, "settings of methods", SMALL)
-    for name, words in settings.items() if isinstance(settings, dict) else [("", settings)]:
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise UserError(f'{path}: write {{"METHOD": ["OPTION=VALUE", ..]}}; got {shown(settings)}')
+    if fault(dict, settings) or any(fault(tuple[str, ...], plain(words)) for words in settings.values()):
+        raise UserError(f'{path}: write {{"METHOD": ["OPTION=VALUE", ..]}}; got {shown(settings)}')
+    for name, words in settings.items():
         try:
             build(name, settings=words)
         except UserError as error:
@@ -63,17 +75,18 @@ def own_settings(folder):
 
 
 def build_all(names, keep, average, settings, n, layers, parts=MappingProxyType({}), own=MappingProxyType({})):
-    """{name: pruner} of "all" or "a,b,..", each with this keep or average; with "all" a UserError in place of one that cannot.
+    """{name: pruner} of "all" or "a,b,..", each with this keep or average.
 
-    Among several, methods without a keep have their own schedule. Settings are "method.option=value".
+    With "all", the UserError that forbids a method takes its place. Among several, methods without a keep have their
+    own schedule. Settings are "method.option=value".
     """
     several = chosen(names)
-    given = share(settings, several)
-    pruners = {}
-    for name in several:
+    each = share(settings, several)
+
+    def built_one(name):
         own_keep = keep if len(several) == 1 or takes_keep(name) else None
-        pruners[name] = built(names, lambda: averaged(build(name, own_keep, given[name], own=own), average, n, layers, parts))
-    return pruners
+        return averaged(build(name, own_keep, each[name], own=own), average, n, layers, parts)
+    return {name: built(names, lambda: built_one(name)) for name in several}
 
 
 def chosen(names):
@@ -82,7 +95,10 @@ def chosen(names):
 
 
 def listed(option, text):
-    """listed("--keep", "0.5,0.25") -> ["0.5", "0.25"]. UserError for one that is given twice, as both would have one name."""
+    """listed("--keep", "0.5,0.25") -> ["0.5", "0.25"].
+
+    UserError for a word that is given twice, as both would have the same name.
+    """
     words = text.split(",")
     twice = [word for word in dict.fromkeys(words) if words.count(word) > 1]
     if twice:
@@ -101,15 +117,20 @@ def built(names, build):
 
 
 def takes_keep(name):
-    """Whether --keep is for the method of that name: not for one that has its own schedule, or was fitted. A+B takes 256+64."""
-    return not name.endswith(".json") and (name not in EVERY or "keep" in {f.name for f in fields(EVERY[name])})
+    """Whether --keep is for the method of that name: not for one that has its own schedule, or was fitted.
+
+    A+B takes 256+64, and a name that is not known is refused by `build`.
+    """
+    if name.endswith(".json"):
+        return False
+    return name not in EVERY or "keep" in annotations(EVERY[name])
 
 
 def averaged(pruner, average, n, layers, parts=MappingProxyType({})):
-    """The pruner for a prompt of n visual tokens: its schedule has this average, or its `keep`, if a number, is the prompt's.
+    """The pruner for a prompt of n visual tokens: its schedule has this average, or its `keep` is the prompt's number.
 
-    parts: what a method may count in place of the n tokens together, {"tile": (how many, tokens of each), "image": ..}: it is
-    given its part of the budget. UserError if the tokens cannot meet it.
+    parts: what a method may count in place of the n tokens together, {"tile": (how many, tokens of each), "image": ..}.
+    It gets its part of the budget. UserError if the tokens cannot meet it.
     """
     if average is not None and pruner is None:
         raise UserError("--average is for a method: name one with --method")
@@ -126,7 +147,10 @@ def averaged(pruner, average, n, layers, parts=MappingProxyType({})):
 
 
 def entering(pruner, n, layers, parts=MappingProxyType({})):
-    """Visual tokens that enter each decoder layer, n at first; None where the prompt decides. UserError if n cannot meet the budget."""
+    """Visual tokens that enter each decoder layer, n at first; None if the prompt decides.
+
+    UserError if n cannot meet the budget.
+    """
     for site in ("vision", "embed"):
         method = pruner and pruner.at(site)
         if method and n is not None:
@@ -141,44 +165,57 @@ def _check_parts(pruner, parts):
     """UserError for methods one after the other, where the first counts parts of what the next one counts."""
     for method in pruner.methods if isinstance(pruner, Both) else ():
         if parts.get(method.per, (1, 0))[0] > 1:
-            raise UserError(f"{type(method).__name__} counts the tokens of each {method.per}: give --keep for both, not --average")
+            raise UserError(f"{type(method).__name__} counts the tokens of each {method.per}: give --keep for both, "
+                            "not --average")
 
 
 def check(pruner, model):
-    """The pruner, with the trained module that it needs; UserError, before anything runs, that says what the model has not."""
+    """The pruner, with the trained module that it needs.
+
+    UserError, before anything runs, if the model does not have what the method needs.
+    """
+    if pruner is None:
+        return None
     if isinstance(pruner, Both):
         return replace(pruner, methods=tuple(check(method, model) for method in pruner.methods))
-    pruner = modules.found(pruner, model) if isinstance(pruner, ATP) else pruner
-    layers, name, asks = len(model.language_model.layers), type(pruner).__name__, pruner.preconditions if pruner else ()
-    plan(pruner and pruner.at("decoder"), layers)
-    if "calibration" in asks and pruner.fitted != layers:
-        raise UserError(f"{name} needs {PRECONDITIONS['calibration']}: this one is for {pruner.fitted} layers and the model has "
-                        f"{layers}; make another with `python run.py fit`")
-    for lacking in sorted(model.lacks.keys() & asks):
-        raise UserError(f"{name} needs {PRECONDITIONS[lacking]}, {model.lacks[lacking]}: use a method of the embed or decoder site "
-                        "(python run.py methods)")
+    if isinstance(pruner, ATP):
+        pruner = modules.with_module(pruner, model)
+    layers = len(model.language_model.layers)
+    name = type(pruner).__name__
+    plan(pruner.at("decoder"), layers)
+    if "calibration" in pruner.preconditions and pruner.fitted != layers:
+        raise UserError(f"{name} needs {PRECONDITIONS['calibration']}: this one is for {pruner.fitted} layers and the "
+                        f"model has {layers}; make another with `python run.py fit`")
+    for lacking in sorted(model.lacks.keys() & pruner.preconditions):
+        raise UserError(f"{name} needs {PRECONDITIONS[lacking]}, {model.lacks[lacking]}: use a method of the embed or "
+                        "decoder site (python run.py methods)")
     return pruner
 
 
 def share(settings, names):
     """{name: its settings} from "name.option=value"; UserError for a setting of no method named."""
-    lost = [s for s in settings if s.partition(".")[0] not in names]
-    if lost:
-        raise UserError(f"--set {lost[0]!r}: write METHOD.OPTION=VALUE, with a METHOD of {', '.join(names)}")
-    return {name: [s.partition(".")[2] for s in settings if s.partition(".")[0] == name] for name in names}
+    own = {name: [] for name in names}
+    for setting in settings:
+        name, _, words = setting.partition(".")
+        if name not in own:
+            raise UserError(f"--set {setting!r}: write METHOD.OPTION=VALUE, with a METHOD of {', '.join(names)}")
+        own[name].append(words)
+    return own
 
 
-def _single(name, place, keep, settings):
+def _single(name, keep, settings):
+    """The method of that name with these options."""
     if name not in EVERY:
-        raise UserError(f"{place}: {name!r} is not known: use one of {', '.join(METHODS)}, or a reading (run.py methods --readings)")
+        raise UserError(f"--method {name}: {name!r} is not known: use one of {', '.join(METHODS)}, "
+                        "or a reading (run.py methods --readings)")
     known = annotations(EVERY[name])
-    pairs = ([("keep", keep)] if keep is not None else []) + [_pair(setting) for setting in settings]
-    for option, _ in pairs:
+    texts = {} if keep is None else dict(keep=keep)
+    texts |= dict(map(_pair, settings))
+    for option in texts:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}: its options are {', '.join(known)}")
-    options = dict(pairs)
-    folder = options.pop("module", "none")             # the one option that is no value: where the value lies
-    options = {option: parse(known[option], text) for option, text in options.items()}
+    folder = texts.pop("module", "none")               # the only option that is no value: where the value lies
+    options = {option: parse(known[option], text) for option, text in texts.items()}
     if folder.lower() == "none":
         return EVERY[name](**options)
     return modules.read(folder, EVERY[name], **options)
@@ -199,12 +236,15 @@ def _stages(schedule):
     """"4:136,14:68" -> (4, 14), (136, 68)"""
     try:
         stages = [stage.split(":") for stage in schedule.split(",")]
-        return tuple(int(layer) for layer, _ in stages), tuple(float(k) if "." in k else int(k) for _, k in stages)
+        layers = [int(layer) for layer, _ in stages]
+        keeps = [float(k) if "." in k else int(k) for _, k in stages]
+        return tuple(layers), tuple(keeps)
     except ValueError:
         raise UserError(f"--schedule {schedule}: write LAYER:KEEP,LAYER:KEEP,.. like 4:136,14:68,24:34") from None
 
 
 def _pair(setting):
+    """"layer=3" -> ("layer", "3")"""
     name, equals, text = setting.partition("=")
     if not equals:
         raise UserError(f"--set {setting!r}: write OPTION=VALUE")

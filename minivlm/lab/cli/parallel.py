@@ -1,4 +1,4 @@
-"""One job on several processes, as torchrun starts them: which one this is, on which device, and what all of them have found."""
+"""One job on several processes, as torchrun starts them: which one this is, its device, and the rows of all."""
 
 import os
 import socket
@@ -6,18 +6,19 @@ import sys
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from threading import Thread
 
 import torch
 import torch.distributed as dist
 
 SMALL = 10 ** 8                                    # parameters
-PATIENCE = timedelta(days=30)                      # with a process that has more to do: one that has ended is noticed at once
+PATIENCE = timedelta(days=30)                      # with a process that has more to do; one that has ended is noticed
 
 
 @contextmanager
 def processes(device):
-    """(rank, number of processes, this one's device), as torchrun says; alone without it."""
+    """(rank, number of processes, this one's device), as torchrun says; (0, 1, device) without it."""
     if "LOCAL_RANK" not in os.environ:
         yield 0, 1, device
         return
@@ -48,8 +49,9 @@ def gathered(rows):
 
 
 def worthwhile(model):
-    """How many processes to start on this machine: for a small model on the CPU one a core, at most 8; else 1."""
-    return min(8, os.cpu_count() or 1) if small(model) and model.device.type == "cpu" and "LOCAL_RANK" not in os.environ else 1
+    """How many processes to start on this machine: one per core for a small model on the CPU, at most 8; else 1."""
+    is_worth_it = small(model) and model.device.type == "cpu" and "LOCAL_RANK" not in os.environ
+    return min(8, os.cpu_count() or 1) if is_worth_it else 1
 
 
 def small(model):
@@ -57,26 +59,43 @@ def small(model):
     return sum(p.numel() for p in model.parameters()) < SMALL
 
 
-def spread(function, argument, count):
-    """The worst exit status of function(argument) in `count` processes of this machine, started as torchrun would, which share its threads."""
+def spread(command, count):
+    """The worst exit status of command() in `count` processes of this machine, which share its threads.
+
+    They are started as torchrun would start them. As soon as one fails the others are ended.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    told, threads = dict(WORLD_SIZE=str(count), MASTER_ADDR="localhost", MASTER_PORT=str(port)), max(1, torch.get_num_threads() // count)
-    ranks = [get_context("spawn").Process(target=_rank, args=(function, argument, threads, told | dict(RANK=str(n), LOCAL_RANK=str(n))),
-                                          daemon=True) for n in range(count)]
-    for rank in ranks:
+    threads = max(1, torch.get_num_threads() // count)
+    ranks = []
+    for n in range(count):
+        variables = dict(WORLD_SIZE=count, MASTER_ADDR="localhost", MASTER_PORT=port, RANK=n, LOCAL_RANK=n)
+        rank = get_context("spawn").Process(target=_rank, args=(command, threads, variables), daemon=True)
         rank.start()
-    for rank in ranks:
-        rank.join()
-    return max(abs(rank.exitcode) for rank in ranks)
+        ranks.append(rank)
+    return _status(ranks)
 
 
-def _rank(function, argument, threads, told):
+def _status(ranks):
+    """The first exit status that is not 0, after the others have been ended; 0 if there is none."""
+    running = list(ranks)
+    while running:
+        wait([rank.sentinel for rank in running])
+        failed = [rank for rank in running if rank.exitcode]
+        if failed:
+            for rank in running:
+                rank.terminate()
+            return abs(failed[0].exitcode)
+        running = [rank for rank in running if rank.exitcode is None]
+    return 0
+
+
+def _rank(command, threads, variables):
     Thread(target=_follow, daemon=True).start()
-    os.environ.update(told)
+    os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(threads)
-    sys.exit(function(argument))
+    sys.exit(command())
 
 
 def _follow():

@@ -1,1 +1,1 @@
-"""One prompt under one method or many: answers, costs and pictures of what was kept."""
+"""One prompt under one method or many: answers, costs, pictures of what was kept. Commands `ask`, `chat`, `compare`."""

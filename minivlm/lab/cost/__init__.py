@@ -1,1 +1,1 @@
-"""What a shape costs, counted without weights: FLOPs, cache, weights."""
+"""What a shape costs, counted without weights: FLOPs, cache, weights. The command `cost`."""

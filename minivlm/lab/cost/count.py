@@ -1,4 +1,4 @@
-"""FLOPs counted, not computed by a formula: torch's counter over the model itself, on the meta device, where nothing has values.
+"""FLOPs counted, not computed by a formula: torch's counter over the model on the meta device, without values.
 
 The counter adds up every matrix product and convolution that runs, two operations for each multiplication with its
 addition; attention counts whole, as if the causal half were not skipped. What a method computes for itself, views
@@ -17,6 +17,10 @@ from minivlm.lab.cost import shapes
 from minivlm.trace import Trace
 from pruning.base import Pruner, Reduction, UserError
 import weights
+
+
+class PromptDecides(UserError):
+    """How many tokens a method leaves is not known before the prompt is."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def on_meta(shape, dtype=torch.float16):
 
 
 def able(shape, pruners, counted=True):
-    """Of {label: pruner, or the UserError that forbids it} those that run on the shape, and {label: why not} of the others.
+    """Of {label: pruner, or the UserError that forbids it} those that run, and {label: why not} of the others.
 
     counted: only those whose tokens can be counted before they run.
     """
@@ -101,10 +105,10 @@ def able(shape, pruners, counted=True):
 
 @torch.no_grad()
 def count(shape, pruner=None, text=64, dtype=torch.float16, last=True):
-    """The Count of one prompt of so many text tokens.
+    """The Count of one prompt with `text` text tokens.
 
-    last=False: the last layer computes every token, where the model computes the last token alone, which is all that is read.
-    Raises UserError where only the prompt decides how many tokens are left.
+    last=False: the last layer computes every token. The model computes only the last token there: no other is read.
+    Raises PromptDecides if only the prompt decides how many tokens are left.
     """
     model = on_meta(shape, dtype)
     pruner = check(pruner, model)
@@ -113,48 +117,59 @@ def count(shape, pruner=None, text=64, dtype=torch.float16, last=True):
 
 
 def _entering(shape, pruner):
-    """Image tokens that enter each layer. UserError where only the prompt decides."""
+    """Image tokens that enter each layer. PromptDecides if they are not known."""
     entering = shapes.entering(pruner, shape)
     if entering is None:
-        raise UserError(f"{type(pruner).__name__}: the prompt decides how many tokens are left, so they cannot be counted beforehand")
+        raise PromptDecides(f"{type(pruner).__name__}: the prompt decides how many tokens are left, "
+                            "so they cannot be counted beforehand")
     return entering
 
 
 @torch.no_grad()
 def least(shape, pruner, text=64, dtype=torch.float16):
     """FLOPs of the prefill if the method kept no image token from its first reduction on."""
-    decoder, early = pruner.at("decoder"), pruner.at("vision") or pruner.at("embed")
-    cut = 0 if early else min(decoder.reduce_at(shape.layers), default=shape.layers)
+    cut = 0
+    if not pruner.at("vision") and not pruner.at("embed"):
+        cut = min(pruner.at("decoder").reduce_at(shape.layers), default=shape.layers)
     entering = [shape.n] * cut + [0] * (shape.layers - cut)
     return sum(_prefill(on_meta(shape, dtype), shape, pruner, text, entering)[:2])
 
 
 def _prefill(model, shape, pruner, text, entering, last=True):
     """FLOPs of the decoder and of the head, all tokens and image tokens entering each layer, bytes of the cache."""
-    hidden = torch.empty(text + shape.n, shape.config.text.hidden_size, dtype=model.lm_head.weight.dtype, device="meta")
-    tokens, cache, trace = shapes.prompt(shape, text, hidden), Cache.empty(shape.layers), Trace()
+    width = shape.config.text.hidden_size
+    hidden = torch.empty(text + shape.n, width, dtype=model.lm_head.weight.dtype, device="meta")       # (T, D)
+    tokens = shapes.prompt(shape, text, hidden)
     tokens = tokens.reduced(Reduction(torch.arange(entering[0])), "renumber")      # what an earlier site has dropped
-    acts = pruner and pruner.at("decoder")
-    acts = acts and ByNumber(acts, tuple(entering))
-    decoder, hidden = _counted(lambda: model.language_model.prefill(tokens, cache, acts, trace, last))
-    head = _counted(lambda: model.lm_head(hidden[-1]))[0]
+    method = pruner and pruner.at("decoder")
+    if method:
+        method = ByNumber(method, tuple(entering))
+    cache = Cache.empty(shape.layers)
+    trace = Trace()
+    decoder, hidden = _counted(lambda: model.language_model.prefill(tokens, cache, method, trace, last))
+    head, _ = _counted(lambda: model.lm_head(hidden[-1]))
     return decoder, head, tuple(trace.tokens), tuple(trace.visual), cache.bytes
 
 
 def _encode(model, shape, pruner):
     """FLOPs of the tower, and of the projector on what a method at the vision site leaves."""
-    c, layers = shape.config, shape.config.vision_feature_layer
-    wanted = [l % (c.vision.num_hidden_layers + 1) for l in ([layers] if isinstance(layers, int) else layers)]
-    pixels = torch.empty(shape.tiles, c.vision.num_channels, c.vision.image_size, c.vision.image_size, device="meta")
-    looks = pruner and pruner.at("vision")
-    tower, states = _counted(lambda: model.vision_tower(pixels, max(wanted)))
-    rows = shapes.entering(looks, shape)[0]
-    features = torch.empty(rows, model.multi_modal_projector.linear_1.in_features, dtype=states[0].dtype, device="meta")
-    return tower, _counted(lambda: model.multi_modal_projector(features))[0]
+    vision = shape.config.vision
+    layers = shape.config.vision_feature_layer
+    if isinstance(layers, int):
+        layers = [layers]
+    depth = max(layer % (vision.num_hidden_layers + 1) for layer in layers)
+    pixels = torch.empty(shape.tiles, vision.num_channels, vision.image_size, vision.image_size, device="meta")
+    tower, states = _counted(lambda: model.vision_tower(pixels, depth))
+    n = shapes.entering(pruner and pruner.at("vision"), shape)[0]
+    width = model.multi_modal_projector.linear_1.in_features
+    features = torch.empty(n, width, dtype=states[0].dtype, device="meta")         # (n, C)
+    projector, _ = _counted(lambda: model.multi_modal_projector(features))
+    return tower, projector
 
 
 def _counted(run):
-    """FLOPs, and what was run gives. TRAP: in inference mode the counter of torch 2.4 sees nothing, so the callers leave it at no_grad."""
+    """FLOPs, and what run() returns."""
+    # TRAP: in inference mode the counter of torch 2.4 sees nothing, so the callers use no_grad
     with FlopCounterMode(display=False) as counter:
         result = run()
     return counter.get_total_flops(), result
@@ -163,6 +178,12 @@ def _counted(run):
 def weight_bytes(shape, dtype=torch.float16):
     """{part: bytes}: vision tower, projector, embedding, decoder, head."""
     model = on_meta(shape, dtype)
-    parts = dict(tower=model.vision_tower, projector=model.multi_modal_projector, embedding=model.language_model.embed_tokens,
-                 decoder=model.language_model.layers, head=model.lm_head)
-    return {name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()}
+    decoder = model.language_model
+    parts = dict(tower=model.vision_tower, projector=model.multi_modal_projector, embedding=decoder.embed_tokens,
+                 decoder=decoder.layers, head=model.lm_head)
+    return {name: bytes_of(part) for name, part in parts.items()}
+
+
+def bytes_of(module):
+    """Bytes of all its parameters."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())

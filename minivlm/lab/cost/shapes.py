@@ -1,4 +1,4 @@
-"""Models by their shape alone, for counting and for timing: those of the papers, or a checkpoint's; and prompts for them."""
+"""Models by their shape only, for counting and timing: those of the papers, or a checkpoint's; and prompts for them."""
 
 import os
 from dataclasses import dataclass, replace
@@ -48,7 +48,8 @@ def _llava(**text):
     return LlavaConfig(text=TextConfig(max_position_embeddings=4096, rms_norm_eps=1e-5, **text))
 
 
-SEVEN, THIRTEEN = _llava(), _llava(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
+SEVEN = _llava()
+THIRTEEN = _llava(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
 SMALL = replace(_llava(hidden_size=1024, intermediate_size=2752, num_hidden_layers=12, num_attention_heads=16),
                 vision=VisionConfig(num_hidden_layers=4))
 SHAPES = {
@@ -60,36 +61,42 @@ SHAPES = {
 
 
 def shape_of(shape=None, model=None, layers=None):
-    """The Shape called `shape`, or that of the checkpoint `model`, with only so many decoder layers. UserError if there is none."""
+    """The Shape called `shape`, or that of the checkpoint `model`, with only its first `layers` decoder layers.
+
+    UserError if there is none.
+    """
     if shape and model:
         raise UserError("give --shape or --model, not both")
-    found = _checkpoint(model) if model else SHAPES[shape or "llava-1.5-7b"]
+    whole = _checkpoint(model) if model else SHAPES[shape or "llava-1.5-7b"]
     if layers is None:
-        return found
-    if not 1 <= layers <= found.layers:
-        raise UserError(f"--layers {layers}: {found.name} has 1 to {found.layers}")
-    text = replace(found.config.text, num_hidden_layers=layers)
-    return replace(found, name=f"{layers} layers of {found.name}", config=replace(found.config, text=text))
+        return whole
+    if layers not in range(1, whole.layers + 1):
+        raise UserError(f"--layers {layers}: {whole.name} has 1 to {whole.layers}")
+    text = replace(whole.config.text, num_hidden_layers=layers)
+    return replace(whole, name=f"{layers} layers of {whole.name}", config=replace(whole.config, text=text))
 
 
 def _checkpoint(model):
     folder = folder_of(model)
     config = read_config(folder)
-    tiles = 5 if getattr(config, "image_aspect_ratio", "") == "anyres" else 1      # a square picture's; no newline tokens
-    return Shape(model, config, tiles, folder)
+    is_anyres = getattr(config, "image_aspect_ratio", "") == "anyres"
+    return Shape(model, config, 5 if is_anyres else 1, folder)         # a square picture's tiles; no newline tokens
 
 
 def prompt(shape, text, hidden):
     """Tokens of a prompt whose embeddings are `hidden` (T, D): half of the `text` tokens, the image, the other half."""
-    index, side = torch.arange(shape.n), shape.n // shape.tiles
-    before, place, device = text // 2, index % side, hidden.device
+    per_tile = shape.n // shape.tiles
+    index = torch.arange(shape.n)                              # (n,)
+    place = index % per_tile
     if shape.config.vision_feature_select_strategy == "full":
         place = place - 1                                      # the class token: on no grid
-    grid = torch.stack([index // side, place.div(shape.grid, rounding_mode="floor"), place % shape.grid], dim=1)       # (n, 3)
+    row = place.div(shape.grid, rounding_mode="floor")
+    grid = torch.stack([index // per_tile, row, place % shape.grid], dim=1)        # (n, 3)
     grid[place < 0, 1:] = -1
-    device = "cpu" if device.type == "meta" else device        # indices have values even where the stream has none
-    position, visual, grid, source = (x.to(device) for x in (torch.arange(len(hidden)), index + before, grid, index))
-    return Tokens(hidden, visual, grid, source, position, len(hidden))
+    visual = index + text // 2
+    if hidden.is_meta:                                         # indices have values even if the stream has none
+        return Tokens(hidden, visual, grid, index, torch.arange(len(hidden)), len(hidden))
+    return Tokens.start(hidden, visual, grid)
 
 
 def entering(pruner, shape):
@@ -100,8 +107,9 @@ def entering(pruner, shape):
 def lineup(names, keep, average, settings, shape, schedule=None):
     """{"fastv 192": pruner, ..}: each method of "a,b" or "all" at each budget of "192,128", or of averages.
 
-    A number is the whole prompt's (Pruner.divided). Among several, a method without a keep is there once, with its own schedule.
-    `schedule` "4:136,14:68,24:34" is for each of the methods. Raises UserError if one cannot be; with "all" it is in its place.
+    A number is the whole prompt's (Pruner.divided). Among several, a method without a keep has its own schedule and one
+    entry. `schedule` "4:136,14:68,24:34" is for each of the methods. Raises UserError if a method cannot be built. With
+    "all" the error takes the method's place.
     """
     if not names:
         if keep or average or settings or schedule:
@@ -112,13 +120,20 @@ def lineup(names, keep, average, settings, shape, schedule=None):
     chosen = options.chosen(names)
     own = share(settings, chosen) if len(chosen) > 1 else {names: settings}
     keeps = listed("--keep", keep) if keep else [None]
-    averages = {f"average {text}": _number(text) for text in listed("--average", average)} if average else {None: None}
+    averages = {None: None}
+    if average:
+        averages = {f"average {text}": _number(text) for text in listed("--average", average)}
+
+    def built_one(name, budget, mean):
+        pruner = build(name, budget, own[name], schedule)
+        return averaged(pruner, mean, shape.n, shape.layers, shape.parts)
+
     pruners = {}
     for name in chosen:
         own_keeps = keeps if len(chosen) == 1 or takes_keep(name) else [None]
-        for budget, (average_words, mean) in product(own_keeps, averages.items()):
-            label = " ".join(filter(None, (name, schedule, average_words, budget)))
-            pruners[label] = built(names, lambda: averaged(build(name, budget, own[name], schedule), mean, shape.n, shape.layers, shape.parts))
+        for budget, (words, mean) in product(own_keeps, averages.items()):
+            label = " ".join(filter(None, (name, schedule, words, budget)))
+            pruners[label] = built(names, lambda: built_one(name, budget, mean))
     return pruners
 
 

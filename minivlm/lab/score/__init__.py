@@ -1,1 +1,1 @@
-"""Accuracy on many questions, with intervals, and the questions."""
+"""Accuracy on many questions, with intervals, and the questions. Commands `eval`, `scenes`."""

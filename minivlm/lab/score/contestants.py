@@ -7,10 +7,13 @@ another layer ("random@3"), or before layer 0 ("random embed"), since what two l
 from dataclasses import dataclass, replace
 from itertools import product
 
+import torch
+
 from minivlm.lab.cli.options import averaged, build, built, check, chosen, listed, own_settings, share, takes_keep
-from minivlm.lab.score.oracle import Oracle
-from pruning.base import Pruner, UserError
+from minivlm.toy.benchmark import on_patches
+from pruning.base import Pruner, Reduction, UserError
 from pruning.controls import Random
+from pruning.ranked import top
 
 CONTROLS = ("random", "uniform")
 DEFAULT = "fastv,divprune,adaptprune,asap,vispruner"
@@ -104,3 +107,19 @@ def _checked(contestant, model):
         return replace(contestant, pruner=check(contestant.pruner, model))
     except UserError as error:
         return replace(contestant, pruner=None, why_not=str(error))
+
+
+@dataclass(frozen=True)
+class Oracle(Random):
+    """What no method can do: keeps the tokens on `things` first, or last; at random among the others.
+
+    The table of what a model makes of such a choice is made with it.
+    """
+
+    things: tuple = ()                 # patches of the drawn picture, those first that show most of a thing
+    first: bool = True
+
+    def reduce(self, tokens):
+        score, k = torch.rand(tokens.n, generator=torch.Generator().manual_seed(self.seed)).to(tokens.grid.device), self.budget(tokens.n)
+        score[on_patches(tokens.grid, self.things[:k] if self.first else self.things)] += 1 if self.first else -1
+        return Reduction(top(score, k))

@@ -1,4 +1,7 @@
-"""Rows of a long run on disk, one JSON object a line, written before the next is worked on, so that a run can go on later."""
+"""Rows of a long run on disk, one JSON object per line.
+
+Each is written before work on the next begins, so that an interrupted run can continue.
+"""
 
 import json
 import os
@@ -26,18 +29,20 @@ class Log:
         first = json.dumps(dict(recipe=recipe)) + "\n"
         lines = _lines(text)
         recipes = [line["recipe"] for line in lines.values() if "recipe" in line]
-        cut_short = first.encode().startswith(text)                # a run that was killed in its first line, or none
-        if not cut_short and (not recipes or "recipe" not in next(iter(lines.values()))):
+        is_cut_short = first.encode().startswith(text)             # a run that was killed in its first line, or none
+        if not is_cut_short and (not recipes or "recipe" not in next(iter(lines.values()))):
             raise UserError(f"{path} holds something else than the answers of a run: name another --out")
-        for theirs in recipes:
-            _same(path, theirs, json.loads(json.dumps(recipe)))
+        for other in recipes:
+            _check_same(path, other, json.loads(json.dumps(recipe)))
         self.rows = {}
         for number, row in lines.items():
             if "recipe" not in row:
                 _check_row(f"{path}, line {number}", row)
                 self.rows[row["contestant"], row["question"]] = row
-        end = "\n" if text and not text.endswith(b"\n") else ""
-        self.before = end + first if cut_short and not recipes else end      # to be written before the first new row
+        # what is to be written before the first new row
+        self.before = "\n" if text and not text.endswith(b"\n") else ""
+        if is_cut_short and not recipes:
+            self.before += first
 
     def add(self, row):
         """Append a row."""
@@ -76,20 +81,21 @@ def _lines(text):
 def _check_row(where, row):
     """UserError for a row that no run has written."""
     if row.keys() == FAILED:
-        right = isinstance(row["why_not"], str)
+        is_row = isinstance(row["why_not"], str)
     else:
-        right = row.keys() == ANSWERED and _is_answer(row)
-    if not right or not isinstance(row["contestant"], str) or not _is_count(row["question"]):
+        is_row = row.keys() == ANSWERED and _is_answer(row)
+    if not is_row or not isinstance(row["contestant"], str) or not _is_count(row["question"]):
         raise UserError(f"{where} is no answer of a run: remove the line, and the question is asked again")
 
 
 def _is_answer(row):
     """Whether the words, the shares and the numbers of tokens are such."""
-    words = isinstance(row["answers"], list) and all(isinstance(answer, str) for answer in row["answers"])
+    answers = row["answers"]
     visual = row["visual"]
-    tokens = isinstance(visual, list) and visual and all(_is_number(n, MOST_TOKENS) for n in visual)
-    evidence = row["evidence"] is None or _is_number(row["evidence"], 1)
-    return words and tokens and evidence and _is_number(row["right"], 1)
+    has_words = isinstance(answers, list) and all(isinstance(answer, str) for answer in answers)
+    has_tokens = isinstance(visual, list) and visual and all(_is_number(n, MOST_TOKENS) for n in visual)
+    has_evidence = row["evidence"] is None or _is_number(row["evidence"], 1)
+    return has_words and has_tokens and has_evidence and _is_number(row["right"], 1)
 
 
 def _is_count(x):
@@ -101,10 +107,11 @@ def _is_number(x, most):
     return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x <= most
 
 
-def _same(path, theirs, ours):
-    if not isinstance(theirs, dict):
+def _check_same(path, other, own):
+    """UserError unless the file's recipe is this run's."""
+    if not isinstance(other, dict):
         raise UserError(f"{path} holds something else than the answers of a run: name another --out")
-    for name in {**theirs, **ours}:
-        if theirs.get(name) != ours.get(name):
-            raise UserError(f"{path} is of a run with {short(name)} {short(theirs.get(name))}, and this one has "
-                            f"{short(ours.get(name))}: go on with the same options, or name another --out")
+    for name in {**other, **own}:
+        if other.get(name) != own.get(name):
+            raise UserError(f"{path} is of a run with {short(name)} {short(other.get(name))}, and this one has "
+                            f"{short(own.get(name))}: go on with the same options, or name another --out")

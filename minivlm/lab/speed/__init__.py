@@ -1,1 +1,1 @@
-"""What this machine takes, measured beside what the counted cost predicts."""
+"""How fast it is on this machine, compared with what the counted cost predicts. The command `bench`."""

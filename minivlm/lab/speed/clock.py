@@ -1,4 +1,4 @@
-"""What a stretch of work takes: seconds by the machine's own clock or the device's events, and memory above what was held."""
+"""What work takes: seconds by the machine's own clock or the device's events, and memory above what was held before."""
 
 import ctypes
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import torch
 
 @dataclass
 class Clock:
-    """Marks in time on one device. On CUDA they are events in its queue, read at the end, so that nothing waits meanwhile."""
+    """Marks in time on one device. On CUDA they are events in its queue, read at the end, so that nothing waits."""
 
     device: torch.device
     work: list = field(default_factory=list)           # (start, end) of what a method itself did
@@ -32,7 +32,8 @@ class Clock:
 
     def worked(self):
         """Seconds that methods took by themselves since this was last asked."""
-        work, self.work = self.work, []
+        work = self.work
+        self.work = []
         return sum(self.seconds(*marks) for marks in work)
 
 
@@ -40,7 +41,8 @@ class Timed:
     """A method whose own work, `reduce` and `mask`, is noted on a clock; in all else it is that method."""
 
     def __init__(self, pruner, clock):
-        self.pruner, self.clock = pruner, clock
+        self.pruner = pruner
+        self.clock = clock
 
     def __getattr__(self, name):
         return getattr(self.pruner, name)
@@ -66,9 +68,10 @@ class Timed:
 
 
 class Memory:
-    """Most bytes held at once since `Memory(device)` above what was held then; None where the system does not tell."""
+    """Most bytes held at once since `Memory(device)`, above what was held then; None if the system does not say."""
 
-    STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    STATUS = Path("/proc/self/status")
+    RESET = Path("/proc/self/clear_refs")
 
     def __init__(self, device):
         self.device = device
@@ -85,7 +88,7 @@ class Memory:
         return None if self.before is None else max(0, self._resident("VmHWM") - self.before)
 
     def _reset(self):
-        """Let the system's record of the most memory start anew, after what is free has been given back (Linux, glibc)."""
+        """Reset the system's record of the most memory, after what is free has been given back (Linux, glibc)."""
         try:
             ctypes.CDLL(None).malloc_trim(0)
             self.RESET.write_text("5")
@@ -99,7 +102,7 @@ class Memory:
 
 
 def available(device):
-    """Bytes that can still be had there, or None where the system does not tell."""
+    """Bytes that are still free there, or None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -1,7 +1,7 @@
-"""What this machine can do at most: its matmul rate and the bandwidth at which it reads, measured in the run that they limit.
+"""What this machine can do at most: its matmul rate and its reading bandwidth, measured in the run that they limit.
 
-A prefill cannot be faster than its FLOPs at the matmul rate, a decoded token not faster than its bytes at the bandwidth: the
-share of that limit which a phase reaches says how much there is left to gain; 1.0 is the wall.
+A prefill cannot be faster than its FLOPs at the matmul rate, a token not faster than its bytes at the bandwidth.
+The share of that limit which a phase reaches says how much there is left to gain; 1.0 is the wall.
 """
 
 from time import perf_counter
@@ -18,8 +18,9 @@ def limits(dtype, device):
     a, b = torch.randn(2, SIDE, SIDE).to(device, dtype)
     weight = torch.ones(READ // (dtype.itemsize * SIDE), SIDE, dtype=dtype, device=device)
     row = torch.ones(SIDE, 1, dtype=dtype, device=device)
-    return dict(flops_per_second=2 * SIDE ** 3 / _best(lambda: a @ b, device),
-                bytes_per_second=weight.numel() * dtype.itemsize / _best(lambda: weight @ row, device))
+    product = _best(lambda: a @ b, device)
+    reading = _best(lambda: weight @ row, device)
+    return dict(flops_per_second=2 * SIDE ** 3 / product, bytes_per_second=weight.numel() * dtype.itemsize / reading)
 
 
 def shares(row, machine, bytes_read):

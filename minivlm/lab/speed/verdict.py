@@ -3,43 +3,70 @@
 from minivlm.lab.compare.report import size
 from minivlm.lab.speed.machine import shares
 
+STAGES = {"encode": 11, "method": 11, "prefill": 16, "decode": 13, "total": 11}        # columns and their widths
 
-def lines(told):
+
+def lines(table):
     """The head, the table, the sentences."""
-    rows, first = told["rows"], told["rows"][0]
-    wide = max(len(row["method"]) for row in rows)
-    yield (f"{told['shape']}: {told['layers']} decoder layers, {told['image_tokens']} image and {told['text_tokens']} text tokens, {told['dtype']}, "
-           f"{told['device']}, {told['threads']} threads, torch {told['torch']}" + (f", {told['processes']} processes at once" if told["processes"] > 1 else ""))
-    yield f"milliseconds, medians of {told['repeat']} rounds in turn, +- half the distance of the quartiles; end to end: {told['steps']} tokens"
+    rows = table["rows"]
+    first = rows[0]
+    width = max(len(row["method"]) for row in rows)
+    yield _head(table)
+    yield (f"milliseconds, medians of {table['repeat']} rounds in turn, +- half the distance of the quartiles; "
+           f"end to end: {table['steps']} tokens")
     yield ""
-    yield f"{'':{wide}}       encode       method           prefill        a token   end to end        peak   prefill  FLOPs say  of that"
+    yield (f"{'':{width}}       encode       method           prefill        a token   end to end        peak   "
+           "prefill  FLOPs say  of that")
     for row in rows:
-        cells = [_cell(row, stage) for stage in ("encode", "method", "prefill", "decode", "total")]
-        peak = "?" if row["peak"] is None else size(row["peak"])
-        yield (f"{row['method']:{wide}}  {cells[0]:>11}  {cells[1]:>11}  {cells[2]:>16}  {cells[3]:>13}  {cells[4]:>11}  {peak:>10}  {_ratios(row, first)}").rstrip()
+        yield f"{row['method']:{width}}  {_cells(row, first)}".rstrip()
     yield ""
-    yield "peak: memory above the weights. prefill: how much faster, the method's own time in; FLOPs say: by the counted FLOPs, decoder and head"
+    yield ("peak: memory above the weights. prefill: how much faster, the method's own time in; FLOPs say: by the "
+           "counted FLOPs, decoder and head")
     yield ""
-    yield from wall(rows, told, wide)
+    yield from wall(rows, table, width)
     yield ""
     for row in rows:
-        yield f"{row['method']:{wide}}  {sentence(row, first, told)}"
+        yield f"{row['method']:{width}}  {sentence(row, first, table)}"
 
 
-def wall(rows, told, wide):
+def _head(table):
+    """What was measured, and on what."""
+    processes = f", {table['processes']} processes at once" if table["processes"] > 1 else ""
+    return (f"{table['shape']}: {table['layers']} decoder layers, {table['image_tokens']} image and "
+            f"{table['text_tokens']} text tokens, {table['dtype']}, {table['device']}, {table['threads']} threads, "
+            f"torch {table['torch']}{processes}")
+
+
+def _cells(row, first):
+    """The columns of one contestant."""
+    cells = []
+    for stage, width in STAGES.items():
+        time = f"{row['median'][stage] * 1e3:.1f}+-{row['spread'][stage] * 1e3:.1f}"
+        cells.append(f"{time:>{width}}")
+    peak = "?" if row["peak"] is None else size(row["peak"])
+    return "  ".join([*cells, f"{peak:>10}", _ratios(row, first)])
+
+
+def _ratios(row, first):
+    """How much faster the prefill is, measured and by the FLOPs."""
+    measured = speedup(row, first)
+    expected = predicted(row, first)
+    if expected is None:
+        return f"{measured:5.2f} x"
+    return f"{measured:5.2f} x  {expected:7.2f} x  {measured / expected:7.2f}"
+
+
+def wall(rows, table, width):
     """Each phase as a share of what this machine can do at most."""
-    machine = told["machine"]
-    yield (f"this machine: {machine['flops_per_second'] / 1e9:.0f} GFLOP/s in products, reads {machine['bytes_per_second'] / 1e9:.1f} GB/s; "
-           f"{told['kernels']}. Share of that limit, 1.00 is the wall:")
+    machine = table["machine"]
+    yield (f"this machine: {machine['flops_per_second'] / 1e9:.0f} GFLOP/s in products, reads "
+           f"{machine['bytes_per_second'] / 1e9:.1f} GB/s; {table['kernels']}. Share of that limit, 1.00 is the wall:")
     for row in rows:
-        reached = shares(row, machine, _read(row, told)) if "kv_bytes" in row else {}
+        if "kv_bytes" not in row:
+            continue
+        reached = shares(row, machine, _bytes_read(row, table))
         cells = [f"{phase} {reached[phase]:.2f}" for phase in ("encode", "prefill", "decode") if phase in reached]
-        if cells:
-            yield f"{row['method']:{wide}}  {', '.join(cells)}"
-
-
-def _cell(row, stage):
-    return f"{row['median'][stage] * 1e3:.1f}+-{row['spread'][stage] * 1e3:.1f}"
+        yield f"{row['method']:{width}}  {', '.join(cells)}"
 
 
 def speedup(row, first):
@@ -48,53 +75,59 @@ def speedup(row, first):
 
 
 def predicted(row, first):
-    """Of the prefill, by counted FLOPs; None where they are not known beforehand."""
+    """Of the prefill, by counted FLOPs; None if they are not known beforehand."""
     return first["flops"]["prefill"] / row["flops"]["prefill"] if "flops" in row else None
 
 
-def _ratios(row, first):
-    expected, measured = predicted(row, first), speedup(row, first)
-    return f"{measured:5.2f} x" + ("" if expected is None else f"  {expected:7.2f} x  {measured / expected:7.2f}")
-
-
-def sentence(row, first, told):
-    """What bounds this one: one sentence."""
+def sentence(row, first, table):
+    """What bounds this contestant: one sentence."""
     if row is first:
-        return _unpruned(row, told)
+        return _of_unpruned(row, table)
+    if row["method"].startswith("transformers"):
+        return _of_transformers(row, first)
     if "flops" not in row:
-        return _other(row, first)
-    time, expected = row["median"], predicted(row, first)
-    part = (time["encode"] / (time["encode"] + time["method"] + time["prefill"]))
-    reached = speedup(row, first) / expected
-    prefill = f"the prefill gets {reached:.0%} of what its FLOPs allow" + (f": {_why(time)}" if reached < .92 else "")
-    decode, bytes_allow = first["median"]["decode"] / time["decode"], _read(first, told) / _read(row, told)
-    return (f"{prefill}; encoding, which it does not shorten, is now {part:.0%} of the time to the first token; decoding is {decode:.2f} x as fast, "
-            f"where the bytes read allow {bytes_allow:.2f} x")
+        return "its FLOPs are not known before the prompt is"
+    time = row["median"]
+    reached = speedup(row, first) / predicted(row, first)
+    why = f": {_why(time)}" if reached < .92 else ""
+    encode = time["encode"] / (time["encode"] + time["method"] + time["prefill"])
+    decode = first["median"]["decode"] / time["decode"]
+    bytes_allow = _bytes_read(first, table) / _bytes_read(row, table)
+    return (f"the prefill gets {reached:.0%} of what its FLOPs allow{why}; encoding, which it does not shorten, is now "
+            f"{encode:.0%} of the time to the first token; decoding is {decode:.2f} x as fast, where the bytes read "
+            f"allow {bytes_allow:.2f} x")
 
 
 def _why(time):
-    """What FLOPs do not tell. A decoded token takes about as long as it takes to read the weights once, which a prefill does too."""
+    """What FLOPs do not say: a token takes about as long as reading the weights once, which a prefill does too."""
     if time["method"] > .05 * time["prefill"]:
         return f"its own time is {time['method'] / (time['method'] + time['prefill']):.0%} of it"
     if time["decode"] > .1 * time["prefill"]:
-        return f"for so few tokens the weights count, and to read them for one alone takes {time['decode'] / time['prefill']:.0%} as long"
+        reading = time["decode"] / time["prefill"]
+        return f"for so few tokens the weights count, and to read them for one alone takes {reading:.0%} as long"
     return "the rest is not matrix products"
 
 
-def _unpruned(row, told):
-    time, total = row["median"], row["median"]["total"]
-    decode, cached = time["decode"] * told["steps"], row["kv_bytes"] / _read(row, told)
-    hope = "decoding will not speed up" if cached < .1 else f"decoding can get {1 / (1 - cached):.2f} x as fast at most"
-    return (f"encoding is {time['encode'] / total:.0%} of the time, the prefill {time['prefill'] / total:.0%}, {told['steps']} tokens {decode / total:.0%}; "
-            f"{hope}: a token reads {size(told['read_a_token'])} of weights, and the cache is {cached:.1%} of the bytes")
+def _of_unpruned(row, table):
+    time = row["median"]
+    total = time["total"]
+    decode = time["decode"] * table["steps"]
+    cached = row["kv_bytes"] / _bytes_read(row, table)
+    hope = "decoding will not speed up"
+    if cached >= .1:
+        hope = f"decoding can get {1 / (1 - cached):.2f} x as fast at most"
+    return (f"encoding is {time['encode'] / total:.0%} of the time, the prefill {time['prefill'] / total:.0%}, "
+            f"{table['steps']} tokens {decode / total:.0%}; {hope}: a token reads {size(table['read_a_token'])} of "
+            f"weights, and the cache is {cached:.1%} of the bytes")
 
 
-def _read(row, told):
+def _of_transformers(row, first):
+    ratios = []
+    for stage in ("encode", "prefill", "decode"):
+        ratios.append(f"{stage} {first['median'][stage] / row['median'][stage]:.2f}")
+    return f"ours takes of its time: {', '.join(ratios)}"
+
+
+def _bytes_read(row, table):
     """Bytes that the first generated token reads: weights and cache."""
-    return told["read_a_token"] + row["kv_bytes"]
-
-
-def _other(row, first):
-    share = {stage: first["median"][stage] / row["median"][stage] for stage in ("encode", "prefill", "decode")}
-    told = ", ".join(f"{name} {value:.2f}" for name, value in share.items())
-    return f"ours takes of its time: {told}" if row["method"].startswith("transformers") else "its FLOPs are not known before the prompt is"
+    return table["read_a_token"] + row["kv_bytes"]

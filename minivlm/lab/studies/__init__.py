@@ -1,1 +1,1 @@
-"""Studies of papers' tables: they are run once and their results are recorded."""
+"""Studies, which are run once and recorded. Commands `ablate`, `tables`, `growth`."""

@@ -1,1 +1,1 @@
-"""Training and fitting: the shipped model, ATP's modules, FitPrune's and VTW's tables."""
+"""Training and fitting: the shipped model, ATP, FitPrune, VTW. Commands `train toy`, `train atp`, `fit`."""

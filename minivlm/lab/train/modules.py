@@ -41,7 +41,7 @@ def options_of(atp):
 
 
 def read(source, method=None, **settings):
-    """The ATP of a folder or file, with its own options but for `settings`. UserError names what is wrong with the file.
+    """The ATP of a folder or file, with its own options but for `settings`. UserError says what is wrong with the file.
 
     method: a class to read it as, ATP or one of its readings; by default the one that was trained.
     """
@@ -63,15 +63,17 @@ def read(source, method=None, **settings):
 
 
 def _as(method, stored):
-    """The class to read a file as, whose header names the method `stored`: `method`, if it is the same or a reading of it."""
+    """The class to read a file as: `method`, if it is the one that the header names (`stored`) or a reading of it."""
     trained = READINGS[stored]
-    if method is None or issubclass(method, trained):
-        return method or trained
+    if method is None:
+        return trained
+    if issubclass(method, trained):
+        return method
     raise UserError(f"it was trained as {stored}: use --method {stored}")
 
 
 def _check(options, method):
-    """UserError for an option that the method does not have: a file of another version, or of another program."""
+    """UserError for an option that the method does not have: the file is of another version or program."""
     if not isinstance(options, dict):
         raise TypeError("its options are no table of names and values")
     known = [f.name for f in fields(method) if f.name != "module"]
@@ -82,7 +84,7 @@ def _check(options, method):
 
 
 def _file(source):
-    """The file that a folder, or the file's own name, means. UserError where none is; a pipe would wait for ever."""
+    """The file that a folder, or the file's own name, means. UserError if there is none; a pipe would wait for ever."""
     try:
         path = Path(source).expanduser()
         path = path / NAME if path.is_dir() else path
@@ -96,7 +98,8 @@ def _file(source):
 def _modules(tensors, activation):
     """A ModuleList of Thresholds with these weights; strict both ways."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        is_finite = tensor.is_floating_point() and tensor.isfinite().all()
+        if not is_finite:
             raise UserError(f"{name} holds what is no finite number: train the module again")
     count = sum(name.endswith(".linear.weight") for name in tensors)
     sizes = [tensors[f"{i}.linear.weight"].shape for i in range(count)]
@@ -105,8 +108,8 @@ def _modules(tensors, activation):
     return modules.eval().requires_grad_(False)
 
 
-def found(atp, model):
-    """The ATP with its own module, or that in the model's folder. UserError if there is none, or none for this model."""
+def with_module(atp, model):
+    """The ATP with its own module, or with that in the model's folder. UserError if there is none for this model."""
     if atp.module is None and _has_module_for(atp, model.folder):
         default = options_of(type(atp)())
         changed = {name: x for name, x in options_of(atp).items() if x != default[name]}

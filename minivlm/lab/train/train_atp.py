@@ -26,7 +26,7 @@ from tqdm import tqdm
 from minivlm.io import states as training
 from minivlm.io.atomic import filled, write_text
 from minivlm.io.states import FINITE, check_bounds
-from minivlm.lab.score.contest import checksum
+from minivlm.lab.score.answers import checksum
 from minivlm.lab.train import checkpoint, modules
 from minivlm.lab.train.atp_student import LOGGED, Student, prepared
 from minivlm.lab.train.instruct import batch
@@ -82,29 +82,34 @@ class Run:
         self.log = []
         self.base = checksum(model.state_dict().values())          # of the weights before training
         self.trained = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
-        ours = [p for name, p in self.trained.items() if name.startswith("module.")]
-        theirs = [p for name, p in self.trained.items() if not name.startswith("module.")]
-        groups = [dict(params=ours, base=recipe.lr_module), dict(params=theirs, base=recipe.lr)]
+        in_module = [p for name, p in self.trained.items() if name.startswith("module.")]
+        in_model = [p for name, p in self.trained.items() if not name.startswith("module.")]
+        groups = [dict(params=in_module, base=recipe.lr_module), dict(params=in_model, base=recipe.lr)]
         self.adam = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
         self.parallel = DistributedDataParallel(self.student) if size > 1 else self.student
 
     def train(self, save_every=100, stop=None):
-        """Take the steps that are left (or those before `stop`), with a checkpoint every so many."""
+        """Take the remaining steps (or those before `stop`), with a checkpoint every `save_every` steps."""
         r = self.recipe
-        model = self.student.llava
         last = r.steps if stop is None else min(stop, r.steps)
         a_step = r.accumulate * self.size          # batches
         order = islice(self.data.order(r.seed), self.at * a_step * r.batch, None)
         with tqdm(total=r.steps, initial=self.at, desc="train", disable=self.rank > 0) as bar:
             while self.at < last:
-                chosen = [[next(order) for _ in range(r.batch)] for _ in range(a_step)][self.rank::self.size]
-                batches = (batch(model, [self.data[i] for i in indices], r.template) for indices in chosen)
-                self.log.append(dict(step=self.at, **self.step(batches)))
+                indices = [list(islice(order, r.batch)) for _ in range(a_step)]
+                own = indices[self.rank::self.size]
+                self.log.append(dict(step=self.at, **self.step(map(self.batch, own))))
                 self.at += 1
-                bar.set_postfix({k: f"{self.log[-1][k]:.3g}" for k in ("loss", "ntp", "average")}, refresh=False)
+                numbers = {name: f"{self.log[-1][name]:.3g}" for name in ("loss", "ntp", "average")}
+                bar.set_postfix(numbers, refresh=False)
                 bar.update()
-                if self.rank == 0 and (self.at % save_every == 0 or self.at == last):
+                is_due = self.at % save_every == 0 or self.at == last
+                if is_due and self.rank == 0:
                     self.save()
+
+    def batch(self, indices):
+        """The Batch of these samples."""
+        return batch(self.student.llava, [self.data[i] for i in indices], self.recipe.template)
 
     def step(self, batches):
         """One update by the mean over batches and processes; what LOGGED names, and the tokens kept."""
@@ -139,7 +144,7 @@ class Run:
         return (1 + math.cos(math.pi * (self.at - warmup) / max(1, self.recipe.steps - warmup))) / 2
 
     def precision(self, device):
-        """Where products run in bfloat16; a frozen model is stored in it, and needs no help."""
+        """In which products run in bfloat16; a frozen model is stored in it, and needs no help."""
         mixed = self.recipe.dtype == "bfloat16" and not self.recipe.freeze_lm
         return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
 

@@ -1,0 +1,154 @@
+"""The result of an evaluation, from its rows: accuracy with intervals, compared with no pruning and with random tokens.
+
+    accuracy    the share of right answers, with Wilson's interval
+    against     the mean difference to another contestant on the same questions, with the interval of Bonett and Price
+    evidence    the share of the visual tokens on the evidence that are left after the last reduction
+    tokens      visual tokens that enter a decoder layer, on average over layers and questions
+
+Both intervals take the questions as independent. Those of one family are, in the drawn world, in which a family has one
+question per picture; over all families they are nearly so.
+"""
+
+from math import sqrt
+
+from minivlm.lab.score.answers import mean
+from pruning.base import UserError
+
+Z = 1.959964                                       # of the normal distribution: 2.5 % lie above
+
+
+def wilson(share, n):
+    """The interval of a share of n questions, by Wilson (1927). share .5 of 10 -> (.237, .763); 1 of 10 -> (.722, 1)
+
+    For shares of questions that count by halves or thirds (several draws) it is wider than need be.
+    """
+    center = share + Z ** 2 / (2 * n)
+    half = Z * sqrt(share * (1 - share) / n + Z ** 2 / (4 * n ** 2))
+    whole = 1 + Z ** 2 / n
+    return max(0.0, (center - half) / whole), min(1.0, (center + half) / whole)
+
+
+def paired(differences):
+    """The interval of the mean of differences, a number from -1 to 1 per question, by Bonett and Price (2012).
+
+    It is the normal interval of the mean after two more questions, one won and one lost. Without them, no difference at
+    all among few questions would prove that there is none: ten zeros -> (-.231, .231).
+    """
+    n = len(differences) + 2
+    squares = sum(d * d for d in differences) + 2
+    center = sum(differences) / n
+    half = Z * sqrt((squares / n - center ** 2) / n)
+    return max(-1.0, center - half), min(1.0, center + half)
+
+
+def against(right, other):
+    """How right two contestants were on the same questions -> the mean difference, its interval, won and lost."""
+    differences = [a - b for a, b in zip(right, other)]
+    won = sum(d for d in differences if d > 0)
+    lost = -sum(d for d in differences if d < 0)
+    return dict(difference=mean(differences), interval=paired(differences), won=won, lost=lost)
+
+
+def facts(items, contestants, rows):
+    """[{"contestant", "method", "keep", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
+
+    A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model cannot answer.
+    """
+    row_of = {(row["contestant"], row["question"]): row for row in rows}
+    answers = {}                                       # {label: rows, in the order of the questions}
+    why_not = {}
+    for contestant in contestants:
+        label = contestant.label
+        own = [] if contestant.why_not else [row_of[label, i] for i in range(len(items))]
+        reasons = [row["why_not"] for row in own if "why_not" in row]
+        if contestant.why_not or reasons:
+            why_not[label] = contestant.why_not or reasons[0]
+        else:
+            answers[label] = own
+    if "none" in why_not:
+        raise UserError(why_not["none"])
+    return [_fact(contestant, answers, why_not, items) for contestant in contestants]
+
+
+def _fact(contestant, answers, why_not, items):
+    """The numbers of one contestant: on all questions, and on those of each family."""
+    label = contestant.label
+    names = dict(contestant=label, method=contestant.method, keep=contestant.keep)
+    if label in why_not:
+        return dict(names, why_not=why_not[label])
+    others = [other for other in ("none", contestant.rival) if other in answers and other != label]
+    questions = {family: [] for family in sorted({item.family for item in items})}
+    for i, item in enumerate(items):
+        questions[item.family].append(i)
+    families = {family: _part(answers, label, others, own) for family, own in questions.items()}
+    tokens = mean([mean(row["visual"]) for row in answers[label]])
+    return dict(names, tokens=tokens, all=_part(answers, label, others, range(len(items))), families=families)
+
+
+def _part(answers, label, others, questions):
+    """The numbers on some of the questions."""
+    rows = [answers[label][i] for i in questions]
+    right = [row["right"] for row in rows]
+    evidence = [row["evidence"] for row in rows if row["evidence"] is not None]
+    accuracy = mean(right)
+    compared = {other: against(right, [answers[other][i]["right"] for i in questions]) for other in others}
+    return dict(questions=len(rows), accuracy=accuracy, interval=wilson(accuracy, len(rows)),
+                evidence=mean(evidence) if evidence else None, against=compared)
+
+
+def lines(result):
+    """The table, and the sentences, as text."""
+    recipe = result["recipe"]
+    rows = result["contestants"]
+    width = max(len(row["contestant"]) for row in rows)
+    task = ", ".join(filter(None, (recipe["task"], recipe["data"], recipe["split"])))
+    families = "".join(f"{family:11}" for family in rows[0]["families"])
+    yield f"{recipe['model']} on {task}: {rows[0]['all']['questions']} questions, {recipe['dtype']}"
+    yield ""
+    yield f"{'':{width}}  tokens  evidence  {families}all             against no pruning"
+    for row in rows:
+        yield f"{row['contestant']:{width}}  {_cells(row)}".rstrip()
+    yield ""
+    yield ("% right and its 95 % interval (Wilson); tokens: image tokens entering a layer; evidence: share of its "
+           "tokens kept; against: the")
+    yield ("difference over the same questions, in points, and its 95 % interval (Bonett and Price); random: the mean "
+           "of its draws")
+    worse = list(verdicts(rows))
+    if worse:
+        yield ""
+        yield from worse
+
+
+def _cells(row):
+    """The columns of one contestant, or why it does not run."""
+    if "why_not" in row:
+        return f"does not run here: {row['why_not']}"
+    whole = row["all"]
+    evidence = "" if whole["evidence"] is None else f"{whole['evidence']:.0%}"
+    families = "".join(f"{_accuracy(part, 0):11}" for part in row["families"].values())
+    unpruned = whole["against"].get("none")
+    against_none = _points(unpruned) if unpruned else ""
+    return f"{row['tokens']:6.1f}  {evidence:>8}  {families}{_accuracy(whole, 1, 4):16}{against_none}"
+
+
+def _accuracy(part, digits, width=0):
+    """"57 47-66": per cent, and the interval."""
+    low, high = part["interval"]
+    return f"{100 * part['accuracy']:{width}.{digits}f} {100 * low:.{digits}f}-{100 * high:.{digits}f}"
+
+
+def _points(compared):
+    """The difference in points, with its interval."""
+    low, high = compared["interval"]
+    return f"{100 * compared['difference']:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def verdicts(rows):
+    """A sentence for each contestant that random tokens of its place beat: the interval lies below zero."""
+    for row in rows:
+        if "why_not" in row:
+            continue
+        for name, compared in row["all"]["against"].items():
+            if name != "none" and compared["interval"][1] < 0:
+                yield (f"{row['contestant']} is worse than random: random tokens at the same place and budget ({name}) "
+                       f"answer more questions; the difference is {_points(compared)} points")

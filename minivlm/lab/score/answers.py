@@ -1,0 +1,141 @@
+"""Every contestant answers every question of a task, greedily, through the same Conversation as `ask`.
+
+A picture is encoded once for all its questions and contestants. A random method answers each question several times,
+with other tokens each time, and counts by the share of draws that were right. An answer is right if it is the task's to
+the letter, spaces around it aside.
+"""
+
+import zlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from minivlm.generate import Conversation
+from minivlm.io.text.tokenizer import prompt
+from minivlm.lab.cli import parallel
+from minivlm.lab.compare.compare import evidence_kept
+from minivlm.lab.score.contestants import Oracle
+from pruning.base import UserError
+from pruning.controls import Random, Random3x3
+
+
+class Remembering(nn.Module):
+    """A vision tower that gives again what it gave, as long as the picture stays the same."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.tower = tower
+        self.embeddings = tower.embeddings
+        self.layers = tower.layers
+        self.pixels = None
+        self.states = None
+
+    def forward(self, pixels, depth):
+        """As the tower does; `depth` is the model's, the same at every call."""
+        if self.pixels is None or not torch.equal(pixels, self.pixels):
+            self.states = self.tower(pixels, depth)
+            self.pixels = pixels
+        return self.states
+
+
+@dataclass
+class Contest:
+    """A model, its contestants, and their questions."""
+
+    model: nn.Module
+    items: list
+    contestants: list
+    template: str
+    draws: int = 3                     # of random methods, for each question
+    max_new_tokens: int = 4
+
+    def run(self, log, rank=0, size=1):
+        """[row] of all contestants and questions. What the log has is not asked again.
+
+        `size` processes divide the pictures.
+        """
+        images = dict.fromkeys(item.image for item in self.items)
+        number = {image: n for n, image in enumerate(images)}
+        own = [i for i, item in enumerate(self.items) if number[item.image] % size == rank]
+        tower = self.model.vision_tower
+        self.model.vision_tower = Remembering(tower)
+        new = []
+        for i in tqdm(own, desc="eval", unit=" questions", leave=False, disable=rank > 0):
+            missing = [c for c in self.contestants if not c.why_not and (c.label, i) not in log.rows]
+            for row in self.rows(i, missing):
+                log.add(row)
+                new.append(row)
+        self.model.vision_tower = tower
+        labels = {contestant.label for contestant in self.contestants}
+        logged = [row for (label, i), row in log.rows.items() if label in labels and i < len(self.items)]
+        return [*logged, *parallel.gathered(new)]
+
+    def rows(self, i, contestants):
+        """The row of question i for each contestant: the answer of each draw and the averages, or why there is none."""
+        item = self.items[i]
+        ids = self.model.tokenizer.encode(prompt([(item.question, None)], 1, self.template))
+        pixels = self.model.processor.pixels(item.picture)
+        for contestant in contestants:
+            try:
+                result = self.result(contestant.pruner, i, ids, pixels)
+            except UserError as error:
+                result = dict(why_not=str(error))
+            yield dict(contestant=contestant.label, question=i, **result)
+
+    def result(self, pruner, i, ids, pixels):
+        """What a method answers to question i: {"answers", "right", "visual", "evidence"}"""
+        item = self.items[i]
+        if pruner:
+            pruner = pruner.divided(self.model.parts([pixels]))        # pictures may differ in their tiles
+        draws = [self.answer(ids, pixels, drawn, item.evidence) for drawn in self.drawn(pruner, i)]
+        answers, visual, evidence = zip(*draws)
+        right = mean([answer == item.answer for answer in answers])
+        visual = [mean(layer) for layer in zip(*visual)]
+        return dict(answers=answers, right=right, visual=visual, evidence=mean(evidence))
+
+    def drawn(self, pruner, i):
+        """The method; of a random one several, whose seeds no other question has. Oracles get the things' patches."""
+        if not isinstance(pruner, (Random, Random3x3)):
+            return [pruner]
+        if isinstance(pruner, Oracle):
+            pruner = replace(pruner, things=self.items[i].things)
+        first = pruner.seed + self.draws * i
+        return [replace(pruner, seed=first + draw) for draw in range(self.draws)]
+
+    def answer(self, ids, pixels, pruner, evidence):
+        """The answer, the visual tokens that enter each layer, and the share of the evidence kept (None: not known)."""
+        talk = Conversation(self.model, pruner)
+        talk.read(ids, [pixels])
+        answer = self.model.tokenizer.decode(list(talk.generate(self.max_new_tokens))).strip()
+        kept, needed = evidence_kept(talk, evidence)
+        return answer, talk.trace.visual, kept / needed if needed else None
+
+    def recipe(self, **options):
+        """The options, and everything else that decides the rows, as words and numbers."""
+        questions = [(item.image, item.family, item.question, item.answer) for item in self.items]
+        pruners = {contestant.label: _described(contestant.pruner) for contestant in self.contestants}
+        model = dict(device=self.model.device.type, dtype=str(self.model.lm_head.weight.dtype).removeprefix("torch."),
+                     weights=checksum(self.model.state_dict().values()))
+        return dict(options, template=str(self.template), draws=self.draws, max_new_tokens=self.max_new_tokens, **model,
+                    questions=zlib.crc32(repr(questions).encode()), **pruners)
+
+
+def mean(values):
+    """Of numbers or truths; None if one of them is not known."""
+    return None if None in values else sum(values) / len(values)
+
+
+def _described(pruner):
+    """Its options and, if it is trained, the checksum of its weights."""
+    module = getattr(pruner, "module", None)
+    return f"{pruner!r} {checksum(module.state_dict().values())}" if module else repr(pruner)
+
+
+def checksum(tensors):
+    """A number that other weights do not have, if only one of the first 64 values of each tensor differs."""
+    number = 0
+    for x in tensors:
+        number = zlib.crc32(x.flatten()[:64].float().cpu().numpy().tobytes(), number)
+    return number

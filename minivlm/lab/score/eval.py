@@ -1,0 +1,124 @@
+"""Score the model on a task, unpruned and under methods.
+
+The table has accuracy with intervals, and what pruning costs on the same questions. No pruning, random and uniform
+tokens are always among the contestants. An interrupted run continues if the same command is given again.
+
+examples:
+  python run.py eval --method fastv,divprune --keep 0.25,0.1 --out scores.json
+  python run.py eval --data FOLDER --model DIR --method all --keep 0.25
+"""
+
+from pathlib import Path
+
+from minivlm.lab.cli import output, parallel, session
+from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, add_settings, within
+from minivlm.lab.score import accuracy, answers
+from minivlm.lab.score.contestants import DEFAULT, contestants
+from minivlm.lab.score.curves import curves
+from minivlm.lab.score.log import Log
+from minivlm.toy import benchmark
+from pruning.base import UserError
+
+COUNT = 40                                         # drawn questions of each family, if the user names no number
+
+
+def scenes(data=None, split=None, count=None, seed=None):
+    """The drawn world: questions of the set `split` (heldout), or those of a folder that `run.py scenes` wrote."""
+    if data is None:
+        return benchmark.items(split or "heldout", count or COUNT, seed or 0)
+    if split is not None or seed is not None:
+        raise UserError(f"{data} holds its questions: --split and --seed are for those that are drawn")
+    return first(benchmark.read(data), count)
+
+
+def first(items, count):
+    """The first `count` questions of each family, all without a count."""
+    if count is None:
+        return items
+    seen = {}
+    kept = []
+    for item in items:
+        seen[item.family] = seen.get(item.family, 0) + 1
+        if seen[item.family] <= count:
+            kept.append(item)
+    return kept
+
+
+# A task is a function (data, split, count, seed) -> [Item]: the folder of its files, which part of it, how many
+# questions of each family, the seed of what is drawn; each is None if the user says nothing. Items of one picture have
+# the same `image` and follow one another. An answer is right if it is the Item's, to the letter.
+TASKS = {"scenes": scenes}
+
+
+def add_arguments(parser):
+    """The questions, the contestants, the output, and the rest."""
+    group = parser.add_argument_group("questions")
+    group.add_argument("--task", choices=TASKS, default="scenes", help="(default: scenes, the drawn world)")
+    group.add_argument("--data", metavar="DIR",
+                       help="a folder of questions, as `scenes` writes it (default: they are drawn)")
+    group.add_argument("--split", metavar="NAME",
+                       help="of what is drawn: heldout (default), pairs (kinds of objects never shown in training), "
+                            "validation")
+    group.add_argument("--count", type=within(Number), metavar="N",
+                       help=f"questions of each family (default: {COUNT}; of a folder all)")
+    group.add_argument("--seed", type=within(Seed), help="of what is drawn (default: 0)")
+    _add_contestants(parser)
+    _add_run(parser)
+    add_model(parser)
+
+
+def _add_contestants(parser):
+    group = parser.add_argument_group("contestants")
+    group.add_argument("--method", default=DEFAULT, metavar="A,B,..",
+                       help=f"methods, or all (default: {DEFAULT}); none, random and uniform are always added")
+    group.add_argument("--keep", default="0.5,0.25,0.1", metavar="K,K,..",
+                       help="visual tokens left after the reduction: shares or numbers (default: 0.5,0.25,0.1)")
+    add_settings(group, "another option; of several methods, METHOD.OPTION=VALUE")
+    group.add_argument("--oracles", action="store_true",
+                       help="add tokens on things first, and on the background first, if it is known what a picture "
+                            "shows")
+    group.add_argument("--draws", type=within(Number), default=answers.Contest.draws,
+                       help=f"answers of a random method to each question (default: {answers.Contest.draws})")
+
+
+def _add_run(parser):
+    group = parser.add_argument_group("run and output")
+    add_length(group, answers.Contest.max_new_tokens)
+    group.add_argument("--processes", type=within(Threads), metavar="N",
+                       help="on this machine (default: one per core for a small model on the CPU, else 1); "
+                            "or start it with torchrun")
+    group.add_argument("--out", metavar="JSON",
+                       help="write every number; next to it .png, accuracy against tokens, and .jsonl, every answer: "
+                            "the same command continues from there after an interruption")
+
+
+def main(args):
+    """Ask, print the table, write the numbers and the picture."""
+    output.writable(args.out, ".json")
+    log_path = args.out and Path(args.out).with_suffix(".jsonl")
+    items = TASKS[args.task](args.data, args.split, args.count, args.seed)
+    is_kept = output.interruptible(log_path, output.SAME_COMMAND)
+    with is_kept, parallel.processes(args.device) as (rank, size, args.device):
+        model = session.opened(args)
+        pixels = model.processor.pixels(items[0].picture)
+        entered = contestants(model, pixels, args.method, args.keep, args.set, args.oracles)
+        template = session.template(args, model)
+        contest = answers.Contest(model, items, entered, template, args.draws, args.max_new_tokens)
+        questions = {name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")}
+        recipe = contest.recipe(model=str(args.model), **questions)
+        log = Log(log_path, recipe)
+        count = args.processes or parallel.worthwhile(model)
+        if size == 1 and count > 1:
+            return parallel.spread(args.again, count)
+        rows = contest.run(log, rank, size)
+    if rank == 0:
+        numbers = accuracy.facts(items, entered, rows)
+        report(dict(recipe=recipe, questions=len(items), contestants=numbers), args.out)
+
+
+def report(result, path):
+    """Print the table; write it, and its picture, if there is a path."""
+    print("\n".join(accuracy.lines(result)))
+    if path:
+        output.save_json(path, result)
+        output.save(Path(path).with_suffix(".png"), curves(result).save)
