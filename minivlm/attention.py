@@ -14,9 +14,9 @@ def attention_by_definition(query, key, value, mask):
 
     This is what `attention` computes, with the matrix of weights written out. The tests hold the two equal.
     """
-    key = for_each_head(key, query.shape[1])                                       # (B, H, S, Dh)
-    value = for_each_head(value, query.shape[1])                                   # (B, H, S, Dh)
-    Dh = query.shape[-1]
+    _, H, _, Dh = query.shape
+    key = for_each_head(key, H)                                                    # (B, H, S, Dh)
+    value = for_each_head(value, H)                                                # (B, H, S, Dh)
     logits = query @ key.mT                                                        # (B, H, T, S)
     logits = logits / Dh ** 0.5
     weights = (logits + mask).softmax(dim=-1)                                      # (B, H, T, S)
@@ -24,37 +24,38 @@ def attention_by_definition(query, key, value, mask):
 
 
 def attention(query, key, value, mask=None, causal=True):
-    """The same by torch's fused kernel, which never holds all weights.
+    """The same with torch's fused kernel, which never stores all weights.
 
     mask: (.., T, S), added to the logits. None: each query sees the keys up to its own, and the queries are the last T
     of the S tokens; with causal=False it sees all keys.
     """
-    key = for_each_head(key, query.shape[1])                                       # (B, H, S, Dh)
-    value = for_each_head(value, query.shape[1])                                   # (B, H, S, Dh)
-    T = query.shape[-2]
-    S = key.shape[-2]
-    needs_mask = mask is None and causal and T > 1         # one query, the last, sees all keys
-    if needs_mask and T == S:
+    _, H, T, _ = query.shape
+    key = for_each_head(key, H)                                                    # (B, H, S, Dh)
+    value = for_each_head(value, H)                                                # (B, H, S, Dh)
+    S = key.shape[2]
+    sees_all = T == 1 or not causal                        # a single query is that of the last token
+    if mask is None and sees_all:
+        return F.scaled_dot_product_attention(query, key, value)
+    if mask is None and T == S:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    if needs_mask:
+    if mask is None:
         first = S - T
         rows = torch.arange(first, S, device=query.device)
         mask = causal_mask(rows, S)                                                # (T, S)
-    if mask is not None:
-        mask = mask.to(query.dtype)
+    mask = mask.to(query.dtype)
     return F.scaled_dot_product_attention(query, key, value, mask)
 
 
-def causal_mask(rows, S, hidden=None):
-    """(R, S) what to add to the logits of these rows (R,) of S tokens: 0 for keys up to their own, else minus infinity.
+def causal_mask(rows, S, hidden_keys=None):
+    """(R, S) mask to add to the logits of these rows (R,) of S tokens: minus infinity for later keys, 0 for the others.
 
-    hidden: keys that no row, (S,), or that each row, (R, S), may not see. A row that would see nothing sees itself.
+    hidden_keys: bool, (S,) or (R, S), further keys that may not be seen. A row with all keys hidden sees its own.
     """
     row = rows[:, None]                                                            # (R, 1)
     column = torch.arange(S, device=rows.device)                                   # (S,)
     allowed = column <= row                                                        # (R, S)
-    if hidden is not None:
-        allowed &= ~hidden
+    if hidden_keys is not None:
+        allowed &= ~hidden_keys
         sees_nothing = ~allowed.any(dim=-1, keepdim=True)                          # (R, 1)
         is_itself = column == row                                                  # (R, S)
         allowed |= sees_nothing & is_itself
@@ -70,7 +71,7 @@ def additive(allowed, dtype=torch.float32):
 def rope(position, head_dim, theta, dtype):
     """cos and sin of position * theta^(-2i/Dh), (T, Dh) each: angles in float32, then cast, as the reference does.
 
-    position (T,), or (T, 2), row and column: the first half of the pairs turns with the row, the rest with the column.
+    position: (T,), or (T, 2) of row and column: half of the pairs turns with the row, the others with the column.
     """
     pairs = head_dim // 2
     index = 2 * torch.arange(pairs, device=position.device)                        # (Dh/2,)  2i
@@ -97,6 +98,4 @@ def rotate(x, rope):
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
     quarter_turn = torch.cat([-second, first], dim=-1)
-    along = x * cos
-    across = quarter_turn * sin
-    return along + across
+    return x * cos + quarter_turn * sin

@@ -1,6 +1,7 @@
 """The CLIP vision transformer, as far as LLaVA uses it: hidden states before the last layer, no pooling.
 
-The 24 layers of ViT-L/14 run on 576 patches and one class token. LLaVA reads hidden_states[-2], what enters the last.
+ViT-L/14 at 336 pixels has 24 layers, 576 patches and a class token. LLaVA reads hidden_states[-2], the input of the
+last layer. Letters: P patches of a tile, C width, H heads, Dh head width, T tokens (1+P).
 """
 
 import torch
@@ -96,17 +97,16 @@ class ClipVision(nn.Module):
         super().__init__()
         self.config = c
         self.embeddings = Embeddings(c)
-        self.pre_layrnorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        layers = [Layer(c) for _ in range(c.num_hidden_layers)]
-        self.layers = nn.ModuleList(layers)
-        self.post_layernorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)   # in every file, read by nobody here
+        self.pre_layrnorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)     # spelt so in the checkpoints
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.post_layernorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)   # in the checkpoints, not used here
 
     def forward(self, pixels, depth):
         """(tiles, 3, size, size) -> hidden_states[0 .. depth], (tiles, 1+P, C) each. Layers from `depth` on never run.
 
         hidden_states[0] is what enters layer 0; hidden_states[l + 1] is the output of layer l.
         """
-        pixels = pixels.to(self.pre_layrnorm.weight)
+        pixels = pixels.to(self.pre_layrnorm.weight)       # its device and dtype
         states = [self.pre_layrnorm(self.embeddings(pixels))]
         for layer in self.layers[:depth]:
             states.append(layer(states[-1]))

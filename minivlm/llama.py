@@ -1,7 +1,7 @@
 """The LLaMA decoder: RMSNorm, rotary attention, gated MLP. The prompt runs with a pruner, new tokens without.
 
-Module names are Hugging Face's, so that checkpoints map to it by a prefix. Mistral and Qwen2 decoders are the same
-network with other numbers (sliding window, biases).
+Modules have Hugging Face's names, which are those of the tensors in a checkpoint. Mistral and Qwen2 decoders are the
+same network with other numbers (sliding window, biases). Letters as in attention.py and pruning/base.py.
 """
 
 from dataclasses import replace
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from minivlm.attention import rope, rotate
-from minivlm.kernels import attention
+from minivlm.kernels import attention                  # that of attention.py, or a faster form of it
 from minivlm.parts.masks import prompt_mask, step_mask
 from minivlm.parts.views import DecoderView, StepView
 from minivlm.trace import Trace
-from pruning.apply import checked, order, plan, with_last
+from pruning.apply import acting, checked, order, plan, with_last
 from pruning.base import NOT_YET
 
 
@@ -53,15 +53,13 @@ class Attention(nn.Module):
         return heads.transpose(-2, -3)
 
     def forward(self, x, rope, cache=None, mask=None, last=False):
-        """(B, T, D) -> (B, T, D). rope: cos and sin of the T positions. mask: (.., T, S), None: causal; see attention.
-
-        last: only the last token's row is computed, (B, 1, D).
-        """
+        """(B, T, D) -> (B, T, D); with `last` only the last token's row, (B, 1, D). mask: (.., T, S); None: causal."""
         query_x = x
         query_rope = rope
         if last:
             query_x = x[:, -1:]                                                    # (B, 1, D)
-            query_rope = [part[..., -1:, :] for part in rope]
+            cos, sin = rope
+            query_rope = cos[..., -1:, :], sin[..., -1:, :]                        # (.., 1, Dh) twice
             if mask is not None:
                 mask = mask[..., -1:, :]                                           # (.., 1, S)
         query = self.heads(self.q_proj(query_x))                                   # (B, H, T or 1, Dh)
@@ -71,7 +69,6 @@ class Attention(nn.Module):
         value = self.heads(self.v_proj(x))                                         # (B, Hk, T, Dh)
         if cache is not None:
             key, value = cache.append(key, value)                                  # (B, Hk, S, Dh) twice
-        # softmax(query key^T / sqrt(Dh) + mask) value
         out = attention(query, key, value, mask)                                   # (B, H, T or 1, Dh)
         out = out.transpose(1, 2).flatten(2)                                       # (B, T or 1, H*Dh)
         return self.o_proj(out)
@@ -104,7 +101,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def forward(self, x, rope, cache=None, mask=None, last=False):
-        """(B, T, D) -> (B, T, D); with `last` only the last token's row, (B, 1, D)."""
+        """(B, T, D) -> (B, T, D), as Attention does; rope: cos and sin of the T positions."""
         normed = self.input_layernorm(x)
         attended = self.self_attn(normed, rope, cache, mask, last)
         if last:
@@ -120,8 +117,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = c
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        layers = [Layer(c) for _ in range(c.num_hidden_layers)]
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def prefill(self, tokens, cache, pruner=None, trace=None, last=True):
@@ -130,85 +126,90 @@ class Decoder(nn.Module):
         With `last` only the last token's row is returned, (1, D), and the last layer computes no other.
         """
         depth = len(self.layers)
-        trace = trace or Trace()
-        pruner = pruner and pruner.at("decoder")
-        acting = pruner if tokens.n else None
-        cuts, masks = plan(acting, depth)
+        trace = trace or Trace()       # where pictures and tables learn what happened
+        pruner = acting(pruner, "decoder")
+        if not tokens.n:
+            pruner = None              # no image to prune
+        cuts, masks = plan(pruner, depth)
         if pruner:
-            cache.tokens = tokens if pruner.rerank_each_step else None
             tokens = pruner.with_positions(tokens)
+        if pruner and pruner.rerank_each_step:
+            cache.tokens = tokens
         tokens = replace(tokens, prompt=tokens)
         rope, mask = self.shared(tokens)                   # the same in all layers between two cuts
         for l, layer in enumerate(self.layers):
             tokens = replace(tokens, layer=l)
             if l in cuts and tokens.n:
                 # the method drops, merges or masks visual tokens
-                view = DecoderView(layer, tokens, rope, mask)
-                tokens = replace(tokens, here=view)
-                tokens = self.cut(tokens, pruner, trace, cache)
+                here = DecoderView(layer, tokens, rope, mask)
+                tokens = self.cut(replace(tokens, here=here), pruner, trace, cache)
                 rope, mask = self.shared(tokens)
             layer_mask = mask
             if l in masks and tokens.n:
-                # the method says who may look at whom in this layer
-                view = DecoderView(layer, tokens, rope, mask)
-                layer_mask = pruner.mask(replace(tokens, here=view))
+                # the method says which tokens attend to which in this layer
+                here = DecoderView(layer, tokens, rope, mask)
+                layer_mask = pruner.mask(replace(tokens, here=here))
+            # run the layer
             trace.enter(tokens)
-            held = cache.layers[l]
-            held.start(tokens)
-            view = DecoderView(layer, tokens, rope, layer_mask, held)
-            only_last = last and l == depth - 1
+            layer_cache = cache.layers[l]
+            layer_cache.start(tokens)
             batch = tokens.hidden[None]                                            # (1, T, D)
-            hidden, = layer(batch, rope, held, layer_mask, only_last)              # (T, D)
-            before = view if l + 1 in cuts else NOT_YET
-            tokens = replace(tokens, hidden=hidden, before=before)
+            only_last = last and l == depth - 1
+            batch_out = layer(batch, rope, layer_cache, layer_mask, only_last)     # (1, T or 1, D)
+            before = NOT_YET
+            if l + 1 in cuts:
+                before = DecoderView(layer, tokens, rope, layer_mask, layer_cache)
+            tokens = replace(tokens, hidden=batch_out[0], before=before)
         return self.norm(tokens.hidden)
 
     def rope(self, position, dtype):
-        """cos and sin for these positions, shared by all layers."""
+        """cos and sin for these positions (T,) or (T, 2)."""
         c = self.config
         position = position.to(self.norm.weight.device)
         return rope(position, c.head_dim, c.rope_theta, dtype)
 
     def shared(self, tokens):
-        """What all layers share until the next cut: cos and sin of the positions, and the mask; None: causal."""
+        """What all layers share until the next cut: cos and sin of the positions, and the mask (None: causal)."""
         rope = self.rope(tokens.position, tokens.hidden.dtype)
         return rope, prompt_mask(tokens, self.config.sliding_window)
 
     def cut(self, tokens, pruner, trace, cache):
-        """Call the method before layer tokens.layer, and apply what it says."""
-        r = with_last(checked(pruner, tokens), tokens)
+        """Call the method before layer tokens.layer, and apply its Reduction."""
+        r = checked(pruner, tokens)
+        r = with_last(r, tokens)       # if the prompt ends with an image, keep its last token: it predicts the answer
         trace.reduce("decoder", tokens.layer, tokens, r)
         if pruner.prune_past_kv:
+            # the layers that have run forget the dropped tokens, too
             rows, _ = order(tokens, r.keep)
-            for held in cache.layers[:tokens.layer]:
-                held.select(rows)
+            for layer_cache in cache.layers[:tokens.layer]:
+                layer_cache.select(rows)
         return tokens.reduced(r, pruner.positions)
 
     def step(self, hidden, cache, pruner=None):
-        """Run m more tokens (m, D) after what the cache holds -> normed hidden states (m, D). Nothing is dropped."""
+        """Run m more tokens (m, D) after those in the cache -> normed hidden states (m, D). Nothing is dropped."""
         m = len(hidden)
-        cuts = ()
-        if cache.tokens is not None:
-            pruner = pruner.at("decoder")
-            cuts = pruner.reduce_at(len(self.layers))
-        ropes = {}                     # by first position: a method may renumber, so layers may differ
+        reranked_at = ()
+        if cache.tokens is not None:   # set in prefill, by a method that ranks again at each token
+            reranked_at = pruner.at("decoder").reduce_at(len(self.layers))
+        ropes = {}                     # {first position: cos and sin}: it differs between layers if a cut renumbered
         for l, layer in enumerate(self.layers):
-            held = cache.layers[l]
-            first = held.next_position
+            layer_cache = cache.layers[l]
+            first = layer_cache.next_position
             position = torch.arange(first, first + m, device=hidden.device)        # (m,)
             if first not in ropes:
                 ropes[first] = self.rope(position, hidden.dtype)
-            mask = step_mask(held, position, self.config.sliding_window)
-            rope = ropes[first]
-            entered = hidden
-            hidden, = layer(entered[None], rope, held, mask)                       # (m, D)
-            held.next_position += m
-            next_layer = l + 1
-            if next_layer in cuts:
-                # the method chooses again the keys that the layers from the next one on may read
-                view = StepView(layer, entered, rope, mask, held)
-                tokens = replace(cache.tokens, layer=next_layer, before=view)
-                r = checked(pruner, tokens)
-                masked = tokens.reduced(r).masked
-                cache.mask_from(next_layer, masked)
+            mask = step_mask(layer_cache, position, self.config.sliding_window)
+            entered = hidden                                                       # (m, D)
+            hidden = layer(entered[None], ropes[first], layer_cache, mask)[0]      # (m, D)
+            layer_cache.next_position += m
+            if l + 1 in reranked_at:
+                before = StepView(layer, entered, ropes[first], mask, layer_cache)
+                tokens = replace(cache.tokens, layer=l + 1, before=before)
+                self.rerank(tokens, pruner.at("decoder"), cache)
         return self.norm(hidden)
+
+    def rerank(self, tokens, pruner, cache):
+        """Choose again, among all visual tokens, those that the layers from tokens.layer on can see."""
+        r = checked(pruner, tokens)
+        masked = tokens.reduced(r).masked
+        cache.mask_from(tokens.layer, masked)

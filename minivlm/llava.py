@@ -17,7 +17,7 @@ from minivlm.llama import Decoder
 from minivlm.parts.activations import ACTIVATIONS
 from minivlm.parts.sequence import Part, counted_from, only_visual, spliced, tile_grid, tower_tokens
 from minivlm.trace import Trace
-from pruning.apply import checked
+from pruning.apply import acting, checked
 from pruning.base import UserError
 
 
@@ -41,9 +41,9 @@ class Projector(nn.Module):
 class Llava(nn.Module):
     """The whole model. `weights.load` makes one from a checkpoint folder and adds tokenizer, processor and eos."""
 
-    tower = ClipVision                             # another family has another one
-    projector = Projector                          # and here, too
-    lacks = {}                                     # which PRECONDITIONS of methods it does not meet, and why
+    tower = ClipVision                             # a subclass for another family replaces these
+    projector = Projector
+    lacks = {}                                     # {precondition of some methods: why this model does not meet it}
 
     def __init__(self, config):
         super().__init__()
@@ -62,69 +62,64 @@ class Llava(nn.Module):
         return self.lm_head.weight.device
 
     def features(self, pixels, pruner=None, trace=None, arrange=None):
-        """One image, (tiles, 3, size, size) -> features (n, C), their grid (n, 3) and source (n,).
+        """One image, (tiles, 3, size, size) -> features (n, C), grid (n, 3) and source (n,) of its visual tokens.
 
-        They are those of all visual tokens, tile after tile, or of those that a method of the vision site keeps.
-        arrange(pruner, tokens, r) puts the rows of its Reduction in another order: see anyres.py.
+        With a method of the vision site only those that it keeps. arrange: a function that reorders its Reduction.
         """
         layers = self.config.feature_layers
         depth = max(layers)
         states = self.vision_tower(pixels, depth)
         hidden = torch.cat([states[l] for l in layers], dim=-1)                    # (tiles, 1+P, C)
-        # all tiles as one sequence
-        grid = self.places(len(pixels), pruner)                                # (n, 3)
+        # all tiles as one sequence, with views of the tower's layers
+        grid = self.places(len(pixels), pruner)                                    # (n, 3)
         tokens = tower_tokens(self.vision_tower, states, hidden, grid)
-        pruner = pruner and pruner.at("vision")
+        # the vision site
+        pruner = acting(pruner, "vision")
         if pruner:
             r = checked(pruner, tokens)
             if arrange is not None:
                 r = arrange(pruner, tokens, r)
             if trace is not None:
+                # count the sources after those of the images before this one
                 in_prompt = replace(tokens, source=tokens.source + trace.N)
                 trace.reduce("vision", depth, in_prompt, r)
-            tokens = only_visual(tokens).reduced(r)
+            tokens = only_visual(tokens).reduced(r)        # without the class tokens that are not visual
         return tokens.hidden[tokens.visual], tokens.grid, tokens.source
 
     def places(self, tiles, pruner=None):
-        """(N, 3) places of all visual tokens that the tower can give of so many tiles.
+        """(N, 3) the grid, as in Tokens, of the visual tokens of this many tiles before any are dropped.
 
-        The class token of a tile is none, unless the model or the method takes it for one.
+        They are the patches, and the class tokens if the model or the method uses them.
         """
         c = self.config
         side = c.vision.image_size // c.vision.patch_size
-        with_class = c.vision_feature_select_strategy == "full"
-        pruner = pruner and pruner.at("vision")
-        if pruner and pruner.cls:
-            with_class = True
-        return tile_grid(tiles, side, with_class)
+        pruner = acting(pruner, "vision")
+        model_uses_class = c.vision_feature_select_strategy == "full"
+        method_uses_class = pruner is not None and pruner.cls
+        return tile_grid(tiles, side, model_uses_class or method_uses_class)
 
     def visual_tokens(self, image):
         """How many visual tokens an image becomes, unpruned."""
         return len(self.places(len(image)))
 
     def parts(self, images):
-        """{"tile": (how many, patches of each), "image": (how many, patches of each, on average)}"""
+        """{"tile": (how many, patches of each), "image": (how many, patches of each on average)}, for budgets."""
         tiles = sum(len(image) for image in images)
         c = self.config.vision
         patches = (c.image_size // c.patch_size) ** 2
-        return {
-            "tile": (tiles, patches),
-            "image": (len(images), tiles * patches // len(images)),
-        }
+        per_image = tiles * patches // len(images)
+        return {"tile": (tiles, patches), "image": (len(images), per_image)}
 
     def embed(self, ids, images=(), pruner=None, trace=None):
-        """ids (T,) with one image mark per image, and each image's pixels -> Tokens that enter the decoder.
-
-        Raises UserError if marks and images do not match.
-        """
-        ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)           # of no ids, too
+        """ids (T,) with one mark per image, and each image's pixels -> Tokens. UserError if marks and images differ."""
+        ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)
         is_mark = ids == self.config.image_token_index
         check_ids(self, ids[~is_mark].tolist())
         marks = is_mark.nonzero().squeeze(1).tolist()
         if len(marks) != len(images):
             raise UserError(f"the prompt has {len(marks)} <image> marks for {len(images)} images: "
                             "write one mark per image")
-        trace = Trace() if trace is None else trace
+        trace = Trace() if trace is None else trace        # it also counts the tiles and visual tokens so far
         trace.grid = torch.empty(0, 3, dtype=torch.long)
         trace.unpruned = sum(self.visual_tokens(image) for image in images)
         # words and images in turn
@@ -132,35 +127,32 @@ class Llava(nn.Module):
         parts = []
         start = 0
         for mark, image in zip(marks, images):
-            words = embed_tokens(ids[start:mark])
-            parts.append(Part(words))
+            parts.append(Part(embed_tokens(ids[start:mark])))
             parts.append(self.image_part(image, pruner, trace))
             start = mark + 1
-        words = embed_tokens(ids[start:])
-        parts.append(Part(words))
+        parts.append(Part(embed_tokens(ids[start:])))
         tokens = spliced(parts)
         # the embed site
-        pruner = pruner and pruner.at("embed")
+        pruner = acting(pruner, "embed")
         if pruner and tokens.n:
             r = checked(pruner, tokens)
             trace.reduce("embed", 0, tokens, r)
-            tokens = tokens.reduced(r, "renumber")         # the decoder never saw the dropped tokens
+            tokens = tokens.reduced(r, "renumber")         # for the decoder the dropped tokens never existed
         return tokens
 
     def image_part(self, pixels, pruner, trace):
-        """The Part of one image. Its tiles and tokens are counted from those of the images before it."""
+        """The Part of one image, its tiles and sources numbered after those of the images before it."""
         first_tile = trace.tiles
-        first = trace.N
+        first_source = trace.N
         pixels = pixels.to(self.device)
         features, grid, source = self.features(pixels, pruner, trace)
         hidden = self.multi_modal_projector(features)                              # (k, D)
-        whole = self.places(len(pixels), pruner)                               # (N, 3)
-        trace.image(counted_from(first_tile, whole))
-        grid = counted_from(first_tile, grid)
-        return Part(hidden, grid, source + first)
+        unpruned_grid = self.places(len(pixels), pruner)                           # (N, 3)
+        trace.image(counted_from(first_tile, unpruned_grid))
+        return Part(hidden, counted_from(first_tile, grid), source + first_source)
 
     def prefill(self, tokens, pruner=None, trace=None):
-        """Tokens of the whole prompt -> logits of the next token (V,) and the cache. UserError if it is too long."""
+        """Tokens of a prompt -> logits (V,) of the next token, and the cache. UserError if the prompt is too long."""
         c = self.config.text
         check_length(len(tokens.hidden), c.max_position_embeddings)
         cache = Cache.empty(c.num_hidden_layers)
@@ -168,7 +160,7 @@ class Llava(nn.Module):
         return self.lm_head(hidden[-1]), cache
 
     def step(self, ids, cache, pruner=None):
-        """Run m more ids after what the cache holds -> logits of the next token (V,)."""
+        """Run m more ids after the tokens in the cache -> logits (V,) of the next token."""
         check_ids(self, ids)
         ids = torch.as_tensor(ids, device=self.device)
         hidden = self.language_model.embed_tokens(ids)

@@ -8,8 +8,13 @@ import torch.nn.functional as F
 from pruning.errors import UserError
 
 
+def acting(pruner, site):
+    """The method that acts at this site; None if none does."""
+    return pruner.at(site) if pruner else None
+
+
 def plan(pruner, layers):
-    """The decoder layers before which, and in which, the method acts; UserError if the model has no such layer."""
+    """The decoder layers before which the method reduces, and those whose mask it changes. UserError if not there."""
     if not pruner:
         return (), ()
     cuts = pruner.reduce_at(layers)
@@ -22,7 +27,7 @@ def plan(pruner, layers):
 
 
 def checked(pruner, tokens):
-    """The method's Reduction of these tokens. UserError, naming the method, if it cannot be applied."""
+    """The method's Reduction of these tokens; UserError if it is malformed."""
     r = pruner.reduce(tokens)
     problem = problem_of(r, tokens.n, pruner)
     if problem:
@@ -31,7 +36,7 @@ def checked(pruner, tokens):
 
 
 def problem_of(r, n, pruner):
-    """What is wrong with the result of a `reduce`, with the remedy; None if nothing is."""
+    """What is wrong with the result `r` of a `reduce`, and the remedy; None if it is right."""
     keep = getattr(r, "keep", None)
     if not isinstance(keep, torch.Tensor):
         return f"reduce returned a {type(r).__name__}, and must return a Reduction(keep=indices)"
@@ -56,7 +61,7 @@ def problem_of(r, n, pruner):
 
 
 def is_convex(merge):
-    """Whether no weight (k, n) is negative and each row sums to 1, as far as half precision holds it."""
+    """Whether no weight (k, n) is negative and each row sums to 1, as exactly as half precision allows."""
     total = merge.float().sum(dim=1)                                               # (k,)
     ones = torch.ones_like(total)
     if (merge < 0).any():
@@ -65,10 +70,10 @@ def is_convex(merge):
 
 
 def with_last(r, tokens):
-    """The reduction; of a prompt that ends with an image it always keeps the last token too, at the end.
+    """The Reduction; if the prompt ends with an image, the same with the image's last token kept, at the end.
 
-    That token predicts the next one: without it the logits would be those of a token before it. Methods that act before
-    the decoder need no such care: what they keep is the image that the decoder reads, and its last token predicts.
+    The last token of a prompt predicts the answer, so it must stay. Only for the decoder site: before the decoder runs,
+    whichever kept token is last predicts the answer.
     """
     last = tokens.n - 1
     last_row = len(tokens.hidden) - 1
@@ -76,7 +81,7 @@ def with_last(r, tokens):
         return r
     is_last = r.keep == last                                                       # (k,)
     if is_last.any():
-        # what takes its place goes to the end
+        # it is kept already: move it to the end
         order = is_last.int().argsort(stable=True)                                 # (k,)
         return reordered(r, order)
     last = r.keep.new_tensor([last])
@@ -89,7 +94,7 @@ def with_last(r, tokens):
 
 
 def reordered(r, order):
-    """The Reduction with these of its rows (k',), in this order."""
+    """The Reduction with only the rows `order` (k',), in this order."""
     r = replace(r, keep=r.keep[order])
     if r.merge is not None:
         r = replace(r, merge=r.merge[order])
@@ -101,9 +106,9 @@ def reordered(r, order):
 def reduced(tokens, r, positions="keep"):
     """The sequence after reduction `r`.
 
-    Row i of the k new visual rows takes the place of source keep[i]. Inside one image's span the rows are in the order
-    of `keep`. Text rows are copied. The views are gone, so that no stale matrix can be read.
-    positions: "keep" the surviving position ids, or "renumber" them 0..T'-1.
+    New visual row i takes the place of visual token keep[i]. The visual rows of one image are in the order of `keep`.
+    Text rows are copied. The result has no views: they show the old sequence.
+    positions: "keep" the position ids of the remaining tokens, or "renumber" them 0..T'-1.
     """
     after = dropped(tokens, r) if r.drop else masked(tokens, r)
     if positions == "renumber":
@@ -112,7 +117,7 @@ def reduced(tokens, r, positions="keep"):
 
 
 def order(tokens, keep):
-    """Rows of the present sequence in their new order, and that order over [kept visual rows, text rows]. (T',) twice
+    """Which rows remain, in their new order, and the same as indices into [kept visual rows, text rows]. (T',) twice
 
     Sort key: text row i gets 2i + 1, a visual row with s text rows before it gets 2s. A stable sort then leaves the
     text in order and puts the visual rows of one image between their neighbours, in the order of `keep`.
@@ -130,11 +135,11 @@ def order(tokens, keep):
 
 
 def dropped(tokens, r):
-    """The sequence with the kept rows only, or with merged ones in their places."""
+    """The sequence with only the kept rows, or with merged rows in their places."""
     k = len(r.keep)
     rows, place = order(tokens, r.keep)                                            # (T',) twice
     hidden = tokens.hidden[rows]                                                   # (T', D)
-    is_visual = place < k
+    is_visual = place < k                                                          # the first k are visual
     visual = is_visual.nonzero().squeeze(1)                                        # (k,)  rows in the new sequence
     index = place[visual]                                                          # (k,)  which rows of r these are
     if r.merge is not None:
@@ -158,7 +163,7 @@ def weighted_sums(tokens, merge):
 
 
 def masked(tokens, r):
-    """The whole sequence, with the keys masked of all visual tokens but the kept ones."""
+    """The whole sequence, in which the keys of all visual tokens except the kept ones are masked."""
     assert r.merge is None, "tokens can only be merged if they are dropped"
     kept = tokens.visual[r.keep]                                                   # (k,)
     is_masked = tokens.is_visual()                                                 # (T,)
@@ -170,7 +175,7 @@ def masked(tokens, r):
 
 
 def renumbered(tokens):
-    """The same with position ids 0, 1, .., in which masked tokens do not count."""
+    """The same tokens with position ids 0, 1, ..; masked tokens do not count."""
     counts = torch.ones_like(tokens.position)
     if tokens.masked is not None:
         counts = (~tokens.masked).long()

@@ -1,12 +1,12 @@
 """ASAP. Pathak and Han, "ASAP: Attention-Shift-Aware Pruning for Efficient LVLM Inference", arXiv:2603.14549.
 
 Rotary positions and the causal mask favour late visual tokens, whatever these show. SG-BiMask lets each visual token
-see later ones, too: the more salient they are, the better. Of the k best tokens under that mask, redundant ones are
-merged into more salient ones, and the best of the dropped ones take the places that this vacates.
+also see later ones: the more salient they are, the better. Of the k best tokens under that mask, redundant ones are
+merged into more salient ones, and the best of the dropped tokens take the places that become free.
 
-Paper and code: no code is public, and the paper leaves open in which layers the mask acts and whose attention ranks.
-Here it acts in all layers before the cut and FastV's last row ranks, so that each rung of Figure 4 changes one thing:
-FastV, FastVBiMask, ASAP. The other readings are in readings.py and weighed in the card (README.md).
+Paper and code: no code is public. The paper does not say in which layers the mask acts, nor whose attention ranks. Here
+the mask acts in all layers before the cut, and the last row ranks as in FastV. So each of FastV, FastVBiMask and ASAP
+adds one thing to the one before, as in Figure 4. Other readings: readings.py and the card (README.md).
 """
 
 from dataclasses import dataclass
@@ -24,32 +24,33 @@ EPS = 1e-6                             # epsilon of Eq. 3 and 4
 
 @dataclass(frozen=True, kw_only=True)
 class SGBiMask(Pruner):
-    """4.1 Saliency-Guided Bidirectional Mask. A plug-in: `class Mine(SGBiMask, AnyDecoderMethod)` has it."""
+    """4.1 Saliency-Guided Bidirectional Mask, for any decoder method: `class Masked(SGBiMask, OtherMethod)`."""
 
     lambda_max: ToOne = option(1.0, "how visible the most salient later token is, in (0, 1]")
 
     def mask_at(self, layers):
-        """All layers before the (last) cut."""
-        return tuple(range(max(self.reduce_at(layers), default=0)))
+        """All layers before the last cut."""
+        last_cut = max(self.reduce_at(layers), default=0)
+        return tuple(range(last_cut))
 
     def mask(self, tokens):
         mask = tokens.here.mask().clone()                          # (T, T)  causal
         _, s_hat = masses(tokens, tokens.here)                     # (n,)
         log_lambda = self.discount(s_hat).clamp_min(EPS).log()     # (n,)
-        # Eq. 4: a token i sees a later j of its own image, discounted by lambda_j
+        # Eq. 4: visual token i sees the later token j of its image, discounted by lambda_j
         image = image_of(tokens)                                   # (n,)
-        is_later = (image[:, None] == image).triu(1)               # (n, n)  [i, j]
-        visual_pairs = tokens.visual[:, None], tokens.visual
+        is_later = (image[:, None] == image).triu(1)               # (n, n)  [i, j]: j > i, in one image
+        visual_pairs = (tokens.visual[:, None], tokens.visual)     # indices of an (n, n) part of the mask
         mask[visual_pairs] = torch.where(is_later, log_lambda, mask[visual_pairs])
         return mask                                                # Eq. 5: the layer adds it to W
 
     def discount(self, s_hat):
-        """lambda_j of each token (n,), where it is the later one. (n,)"""
+        """lambda_j: how visible token j is to earlier ones. (n,) -> (n,)"""
         return self.lambda_max * s_hat
 
 
 def masses(tokens, view):
-    """Raw attention mass s_j and saliency s_hat_j of each visual token, among those of its image. (n,) twice"""
+    """Attention mass s_j and saliency s_hat_j of each visual token; each image by itself. (n,) twice"""
     _, counts = image_of(tokens).unique_consecutive(return_counts=True)
     s = [attention_mass(view, rows) for rows in tokens.visual.split(counts.tolist())]
     s_hat = [saliency(s_of_image) for s_of_image in s]
@@ -59,7 +60,7 @@ def masses(tokens, view):
 def attention_mass(view, rows):
     """Eq. 2: s_j, the sum of W_ij over the visual tokens i of one image, rows (m,). (m,)
 
-    W = QK^T / sqrt(Dh), mean over heads: logits before the mask.
+    W = QK^T / sqrt(Dh), the attention logits before the mask, mean over heads.
     """
     s = view.summed_logits(rows)[rows]                             # (m,)
     return finite(s, "the queries or keys")
@@ -73,7 +74,7 @@ def saliency(s):
 
 
 def image_of(tokens):
-    """(n,) which image each visual token belongs to: how many text tokens there are between the first one and it."""
+    """(n,) a number for the image of each visual token: of text tokens before it, since text separates images."""
     return torch.searchsorted(tokens.text(), tokens.visual)
 
 
@@ -109,67 +110,69 @@ class ASAP(FastVBiMask):
         kept = best.keep                                           # (k,)    I_keep
         if not self.consolidate:
             return best
-        # 4.2: the redundant ones are absorbed by more salient ones, the anchors
+        # 4.2: redundant tokens go to more salient ones, the anchors, which stay where they are
         s, s_hat = masses(tokens, tokens.before)                   # (n,) twice
         destination = self.routing(tokens, s_hat, kept)            # (n,)
-        anchors = kept[destination[kept] == kept]                  # (k-a,)
-        # and the best of the pruned pool take the vacated places
+        stays = destination[kept] == kept                          # (k,)
+        anchors = kept[stays]                                      # (k-a,)
+        # 4.2: the best of the other tokens take the a places that became free
         salvaged = self.reallocation(tokens, s, kept, anchors)     # (a,)
         keep = torch.cat([anchors, salvaged]).sort().values        # (k,)
-        absorbs = destination == keep[:, None]                     # (k, n)  each absorbs itself, too
+        # 4.2: merge
+        absorbs = destination == keep[:, None]                     # (k, n)  [i, j]: i absorbs j; each absorbs itself
         merge = self.consolidation(keep, absorbs, s_hat)           # (k, n)
+        # for pictures: 0 kept, 1 salvaged, 2 absorbs others
         reason = torch.isin(keep, salvaged).long()                 # (k,)
         reason[absorbs.sum(dim=1) > 1] = 2
         return Reduction(keep, merge, best.score, reason=reason, reasons=("kept", "salvaged", "absorbs others"))
 
     def routing(self, tokens, s_hat, kept):
-        """The token that absorbs each one; its own index if none does, or if it is not in I_keep (k,). (n,)"""
-        # from the most salient on; ties by sequence index
-        by_saliency = s_hat[kept].argsort(descending=True, stable=True)
-        order = kept[by_saliency]                                  # (k,)
+        """(n,) where each token goes: the redundant ones of I_keep (k,) to an anchor, all others stay"""
+        order = kept[descending(s_hat[kept])]                      # (k,)    the most salient first
         S = self.similarity(tokens, order)                         # (k, k)
-        is_redundant = (S > self.threshold).tril(-1)               # (k, k)  [j, i]: j, with an i before it
-        can_absorb = by_anchors(is_redundant)                      # (k, k)
+        is_similar = (S > self.threshold).tril(-1)                 # (k, k)  [j, i]: j is like i, which is more salient
+        can_absorb = by_anchors(is_similar)                        # (k, k)  [j, i]: and i is an anchor
+        is_redundant = can_absorb.any(dim=1)                       # (k,)
         absorber = order[self.route(S, can_absorb)]                # (k,)
         destination = torch.arange(tokens.n, device=kept.device)   # (n,)
-        destination[order] = torch.where(can_absorb.any(dim=1), absorber, order)
+        destination[order] = torch.where(is_redundant, absorber, order)
         return destination
 
     def similarity(self, tokens, which):
-        """S_ij, cosine of the hidden states of these visual tokens (m,); those of two images are not alike. (m, m)"""
-        hidden = tokens.hidden[tokens.visual]                      # (n, D)
-        finite(hidden, "the hidden states")
+        """S_ij, cosine of the hidden states of these visual tokens (m,); -inf between two images. (m, m)"""
+        hidden = finite(tokens.hidden[tokens.visual], "the hidden states")         # (n, D)
         image = image_of(tokens)[which]                            # (m,)
         S = cosines(hidden[which]).clamp(max=1)                    # (m, m)
         return S.masked_fill(image[:, None] != image, float("-inf"))
 
     def route(self, S, can_absorb):
-        """Of those that can absorb each token the most salient, which is the first. (k, k) twice -> (k,)"""
-        return can_absorb.int().argmax(dim=1)
+        """For each token j, which of those that can absorb it does: the most salient. (k, k) twice -> (k,)"""
+        return can_absorb.int().argmax(dim=1)                      # the first, since the most salient come first
 
     def consolidation(self, keep, absorbs, s_hat):
-        """Eq. 6: the weights of what each kept token is made of; where all are 0, it stays as it is. (k, n)"""
+        """Eq. 6: new token i is the mean of what it absorbs, weighted by saliency; if that is 0, i itself. (k, n)"""
         weight = absorbs * s_hat                                   # (k, n)
         total = weight.sum(dim=1, keepdim=True)                    # (k, 1)
         itself = F.one_hot(keep, len(s_hat))                       # (k, n)
         return torch.where(total > EPS, weight / total, itself)
 
     def reallocation(self, tokens, s, kept, anchors):
-        """The best of the pruned pool by attention mass s_j, one for each vacated place, if there are enough. (a,)"""
-        if not self.salvage:
-            return kept[:0]
-        a = len(kept) - len(anchors)
+        """The best of the pruned pool by attention mass s_j, one for each free place, if there are enough. (a,)"""
+        a = len(kept) - len(anchors) if self.salvage else 0
         return self.pruned_pool(tokens, s, kept, anchors)[:a]
 
     def pruned_pool(self, tokens, s, kept, anchors):
-        """What is not in I_keep, the best by s_j first. (n-k,)"""
-        order = descending(s.index_fill(0, kept, float("-inf")))   # (n,)  I_keep comes last
-        return order[:len(s) - len(kept)]
+        """The tokens that are not in I_keep, the best by s_j first. (n-k,)"""
+        order = descending(s)                                      # (n,)
+        return order[~torch.isin(order, kept)]
 
 
 def by_anchors(may_absorb):
-    """Disjoint source sets: what is absorbed absorbs nothing. [j, i]: i, before j, may absorb j. (k, k) -> (k, k)"""
-    may_absorb = may_absorb.clone()
+    """Disjoint source sets: only anchors absorb, and nothing absorbs an anchor. (k, k) -> (k, k)
+
+    [j, i]: i, which comes before j, may absorb j. The first token is an anchor; then each that no anchor may absorb.
+    """
+    is_anchor = torch.zeros_like(may_absorb[0])                    # (k,)
     for j in range(len(may_absorb)):
-        may_absorb[:, j] &= ~may_absorb[j].any()
-    return may_absorb
+        is_anchor[j] = ~(may_absorb[j] & is_anchor).any()
+    return may_absorb & is_anchor

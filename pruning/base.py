@@ -4,7 +4,9 @@ A reduction of visual tokens is a k x n matrix applied to the n visual tokens so
 select, other rows merge. A method is a pure function from Tokens to that matrix. Applying it, and keeping positions,
 masks and caches right, is done elsewhere (apply.py and the model), by no method.
 
-tokens.before and tokens.here are two layers to look at, LayerViews (views.py): tokens.before.mean_attention("last").
+It acts at a site: "vision" (the output of the vision tower, which may read an image as several square tiles), "embed"
+(the prompt before layer 0) or "decoder" (before a layer). A method that needs attention reads it from tokens.before,
+the layer that has just run, or from tokens.here, the one about to run: tokens.before.mean_attention("last").
 
 Letters: T tokens in the sequence now, n visual tokens now, k visual tokens after, N visual tokens at first, D width,
 H query heads, Hk key heads, Dh head width, R query rows.
@@ -20,43 +22,47 @@ from pruning import apply
 from pruning.budget import Budgeted
 from pruning.errors import UserError
 from pruning.fields import first_fault
-from pruning.views import NOT_YET, LayerView, NoView, for_each_head  # noqa: F401
+from pruning.views import NOT_YET, LayerView, NoView
 
 
 @dataclass(frozen=True, repr=False)
 class Tokens:
-    """One prompt's sequence as it enters layer `layer`, and two layers to look at.
+    """One prompt's sequence as it enters layer `layer`, with views of the layers before and after.
 
-    At the vision site the sequence is each tile's class token and patches, and a layer is a block of the tower.
+    At the vision site the sequence is the class token and patches of each tile, and a layer is a block of the tower.
     """
 
     hidden: Tensor                 # (T, D)    residual stream
-    visual: Tensor                 # (n,)      rows of `hidden` that are visual tokens (several images: one set)
-    grid: Tensor                   # (n, 3)    tile, row, column in the unpruned image; row -1: on no grid (newline)
+    visual: Tensor                 # (n,)      rows of `hidden` that are visual tokens, of all images
+    grid: Tensor                   # (n, 3)    tile, row, column in the unpruned image; row -1: not a patch
     source: Tensor                 # (n,)      index of each among the N visual tokens of the unpruned prompt
-    position: Tensor               # (T,)      RoPE position ids; (T, 2) where they have two dimensions
+    position: Tensor               # (T,)      RoPE position ids; (T, 2) if they are two-dimensional
     next_position: int             # position id of the first generated token
     layer: int = 0
-    before: LayerView = NOT_YET    # layer - 1, which has run
-    here: LayerView = NOT_YET      # this layer, which is about to run
-    prompt: "Tokens | None" = None                                     # what entered layer 0; None: these tokens
-    masked: Tensor | None = None   # (T,)      True: still in the sequence, its key masked (Reduction.drop False)
+    before: LayerView = NOT_YET    # view of layer - 1, which has run
+    here: LayerView = NOT_YET      # view of this layer, which is about to run
+    prompt: "Tokens | None" = None  # the Tokens that entered layer 0; None if these are they
+    masked: Tensor | None = None   # (T,)      True: the row stays in the sequence, but no other row sees its key
 
     @classmethod
     def start(cls, hidden, visual, grid=None, before=None, here=None, layer=0):
-        """Tokens of a whole prompt: positions and sources count from 0. For examples by hand, too.
+        """Tokens of an unpruned prompt: positions and sources count from 0. Also for examples typed by hand.
 
-        visual: its rows. grid: (n, 3), or (rows, columns) of one image; None: one row. Views: LayerView.of(..).
+        grid: (n, 3), or (rows, columns) of a single image; None: a single row. before and here: LayerView.of(..).
         """
         hidden = torch.as_tensor(hidden)
         visual = torch.as_tensor(visual, dtype=torch.long, device=hidden.device)
         if not isinstance(grid, Tensor):
-            grid = whole_grid(*(grid or (1, len(visual))))
+            rows, columns = grid or (1, len(visual))
+            grid = whole_grid(rows, columns)
         source = torch.arange(len(visual), device=hidden.device)
         position = torch.arange(len(hidden), device=hidden.device)
-        tokens = cls(hidden, visual, grid.to(hidden.device), source, position, len(hidden), layer)
-        views = dict(before=before, here=here)
-        return replace(tokens, **{name: view.on(tokens) for name, view in views.items() if view is not None})
+        tokens = cls(hidden, visual, grid.to(hidden.device), source, position, next_position=len(hidden), layer=layer)
+        if before is not None:
+            tokens = replace(tokens, before=before.on(tokens))
+        if here is not None:
+            tokens = replace(tokens, here=here.on(tokens))
+        return tokens
 
     @property
     def n(self):
@@ -74,15 +80,17 @@ class Tokens:
         return row.index_fill_(0, self.visual, True)
 
     def text(self):
-        """(m,) rows of the text after the (first) image: those that can see visual tokens."""
+        """(m,) rows of the text after the first visual token: the text that can see visual tokens."""
         is_text = ~self.is_visual()
         if self.masked is not None:
             is_text &= ~self.masked
         rows = is_text.nonzero().squeeze(1)
-        return rows[rows > self.visual.min()] if self.n else rows[:0]
+        if self.n == 0:
+            return rows[:0]
+        return rows[rows > self.visual.min()]
 
     def rows(self, which):
-        """(R,) the rows called "last", "text" (after the image), "visual" or "all" (but masked ones). Indices stay."""
+        """(R,) row indices. which: "last", "text" (see text()), "visual", "all" (that are not masked), or indices."""
         if isinstance(which, Tensor):
             return which
         if which == "last":
@@ -102,7 +110,7 @@ class Tokens:
         return apply.reduced(self, r, positions)
 
     def without_views(self, **new):
-        """These tokens with other fields, and nothing to look at: no stale matrix can be read."""
+        """These tokens with new fields and without views: attention of the old sequence can no longer be read."""
         gone = NoView("a reduction has changed the sequence after that layer ran")
         return replace(self, before=gone, here=gone, **new)
 
@@ -121,12 +129,12 @@ def whole_grid(rows, columns, tile=0):
 class Reduction:
     """n visual tokens -> k. Without `merge` it selects; with it, row i is the weighted sum of all n."""
 
-    keep: Tensor                   # (k,)      row i takes the place (position, grid) of source keep[i]
+    keep: Tensor                   # (k,)      of 0 .. n-1: new row i takes position and grid of visual token keep[i]
     merge: Tensor | None = None    # (k, n)    weights
-    score: Tensor | None = None    # (n,)      what the method ranked by: for pictures, never for computing
-    drop: bool = True              # False: the tokens stay in the sequence and their keys are masked instead
-    reason: Tensor | None = None   # (k,)      which of `reasons` kept each: for pictures too
-    reasons: tuple = ()            # their names
+    score: Tensor | None = None    # (n,)      what the method ranked by; only drawn in pictures
+    drop: bool = True              # False: the other tokens stay in the sequence, and their keys are masked
+    reason: Tensor | None = None   # (k,)      why each was kept, an index into `reasons`; only drawn in pictures
+    reasons: tuple = ()            # names, such as ("important", "diverse")
 
     def __repr__(self):
         verb = "selects" if self.merge is None else f"merges {self.merge.shape[1]} into"
@@ -136,15 +144,15 @@ class Reduction:
 class Pruner(Budgeted):
     """A method. Subclasses are frozen dataclasses: their fields are the paper's hyper-parameters.
 
-    Their annotations say what is allowed (fields.py): another value is a UserError. A subclass that checks more in a
-    `__post_init__` of its own calls this one first.
+    A value that a field's annotation does not allow (fields.py) is a UserError. A subclass with more checks has its own
+    `__post_init__`, which first calls this one. Budgeted only has helpers for commands.
     """
 
     site: ClassVar = "decoder"                    # "vision": before the projector; "embed": before layer 0; "decoder"
-    laws: ClassVar = frozenset({"select"})        # promises that the tests hold it to, of LAWS
-    positions: ClassVar = "keep"                  # of the tokens left: "keep" their position ids, or "renumber" them
-    preconditions: ClassVar = frozenset()         # what it needs of model and prompt, of PRECONDITIONS
-    per: ClassVar = "prompt"                      # what `keep` counts, of PER
+    laws: ClassVar = frozenset({"select"})        # what it promises and the tests check: names in LAWS (laws.py)
+    positions: ClassVar = "keep"                  # the remaining tokens "keep" their position ids; or "renumber" them
+    preconditions: ClassVar = frozenset()         # what it needs of model and prompt: names in PRECONDITIONS (laws.py)
+    per: ClassVar = "prompt"                      # `keep` counts the tokens of the "prompt", of each "image" or "tile"
 
     def __post_init__(self):
         wrong = first_fault(self)
@@ -152,39 +160,39 @@ class Pruner(Budgeted):
             raise UserError(f"{type(self).__name__}: {wrong}")
 
     def reduce_at(self, layers):
-        """Decoder layers, of `layers` in all, before which `reduce` is called."""
+        """The decoder layers before which `reduce` is called, in a decoder of `layers` layers."""
         return ()
 
     def mask_at(self, layers):
-        """Decoder layers before which `mask` is called."""
+        """The decoder layers before which `mask` is called."""
         return ()
 
     def budget(self, n):
-        """Visual tokens left of n, or None if the method does not fix it."""
+        """How many of n visual tokens remain; None if the method does not fix it."""
         return None
 
     def reduce(self, tokens) -> Reduction:
-        """The matrix, from what the method reads of the tokens and their views."""
+        """The method itself: which visual tokens remain, or how they are merged."""
         raise NotImplementedError
 
     def mask(self, tokens) -> Tensor:
-        """(T, T) what layer `tokens.layer` adds to its logits, in place of tokens.here.mask()."""
+        """(T, T) mask that layer `tokens.layer` adds to its attention logits instead of tokens.here.mask()."""
         raise NotImplementedError
 
     def schedule(self, n, layers):
-        """Visual tokens that enter each of `layers` decoder layers, n at first; None if the prompt decides it."""
-        cuts = self.reduce_at(layers)
-        k = self.budget(n)
-        if self.site == "decoder" and not cuts:
+        """How many visual tokens enter each of `layers` decoder layers, given n; None if the prompt decides it."""
+        cuts = self.reduce_at(layers) if self.site == "decoder" else (0,)
+        if not cuts:
             return [n] * layers
+        k = self.budget(n)
         if k is None or len(cuts) > 1:
             return None
-        first = cuts[0] if self.site == "decoder" else 0
+        first = cuts[0]
         return [n] * first + [k] * (layers - first)
 
     # Rare: what only one or two methods change.
-    cls: ClassVar = False                         # vision site: the class tokens are visual tokens too, on no grid
-    drops: ClassVar = True                        # False: its tokens stay in the sequence, with their keys masked
+    cls: ClassVar = False                         # vision site: is each tile's class token a visual token, too?
+    drops: ClassVar = True                        # False: its Reductions have drop=False (for cost tables)
     prune_past_kv: ClassVar = False               # drop from the caches of the layers before the cut, too
     rerank_each_step: ClassVar = False            # reduce again, from the whole cache, at each generated token
 
@@ -193,12 +201,12 @@ class Pruner(Budgeted):
         return self if self.site == site else None
 
     def with_positions(self, tokens):
-        """The prompt with other position ids for the decoder; by default those it has."""
+        """The prompt, possibly with other position ids for the decoder."""
         return tokens
 
     def output_order(self, grid, mosaic):
-        """Vision site, several tiles: which of the kept tokens, whose grid is (k, 3), are sent on, in order. (k',)
+        """Vision site, several tiles: indices (k',) of the kept tokens (grid (k, 3)) to send to the decoder, in order.
 
-        mosaic: how the tiles lie (mosaic.py). By default all of them, in the order of the picture.
+        By default all of them, in the order in which they lie in the picture; mosaic (mosaic.py) knows where tiles lie.
         """
         return mosaic.order(grid)

@@ -1,11 +1,11 @@
 """FastV. Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024, arXiv:2403.06764.
 
-After layer K the image is read through few tokens. So drop the visual tokens that received the least attention in
-layer K (counted from one: layer K-1 here), and let layers K.. run on the rest. Original position ids are kept.
+After layer K, few visual tokens receive attention. So drop those that received the least in layer K (the paper counts
+from one: layer K-1 here), and run the layers from K on without them. The others keep their position ids.
 
 Paper and code: the paper's score is the attention received from all tokens (FastVAllRows in readings.py); the released
-code, and this file, read the last prompt token's row alone. Dropping tokens and masking their keys (FastVMask) give the
-text rows the same values.
+code, and this file, read only the last prompt token's row. The code can also mask the keys instead of dropping the
+tokens (FastVMask): text rows get the same values.
 """
 
 from dataclasses import dataclass

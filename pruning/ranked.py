@@ -1,4 +1,4 @@
-"""Ranked: methods that score every visual token once, before layer K, and keep the k best. And the top-k of all."""
+"""Ranked: methods that score every visual token once, before layer K, and keep the k best. And helpers for scores."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from pruning.fields import Amount, Layer, option
 
 @dataclass(frozen=True)
 class Ranked(Pruner):
-    """A method writes `score`; layer, budget and selection are here. A convenience: other methods go without."""
+    """A subclass defines `score`; this class has the layer, the budget and the selection. Not all methods need it."""
 
     layer: Layer = option(2, "K: the first layer that runs on the kept tokens")
     keep: Amount = option(0.5, "share, or number, of visual tokens kept")
@@ -21,7 +21,7 @@ class Ranked(Pruner):
 
     def __post_init__(self):
         super().__post_init__()
-        self.budget(2 ** 20)           # what no prompt can meet fails here, before the model runs
+        self.budget(2 ** 20)           # raises UserError if no prompt is long enough for `keep`
 
     def reduce_at(self, layers):
         return (self.layer,)
@@ -30,7 +30,7 @@ class Ranked(Pruner):
         return tokens_to_keep(self.keep, n, self.rounding)
 
     def score(self, tokens):
-        """(n,) how much each visual token is worth"""
+        """(n,) how important each visual token is"""
         raise NotImplementedError
 
     def reduce(self, tokens):
@@ -46,19 +46,19 @@ def top(score, k):
 
 def descending(score):
     """Indices from the highest score to the lowest; of equals, the first. (n,) -> (n,)"""
-    if score.isnan().any():            # infinity is a rank: VisionZip and ATP put a token first by it
+    if score.isnan().any():            # infinity is allowed: a method may put a token first or last with it
         raise UserError("the attention scores contain NaN: the model overflowed; load it in float32 or bfloat16")
     return score.argsort(descending=True, stable=True)
 
 
 def finite(x, what):
-    """x, if it is finite: of infinities, too, a sum or product may be NaN. Else a UserError that names `what`."""
+    """x unchanged; UserError if it has NaN or infinity, from which sums and products become NaN. `what` names it."""
     if not x.isfinite().all():
         raise UserError(f"{what} contain NaN or infinity: the model overflowed; load it in float32 or bfloat16")
     return x
 
 
 def cosines(x):
-    """Cosine of every two rows, in float32; with a row of zeros it is 0. (n, D) -> (n, n)"""
+    """Cosine of every two rows, in float32; 0 for a row of zeros. (n, D) -> (n, n)"""
     unit = F.normalize(x.float(), dim=1)                   # (n, D)
     return unit @ unit.T

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from pruning import METHODS
-from pruning.base import Reduction, for_each_head
+from pruning.base import Reduction
 from pruning.fastv import FastV
 from pruning.readings import FastVAllRows, FastVMask
+from pruning.views import for_each_head
 from tiny import (REDUCING, MARK, Around, Chosen, built, has_keep, ids, llava, next_llava, picture, prefill,
                   refusal, tiled)
 
