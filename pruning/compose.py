@@ -4,23 +4,24 @@
 of tokens that is to be left: the pre-defined ratios that ATP-LLaVA compares with (arXiv:2412.00447, Table 2). `Both`
 lets methods of different sites act on one prompt, one after the other.
 
-Paper and code: Table 2 names a pruning ratio, the layers (from 0, before their input) and the tokens kept, but no rule.
-Its numbers are those for which each stage keeps 1 - ratio of the one before and the first is chosen so that 144 tokens
-enter a layer on average; `fixed_ratio` gives all its rows. There is no released code.
+Paper and code: Table 2 has the pruning ratio, the layers (from 0, before their input) and the tokens kept, but no rule.
+Its numbers follow if each stage keeps 1 - ratio of the previous one, and the first keeps so many that 144 tokens enter
+a layer on average; `fixed_ratio` gives all its rows. There is no released code.
 """
 
 from dataclasses import dataclass, fields, replace
 
 from pruning.base import Pruner, UserError
-from pruning.budget import solve, staged, tokens_to_keep
+from pruning.budget import solve, tokens_to_keep
 from pruning.fields import Amount, AnyLayer
+from pruning.staged import Staged
 
 SITES = ("vision", "embed", "decoder")
 
 
 @dataclass(frozen=True)
-class Schedule(Pruner):
-    """`method`, before each of `layers`, so that these shares of the visual tokens that entered layer 0 are left."""
+class Schedule(Staged):
+    """Calls `method` before each of `layers`; `ratios` of the visual tokens that entered layer 0 are left."""
 
     method: Pruner                     # FastV(), ..: its own layer and keep are not used
     layers: tuple[AnyLayer, ...] = (4, 14, 24)
@@ -35,15 +36,12 @@ class Schedule(Pruner):
             raise UserError(f"{name} cannot be scheduled: only a decoder method with a layer and a keep, like FastV")
         if self.method.rerank_each_step:
             raise UserError(f"{name} ranks again at each generated token: it goes with one layer, not with several")
-        check_stages("Schedule", self)
 
+    # these are the method's
     positions = property(lambda self: self.method.positions)
     prune_past_kv = property(lambda self: self.method.prune_past_kv)
     preconditions = property(lambda self: self.method.preconditions)
-    laws = property(lambda self: self.method.laws - {"budget"})    # which is that of the last layer
-
-    def reduce_at(self, layers):
-        return tuple(self.layers)
+    laws = property(lambda self: self.method.laws - {"budget"})    # budget(n) is what is left after the last cut
 
     def mask_at(self, layers):
         masked = set()
@@ -53,22 +51,13 @@ class Schedule(Pruner):
         return tuple(sorted(masked))
 
     def mask(self, tokens):
-        """The mask of the stage that comes next; after the last cut, that of the last one."""
+        """The mask of the next stage; after the last cut, that of the last stage."""
         following = [layer for layer in self.layers if layer > tokens.layer]
         following.append(self.layers[-1])
         return replace(self.method, layer=following[0]).mask(tokens)
 
-    def budget(self, n):
-        """Visual tokens left of n after the last cut."""
-        last = self.layers[-1]
-        entering = stages(self, n, last + 1)
-        return entering[last]
-
-    def schedule(self, n, layers):
-        return stages(self, n, layers)
-
     def with_average(self, average, n, layers):
-        """Every ratio times the same number."""
+        """All ratios multiplied by one factor."""
         counts = [tokens_to_keep(ratio, n, self.rounding) for ratio in self.ratios]
 
         def scaled(k):
@@ -78,27 +67,27 @@ class Schedule(Pruner):
         return solve(scaled, range(1, n + 1), average, n, layers)
 
     def reduce(self, tokens):
-        ratio = self.ratios[self.layers.index(tokens.layer)]
-        k = tokens_to_keep(ratio, tokens.N, self.rounding)
-        k = min(k, tokens.n)           # what is gone does not come back
+        k = self.left_at(tokens)
+        k = min(k, tokens.n)           # the method may have left fewer at an earlier cut
         stage = replace(self.method, layer=tokens.layer, keep=k)
         return stage.reduce(tokens)
 
 
 def fixed_ratio(method, ratio, layers, average, n=576, depth=32):
-    """The Schedule of Table 2: each stage drops the share `ratio` of the one before, `average` tokens enter a layer.
+    """The Schedule of Table 2: each cut drops the share `ratio`, and on average `average` tokens enter a layer.
 
     fixed_ratio(FastV(), 1/2, (4, 14, 24), 144) leaves 136, 68, 34 tokens.
     """
-    shares = [(1 - ratio) ** i for i in range(len(layers))]                        # of what the first stage keeps
-    # average * depth = n * layers[0] + first * (sum over the stages of length * share)
+    # stage i keeps first * share_i tokens; solve for `first`:
+    # average * depth = n * layers[0] + sum over stages of (layers in the stage) * first * share_i
+    shares = [(1 - ratio) ** i for i in range(len(layers))]
     ends = (*layers[1:], depth)
     weight = 0
     for start, end, share in zip(layers, ends, shares):
         weight += (end - start) * share
-    of_all_layers = average * depth
-    before_the_first = n * layers[0]
-    first = (of_all_layers - before_the_first) / weight
+    in_all_layers = average * depth
+    before_first_cut = n * layers[0]
+    first = (in_all_layers - before_first_cut) / weight
     if not 1 <= first <= n:
         raise UserError(f"an average of {average} is out of reach: {n} tokens enter each layer before {layers[0]}")
     return Schedule(method, tuple(layers), at_least_one(first * share for share in shares))
@@ -117,7 +106,7 @@ class Both(Pruner):
 
     @property
     def laws(self):
-        """Those that all keep; but what one method is bound to keep another may have dropped before it."""
+        """The laws of all; but not needle, since an earlier method may drop the token that a later one would keep."""
         kept_by_all = frozenset.intersection(*(method.laws for method in self.methods))
         return kept_by_all - {"needle"}
 
@@ -151,7 +140,7 @@ class Both(Pruner):
         return Both(tuple(method.divided(parts) for method in self.methods))
 
     def budget(self, n):
-        """Visual tokens left of n after one method and the other, or None if one of them does not fix it."""
+        """Visual tokens left of n after all methods; None if one of them does not fix it."""
         return left_after(self.methods, n)
 
     def schedule(self, n, layers):
@@ -177,20 +166,3 @@ def left_after(methods, n):
             return None
         n = method.budget(n)
     return n
-
-
-def stages(method, n, layers):
-    """Visual tokens that enter each layer under method.layers and method.ratios, n at first."""
-    return staged(zip(method.layers, method.ratios), n, layers, method.rounding)
-
-
-def check_stages(name, method):
-    """UserError unless layers rise from 1 and each has a ratio that some prompt can meet."""
-    layers = method.layers
-    ratios = method.ratios
-    if not layers or len(layers) != len(ratios):
-        raise UserError(f"{name}: give one ratio per layer; got {len(layers)} layers and {len(ratios)} ratios")
-    rises = list(layers) == sorted(set(layers))
-    if layers[0] < 1 or not rises:
-        raise UserError(f"{name}: layers must rise from 1; got {layers}")
-    stages(method, 2 ** 20, 1)         # what no prompt can meet fails here, before the model runs
