@@ -1,4 +1,4 @@
-"""How many tokens: what `keep` means, what enters each layer, and which budget gives an average."""
+"""How many tokens: what `keep` means, how many enter each layer, and which budget gives an average."""
 
 import math
 from bisect import bisect_left
@@ -11,10 +11,10 @@ ROUNDINGS = {"floor": math.floor, "round": round, "ceil": math.ceil}
 
 
 def tokens_to_keep(keep, n, rounding="floor"):
-    """How many of n tokens `keep` means: a float is a share in (0, 1], an int a number; a share is at least one token.
+    """How many of n tokens `keep` means: a float is a share in (0, 1], of at least one token; an int is a number.
 
     `rounding` of share * n in float64: "floor" (576 * 0.1 -> 57), "round" half to even (50 * 0.25 -> 12) or "ceil".
-    Raises UserError if keep is not positive, or above what there is.
+    Raises UserError if keep is not positive, or above 1 or n.
     """
     if rounding not in ROUNDINGS:
         raise UserError(f"rounding {shown(rounding)} is not known: use one of {', '.join(ROUNDINGS)}")
@@ -30,7 +30,7 @@ def tokens_to_keep(keep, n, rounding="floor"):
 def staged(stages, n, layers, rounding="floor"):
     """staged([(2, .5), (3, .25)], 576, 4) -> [576, 576, 288, 144]: tokens that enter each layer.
 
-    stages: before which layers the sequence is cut, and what share or number of the n is left.
+    stages: (layer, keep) of each cut: before this layer, this share or number of the n tokens is left.
     """
     entering = [n] * layers
     for layer, keep in stages:
@@ -53,7 +53,8 @@ def solve(method, values, average, n, layers):
     most = mean(values[-1])
     if not most:
         raise UserError(f"{name}: the prompt decides how many tokens are left, not a budget")
-    if not least - 1 < average <= most:
+    in_reach = average > least - 1 and average <= most
+    if not in_reach:
         raise UserError(f"an average of {average} visual tokens per layer is out of reach for {name}: "
                         f"it can be {least:.1f} to {most:.1f}")
     first = bisect_left(values, average, key=mean)
@@ -61,12 +62,12 @@ def solve(method, values, average, n, layers):
 
 
 class Budgeted:
-    """What commands ask a method about its budget. Pruner is one."""
+    """What commands need to know of a method's budget; a base class of Pruner."""
 
     def with_average(self, average, n, layers):
-        """This method with the smallest budget under which at least `average` visual tokens enter a layer on average.
+        """This method with the smallest budget that lets `average` or more visual tokens enter a layer on average.
 
-        Raises UserError if no budget does that.
+        Raises UserError if there is none.
         """
         if not hasattr(self, "keep"):
             raise UserError(f"{type(self).__name__} has no keep to solve for an average: set its own options")
@@ -76,10 +77,10 @@ class Budgeted:
         return solve(method, range(1, n + 1), average, n, layers)
 
     def divided(self, parts):
-        """This method, on a prompt for all of which a number in `keep` is meant: each part gets its share of it.
+        """This method with a `keep` for one part (image or tile), if `keep` is a number for the whole prompt.
 
         parts: {"tile": (how many, tokens of each), "image": ..}. The number is rounded down: 103 tokens on 5 tiles are
-        20 of each. A share stays a share. Raises UserError if a part would keep nothing, or more than it has.
+        20 of each. A share stays the same. Raises UserError if a part would keep nothing, or more than it has.
         """
         count, each = parts.get(self.per, (1, 0))
         keep = getattr(self, "keep", None)
@@ -92,7 +93,7 @@ class Budgeted:
         return replace(self, keep=keep // count)
 
     def tokens_left(self, n, parts):
-        """Visual tokens left of n, all `parts` (as in `divided`) together; None if the method does not fix it."""
+        """Visual tokens left of n in the whole prompt; parts: as in `divided`. None if the method does not fix it."""
         count, each = parts.get(self.per, (1, n))
         k = self.budget(each)
         return None if k is None else count * k

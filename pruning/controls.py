@@ -1,15 +1,14 @@
 """Controls: what a method must beat; and the strategies of AdaptPrune's Table 5, arXiv:2503.08019.
 
 Some look at nothing: random tokens, a uniform grid, down-sampling, pooling, the last tokens, no image at all. The
-others read FastV's score, the attention of the last prompt token in layer K-1, and choose otherwise than by taking the
-best.
+others read FastV's score, the attention of the last prompt token in layer K-1, but do not simply take the best.
 
-Paper and code: no code of Table 5 has been released, and the supplement gives one line for each strategy. Read here as
-follows. (a) is SingleFitPrune. (b) "Every other token" counts ranks, not places. (c) The draw is the same for every
-prompt of one size. (d), (e) Cells do not overlap, those at the rim may be smaller, and if there are fewer cells than
-tokens to keep, the best of the other tokens fill up. (f) Pools the scores, not the features, over the patches that
-exist. There is no Gaussian correction, since FastV is the table's baseline; correction=True is the other reading of
-"under our framework".
+Paper and code: no code of Table 5 has been released, and the supplement has one line for each strategy. They are read
+as follows. (a) is SingleFitPrune. (b) "Every other token" counts ranks, not places. (c) The draw is the same for every
+prompt of one size. (d), (e) Cells do not overlap, and may be smaller at the rim; if there are fewer cells than tokens
+to keep, the best of the other tokens are kept, too. (f) Scores are pooled, not features, over the patches that exist.
+There is no Gaussian correction, since FastV is the table's baseline; correction=True is the other reading of "under our
+framework".
 """
 
 import math
@@ -28,18 +27,18 @@ from pruning.ranked import Ranked, descending, top
 
 @dataclass(frozen=True)
 class Control(Ranked):
-    """What those below share: a place and a number."""
+    """Base of the controls that have a budget."""
 
     layer: Layer = option(2, "K: the first layer that runs on the kept tokens, at the site 'decoder'")
     keep: Amount = option(0.1, "share, or number, of visual tokens kept")
     site: Literal["embed", "decoder"] = option("decoder", "'embed': before layer 0, where there is no attention yet")
 
     laws = frozenset({"select", "ordered", "budget", "scale"})
-    ranks = False                      # by attention
+    reads_attention = False
 
     def __post_init__(self):
         super().__post_init__()
-        if self.site == "embed" and self.ranks:
+        if self.site == "embed" and self.reads_attention:
             raise UserError(f'{type(self).__name__} ranks by attention, which only the site "decoder" has')
 
     def reduce_at(self, layers):
@@ -50,11 +49,11 @@ class Control(Ranked):
 
 @dataclass(frozen=True)
 class ByScore(Control):
-    """What the strategies that rank share: FastV's score. They differ in what they `choose` by it."""
+    """Base of the strategies that read FastV's score; a subclass says in `choose` which tokens to keep."""
 
     correction: bool = option(False, "times AdaptPrune's Gaussian around the centre of the image")
 
-    ranks = True
+    reads_attention = True
 
     def score(self, tokens):
         # the attention that each visual token receives from the last prompt token, mean over heads
@@ -62,7 +61,7 @@ class ByScore(Control):
         return attention * gaussian(tokens.grid) if self.correction else attention
 
     def choose(self, tokens, score, k):
-        """Indices (k,) of the tokens kept, in any order, from their scores (n,)"""
+        """Indices (k,) of the tokens to keep, in any order, from the scores (n,)"""
         return top(score, k)
 
     def reduce(self, tokens):
@@ -73,7 +72,7 @@ class ByScore(Control):
 
 @dataclass(frozen=True)
 class Skip(ByScore):
-    """Table 5 (b): every other one of the best 2 k; if there are fewer than 2 k, then the best of those left out."""
+    """Table 5 (b): every other one of the best 2 k; if n < 2 k, also the best of the others."""
 
     laws = ByScore.laws | {"needle"}
 
@@ -86,7 +85,7 @@ class Skip(ByScore):
 
 @dataclass(frozen=True)
 class Random(Control):
-    """Table 5 (c): any tokens. The same for every prompt of the same size; another seed draws others."""
+    """Table 5 (c): any tokens. They depend only on the number of tokens and on the seed."""
 
     seed: int = option(0, "of the draw")
 
@@ -98,7 +97,7 @@ class Random(Control):
 
 @dataclass(frozen=True)
 class Random3x3(ByScore):
-    """Table 5 (d): of each cell of 3 x 3 patches one at random; of these the best."""
+    """Table 5 (d): one patch at random from each cell of 3 x 3; of these the best."""
 
     seed: int = option(0, "of the draw")
 
@@ -110,7 +109,7 @@ class Random3x3(ByScore):
 
 @dataclass(frozen=True)
 class MaxPool3x3(ByScore):
-    """Table 5 (e): of each cell of 3 x 3 patches the best; of these the best."""
+    """Table 5 (e): the best patch of each cell of 3 x 3; of these the best."""
 
     laws = ByScore.laws | {"needle"}
 
@@ -120,7 +119,7 @@ class MaxPool3x3(ByScore):
 
 @dataclass(frozen=True)
 class AverageScores(ByScore):
-    """Table 5 (f): the best by the mean of their score and their eight neighbours'."""
+    """Table 5 (f): the best by their mean score over 3 x 3 patches."""
 
     def score(self, tokens):
         return neighbourhood_mean(tokens.grid, super().score(tokens))
@@ -138,36 +137,37 @@ class Last(Control):
 def best_of_cell(grid, score):
     """(n,) bool: the token with the highest score in each cell of 3 x 3 patches; of equals, the first."""
     # number the cells
-    in_cells = grid[:, 1:].div(3, rounding_mode="floor")                           # (n, 2)
-    cells, cell = torch.cat([grid[:, :1], in_cells], dim=1).unique(dim=0, return_inverse=True)
-    # the token of the lowest rank in each
+    row_and_column = grid[:, 1:].div(3, rounding_mode="floor")                     # (n, 2)  of the cell in its tile
+    place = torch.cat([grid[:, :1], row_and_column], dim=1)                        # (n, 3)
+    cells, cell = place.unique(dim=0, return_inverse=True)                         # (cells, 3), (n,)
+    # in each cell, the token with the lowest rank
     rank = descending(score).argsort()                                             # (n,)  0: the highest score
-    lowest = rank.new_full((len(cells),), len(rank)).scatter_reduce(0, cell, rank, "amin")         # (cells,)
+    worst = rank.new_full((len(cells),), len(rank))
+    lowest = worst.scatter_reduce(0, cell, rank, "amin")                           # (cells,)
     return rank == lowest[cell]
 
 
 def best(score, preferred, k):
-    """Indices (k,) of the highest scores (n,) among the preferred tokens (n,); then, among the others."""
+    """Indices (k,): the preferred tokens (n,) bool by falling score (n,), then the others by falling score."""
     order = descending(score)                                                      # (n,)
     is_preferred = preferred[order]
     return torch.cat([order[is_preferred], order[~is_preferred]])[:k]
 
 
 def neighbourhood_mean(grid, score):
-    """(n,) mean of the scores (n,) in each token's 3 x 3 neighbourhood, over the patches that exist; its own off the
-    grid."""
+    """(n,) the mean score (n,) of the patches that exist in each patch's 3 x 3 neighbourhood; newlines keep theirs."""
     on_grid = grid[:, 1] >= 0
     tile, row, column = grid[on_grid].T
-    # each tile's scores as a map, and where there is a patch
+    # maps of the tiles: the scores, and 1 where there is a patch
     size = (grid.amax(dim=0) + 1).tolist()
     scores = score.new_zeros(size)                                                 # (tiles, H, W)
     scores[tile, row, column] = score[on_grid]
     exists = score.new_zeros(size)                                                 # (tiles, H, W)
     exists[tile, row, column] = 1
-    # both are sums over nine places, divided by nine
-    total = F.avg_pool2d(scores, 3, stride=1, padding=1)[tile, row, column]
+    # both pooled maps are a ninth of a sum over nine places
+    score_sum = F.avg_pool2d(scores, 3, stride=1, padding=1)[tile, row, column]
     count = F.avg_pool2d(exists, 3, stride=1, padding=1)[tile, row, column]
-    return score.index_put((on_grid,), total / count)
+    return score.index_put((on_grid,), score_sum / count)
 
 
 # --- what looks at nothing --------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class Unpruned(Pruner):
 
 @dataclass(frozen=True)
 class Blind(Pruner):
-    """Keeps nothing: the decoder reads only the text, as if no image had been given."""
+    """Keeps nothing: the decoder reads only the text, as if there were no image."""
 
     site = "embed"
     laws = frozenset({"select", "ordered", "budget", "scale"})
@@ -201,10 +201,10 @@ class Blind(Pruner):
 
 @dataclass(frozen=True)
 class Uniform(Control):
-    """Rows and columns evenly spaced over each tile; over the sequence, if a tile is no whole grid or has fewer patches
-    than it keeps.
+    """Patches in evenly spaced rows and columns of each tile.
 
-    Newlines are on no grid.
+    If a tile is not a whole grid, or has fewer patches than are to be kept (newlines are none), tokens are evenly
+    spaced in the sequence.
     """
 
     def reduce(self, tokens):
@@ -222,14 +222,14 @@ class Uniform(Control):
 
 @dataclass(frozen=True)
 class Resized(Control):
-    """The feature map made smaller: to the largest map of its shape with at most `keep` patches, 11 x 11 for 128 of
-    24 x 24."""
+    """The feature map, resized to the largest map of its shape with at most `keep` patches: 24 x 24 to 11 x 11 for 128.
+    """
 
     laws = frozenset({"convex", "ordered", "scale"})
     preconditions = frozenset({"grid"})
 
     def budget(self, n):
-        """For one square tile; of several, each is rounded by itself."""
+        """Exact for one square tile; several tiles are rounded separately."""
         side = math.isqrt(n)
         height, width = smaller(super().budget(n), side, side)
         return height * width
@@ -247,25 +247,24 @@ class Resized(Control):
         return Reduction(torch.cat(keep), torch.cat(merge))
 
     def resized(self, place, k):
-        """One tile's places (m, 3) -> the tokens (h*w,) in whose place the new ones stand, and the weights (h*w, m)
-        of these."""
+        """One tile's places (m, 3) -> the tokens (h*w,) whose places the new ones take, and merge weights (h*w, m)."""
         shape = map_shape(place)
         if not shape:
             raise UserError(f"{type(self).__name__} needs the whole grid of patches: let no other method act before it")
         new_shape = smaller(k, *shape)
-        # a map for each token, 1 in its place and 0 elsewhere: made smaller, it holds the token's weights
+        # one map per token, 1 in its place and 0 elsewhere: the resized map holds the weights of this token
         one_hot = torch.eye(len(place), device=place.device).view(-1, 1, *shape)   # (m, 1, H, W)
         weights = self.resize(one_hot, new_shape)                                  # (m, 1, h, w)
         return lattice(*new_shape, *shape), weights.flatten(1).T
 
     def resize(self, maps, shape):
-        """Maps (m, 1, H, W) made smaller, (m, 1, h, w)"""
+        """Maps (m, 1, H, W) resized to (m, 1, h, w)"""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class DownSample(Resized):
-    """Bilinear interpolation, as pictures are made smaller."""
+    """Bilinear interpolation, as for pictures."""
 
     antialias: bool = option(True, "False: below half the side some patches are not read")
 
@@ -275,30 +274,30 @@ class DownSample(Resized):
 
 @dataclass(frozen=True)
 class AveragePool(Resized):
-    """Means over blocks, which overlap if the sides are no multiples."""
+    """Means over blocks, which overlap if they do not divide the sides."""
 
     def resize(self, maps, shape):
         return F.adaptive_avg_pool2d(maps, shape)
 
 
 def shares(grid, k):
-    """(indices (m,), number to keep) of each tile, in proportion to its tokens, k in all; not of tiles that get
-    none."""
+    """(indices (m,), number to keep) of each tile: in proportion to its tokens, k in all. Tiles that keep none are left
+    out."""
     n = len(grid)
     parts = []
     end = 0
     for tile in per_tile(grid):
         start = end
         end = start + len(tile)
-        share = k * end // n - k * start // n              # rounded at the ends of the tiles: the sum is k
+        share = k * end // n - k * start // n              # so rounded, the shares sum to k
         if share:
             parts.append((tile, share))
     return parts
 
 
 def smaller(k, height, width):
-    """The largest map of about this shape with at most k patches: smaller(128, 24, 24) -> (11, 11)"""
-    h = math.isqrt(k * height // width)
+    """Sides of the largest map of about this shape with at most k patches: smaller(128, 24, 24) -> (11, 11)"""
+    h = math.isqrt(k * height // width)                    # h / w = height / width, h * w = k
     h = max(1, min(h, height, k))
     w = math.isqrt(k * width // height)
     w = max(1, min(w, width, k // h))
@@ -306,20 +305,20 @@ def smaller(k, height, width):
 
 
 def lattice(h, w, height, width):
-    """(h*w,) indices of the patches of a grid on which the centres of h x w equal blocks lie."""
+    """(h*w,) indices of the patches at the centres of h x w equal blocks of a grid: lattice(2, 1, 4, 3) -> [4, 10]"""
     row = (2 * torch.arange(h) + 1) * height // (2 * h)
     column = (2 * torch.arange(w) + 1) * width // (2 * w)
     return (row[:, None] * width + column).flatten()
 
 
 def spaced(k, height, width):
-    """(k,) indices in a grid, in rows that are as far apart as the tokens in them: spaced(4, 4, 4) -> [5, 7, 13, 15]"""
+    """(k,) indices in a grid, as far apart in a column as in a row: spaced(4, 4, 4) -> [5, 7, 13, 15]"""
     rows = round((k * height / width) ** .5)
     rows = min(rows, height, k)
-    rows = max(rows, math.ceil(k / width))                 # so many are needed for k tokens
+    rows = max(rows, math.ceil(k / width))                 # at least as many as k tokens need
     index = []
     for i in range(rows):
-        count = k * (i + 1) // rows - k * i // rows        # of row i: the sum is k
+        count = k * (i + 1) // rows - k * i // rows        # tokens in row i; the sum is k
         row = lattice(rows, count, height, width).view(rows, count)[i]
         index.append(row)
     return torch.cat(index)

@@ -32,7 +32,7 @@ class DivPrune(Pruner):
 
     def __post_init__(self):
         super().__post_init__()
-        self.budget(2 ** 20)           # what no prompt can meet fails here, before the model runs
+        self.budget(2 ** 20)           # raises UserError if no prompt is long enough for `keep`
 
     def budget(self, n):
         return tokens_to_keep(self.keep, n, self.rounding)
@@ -45,22 +45,24 @@ class DivPrune(Pruner):
 
 
 def max_min(distance, k):
-    """The greedy search: indices in the order of picking (k,), and each token's distance to those picked before it
-    (n,).
+    """The greedy search: indices in the order of picking (k,), and a score (n,).
 
-    Of equals, the first is picked. A smaller k gives the beginning of the same order. The score of a token that is not
-    picked is its distance to the nearest that is; that of the very first pick, its distance to its nearest other.
+    Of equals, the first is picked. A smaller k gives the beginning of the same order. The score of a token is its
+    distance to the nearest token picked before it; for the first pick, to its nearest other token.
     """
-    gain = distance.clone().fill_diagonal_(2).min(dim=0).values                    # (n,)  2: nothing is farther
-    nearest = torch.full_like(gain, float("inf"))                                  # (n,)  distance to the picked ones
+    # the first pick: the token whose nearest other is farthest
+    to_others = distance.clone().fill_diagonal_(2)                                 # (n, n)  2: nothing is farther
+    gain = to_others.min(dim=0).values                                             # (n,)
+    nearest = torch.full_like(gain, float("inf"))                                  # (n,)  distance to the nearest pick
     order = []
     gains = []
     for _ in range(k):
-        pick = gain.argmax(dim=0, keepdim=True)            # (1,)  stays on the device: the loop never waits for it
+        pick = gain.argmax(dim=0, keepdim=True)            # (1,)  a tensor: the GPU need not wait for the value
         order.append(pick)
         gains.append(gain[pick])
         nearest = torch.minimum(nearest, distance[pick].squeeze(0))
-        nearest = nearest.index_fill(0, pick, float("-inf"))                       # picked once
+        nearest = nearest.index_fill(0, pick, float("-inf"))                       # no token is picked twice
         gain = nearest
-    order = torch.cat(order)
-    return order, nearest.index_put((order,), torch.cat(gains))
+    order = torch.cat(order)                                                       # (k,)
+    score = nearest.index_copy(0, order, torch.cat(gains))                         # (n,)
+    return order, score

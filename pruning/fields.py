@@ -1,4 +1,4 @@
-"""What the options of a method may hold: each field's annotation says it, and one check reads them all.
+"""Which values a method's options may have. The annotation of each field says it; `first_fault` checks them.
 
     keep: Amount = option(0.5, "share, or number, of tokens kept")     a share (float) or a number (int)
     layer: Layer = option(2, "K: the first layer on the kept tokens")  a whole number from 1
@@ -6,8 +6,8 @@
     layers: tuple[Layer, ...] = (8, 16)                                a list
     sigma: Positive | None = None                                      or nothing
 
-`option` gives a field its default and what it means, which `python run.py methods NAME` shows. `first_fault` holds a method to its annotations, whether it was built from Python or from the command line; `parse`
-reads the words of the command line. No annotation admits NaN or infinity, and true is no number.
+Methods are checked whether they come from Python or from the command line, whose words `parse` reads. NaN and infinity
+are never allowed, and a bool is not a number.
 """
 
 import json
@@ -17,14 +17,14 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
-MOST_LAYERS = 10_000                               # of any model: a longer schedule would fill the memory
-MOST = 2 ** 63                                     # what a tensor of whole numbers cannot hold
-SHOWN = 60                                         # letters of a value that a message repeats
+MOST_LAYERS = 10_000                               # a schedule with more layers would fill the memory
+MOST = 2 ** 63                                     # from here on a number does not fit into an int64 tensor
+SHOWN = 60                                         # a message repeats this many letters of a value
 
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, for `Annotated[int, Range(low=1)]`; `why` explains the lower one."""
+    """Bounds of a number, for `Annotated[int, Range(low=1)]`; `why` explains the lower bound in messages."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -37,7 +37,7 @@ class Range:
         return "".join(words)
 
     def fault(self, value):
-        """What is wrong with a number, "" if it lies inside."""
+        """What is wrong with a number; "" if it lies within the bounds."""
         if value < self.low:
             reason = f" ({self.why})" if self.why else ""
             return f"must be at least {self.low}{reason}"
@@ -50,7 +50,7 @@ class Range:
 
 Amount = float | int                               # a share of the tokens, or their number: tokens_to_keep reads it
 Layer = Annotated[int, Range(1, MOST_LAYERS, why="before layer 0 no attention has been computed")]
-AnyLayer = Annotated[int, Range(high=MOST_LAYERS)]     # of a list whose order the method checks
+AnyLayer = Annotated[int, Range(high=MOST_LAYERS)]     # in a list, of which the method itself checks the first
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(low=0)]
 Share = Annotated[float, Range(0, 1)]
@@ -73,7 +73,7 @@ def option_texts(kind):
 
 @cache
 def annotations(kind):
-    """{field: annotation} of a dataclass; {} of another class."""
+    """{field: annotation} of a dataclass; {} if the class is none."""
     if not is_dataclass(kind):
         return {}
     hints = get_type_hints(kind, include_extras=True)
@@ -81,9 +81,9 @@ def annotations(kind):
 
 
 def first_fault(method):
-    """The first option that its annotation does not admit, as a sentence; "" if there is none.
+    """What is wrong with the first option whose value its annotation does not allow; "" if all are allowed.
 
-    Lists become tuples, and numbers of numpy or torch plain ones, if that makes them right.
+    A list, or a number of numpy or torch, is replaced by the tuple or Python number that it stands for.
     """
     for name, annotation in annotations(type(method)).items():
         value = getattr(method, name)
@@ -97,7 +97,10 @@ def first_fault(method):
 
 
 def fault(annotation, value):
-    """What is wrong with a value: fault(Share, 2) -> "must be at most 1", fault(int, "x") -> "is a whole number"."""
+    """What is wrong with a value, as words to put after the option's name; "" if nothing is.
+
+    fault(Share, 2) -> "must be at most 1"; fault(int, "x") -> "is a whole number", for "layer is a whole number".
+    """
     for member in _members(annotation):
         if _is_kind(member, value):
             return _beyond(member, value)
@@ -105,7 +108,7 @@ def fault(annotation, value):
 
 
 def parse(annotation, text):
-    """parse(tuple[int, ...], "2,6") -> (2, 6): what a text means; the text itself if it means nothing."""
+    """parse(tuple[int, ...], "2,6") -> (2, 6): the value that a text stands for; the text itself if it is none."""
     members = [_bare(member) for member in _members(annotation)]
     if NoneType in members and text.lower() == "none":
         return None
@@ -119,7 +122,7 @@ def parse(annotation, text):
     for words in spellings:
         try:
             value = plain(json.loads(words))
-        except (ValueError, RecursionError):       # the second: nested without an end
+        except (ValueError, RecursionError):       # RecursionError: nested too deep
             continue
         if takes_list and isinstance(value, (int, float)):
             return (value,)
@@ -130,14 +133,14 @@ def parse(annotation, text):
 def described(annotation):
     """described(Literal["last", "all"]) -> "one of last, all": what is allowed, for a message."""
     words = [_described(member) for member in _members(annotation)]
-    words = list(dict.fromkeys(words))                     # each once
+    words = list(dict.fromkeys(words))                     # no word twice
     if WORDS[float] in words and WORDS[int] in words:
-        words.remove(WORDS[int])                           # a whole number is a number
+        words.remove(WORDS[int])                           # "a number" includes it
     return " or ".join(words)
 
 
 def plain(value, depth=10):
-    """The value with lists as tuples, so many deep, and numbers of numpy or torch as Python's."""
+    """The value with lists as tuples, down to this depth, and numbers of numpy or torch as Python numbers."""
     if isinstance(value, (list, tuple)) and depth:
         items = [plain(item, depth - 1) for item in value]
         return tuple(items)
@@ -148,10 +151,10 @@ def plain(value, depth=10):
 
 
 def shown(value):
-    """The value in a message: one line, cut where it is long."""
+    """The value as a message shows it: one line, cut if it is long."""
     try:
         text = repr(value)
-    except Exception:                              # a whole number of 5000 digits, a list nested without an end
+    except Exception:                              # such as an int of 5000 digits, or a list that contains itself
         return f"a {type(value).__name__} that is too large to show"
     if len(text) <= SHOWN:
         return text
@@ -159,7 +162,7 @@ def shown(value):
 
 
 def _members(annotation):
-    """The annotations of which a value must meet one."""
+    """The alternatives of an annotation: a value must fit one."""
     if get_origin(annotation) in (Union, UnionType):
         return get_args(annotation)
     return (annotation,)
@@ -172,7 +175,7 @@ def _bare(annotation):
 
 
 def _with_limits(annotation):
-    """The annotation without its ranges, and these."""
+    """The annotation without its ranges, and the ranges."""
     if get_origin(annotation) is not Annotated:
         return annotation, []
     kind, *limits = get_args(annotation)
@@ -184,7 +187,7 @@ def _is_list(kind):
 
 
 def _items(kind, value):
-    """(annotation, item) of each item of a list; None if it has another number of them."""
+    """(annotation, item) for each item of a list; None if their numbers differ."""
     inner = get_args(kind) or (object, ...)
     if inner[-1] is ...:
         return [(inner[0], item) for item in value]
@@ -194,7 +197,7 @@ def _items(kind, value):
 
 
 def _is_kind(member, value):
-    """Whether the value is of that kind, ranges aside."""
+    """Whether the value is of that kind, whatever the ranges."""
     kind = _bare(member)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
@@ -208,19 +211,19 @@ def _is_kind(member, value):
 
 
 def _holds_kinds(kind, value):
-    """Whether the items of a list are of the kinds that its annotation says."""
+    """Whether the items of a list are of the kinds that the annotation says."""
     items = _items(kind, value)
     if items is None:
         return False
     for inner, item in items:
-        is_of = [_is_kind(member, item) for member in _members(inner)]
-        if not any(is_of):
+        fits = [_is_kind(member, item) for member in _members(inner)]
+        if not any(fits):
             return False
     return True
 
 
 def _beyond(member, value):
-    """What bound a value of the right kind breaks, "" if none."""
+    """Which bound a value of the right kind breaks; "" if none."""
     kind, limits = _with_limits(member)
     if isinstance(value, tuple):
         faults = [fault(inner, item) for inner, item in _items(kind, value)]
@@ -236,7 +239,7 @@ def _beyond(member, value):
 
 
 def _first(faults):
-    """The first that is not empty, "" if all are."""
+    """The first text that is not empty; "" if all are."""
     return next(filter(None, faults), "")
 
 

@@ -1,15 +1,15 @@
 """FitPrune. Ye et al., "Fit and Prune", AAAI 2025, arXiv:2409.10197.
 
-How many visual tokens each layer may lose is fitted once, on a few prompts, so that the attention that text and image
-pay to the image is, in every layer, within a tolerance alpha of what it was; alpha is searched so that the FLOPs meet
-the budget. The recipe is a table with one number per layer. At inference layer l deletes its number of tokens, those
-with the smallest product of cross attention (received from the text after the image) and self attention (from the
-image).
+How many visual tokens each layer may lose is fitted once, on a few prompts: in every layer, the remaining visual tokens
+must receive a share of at least 1 - alpha of the attention that all received, from the text and from the image. Alpha
+is the smallest tolerance that meets the FLOPs budget. The result is a table with one number per layer. At inference
+layer l deletes that number of tokens: those with the smallest product of cross attention (received from the text after
+the image) and self attention (received from the image).
 
-Paper and code: tokens are deleted inside layer l, between attention and output projection, which equals dropping them
-before layer l + 1. The attention of a pair is the largest over heads. The fit deletes what both criteria would; at
-inference only the counts are used, and the product. Of the tolerances that meet the budget the smallest is taken here;
-the released search takes the one it tried last.
+Paper and code: the code deletes tokens inside layer l, between attention and output projection, which equals dropping
+them before layer l + 1. It takes the largest attention over heads. Its fit deletes a token if both kinds of attention
+allow it; at inference only the number of deletions is used, and the product ranks. Of the tolerances that meet the
+budget this file takes the smallest; the released search takes the one that it tried last.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from pruning.budget import solve
 from pruning.fields import Amount, Count, FromOne, option
 from pruning.ranked import Ranked, top
 
-# LLaVA-1.5-7B, 576 tokens: percent of the FLOPs to save, then the deletions in layers 0..31. What they save, of the
-# FLOPs of the visual tokens, is 0, 6, 15, 28, 39, 50, 54, 60, 70, 80 and 90 %.
+# LLaVA-1.5-7B, 576 tokens: percent of the FLOPs to save, then the deletions in layers 0..31. In fact these tables save
+# 0, 6, 15, 28, 39, 50, 54, 60, 70, 80 and 90 % of the FLOPs of the visual tokens.
 RELEASED = """
  0      0   0   0  0  0  0  0  0  0  0  0 0 0 0 0 0  0 0  0  0 0  0 0 0 0 0 0 0 0 0 0 0
 10      0   0   1  2  1  0  1  4  5  5 11 4 2 2 0 0  1 1  2  4 2 10 1 1 1 2 1 1 0 1 0 0
@@ -52,11 +52,11 @@ TABLES = released_tables()
 
 @dataclass(frozen=True)
 class FitPrune(Pruner):
-    """Delete in each layer as many visual tokens as its table says."""
+    """In each layer, delete the number of visual tokens that the table says."""
 
     ratio: Count = option(60, "percent of the FLOPs to save: which of the released tables")
-    table: tuple[Count, ...] = option((), "deletions in each layer, in place of a released table")
-    visual: FromOne = option(576, "visual tokens for which the table was fitted; other numbers scale the deletions")
+    table: tuple[Count, ...] = option((), "deletions in each layer, instead of a released table")
+    visual: FromOne = option(576, "visual tokens for which the table was fitted; scaled for other numbers")
 
     laws = frozenset({"select", "ordered", "scale", "needle"})
     preconditions = frozenset({"text", "calibration"})
@@ -70,7 +70,7 @@ class FitPrune(Pruner):
 
     @property
     def deletions(self):
-        """Of each layer of the model that the table was fitted to."""
+        """The number of deletions in each layer."""
         return self.table or TABLES[self.ratio]
 
     @property
@@ -79,7 +79,7 @@ class FitPrune(Pruner):
         return len(self.deletions)
 
     def deleted(self, layer, n):
-        """How many of n tokens are gone before `layer`."""
+        """How many of n tokens have been deleted before `layer`."""
         return sum(self.deletions[:layer]) * n // self.visual
 
     def reduce_at(self, layers):
@@ -93,8 +93,9 @@ class FitPrune(Pruner):
         return [n - self.deleted(l, n) for l in range(layers)]
 
     def with_average(self, average, n, layers):
-        """Of the released tables the one that deletes most."""
-        return solve(FitPrune, sorted(TABLES, reverse=True), average, n, layers)
+        """The released table that deletes most and still has the average."""
+        percents = sorted(TABLES, reverse=True)
+        return solve(FitPrune, percents, average, n, layers)
 
     def reduce(self, tokens):
         cross, own = received(tokens)                      # (n,) twice
@@ -105,7 +106,7 @@ class FitPrune(Pruner):
 
 @dataclass(frozen=True)
 class SingleFitPrune(Ranked):
-    """FitPrune's score in the place of FastV's: once, before layer K (AdaptPrune's Table 5 (a), arXiv:2503.08019)."""
+    """FastV with FitPrune's score: one cut, before layer K (AdaptPrune's Table 5 (a), arXiv:2503.08019)."""
 
     keep: Amount = option(0.1, "share, or number, of visual tokens kept")
 
@@ -117,9 +118,9 @@ class SingleFitPrune(Ranked):
 
 
 def largest(view, rows):
-    """(R, T) attention of these rows, the largest over heads, which are computed one after the other"""
+    """(R, T) attention of these rows, the largest over heads"""
     attention = None
-    for head in view.each_head(rows):                      # (R, T)
+    for head in view.each_head(rows):                      # (R, T), one head at a time to save memory
         attention = head if attention is None else torch.maximum(attention, head)
     return attention
 
@@ -127,7 +128,7 @@ def largest(view, rows):
 def received(tokens, over_heads=largest):
     """Cross and self attention that each visual token receives. (n,) twice
 
-    Cross: from the text after the image, summed. Self: from the image, on average.
+    Cross: the sum over the text after the image. Self: the mean over the image. over_heads: how heads are joined.
     """
     text = tokens.text()                                   # (m,)
     if not len(text):
@@ -142,28 +143,32 @@ def received(tokens, over_heads=largest):
 # --- the fit ----------------------------------------------------------------------------------------------------------
 
 def fit(prefill, prompts, ratio, width=4096, intermediate=11008):
-    """The FitPrune of the smallest tolerance that saves the share `ratio` of a decoder's FLOPs, in all, over `prompts`.
+    """The FitPrune whose table saves the share `ratio` of the FLOPs of these prompts with the smallest tolerance.
 
-    `prefill(prompt, pruner)` runs a prompt with one image under a method, eight times in all, and gives its Trace.
-    `width` and `intermediate` are the decoder's. Raises UserError if nothing saves so much.
+    `prefill(prompt, pruner)` runs a prompt with one image under a method and returns its Trace; it is called eight
+    times per prompt. `width` and `intermediate` are the decoder's. Raises UserError if no tolerance saves enough.
     """
-    # what the image receives in each layer of the unpruned model
-    masses = [[] for _ in prompts]                         # of each prompt: (cross, self) of each layer
-    unpruned = []                                          # of each prompt: tokens that enter each layer
-    for prompt, noted in zip(prompts, masses):
-        unpruned.append(prefill(prompt, Watch(noted)).visual)
+    # how much attention the image receives in each layer of the unpruned model
+    masses = []                                            # of each prompt: [(cross, self) of each layer]
+    unpruned = []                                          # of each prompt: [visual tokens that enter each layer]
+    for prompt in prompts:
+        watch = Watch([])
+        unpruned.append(prefill(prompt, watch).visual)
+        masses.append(watch.masses)
     n = unpruned[0][0]
     if any(entering[0] != n for entering in unpruned):
         raise UserError("FitPrune: the fit needs prompts that have the same number of visual tokens")
     whole = sum(flops(entering, width, intermediate) for entering in unpruned)
     budget = (1 - ratio) * whole
-    # bisect the tolerance
+    # bisect the tolerance, to within 0.01
     low = 0.0
     high = 1.0
     table = None
     while high - low > 0.01 + 1e-6:
         alpha = (low + high) / 2
-        entering = [prefill(prompt, Walk(alpha, noted)).visual for prompt, noted in zip(prompts, masses)]
+        entering = []                                      # of each prompt: [visual tokens that enter each layer]
+        for prompt, masses_of_prompt in zip(prompts, masses):
+            entering.append(prefill(prompt, Walk(alpha, masses_of_prompt)).visual)
         stop = first_within(budget, entering, width, intermediate)
         if stop is None:
             low = alpha
@@ -177,7 +182,7 @@ def fit(prefill, prompts, ratio, width=4096, intermediate=11008):
 
 @dataclass(frozen=True)
 class Watch(Pruner):
-    """Keeps all, and notes how much attention the image receives in each layer but the last."""
+    """Keeps all tokens, and notes how much attention the image receives in each layer except the last."""
 
     masses: list
 
@@ -192,7 +197,7 @@ class Watch(Pruner):
 
 @dataclass(frozen=True)
 class Walk(Pruner):
-    """Deletes in each layer what is light by both criteria: what remains has 1 - alpha of the unpruned model's mass."""
+    """Deletes tokens in each layer so that, by both criteria, the rest has 1 - alpha of the unpruned model's mass."""
 
     alpha: float
     masses: list
@@ -209,15 +214,15 @@ class Walk(Pruner):
 
 
 def light(score, least):
-    """(n,) bool: the most tokens, lightest first, without which the others still sum to `least`."""
+    """(n,) bool: the lightest tokens, as many as can go if the scores (n,) of the others must sum to `least`."""
     ascending = score.argsort(stable=True)
-    remains = score.sum() - score[ascending].cumsum(dim=0)                         # (n,) without the first 1, 2, ..
+    remains = score.sum() - score[ascending].cumsum(dim=0)                         # (n,) without the lightest 1, 2, ..
     can_go = remains >= least
     return torch.zeros_like(can_go).index_put((ascending,), can_go)
 
 
 def flops(entering, width, intermediate):
-    """Multiplications: projections and attention of the tokens that enter a layer, the rest of those that leave it."""
+    """Multiplications in all layers: queries, keys, values and attention of what enters, the rest of what leaves."""
     leaving = [*entering[1:], entering[-1]]                # the last layer deletes nothing
     total = 0
     for tokens in entering:
@@ -230,17 +235,20 @@ def flops(entering, width, intermediate):
 
 
 def first_within(budget, entering, width, intermediate):
-    """The first layer that need delete nothing more for all prompts to be within the budget; None if there is none."""
+    """The first layer from which on nothing more need be deleted to meet the budget; None if all layers miss it."""
     layers = len(entering[0])
     for l in range(layers):
-        stopped = [counts[:l] + [counts[l]] * (layers - l) for counts in entering]
-        if sum(flops(counts, width, intermediate) for counts in stopped) <= budget:
+        total = 0
+        for counts in entering:
+            stopped = counts[:l] + [counts[l]] * (layers - l)
+            total += flops(stopped, width, intermediate)
+        if total <= budget:
             return l
     return None
 
 
 def mean_deletions(entering, stop):
-    """In each layer before `stop`, on average over the prompts, rounded down; 0 in the others."""
+    """Deletions in each layer, the mean over the prompts, rounded down; 0 from layer `stop` on."""
     deletions = [0] * len(entering[0])
     for l in range(stop):
         deleted = sum(counts[l] - counts[l + 1] for counts in entering)

@@ -1,5 +1,4 @@
-"""Where tokens lie: tiles and grids of patches. A place is a row of Tokens.grid: tile, row, column; row -1: on no
-grid."""
+"""Where tokens lie: tiles and grids of patches. A place is a row of Tokens.grid: tile, row, column (-1: no patch)."""
 
 from dataclasses import dataclass
 
@@ -10,8 +9,7 @@ from pruning.fields import Amount, option
 
 @dataclass(frozen=True)
 class PerTile(Pruner):
-    """A method of the vision site that looks at the class token, and reduces each tile by itself. A convenience, as
-    Ranked is."""
+    """Base of vision-site methods that read the class token's attention and reduce each tile by itself."""
 
     keep: Amount = option(0.5, "share, or number, of each tile's tokens left")
 
@@ -21,7 +19,7 @@ class PerTile(Pruner):
 
     def __post_init__(self):
         super().__post_init__()
-        self.budget(2 ** 20)           # what no tile can meet fails here, before the model runs
+        self.budget(2 ** 20)           # raises UserError if no tile is large enough for `keep`
 
     def budget(self, n):
         """Tokens left of a tile of n."""
@@ -38,14 +36,14 @@ def per_tile(grid):
     return members
 
 
-def over_all(weights, tile, n):
-    """Weights (k, m) of the m tokens of one tile, whose indices are `tile`, as weights of all n tokens. (k, n)"""
+def over_all(weights, index, n):
+    """Weights (k, m) of the m tokens with these indices, as weights of all n tokens: 0 for the others. (k, n)"""
     zeros = weights.new_zeros(len(weights), n)
-    return zeros.index_copy(1, tile, weights)
+    return zeros.index_copy(1, index, weights)
 
 
 def map_shape(place):
-    """(H, W) of the places (m, 3) of one tile's tokens, or None if they are not a whole grid."""
+    """(H, W) of the grid that the places (m, 3) of one tile's tokens form; None if it has gaps."""
     height, width = (place[:, 1:].amax(dim=0) + 1).tolist()
     is_whole = place[:, 1].min() >= 0 and height * width == len(place)
     return (height, width) if is_whole else None

@@ -1,15 +1,16 @@
 """HiRED. Arif et al., "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution
 Vision-Language Models", AAAI 2025, arXiv:2408.10945.
 
-A picture of high resolution comes as a base tile, the whole picture made small, and tiles of its parts. One budget for
-all is divided: a share alpha for the base tile, the rest over the others by how much of the base tile's visual content
-lies in their parts, which the class token's attention in the first block shows. Each tile then keeps its budget of
-patches, those with the most attention in the block that makes the features. One tile alone, as in LLaVA-1.5, keeps the
-whole budget.
+A picture of high resolution comes as a base tile (the whole picture, scaled down) and tiles of its parts. One budget is
+divided over them: a share alpha goes to the base tile, the rest to the other tiles in proportion to their content. The
+content of a tile is read from the base tile, in the part that the tile shows: it is attention from the class token in
+the first block. Each tile then keeps the patches with the most attention in the block that makes the features. A single
+tile, as in LLaVA-1.5, gets the whole budget.
 
-Paper and code: the paper sums the attention of a part, which is a region of the picture (HiREDGrid in readings.py). The
-released code, and this file, count its top patches, a share 1 - alpha of all, in bands of the flattened base tile.
-Budgets are rounded down, so that of B tokens a few are not given out. LLaVA-NeXT is sent no padding and no newlines.
+Paper and code: in the paper the content of a tile is the sum of attention over a region of the base tile (HiREDGrid in
+readings.py). In the released code, and here, the base tile's patches in sequence order are cut into one part per tile,
+and content is the number of top patches in a part; the top patches are a share 1 - alpha. Budgets are rounded down, so
+that a few of the B tokens are not used. LLaVA-NeXT receives no padding and no newlines.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class HiRED(Pruner):
     """Divide a budget over tiles by visual content; keep of each tile the patches that its class token looks at."""
 
     keep: Amount = option(0.2, "share, or number, of the patches of all tiles kept, at most")
-    alpha: Share = option(0.5, "share of the budget for the base tile; 1 - alpha: of its patches, the content")
+    alpha: Share = option(0.5, "share of the budget for the base tile; 1 - alpha of its patches are top patches")
 
     site = "vision"
     per = "image"
@@ -37,10 +38,10 @@ class HiRED(Pruner):
 
     def __post_init__(self):
         super().__post_init__()
-        self.budget(2 ** 20)           # a value of keep that no image can meet fails here, before the model runs
+        self.budget(2 ** 20)           # raises UserError if no image is large enough for `keep`
 
     def budget(self, n):
-        """Visual tokens left of n: exactly for one tile, at most for several."""
+        """Visual tokens left of n: exactly this many of one tile, at most this many of several."""
         return tokens_to_keep(self.keep, n)
 
     def reduce(self, tokens):
@@ -59,36 +60,41 @@ class HiRED(Pruner):
         return Reduction(torch.cat(keep), score=final)
 
     def budgets(self, n, tiles, attention, place):
-        """Of each tile its number of tokens, from the base tile's attention (m,) and places (m, 3) in the first
-        block."""
+        """How many tokens each tile keeps, from the base tile's first-block attention (m,) and places (m, 3)."""
         total = self.budget(n)
         if tiles == 1:
             return [total]
         m = len(attention)
-        base = min(max(1, int(total * self.alpha)), m)
+        base = max(1, int(total * self.alpha))
+        base = min(base, m)
         others = min(total - base, n - m)
-        share = self.shares(attention, self.parts(place, tiles - 1), tiles - 1)    # (tiles - 1,)
-        return [base] + [min(m, int(k)) for k in (share * others).tolist()]
+        part = self.parts(place, tiles - 1)                                        # (m,)
+        share = self.shares(attention, part, tiles - 1)                            # (tiles-1,)
+        budgets = [base]
+        for k in (share * others).tolist():
+            budgets.append(min(m, int(k)))
+        return budgets
 
     def parts(self, place, tiles):
-        """Of each patch of the base tile the tile, from 0, in whose part it lies: bands of the flattened base tile.
-        (m,)"""
-        return torch.arange(len(place), device=place.device) * tiles // len(place)
+        """The part of each patch (m,) of the base tile, as the number, from 0, of the tile that shows it."""
+        m = len(place)
+        return torch.arange(m, device=place.device) * tiles // m                   # equal parts in sequence order
 
     def shares(self, attention, part, tiles):
-        """Of each tile the share of the visual content that lies in its part. (tiles,) float32"""
-        content = torch.zeros(tiles, device=attention.device).index_add(0, part, self.content(attention))
+        """Each tile's share of the visual content. (tiles,) float32"""
+        zeros = torch.zeros(tiles, device=attention.device)
+        content = zeros.index_add(0, part, self.content(attention))                # (tiles,)
         if not content.any():
-            content = torch.ones_like(content)             # alpha = 1: no patch is content, all tiles are alike
+            content = torch.ones_like(content)             # alpha = 1: there are no top patches, so all tiles are equal
         return content / content.sum()
 
     def content(self, attention):
-        """How much content each patch of the base tile is: 1 for the top patches, 0 for the others. (m,) -> (m,)"""
+        """The content of each patch of the base tile: 1 for the top patches, 0 for the others. (m,) -> (m,)"""
         best = top(attention, int(len(attention) * (1 - self.alpha)))
         return torch.zeros_like(attention).index_fill(0, best, 1)
 
     def output_order(self, grid, mosaic):
-        """In the order of the picture, without what lies in the padding."""
+        """In the order of the picture, without tokens of the padding."""
         order = mosaic.order(grid)
         is_shown = mosaic.is_shown(grid)
         return order[is_shown[order]]

@@ -17,7 +17,7 @@ class Law(NamedTuple):
 
     sentence: str
     remedy: str
-    holds: Callable | None             # (pruner, tokens) -> bool; None: it takes a model to see it
+    holds: Callable | None             # (pruner, tokens) -> bool; None: only a run of a model shows it
 
 
 def select(pruner, tokens):
@@ -29,7 +29,7 @@ def select(pruner, tokens):
 def convex(pruner, tokens):
     """Merge weights are not negative, and each row sums to 1."""
     merge = pruner.reduce(tokens).merge
-    if merge is None:                  # nothing to merge: a selection
+    if merge is None:                  # a selection
         return True
     total = merge.double().sum(dim=1)                                              # (k,)
     return bool((merge >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-5)
@@ -38,7 +38,10 @@ def convex(pruner, tokens):
 def disjoint(pruner, tokens):
     """No token goes into two rows."""
     merge = pruner.reduce(tokens).merge
-    return merge is None or bool(((merge != 0).sum(dim=0) <= 1).all())
+    if merge is None:                  # a selection
+        return True
+    destinations = (merge != 0).sum(dim=0)                                         # (n,)  of each token
+    return bool((destinations <= 1).all())
 
 
 def ordered(pruner, tokens):
@@ -47,7 +50,7 @@ def ordered(pruner, tokens):
 
 
 def budget(pruner, tokens):
-    """Exactly budget(n) tokens are left; of a method that counts by tile, of each tile."""
+    """Exactly budget(n) tokens are left; if the method counts per tile, of each tile."""
     k = len(pruner.reduce(tokens).keep)
     if pruner.per != "tile":
         return k == pruner.budget(tokens.n)
@@ -71,13 +74,13 @@ def needle(pruner, tokens):
 
 
 def shift(pruner, tokens, rows=3):
-    """Text put before the image changes no choice: what a method reads is at the visual rows, wherever these are."""
+    """Text put before the image changes no choice: a method reads the visual rows, wherever these are."""
     return pruner.reduce(tokens).keep.equal(pruner.reduce(shifted(tokens, rows)).keep)
 
 
 LAWS = {
     "causal": Law(
-        "no token looks at later text, and what is before the image never sees it",
+        "no token looks at later text, and text before the image never sees it",
         "let mask only widen what visual rows see of their own image",
         None,
     ),
@@ -136,17 +139,17 @@ def broken(pruner, tokens):
 
 
 def in_words(pruner, tokens):
-    """The tokens of a case, and what the method makes of them."""
+    """The tokens of a case, and the method's result, in one line."""
     return (f"{len(tokens.hidden)} tokens, of which rows {tokens.visual.tolist()} are visual, "
             f"before layer {tokens.layer}: {pruner.reduce(tokens)!r}")
 
 
 PER = {
-    "prompt": "all visual tokens of a prompt together, whatever images and tiles they are of",
+    "prompt": "all visual tokens of a prompt together, of all its images and tiles",
     "image": "the tokens of each image, all its tiles together; "
-             "commands divide a number, the whole prompt's, among the images, rounded down",
-    "tile": "the tokens of each tile, as many of every one; "
-            "commands divide a number, the whole prompt's, among the tiles, rounded down",
+             "commands take a number for the whole prompt and divide it among the images, rounded down",
+    "tile": "the tokens of each tile, the same number of every one; "
+            "commands take a number for the whole prompt and divide it among the tiles, rounded down",
 }
 PRECONDITIONS = {
     "cls": "a vision tower with a class token",

@@ -6,9 +6,9 @@ Before the projector, keep the patches whose attention from the class token is a
 are most similar to its own, weighted by their attention. PruMerge+ keeps a uniform sample of the patches as well.
 
 Paper and code: the paper averages clusters (PruMergeAverage in readings.py); the released code, and this file, add the
-neighbours, weighted by their bare attention, to the kept token, and append one more token, the sum of all that is not
-kept. Queries and keys are those of the block after the features, as one head over the full width. Each tile is reduced
-by itself.
+neighbours, weighted by their attention, to the kept token, and append one more token, the weighted sum of all patches
+not kept. Queries and keys are those of the block after the features, as one head over the full width. Each tile is
+reduced by itself.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class PruMerge(PerTile):
     keep: Amount | None = option(None, "share, or number, of each tile's tokens left; None: as many as are outliers")
     neighbours: Count = option(32, "k nearest neighbours merged into each kept token")
 
-    merges_kept = True                 # kept patches, too, may be merged into another one
-    pooled = 1                         # tokens appended that hold the sum of all that is not kept
+    merges_kept = True                 # a kept patch may also be a neighbour of another one
+    pooled = 1                         # 1: a token is appended, the sum of the patches not kept; 0: none
 
     @property
     def laws(self):
@@ -57,8 +57,8 @@ class PruMerge(PerTile):
         return Reduction(torch.cat(keep), torch.cat(merge), attention)
 
     def attention_and_keys(self, tokens):
-        """Of each patch the attention from its tile's class token in the block after the features, as one head, and
-        its key."""
+        """Attention (n,) that each patch receives from its tile's class token, and its key (n, C), in the block after
+        the features, all heads joined to one."""
         view = tokens.here
         query = full_width(view.query(view.cls_rows()))                            # (tiles, C)
         key = full_width(view.key())                                               # (T, C)
@@ -69,7 +69,7 @@ class PruMerge(PerTile):
         return attention[tokens.visual], key[tokens.visual]
 
     def merged(self, attention, key):
-        """One tile's attention (m,) and keys (m, C) -> places (k,) and weights (k, m) of the tokens left."""
+        """One tile's attention (m,) and keys (m, C) -> the kept tokens (k,) and their merge weights (k, m)."""
         # adaptive important token selection
         kept = self.selected(attention)                                            # (c,)
         rest = self.not_kept(attention, kept)
@@ -77,7 +77,7 @@ class PruMerge(PerTile):
         merge = self.supplemented(attention, key, kept, rest)                      # (c, m)
         own = self.own_weight(attention[kept])                                     # (c,)
         merge = merge.scatter_add(1, kept[:, None], own[:, None])
-        # the pooled token takes the place of the strongest patch not kept
+        # the pooled token, in the place of the strongest patch not kept
         if self.pooled and len(rest):
             strongest = attention[rest].argmax(dim=0, keepdim=True)                # (1,)
             kept = torch.cat([kept, rest[strongest]])
@@ -90,9 +90,9 @@ class PruMerge(PerTile):
         return descending(attention)[:self.count(attention)]
 
     def count(self, attention):
-        """How many patches are selected: all that is left but the pooled token."""
+        """How many patches are selected; the pooled token comes on top."""
         if self.keep is None:
-            least = 1 - self.pooled
+            least = 1 - self.pooled    # some token must remain
             return max(outliers(attention), least)
         return self.budget(len(attention)) - self.pooled
 
@@ -102,22 +102,22 @@ class PruMerge(PerTile):
         return without(every, kept)
 
     def supplemented(self, attention, key, kept, rest):
-        """Weights of each kept patch's nearest neighbours, their attention. (c, m)"""
+        """For each kept patch, its nearest neighbours, weighted by their attention. (c, m)"""
         sources = torch.cat([kept, rest]) if self.merges_kept else rest            # (s,)
         unit = F.normalize(key, dim=1)                                             # (m, C)
         similarity = unit[kept] @ unit[sources].T                                  # (c, s)
-        others = len(sources)
+        most = len(sources)
         if self.merges_kept:
             similarity[:, :len(kept)].fill_diagonal_(-torch.inf)                   # no patch is its own neighbour
-            others -= 1
-        count = min(self.neighbours, others)
+            most -= 1
+        count = min(self.neighbours, most)
         nearest = similarity.argsort(dim=1, descending=True, stable=True)[:, :count]
         neighbour = sources[nearest]                                               # (c, count)
         merge = attention.new_zeros(len(kept), len(attention))                     # (c, m)
         return merge.scatter_add(1, neighbour, attention[neighbour])
 
     def own_weight(self, attention):
-        """What a kept patch weighs itself. (c,) -> (c,)"""
+        """The weight of each kept patch itself, from its attention. (c,) -> (c,)"""
         return torch.ones_like(attention)
 
     def normalised(self, merge):
@@ -125,16 +125,15 @@ class PruMerge(PerTile):
         return merge
 
     def output_order(self, grid, mosaic):
-        """Tile after tile, as they are."""
+        """Tile after tile."""
         return torch.arange(len(grid), device=grid.device)
 
 
 @dataclass(frozen=True)
 class PruMergePlus(PruMerge):
-    """PruMerge, and a uniform sample of the patches kept too; with `keep`, half is chosen by attention, half is the
-    grid."""
+    """PruMerge that also keeps a uniform sample of the patches; with `keep`, half of the tokens are such a sample."""
 
-    density: FromOne = option(3, "of the grid, in multiples of the number of outliers; only with keep=None")
+    density: FromOne = option(3, "sampled patches per outlier, if keep is None")
 
     def selected(self, attention):
         m = len(attention)
@@ -142,23 +141,25 @@ class PruMergePlus(PruMerge):
         order = descending(attention)                                              # (m,)
         if self.keep is None:
             strong = order[:k]
-            stride = m // max(1, k) // self.density
+            per_outlier = m // max(1, k)
+            stride = per_outlier // self.density
             stride = max(1, stride)
-            # the grid is without the last patch, as in the code
-            grid = torch.arange(0, m - 1, stride, device=attention.device)
-            return torch.cat([strong, without(grid, strong)])
+            # the last patch is never sampled, as in the code
+            sample = torch.arange(0, m - 1, stride, device=attention.device)
+            return torch.cat([strong, without(sample, strong)])
         half = (k + 1) // 2
         strong = order[:half]
         others = order[half:]
-        grid = self.uniform_sample(m, k - len(strong)).to(order.device)
-        grid = without(grid, strong)
-        fill_up = without(others, grid)                    # the next strongest
-        return torch.cat([strong, grid, fill_up])[:k]
+        sample = self.uniform_sample(m, k - len(strong)).to(order.device)
+        sample = without(sample, strong)
+        next_strongest = without(others, sample)           # instead of sampled patches that are strong
+        return torch.cat([strong, sample, next_strongest])[:k]
 
     def uniform_sample(self, m, count):
-        """The middles of `count` equal parts of m patches."""
+        """The patches in the middle of `count` equal parts of m patches."""
         odd = 2 * torch.arange(count) + 1
-        return odd * m // max(1, 2 * count)
+        half_parts = max(1, 2 * count)
+        return odd * m // half_parts
 
 
 def full_width(x):

@@ -1,7 +1,8 @@
-"""Other readings of the papers, what released codes do differently, and foils: each a method that changes one step.
+"""Other readings of the papers, what released codes do differently, and weaker variants that a paper compares with.
 
-A paper that leaves something open has several readings; the method's own file takes one and names it. Here each other
-one has a name of its own, so that tables can hold them side by side. `run.py methods --readings` lists them.
+A paper that leaves something open has several readings, of which the method's own file takes one. Here each other one
+is a subclass that changes one step, with a name of its own, so that tables can compare them. `run.py methods
+--readings` lists them.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from pruning.sparsevlm import SparseVLM, chosen_or_all, relevance
 from pruning.visionzip import VisionZip
 from pruning.vtw import VTW
 
-Nothing = Annotated[float, Range(0, 0)]
+Zero = Annotated[float, Range(0, 0)]
 
 # --- FastV ------------------------------------------------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ class FastVAllRows(FastV):
 
 @dataclass(frozen=True)
 class FastVMask(FastV):
-    """The released token-mask variant: all tokens stay, and the keys of the dropped ones are masked in layers K.."""
+    """The released token-mask variant: all tokens stay, and from layer K on the keys of the dropped ones are masked."""
 
     drops = False
 
@@ -58,7 +59,7 @@ class FastVRerank(FastVMask):
 # --- ASAP: whose attention ranks, in which layers the mask acts, what is merged ---------------------------------------
 
 class MaskInLastLayer:
-    """The mask in layer K-1 only, where the last row stays as it was; so all rows from the image on rank."""
+    """The mask acts only in layer K-1. It does not change the last row there, so all rows from the image on rank."""
 
     def mask_at(self, layers):
         return tuple(l - 1 for l in self.reduce_at(layers))
@@ -71,12 +72,12 @@ class MaskInLastLayer:
 
 @dataclass(frozen=True)
 class ASAPMaskLast(MaskInLastLayer, ASAP):
-    """The mask in layer K-1 only, and all rows rank."""
+    """The mask acts only in layer K-1, and all rows rank."""
 
 
 @dataclass(frozen=True)
 class FastVBiMaskLast(MaskInLastLayer, FastVBiMask):
-    """FastV with SG-BiMask in layer K-1 only, and all rows rank. Its control is fastv_all."""
+    """FastV with SG-BiMask only in layer K-1, and all rows rank. The same without the mask is fastv_all."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class ASAPSaliencyRank(ASAP):
 
 @dataclass(frozen=True)
 class ASAPUniformMask(ASAP):
-    """Foil of section 4.1: every later token is equally visible."""
+    """What section 4.1 compares with: every later token is equally visible."""
 
     def discount(self, s_hat):
         return torch.full_like(s_hat, self.lambda_max)
@@ -102,7 +103,7 @@ class ASAPUniformMask(ASAP):
 
 @dataclass(frozen=True)
 class ASAPMeanMerge(ASAP):
-    """Foil of section 4.2: what is redundant is merged by its plain mean."""
+    """What section 4.2 compares with: redundant tokens are merged by their plain mean."""
 
     def consolidation(self, keep, absorbs, s_hat):
         return super().consolidation(keep, absorbs, torch.ones_like(s_hat))
@@ -110,7 +111,7 @@ class ASAPMeanMerge(ASAP):
 
 @dataclass(frozen=True)
 class ASAPSimilarRoute(ASAP):
-    """A source goes to the most similar of the anchors that may absorb it, not to the most salient."""
+    """A redundant token goes to the most similar of the anchors that can absorb it, not to the most salient."""
 
     def route(self, S, can_absorb):
         return S.masked_fill(~can_absorb, float("-inf")).argmax(dim=1)
@@ -118,36 +119,39 @@ class ASAPSimilarRoute(ASAP):
 
 @dataclass(frozen=True)
 class ASAPMaskLastSimilar(ASAPMaskLast):
-    """The mask in layer K-1 only, all rows rank, and a source goes to the most similar anchor: as the recordings."""
+    """ASAPMaskLast and ASAPSimilarRoute together: the reading of the stored recordings."""
 
     route = ASAPSimilarRoute.route
 
 
 @dataclass(frozen=True)
 class ASAPDedup(ASAP):
-    """Of the pruned pool, only what is not redundant with what is there, or with what was salvaged before it."""
+    """A token is salvaged only if it is not redundant with an anchor, or with a token salvaged before it."""
 
     @property
     def laws(self):
-        return super().laws - {"budget"}       # the pool may have too few that are new
+        return super().laws - {"budget"}       # the pool may have too few such tokens
 
     def pruned_pool(self, tokens, s, kept, anchors):
         pool = super().pruned_pool(tokens, s, kept, anchors)                       # (n-k,)
-        S = self.similarity(tokens, torch.cat([anchors, pool]))
-        is_redundant = by_anchors((S > self.threshold).tril(-1)).any(dim=1)
-        return pool[~is_redundant[len(anchors):]]
+        # the anchors first, so that they stay anchors
+        S = self.similarity(tokens, torch.cat([anchors, pool]))                    # (m, m)
+        is_similar = (S > self.threshold).tril(-1)                                 # [j, i]: j is like i, before it
+        is_redundant = by_anchors(is_similar).any(dim=1)                           # (m,)
+        of_pool = is_redundant[len(anchors):]                                      # (n-k,)
+        return pool[~of_pool]
 
 
 @dataclass(frozen=True)
 class ASAPPrunePast(ASAP):
-    """The caches of the layers before the cut lose the dropped tokens, too: the storage of Table 4 is that."""
+    """The caches of the layers before the cut lose the dropped tokens, too, as the storage in Table 4 suggests."""
 
     prune_past_kv = True
 
 
 @dataclass(frozen=True)
 class ASAPRenumbered(ASAP):
-    """Survivors are numbered 0.. in place of their own position ids."""
+    """The remaining tokens get position ids 0, 1, ..; they do not keep theirs."""
 
     positions = "renumber"
 
@@ -156,7 +160,7 @@ class ASAPRenumbered(ASAP):
 
 @dataclass(frozen=True)
 class AdaptPruneNormedKeys(AdaptPrune):
-    """The paper's text, "key vectors": the layer's own keys, with its norm, before RoPE."""
+    """The paper's "key vectors" as the layer's own keys: with its norm, before RoPE."""
 
     def keys(self, tokens):
         return tokens.here.projected_key(norm=True)
@@ -164,23 +168,25 @@ class AdaptPruneNormedKeys(AdaptPrune):
 
 @dataclass(frozen=True)
 class AdaptPruneKeepNewlines(AdaptPrune):
-    """Several tiles: newline tokens, which are on no grid, are kept before all others."""
+    """Several tiles: newline tokens are always kept."""
 
     laws = AdaptPrune.laws - {"needle"}
 
     def score(self, tokens):
-        score = super().score(tokens)
-        return score.masked_fill(tokens.grid[:, 1] < 0, score.max() + 1)
+        score = super().score(tokens)                                              # (n,)
+        is_newline = tokens.grid[:, 1] < 0
+        return score.masked_fill(is_newline, score.max() + 1)
 
     def reduce(self, tokens):
-        return replace(super().reduce(tokens), score=super().score(tokens))        # for pictures: the score without it
+        true_score = super().score(tokens)
+        return replace(super().reduce(tokens), score=true_score)                   # this is what pictures show
 
 
 # --- ATP: what the paper leaves open, equation by equation ----------------------------------------------------------
 
 @dataclass(frozen=True)
 class ATPGiven(ATP):
-    """Eq. 3 by the order of its arguments: what a token gives to the others, not what it receives."""
+    """Eq. 3 as the order of its arguments suggests: what a token gives to the others, not what it receives."""
 
     def between_visual(self, tokens):
         return super().between_visual(tokens).T
@@ -188,7 +194,7 @@ class ATPGiven(ATP):
 
 @dataclass(frozen=True)
 class ATPProbs(ATP):
-    """Eq. 3 of attention weights, as Eq. 4, in place of logits: a token receives nothing from those before it."""
+    """Eq. 3 with attention weights, as in Eq. 4, instead of logits: a token receives nothing from earlier ones."""
 
     def between_visual(self, tokens):
         return tokens.before.mean_attention("visual")[:, tokens.visual]
@@ -204,7 +210,7 @@ class ATPRawScores(ATP):
 
 @dataclass(frozen=True)
 class ATPUnnormalised(ATP):
-    """The letter of the paper: scores are averaged and compared with thresholds in (0, 1) as they are."""
+    """The paper to the letter: scores are averaged, and compared with thresholds in (0, 1), without normalisation."""
 
     def normalised(self, S, alive):
         return S
@@ -224,7 +230,8 @@ class ATPRankedScores(ATP):
 
     def normalised(self, S, alive):
         is_left = self.is_left(alive)
-        S = finite(S, "the attention scores").masked_fill(~is_left, -torch.inf)    # else NaN would have a rank
+        S = finite(S, "the attention scores")              # NaN would get a rank
+        S = S.masked_fill(~is_left, -torch.inf)
         order = S.argsort(dim=1, descending=True, stable=True)                     # (2, n)
         rank = order.argsort(dim=1)                                                # (2, n)  from 0, the best
         return 1 - rank / (is_left.sum() - 1).clamp_min(1)
@@ -232,7 +239,7 @@ class ATPRankedScores(ATP):
 
 @dataclass(frozen=True)
 class ATPPooled(ATP):
-    """Eq. 6 for prompts with another number of visual tokens: the scores are pooled to the module's length."""
+    """For prompts with another number of visual tokens: the scores of Eq. 6 are pooled to the module's length."""
 
     def at_length(self, S, N):
         return S if S.shape[1] == N else F.adaptive_avg_pool1d(S, N)
@@ -255,7 +262,7 @@ class ATPMaskedSelf(ATP):
 
 @dataclass(frozen=True)
 class ATPFixedRatio(ATP):
-    """Table 2's pre-defined ratio: `counts` tokens are left after each layer, without thresholds."""
+    """Table 2's pre-defined ratio: `counts` tokens are kept before each layer, without thresholds."""
 
     counts: tuple[FromOne, ...] = option((136, 68, 34), "one number per layer")
 
@@ -274,14 +281,15 @@ class ATPFixedRatio(ATP):
     def soft_masks(self, tokens, i, alive):
         S = self.normalised(self.scores(tokens, alive), alive)                     # (2, n)
         S_redundant = self.redundant_pruning_score(S)                              # (n,)
-        best = descending(S_redundant.masked_fill(alive < 0.5, -torch.inf))[:self.counts[i]]
+        alive_first = S_redundant.masked_fill(alive < 0.5, -torch.inf)             # (n,)
+        best = descending(alive_first)[:self.counts[i]]                            # (k,)
         mask = torch.zeros_like(S_redundant).index_fill(0, best, 1)                # (n,)
         return S_redundant, mask[None]
 
 
 @dataclass(frozen=True)
 class ATPRenumbered(ATP):
-    """Table 4 without PP: survivors are numbered 0.. in place of their own position ids."""
+    """Table 4 without PP: the remaining tokens get position ids 0, 1, ..; they do not keep theirs."""
 
     positions = "renumber"
 
@@ -290,29 +298,31 @@ class ATPRenumbered(ATP):
 class ATP2D(ATP):
     """Table 4 with PP, the 2-D rotary embedding, which the paper does not define: rows and columns for the image.
 
-    The patch in row r, column c of an image that starts at p gets (p + r, p + c), the text after it goes on at p + the
-    longer side, and text gets (p, p). Half of the RoPE pairs rotate by the first, half by the second.
+    The patch in row r, column c of an image that starts at position p gets (p + r, p + c); text at p gets (p, p). The
+    text after an image starts at p + its longer side. Half of the RoPE pairs rotate by the first, half by the second.
     """
 
     def with_positions(self, tokens):
         if not tokens.n:
             return tokens
-        # how many ids each row uses up: text one, an image its longer side, at its last row
-        length = torch.ones_like(tokens.position).index_fill_(0, tokens.visual, 0)                 # (T,)
+        # the step to the next position: 1 after text, 0 inside an image, its longer side after its last token
+        step = torch.ones_like(tokens.position).index_fill_(0, tokens.visual, 0)   # (T,)
         for tile in tokens.grid[:, 0].unique():
             in_tile = tokens.grid[:, 0] == tile
-            length[tokens.visual[in_tile][-1]] = tokens.grid[in_tile, 1:].max() + 1
-        start = length.cumsum(0) - length                                          # (T,)
+            last_row = tokens.visual[in_tile][-1]
+            longer_side = tokens.grid[in_tile, 1:].max() + 1
+            step[last_row] = longer_side
+        start = step.cumsum(0) - step                                              # (T,)
         position = start[:, None].repeat(1, 2)                                     # (T, 2)
         position[tokens.visual] += tokens.grid[:, 1:].clamp_min(0)
-        return replace(tokens, position=position, next_position=int(length.sum()))
+        return replace(tokens, position=position, next_position=int(step.sum()))
 
 
 # --- PruMerge, HiRED, PyramidDrop, FitPrune, VTW, VisionZip -----------------------------------------------------------
 
 @dataclass(frozen=True)
 class PruMergeAverage(PruMerge):
-    """The paper's text: each row is a weighted average, in which the kept token weighs its attention."""
+    """The paper's text: each row is an average weighted by attention, that of the kept token, too."""
 
     @property
     def laws(self):
@@ -320,7 +330,7 @@ class PruMergeAverage(PruMerge):
 
     def attention_and_keys(self, tokens):
         attention, key = super().attention_and_keys(tokens)
-        tiny = torch.finfo(attention.dtype).tiny           # or a sum of zeros divides
+        tiny = torch.finfo(attention.dtype).tiny           # so that no sum of weights is 0
         return attention.clamp_min(tiny), key
 
     def own_weight(self, attention):
@@ -332,8 +342,8 @@ class PruMergeAverage(PruMerge):
 
 @dataclass(frozen=True)
 class PruMergePaper(PruMergeAverage):
-    """The paper's text throughout: weighted averages, the attention of the block that makes the features, mean over
-    heads; only pruned tokens are merged, and none are pooled."""
+    """The paper's text throughout: weighted averages; attention of the block that makes the features, mean over heads;
+    only pruned tokens are merged, and there is no pooled token."""
 
     merges_kept = False
     pooled = 0
@@ -351,8 +361,8 @@ class PruMergePaper(PruMergeAverage):
 
 @dataclass(frozen=True)
 class PruMergePlusReleased(PruMergePlus):
-    """The released fixed-ratio PruMerge+ counts a patch twice that is strong and on the grid, and loses the first
-    patches of the rest in exchange."""
+    """The released fixed-ratio PruMerge+: a strong patch that is also sampled is kept twice, and for each of these the
+    first patch of the rest is lost."""
 
     keep: Amount = option(0.25, "share, or number, of each tile's tokens left")
 
@@ -363,19 +373,20 @@ class PruMergePlusReleased(PruMergePlus):
         half = (self.count(attention) + 1) // 2
         strong = descending(attention)[:half]
         step = m // max(1, len(strong))
-        grid = torch.arange(step // 2, m - 1, step, device=attention.device)
-        return torch.cat([strong, grid])
+        sample = torch.arange(step // 2, m - 1, step, device=attention.device)
+        return torch.cat([strong, sample])
 
     def not_kept(self, attention, kept):
         rest = super().not_kept(attention, kept)
-        return rest[len(kept) + len(rest) - len(attention):]       # one fewer for each patch that is kept twice
+        kept_twice = len(kept) + len(rest) - len(attention)
+        return rest[kept_twice:]
 
 
 @dataclass(frozen=True)
 class HiREDSum(HiRED):
     """The paper's text: the content of a part is the sum of its attention."""
 
-    laws = HiRED.laws - {"scale"}      # a sum may be rounded to another budget when it is scaled
+    laws = HiRED.laws - {"scale"}      # rounding may turn a scaled sum into another budget
 
     def content(self, attention):
         return attention
@@ -391,7 +402,7 @@ class HiREDGrid(HiREDSum):
         rows, columns = self.grid
         if rows * columns != tiles:
             raise UserError(f"HiRED: grid {rows},{columns} does not fit the {tiles} tiles of this image")
-        place = place.clamp_min(0)         # a class token, which is on no grid, counts for the first part
+        place = place.clamp_min(0)         # a class token counts as part of the first tile
         height, width = place[:, 1:].amax(dim=0) + 1
         row_of_tile = place[:, 1] * rows // height
         column_of_tile = place[:, 2] * columns // width
@@ -400,7 +411,7 @@ class HiREDGrid(HiREDSum):
 
 @dataclass(frozen=True)
 class PyramidDropKept(PyramidDrop):
-    """Survivors keep their position ids."""
+    """The remaining tokens keep their position ids."""
 
     positions = "keep"
 
@@ -421,16 +432,17 @@ def mean_over_heads(view, rows):
 
 @dataclass(frozen=True)
 class VTWRenumbered(VTW):
-    """The released code's other numbering: the text that is left is numbered 0.. in place of its own position ids."""
+    """An option of the released code: after the withdrawal the text gets position ids 0, 1, ..."""
 
     positions = "renumber"
 
 
 @dataclass(frozen=True)
 class VTWRandom(VTW):
-    """The released control: as many positions as there are visual tokens are drawn from the whole prompt, and the
-    visual tokens among them are dropped (the code drops the text, too). So the length of the text changes the
-    choice."""
+    """The released control: n positions are drawn from the whole prompt, and the visual tokens among them are dropped.
+
+    The code also drops the text among them. The choice depends on the length of the text.
+    """
 
     seed: int = option(0, "of the draw")
 
@@ -465,10 +477,10 @@ class VisionZipAverage(VisionZip):
 
 @dataclass(frozen=True)
 class SparseVLMRank(SparseVLM):
-    """v1.0: four cuts, and the rank of the raters' attention says how many are kept: scale * rank + bias."""
+    """v1.0: four cuts, and scale * rank + bias tokens are kept, by the rank of the raters' attention matrix."""
 
-    layers: tuple[Count, ...] = option((2, 6, 15, 19), "the layers, from 0, whose output is cut")
-    table: tuple[NotNegative, ...] = option((), "in place of keep: scale and bias")
+    layers: tuple[Count, ...] = option((2, 6, 15, 19), "cut after each of these layers")
+    table: tuple[NotNegative, ...] = option((), "instead of keep: scale and bias")
 
     TABLE = {
         0: (0, 0),
@@ -490,7 +502,7 @@ class SparseVLMRank(SparseVLM):
             return n
         scale, bias = self.table or self.row_of_table(N)
         k = int(scale * rank + bias)
-        k = min(k, n - 1)              # one at least is dropped
+        k = min(k, n - 1)              # at least one is dropped
         return max(1, k)
 
 
@@ -521,19 +533,19 @@ class SparseVLMPaper(SparseVLMRank):
 
 
 def rank_of(P):
-    """The rank of the raters' attention (r, n)."""
+    """The rank of the raters' attention matrix (r, n)."""
     return int(torch.linalg.matrix_rank(P.nan_to_num()))
 
 
 @dataclass(frozen=True)
 class SparseVLMPlus(SparseVLM):
-    """v2.0: nothing is recycled and position ids stay. Attention is divided by what distance alone would give, and only
-    the heads that look most at the image rate."""
+    """v2.0: nothing is recycled, and position ids are kept. Attention is divided by its value for distance alone, and
+    only the heads with the most attention to the image count."""
 
-    heads: FromOne = option(14, "heads that rate")
-    recycle: Nothing = option(0.0, "tau")
+    heads: FromOne = option(14, "heads that count")
+    recycle: Zero = option(0.0, "tau")
 
-    laws = frozenset({"select", "ordered", "scale"})       # gravity may be negative: then a needle is the worst of all
+    laws = frozenset({"select", "ordered", "scale"})       # not needle: gravity may be negative
     positions = "keep"
     TABLE = {
         0: (0, 0, 0),
@@ -551,7 +563,7 @@ class SparseVLMPlus(SparseVLM):
         return attention[looks_most].mean(dim=0)                                   # (r, n)
 
     def gravity(self, tokens, raters):
-        """(r, n) the logit of two vectors of ones, rotated: what distance alone gives. It may be small or negative."""
+        """(r, n) logit of two rotated vectors of ones: the value for distance alone. It may be small or negative."""
         Dh = tokens.before.key().shape[-1]
         ones = torch.ones(len(tokens.hidden), Dh, device=tokens.visual.device)
         ones = tokens.before.rotated(ones)                                         # (T, Dh)

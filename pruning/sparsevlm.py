@@ -1,14 +1,14 @@
 """SparseVLM. Zhang et al., ICML 2025, arXiv:2410.04417; released as v1.0, v1.5 (this file) and v2.0 (SparseVLM+).
 
-The text tokens that the image relates to most rate the visual tokens, by their attention to them. After a few layers
-the best rated are kept, as many as a table says, and the better rated of the others are recycled: clustered by DPC-kNN,
-one token per cluster, which come after those kept.
+The text tokens most relevant to the image (the raters) rate the visual tokens by their attention to them. After a few
+layers the best rated are kept; a table says how many. The better rated of the others are recycled: clustered by
+DPC-kNN, one token per cluster, placed after the kept tokens.
 
-Paper and code: the paper's numbers follow from the rank of the raters' attention, as in v1.0 (SparseVLMRank in
-readings.py); v2.0 recycles nothing and corrects for distance (SparseVLMPlus). The code recycles one token and makes one
-cluster more than the shares say, and averages a cluster where the paper sums it. It drops a token at every cut; here
-the last one is kept. It adds random noise to the densities, so that none are equal; here the better rated row is
-denser.
+Paper and code: the paper derives the numbers from the rank of the raters' attention, as v1.0 does (SparseVLMRank in
+readings.py); v2.0 recycles nothing and corrects for distance (SparseVLMPlus). The code recycles one token more, and
+makes one cluster more, than tau and theta say. It averages a cluster; the paper sums it. At each cut it drops at least
+one token; here the very last token is never dropped. It adds random noise to the densities so that none are equal;
+here, of equal ones, the better rated row counts as denser.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import tokens_to_keep
 from pruning.fields import Amount, Count, NotNegative, Share, option
+from pruning.grid import over_all
 from pruning.ranked import descending, top
 
 
@@ -26,18 +27,18 @@ from pruning.ranked import descending, top
 class SparseVLM(Pruner):
     """Keep the visual tokens that the relevant text attends to, and recycle some of the others."""
 
-    keep: Amount = option(1 / 3, "share, or number, left on average over the layers: a row of TABLE or in between")
-    layers: tuple[Count, ...] = option((2, 6, 15), "the layers, from 0, whose output is cut")
-    table: tuple[NotNegative, ...] = option((), "in place of keep: the tokens kept at each cut")
+    keep: Amount = option(1 / 3, "share, or number, left on average over the layers; TABLE says how many at a cut")
+    layers: tuple[Count, ...] = option((2, 6, 15), "cut after each of these layers")
+    table: tuple[NotNegative, ...] = option((), "instead of keep: the tokens kept at each cut")
     recycle: Share = option(0.3, "tau, share of the dropped tokens that is recycled; 0: none")
     clusters: Share = option(0.1, "theta, clusters as a share of the recycled")
 
     laws = frozenset({"scale", "needle", "convex", "disjoint"})
     preconditions = frozenset({"text"})            # after the image
     positions = "renumber"             # each layer counts the generated tokens from its own length
-    extra = 1                          # recycled tokens, and clusters, more than the shares say
-    neighbours = None                  # k of kNN, each row itself one of them; None: the number of clusters
-    TABLE = {                          # average of 576 tokens over 32 layers -> kept at each cut, without clusters
+    extra = 1                          # added to the number of recycled tokens, and of clusters
+    neighbours = None                  # k of kNN, counting the row itself; None: as many as clusters
+    TABLE = {                          # {average of 576 tokens over 32 layers: kept at each cut, without clusters}
         0: (0, 0, 0),
         64: (66, 30, 17),
         96: (238, 48, 26),
@@ -84,25 +85,25 @@ class SparseVLM(Pruner):
         cut = self.layers.index(tokens.layer - 1)
         k = self.level(tokens.n, tokens.N, cut, P)
         keep = top(score, k)                                                       # (k,)
-        # token recycling: the best rated of the others, clustered
+        # token recycling: cluster the best rated of the others
         recycled, clusters = self.recycling(tokens.n - k)
         if not recycled:
             return Reduction(keep, score=score)
-        lost = descending(score)[k:k + recycled]                                   # (q,)  best first
+        order = descending(score)                                                  # (n,)
+        lost = order[k:k + recycled]                                               # (q,)  best first
         hidden = tokens.hidden[tokens.visual[lost]]                                # (q, D)
         members, centre = self.clustered(hidden, clusters)                         # (c, q), (c,)
-        of_lost = self.cluster_weights(members)                                    # (c, q)
-        of_all = of_lost.new_zeros(clusters, tokens.n).index_copy(1, lost, of_lost)                # (c, n)
-        selection = F.one_hot(keep, tokens.n)                                      # (k, n)
-        # the clusters come after the tokens kept
+        weights = self.cluster_weights(members)                                    # (c, q)
+        # the clusters come after the kept tokens
         rows = torch.cat([keep, lost[centre]])                                     # (k+c,)
-        merge = torch.cat([selection, of_all])                                     # (k+c, n)
+        selection = F.one_hot(keep, tokens.n)                                      # (k, n)
+        merge = torch.cat([selection, over_all(weights, lost, tokens.n)])          # (k+c, n)
         is_cluster = torch.arange(len(rows), device=rows.device) >= k              # (k+c,)
         reason = is_cluster.long()
         return Reduction(rows, merge, score, reason=reason, reasons=("kept", "recycled"))
 
     def relevant_text(self, visual, text):
-        """(r,) the text that gets more than the mean of the visual tokens' votes"""
+        """(r,) the raters: text tokens with more than the mean of the visual tokens' votes"""
         votes = relevance(visual, text)                                            # (m,)
         return chosen_or_all(votes > votes.mean())
 
@@ -111,27 +112,27 @@ class SparseVLM(Pruner):
         return tokens.before.mean_attention(raters)[:, tokens.visual]
 
     def level(self, n, N, cut, P=None):
-        """How many to keep of n tokens, of N at first, at this cut."""
+        """How many of the n present tokens to keep at this cut; N: tokens at first; P (r, n): the raters' attention."""
         keeps_all = not self.table and tokens_to_keep(self.keep, N) == N
         if keeps_all:
             return n
         table = self.table or self.row_of_table(N)
         k = round(table[cut])
-        k = min(k, n - 1)              # one at least is dropped
+        k = min(k, n - 1)              # at least one is dropped
         return max(1, k)
 
     def row_of_table(self, N):
-        """The row of TABLE for an average of `keep` of N: between two rows in proportion, as the average is."""
+        """The tokens to keep of N at each cut: interpolated between the two rows of TABLE next to `keep`."""
         average = 576 * self.keep
         if isinstance(self.keep, int):
             average = average / N
         below = max(row for row in self.TABLE if row <= average)
         above = min(row for row in self.TABLE if row >= average)
-        way = (average - below) / max(above - below, 1)    # 0: at `below`, 1: at `above`
+        fraction = (average - below) / max(above - below, 1)       # 0: at `below`, 1: at `above`
         pairs = zip(self.TABLE[below], self.TABLE[above])
         row = []
         for low, high in pairs:
-            of_576 = low + way * (high - low)
+            of_576 = low + fraction * (high - low)
             row.append(of_576 * N / 576)
         return row
 
@@ -150,13 +151,13 @@ class SparseVLM(Pruner):
         return dpc_knn(x, count, self.neighbours)
 
     def cluster_weights(self, members):
-        """A cluster is the mean of its members (c, q). (c, q)"""
+        """Weights of the members (c, q) in each cluster: their mean. (c, q)"""
         return members / members.sum(dim=1, keepdim=True)
 
 
 def prompt_rows(tokens):
-    """Visual rows (N, D) and the text rows after the image (m, D), as they entered layer 0."""
-    m = len(tokens.text())             # text is never dropped: these were its last m rows
+    """Visual rows (N, D) and rows of the text after the image (m, D), as they entered layer 0."""
+    m = len(tokens.text())             # text is never dropped: in the prompt it has as many rows
     if not m:
         raise UserError("SparseVLM: no text follows the image, so nothing can rate it: put the question after <image>")
     prompt = tokens.prompt or tokens
@@ -165,21 +166,22 @@ def prompt_rows(tokens):
 
 
 def relevance(visual, text):
-    """Each visual token (N, D) shares one vote among the text (m, D): the mean of the votes. (m,)"""
+    """Each visual token (N, D) divides one vote among the text (m, D); the mean over visual tokens. (m,)"""
     alike = visual.float() @ text.float().T                                        # (N, m)
     return alike.softmax(dim=1).mean(dim=0)
 
 
 def chosen_or_all(chosen):
-    """Indices of the chosen, or of all if none is: where the votes are equal, all text rates. (m,) bool -> (r,)"""
-    return (chosen | ~chosen.any()).nonzero().squeeze(1)
+    """Indices of the chosen; of all if none is, as when all votes are equal. (m,) bool -> (r,)"""
+    none_chosen = ~chosen.any()
+    return (chosen | none_chosen).nonzero().squeeze(1)
 
 
 def dpc_knn(x, count, neighbours=None):
     """Rows x (q, D), best first -> members (c, q) of each cluster, 0 or 1, and centres (c,), the best first.
 
-    A centre is dense (near to its `neighbours` nearest) and far from any denser row. Of equal densities the first
-    counts as the denser one.
+    A centre is a dense row (its `neighbours` nearest rows are near) that is far from any denser one. Of equally dense
+    rows the first counts as the densest.
     """
     distance = distances(x)                                                        # (q, q)
     density = densities(distance, neighbours or count)                             # (q,)
@@ -189,14 +191,14 @@ def dpc_knn(x, count, neighbours=None):
 
 
 def distances(x):
-    """Euclidean, over the root of the width. (q, D) -> (q, q)"""
+    """Euclidean distances, divided by the root of the width. (q, D) -> (q, q)"""
     x = x.float()
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     return distance / x.shape[1] ** 0.5
 
 
 def densities(distance, neighbours):
-    """exp(-mean of the squares of the distances to the nearest), itself one of them. (q, q) -> (q,)"""
+    """exp(-mean squared distance to the nearest rows, of which the row itself is one). (q, q) -> (q,)"""
     k = min(neighbours, len(distance))
     nearest = distance.topk(k, dim=1, largest=False).values                        # (q, k)
     spread = nearest.square().mean(dim=1)                                          # (q,)
@@ -204,8 +206,8 @@ def densities(distance, neighbours):
 
 
 def clusters_around_peaks(distance, density, is_denser, count):
-    """The rows with the largest density * distance to a denser row are centres; each row joins the nearest."""
-    farthest = distance.max()          # of a row that none is denser than
+    """Centres are the rows with the largest density * distance to a denser row; each row joins the nearest centre."""
+    farthest = distance.max()          # stands in for the densest row, which has no denser one
     to_denser = distance.masked_fill(~is_denser, farthest).min(dim=1).values       # (q,)
     peak = density * to_denser                                                     # (q,)
     centre = descending(peak)[:count]                                              # (c,)

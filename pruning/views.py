@@ -1,16 +1,13 @@
-"""LayerView: one layer, as a method may look at it. The model's own views compute what they show when asked for it.
-
-Letters as in base.py.
-"""
+"""LayerView: what a method can read of one layer, such as its attention. Letters as in base.py."""
 
 from pruning.errors import UserError
 
 
 class LayerView:
-    """One layer, on the tokens that enter it, as a method may look at it. Everything is computed when asked for.
+    """One layer, with the tokens that enter it. Each call computes its result anew; nothing is stored.
 
     `rows` are query rows: "last", "text" (after the image), "visual", "all", or indices (R,). The model's own views
-    (minivlm/parts/views.py) give query, key, mask and projected_key; LayerView.of(..) takes typed matrices.
+    (minivlm/parts/views.py) define query, key, mask and projected_key; LayerView.of(..) takes typed matrices.
     """
 
     tokens = None                  # the Tokens that enter the layer
@@ -24,18 +21,18 @@ class LayerView:
         raise UserError(f"{self!r}: it has no keys")
 
     def projected_key(self, norm=True):
-        """(T, Hk*Dh) before RoPE; norm=False: of the residual stream, without the layer's norm (AdaptPrune's code)"""
+        """(T, Hk*Dh) keys before RoPE; norm=False: of hidden states without the layer's norm (AdaptPrune's code)"""
         raise UserError(f"{self!r}: it has no projected keys")
 
     def mask(self, rows=None):
         """(R, T) what the layer adds to the logits of these rows: 0 for keys that they see, else minus infinity
 
-        rows None: (T, T), masked tokens too.
+        rows None: all rows, also those of masked tokens, (T, T).
         """
         raise UserError(f"{self!r}: it has no mask")
 
     def rotated(self, x):
-        """x (T, Dh) under the rotary embedding, each row at its position"""
+        """x (T, Dh) with the rotary embedding, each row at its position"""
         raise UserError(f"{self!r}: it has no rotary embedding")
 
     def logits(self, rows="all"):
@@ -45,19 +42,19 @@ class LayerView:
         return query @ key.mT / query.shape[-1] ** 0.5
 
     def attention(self, rows="all"):
-        """(H, R, T) softmax(logits + mask), in float32: fewer ties"""
+        """(H, R, T) softmax(logits + mask), in float32, so that fewer values are equal"""
         mask = self.mask(rows)                                                     # (R, T)
         return (self.logits(rows).float() + mask).softmax(dim=-1)
 
     def each_head_logits(self, rows="all"):
-        """(R, T) logits of one head after the other: all heads at once would take H times the memory"""
+        """(R, T) logits, one head after the other: all heads at once take H times the memory"""
         query = self.query(rows)                                                   # (H, R, Dh)
         key = for_each_head(self.key(), len(query))                                # (H, T, Dh)
         for q, k in zip(query, key):
             yield q @ k.T / q.shape[-1] ** 0.5
 
     def each_head(self, rows="all"):
-        """(R, T) attention of one head after the other"""
+        """(R, T) attention, one head after the other"""
         mask = self.mask(rows)                                                     # (R, T)
         for logits in self.each_head_logits(rows):
             yield (logits.float() + mask).softmax(dim=-1)
@@ -79,7 +76,7 @@ class LayerView:
         return logits.mean(dim=(0, 1))
 
     def on(self, tokens):
-        """The same view, its rows counted in these tokens."""
+        """This view, bound to the tokens whose rows "last", "text" and "visual" name."""
         return self
 
     # At the vision site, where a layer is a block of the tower:
@@ -99,12 +96,12 @@ class LayerView:
     @staticmethod
     def of(**matrices):
         """A view of typed matrices: LayerView.of(attention=[[1, 0], [.3, .7]]). by_hand.py lists their names."""
-        from pruning.by_hand import GivenView              # which is built on this file
+        from pruning.by_hand import GivenView              # by_hand.py imports this file
         return GivenView(**matrices)
 
 
 class NoView(LayerView):
-    """In the place of a view that a site does not have: whatever is read of it is an error that says why."""
+    """Stands for a view that does not exist: reading anything from it is a UserError that says why."""
 
     def __init__(self, why):
         self.why = why
@@ -121,7 +118,7 @@ NOT_YET = NoView("no layer has run yet")
 
 
 def mean_of(matrices):
-    """Mean in float32 of matrices that come one by one: half precision loses small weights."""
+    """Mean of matrices that come one by one, in float32: half precision loses small weights."""
     total = 0
     count = 0
     for matrix in matrices:
@@ -131,7 +128,7 @@ def mean_of(matrices):
 
 
 def for_each_head(x, heads):
-    """The key or value head of each query head: (.., Hk, S, Dh) -> (.., H, S, Dh)"""
+    """Key or value heads, repeated so that each query head has one: (.., Hk, S, Dh) -> (.., H, S, Dh)"""
     if x.shape[-3] == heads:
         return x
     return x.repeat_interleave(heads // x.shape[-3], dim=-3)

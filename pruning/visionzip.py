@@ -2,8 +2,8 @@
 arXiv:2412.04467.
 
 Before the projector, keep the tokens that the class token looks at most (dominant tokens), and merge the rest into a
-few: targets at regular distances in the rest, each joined by the tokens whose keys are most similar to its own
-(contextual tokens). Keys and attention are averaged over heads, both in the block that makes the features.
+few (contextual tokens): targets are taken at regular distances from the rest, and each other token joins the target
+with the most similar key. Keys and attention are averaged over heads, both in the block that makes the features.
 
 Paper and code: the paper merges a target and its tokens by their average (VisionZipAverage in readings.py); the
 released code, and this file, add the average of the tokens to the target. The class token counts as the first dominant
@@ -26,7 +26,7 @@ class VisionZip(PerTile):
     """Keep the patches that the class token looks at, and merge the others by their keys."""
 
     keep: Amount = option(1 / 9, "number, or share, of the tokens of each tile left, of both kinds: 64 of 576")
-    contextual: Amount = option(10 / 64, "of these the contextual ones: share, rounded down, or number")
+    contextual: Amount = option(10 / 64, "number, or share (rounded down), of these that are contextual")
     cls: bool = option(True, "the class token is a visual token, and the first dominant one")
 
     laws = frozenset({"budget", "scale", "disjoint"})
@@ -41,7 +41,7 @@ class VisionZip(PerTile):
             self.counts(self.keep)
 
     def counts(self, k):
-        """Of k tokens the numbers of dominant and of contextual ones. UserError if there are more of these than k."""
+        """How many of k tokens are dominant, and how many contextual. UserError if the latter are more than k."""
         contextual = self.contextual
         if isinstance(contextual, float):
             contextual = int(k * contextual)
@@ -59,7 +59,7 @@ class VisionZip(PerTile):
         merge = []
         reason = []
         for tile in per_tile(tokens.grid):                                         # (m,) indices of each tile's tokens
-            place, weights, is_target = self.zipped(attention[tile], metric[tile], is_cls[tile])
+            place, weights, is_target = self.reduced_tile(attention[tile], metric[tile], is_cls[tile])
             keep.append(tile[place])                                               # (k,)
             merge.append(over_all(weights, tile, tokens.n))                        # (k, n)
             reason.append(is_target)
@@ -71,18 +71,19 @@ class VisionZip(PerTile):
         """(n,) attention from the class token of each one's tile, mean over heads"""
         return tokens.before.cls_attention().mean(dim=0)
 
-    def zipped(self, attention, metric, is_cls):
-        """One tile's attention (m,), keys (m, Dh), class token or not (m,) -> places (k,), weights (k, m),
-        contextual or not (k,)."""
+    def reduced_tile(self, attention, metric, is_cls):
+        """One tile's attention (m,), keys (m, Dh) and is_cls (m,) bool -> keep (k,), merge weights (k, m), and which
+        are contextual (k,) bool."""
         k = self.budget(len(attention))
         dominant_count, contextual_count = self.counts(k)
         # dominant tokens, the class token first
-        dominant = top(attention.masked_fill(is_cls, torch.inf), dominant_count)   # (d,)
+        cls_first = attention.masked_fill(is_cls, torch.inf)                       # (m,)
+        dominant = top(cls_first, dominant_count)                                  # (d,)
         # contextual tokens, out of the rest
         is_rest = torch.ones_like(is_cls).index_fill(0, dominant, False)
         rest = is_rest.nonzero().squeeze(1)                                        # (m-d,)
         target, weights = self.merged(metric, rest, contextual_count)              # (c,), (c, m)
-        # both, the dominant ones as they are
+        # join both; dominant tokens stay as they are
         one_hot = F.one_hot(dominant, len(attention)).to(weights)                  # (d, m)
         place = torch.cat([dominant, target])
         weights = torch.cat([one_hot, weights])
@@ -91,14 +92,15 @@ class VisionZip(PerTile):
         return place, weights, is_target
 
     def merged(self, metric, rest, count):
-        """The contextual tokens: places (c,) of the targets among `rest`, and weights (c, m)."""
+        """The contextual tokens: which of `rest` are targets (c,), and merge weights (c, m)."""
         members = torch.zeros(count, len(metric), device=metric.device)            # (c, m)  1: joins the target
         if count == 0:
             nothing = rest[:0]
             return nothing, members
         # targets at regular distances in the rest
         step = max(1, len(rest) // count)
-        target = rest[::step][:count]                                              # (c,)
+        target = rest[::step]
+        target = target[:count]                                                    # (c,)
         # each of the others joins the target whose key is most similar
         other = rest[~torch.isin(rest, target)]                                    # (m-d-c,)
         unit = F.normalize(metric, dim=1)                                          # (m, Dh)
@@ -107,19 +109,20 @@ class VisionZip(PerTile):
         return target, self.weights(members, target)
 
     def weights(self, members, target):
-        """Each target and the average of its members (c, m). (c, m)"""
+        """Weight 1 for each target, and for its members (c, m) together 1 more: their average. (c, m)"""
         count = members.sum(dim=1, keepdim=True)                                   # (c, 1)
         average = members / count.clamp_min(1)
         return average.scatter(1, target[:, None], 1.0)
 
     def output_order(self, grid, mosaic):
-        """The base tile's as they are; the others' dominant patches in the order of the picture, class tokens,
-        contextual ones."""
+        """The base tile's tokens first; then the others' dominant patches in the order of the picture, their class
+        tokens, and last their contextual tokens."""
         tile = grid[:, 0]
         k = int((tile == 0).sum())
         dominant_count, _ = self.counts(k)
-        place_in_tile = torch.arange(len(grid), device=grid.device) % k            # contextual tokens are at its end
-        is_last = (place_in_tile >= dominant_count) & (tile > 0)
+        index_in_tile = torch.arange(len(grid), device=grid.device) % k            # contextual tokens come last
+        is_contextual = index_in_tile >= dominant_count
+        is_last = is_contextual & (tile > 0)
         order = mosaic.order(grid)
         first = order[~is_last[order]]
         last = is_last.nonzero().squeeze(1)

@@ -2,11 +2,12 @@
 ICCV 2025, arXiv:2412.01818.
 
 Before the projector, keep T patches of each tile: the few that receive the most attention from the class token
-(important tokens), and out of the rest those that are least similar (diverse tokens). These are found by removing
-duplicates: split the rest into two halves, drop from the first the tokens most similar to one of the second, and again.
+(important tokens), and out of the rest the least similar ones (diverse tokens). The latter are what remains after
+removing duplicates: split the rest into two halves, drop from the first the tokens most similar to one of the second,
+and repeat.
 
-Paper and code: no difference is known. The released code removes 8 tokens a round and takes the halves in turn from a
-list that is ordered by attention at first and by similarity later. T counts the tokens of each tile.
+Paper and code: no difference is known. The released code removes 8 tokens per round; the halves are every other token
+of a list, at first ordered by attention, later by similarity. T counts the tokens of each tile.
 """
 
 from dataclasses import dataclass
@@ -47,12 +48,15 @@ class VisPruner(PerTile):
         return tokens.before.cls_attention().mean(dim=0)
 
     def selected(self, score, feature):
-        """One tile's attention (m,) and features (m, C) -> the tokens kept, in sequence order, and which are
-        diverse. (k,) twice"""
+        """One tile's attention (m,) and features (m, C) -> the kept tokens (k,) in sequence order, and which of them
+        are diverse (k,)."""
         k = self.budget(len(score))                                                # T
         # important tokens: those with the most attention
-        important, rest = descending(score).tensor_split([int(k * self.important)])
-        # diverse tokens, out of the rest; in float64: one swap of two near-equals changes all later halves
+        order = descending(score)                                                  # (m,)
+        count = int(k * self.important)
+        important = order[:count]
+        rest = order[count:]
+        # diverse tokens, out of the rest; in float64, since a rounding error in the order would change all later halves
         unit = F.normalize(feature.double(), dim=1)                                # (m, C)
         similarity = unit @ unit.T                                                 # (m, m)
         diverse = remove_duplicates(similarity, rest, k - len(important), self.removed)
@@ -61,8 +65,8 @@ class VisPruner(PerTile):
 
 
 def remove_duplicates(similarity, rest, k, removed):
-    """k of the indices `rest`, left after dropping again and again the `removed` ones that are most similar to
-    another one."""
+    """k of the indices `rest`: in each round the `removed` tokens of the first half that are most similar to one of the
+    second are dropped."""
     if k == 0:
         return rest[:0]
     while len(rest) > k:

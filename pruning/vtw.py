@@ -5,8 +5,8 @@ are withdrawn before layer K, and layers K.. run on the text only. No score is n
 withdrawal leaves the next-token distribution almost as it was, measured once on a few prompts (`search`).
 
 Paper and code: the released code has K = 15 in its class, and 16 (7B) or 20 in its command lines. If no layer
-qualifies, its search stops with an error; here nothing is withdrawn then. It keeps the position ids of the text, or
-renumbers it (VTWRenumbered in readings.py); its mode "random" is VTWRandom.
+qualifies, its search stops with an error; here nothing is withdrawn then. Its option to renumber the remaining text is
+VTWRenumbered in readings.py, and its mode "random" is VTWRandom.
 """
 
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class VTW(Pruner):
         return 0
 
     def with_average(self, average, n, layers):
-        """K: the tokens cannot be fewer, the layers that see them can."""
+        """The K that gives the average: before K all tokens are there, from K on none."""
         def withdrawn_before(K):
             return replace(self, layer=K)
 
@@ -46,9 +46,10 @@ class VTW(Pruner):
 def search(logits, prompts, layers, eta=0.003, first=5):
     """The VTW whose K is the first layer, of `layers`, at which the divergence averaged over `prompts` is at most eta.
 
-    `logits(prompt, pruner)` gives the next token's logits (V,) under a method, None being the full model: with a model
-    of minivlm and prompts (ids, images), lambda prompt, pruner: model.prefill(model.embed(*prompt), pruner)[0]. The
-    released eta is 0.003, for 13B models 0.0005, for LLaVA-NeXT of Vicuna 7B 0.0001. Raises UserError without a prompt.
+    `logits(prompt, pruner)` returns the next token's logits (V,) under a method; pruner None is the full model. For a
+    minivlm model and prompts (ids, images): lambda prompt, pruner: model.prefill(model.embed(*prompt), pruner)[0].
+    Released values of eta: 0.003; 0.0005 for 13B models; 0.0001 for LLaVA-NeXT with Vicuna 7B. UserError if there is no
+    prompt.
     """
     if not prompts:
         raise UserError("VTW: the search for K needs at least one prompt with an image")

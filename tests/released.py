@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pruning.adaptprune import AdaptPrune, gaussian
+from pruning.adaptprune import AdaptPrune
 from pruning.base import Reduction
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
@@ -28,9 +28,6 @@ class AdaptPruneOf24(AdaptPrune):
     sigma_correction: float = 12.0     # in patches
 
     laws = AdaptPrune.laws - {"needle"}        # a narrow one may dim the rim to nothing
-
-    def gaussian(self, grid):
-        return gaussian(grid, self.sigma_correction)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_selection(case):
     method = AdaptPruneOf24(keep=facts["keep_ratio"], similarity=facts["variant"] == "full", **options)
 
     r = method.reduce(tokens)
-    close(method.gaussian(tokens.grid).view(H, W), recorded["gaussian_mask"])
+    close(gaussian(tokens.grid, method.sigma_correction).view(H, W), recorded["gaussian_mask"])
     torch.testing.assert_close(r.score.view(H, W), recorded["corrected_scores"], atol=1e-8, rtol=1e-5)
     assert method.budget(tokens.n) == facts["n_keep"]
     assert order(tokens, method) == recorded["order"].tolist()
