@@ -11,7 +11,8 @@ from PIL import Image
 from live import live
 from minivlm.lab.speed import clock, measure, verdict
 from minivlm.lab.speed.clock import Clock, Memory, Timed
-from minivlm.lab.speed.plot import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plot
+from minivlm.lab.speed.chart import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from minivlm.lab.speed.plot import plot
 from pruning.base import UserError
 from pruning.compose import Both
 from pruning.fastv import FastV

@@ -20,7 +20,7 @@ from minivlm.lab.score.answers import Contest, Remembering
 from minivlm.lab.score.contestants import CONTROLS, Contestant, contestants
 from minivlm.lab.score.curves import ASIDE, curves
 from minivlm.lab.score.log import Log
-from minivlm.lab.speed.plot import BOTTOM, COLORS, LEFT, RIGHT, TOP, WIDTH
+from minivlm.lab.speed.chart import BOTTOM, COLORS, LEFT, RIGHT, TOP, WIDTH
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder
 from minivlm.toy.benchmark import Item
