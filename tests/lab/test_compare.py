@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from minivlm.lab.cli.options import build, build_all
-from minivlm.lab.compare.compare import Run, agreement, evidence_kept
+from minivlm.lab.compare import draw
+from minivlm.lab.compare.compare import Run, agreement
+from minivlm.lab.score.evidence import entering
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Step, Trace
 from pruning import EVERY, METHODS, READINGS
@@ -100,17 +102,33 @@ def test_evidence_is_where_the_picture_says(capsys, tmp_path):
     Before the first of these cells stands the class token, which is on no patch: the indices move on by one.
     """
     cells = torch.tensor([(0, -1, -1), *((0, r, c) for r in range(4) for c in range(4))])
-    trace = Trace(cells)
+    trace = Trace(cells, visual=[3])
     assert on_patches(cells, [1, 26]).tolist() == [1] and on_patches(cells, [11]).tolist() == [4]
     assert on_patches(cells[1:], [0, 143]).tolist() == [0, 15] and on_patches(cells, []).tolist() == []
     trace.steps.append(Step("vision", 1, torch.arange(17), Reduction(torch.tensor([0, 4, 5]))))
-    assert evidence_kept(Run("a", None, trace=trace), [1, 11, 35]) == [1, 2]
+    assert entering(trace, [1, 11, 35]) == [1]
     assert on_patches(torch.cat([cells, cells + 1]), [1]).tolist() == []           # tiles: where is not known
     Image.open(PICTURE).save(tmp_path / "a.png")
     row = dict(image="a.png", question="What is shown?", answer="noise", evidence=[0, 143])
     (tmp_path / "questions.jsonl").write_text(json.dumps(row))
-    status, out, _ = done(capsys, "compare", tmp_path / "a.png", *COMPARE[2:], "--method", "last", "--keep", "4")
-    assert status == 0 and "What is shown?  (right: noise)" in out and "  2 of 2 " in out and "  1 of 2 " in out
+    words = ["compare", tmp_path / "a.png", *COMPARE[2:], "--method", "last", "--keep", "4", "--json", tmp_path / "a.json"]
+    status, out, _ = done(capsys, *words)
+    assert status == 0 and "What is shown?  (right: noise)" in out
+    unpruned, last = json.loads((tmp_path / "a.json").read_text())
+    assert unpruned["evidence"] == [2, 2, 2] and last["evidence"] == [2, 2, 1]
+    assert "  83%  " in next(line for line in out.splitlines() if line.startswith("last"))
+
+
+def test_the_table_says_how_to_read_it(capsys, tmp_path):
+    """A line each on agreement and on 2x16 1x4; on evidence if it is known, as it is not here."""
+    out = done(capsys, *COMPARE, "--method", "last", "--keep", "4")[1]
+    *_, agreement_, tokens = out.splitlines()
+    assert agreement_.startswith("agreement: ") and tokens.startswith("2x144 6x14: ")
+    Image.open(PICTURE).save(tmp_path / "a.png")
+    row = dict(image="a.png", question="What is shown?", answer="noise", evidence=[0, 143])
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row))
+    out = done(capsys, "compare", tmp_path / "a.png", *COMPARE[2:], "--method", "last", "--keep", "4")[1]
+    assert out.splitlines()[-1].startswith("evidence: ")
 
 
 def test_agreement():
@@ -144,6 +162,23 @@ def test_composed_and_scheduled():
     for words in (["vispruner+fastv", "256"], ["fastv", None, [], "4"], ["fastv+vispruner"], ["divprune", None, [], "4:9"]):
         with pytest.raises(UserError):
             build(*words)
+
+
+@pytest.mark.parametrize("method, title", [
+    ([], "no pruning"),
+    (["--method", "fastv", "--keep", "4"], "fastv, keep 4"),
+    (["--method", "fastv", "--average", "12"], "fastv, keep 4"),
+    (["--method", "vispruner+fastv", "--keep", "9+4"], "vispruner+fastv, keep 9+4"),
+    (["--method", "vtw", "--set", "layer=1"], "vtw"),
+])
+def test_ask_names_method_and_budget_on_the_picture(capsys, monkeypatch, tmp_path, method, title):
+    """Below every panel."""
+    titles = []
+    captioned = draw.captioned
+    monkeypatch.setattr(draw, "captioned", lambda picture, title, text: titles.append(title) or captioned(picture, title, text))
+    status, _, err = done(capsys, "ask", PICTURE, "What?", "--model", MODEL, "--max-new-tokens", "1", *method, "--out", tmp_path / "a.png")
+    assert status == 0, err
+    assert titles and set(titles) == {title}
 
 
 def test_ask_with_two_methods_and_with_a_schedule(capsys):
@@ -188,9 +223,9 @@ def test_average_of_tiles(capsys):
     """5 tiles of 16 patches: 41 on average are 9 of each tile for VisPruner, which counts them so, and 41 of all for DivPrune, of which
     the prompt has 70. One after the other they would count different things."""
     next_ask = ["ask", PICTURE, "What is shown?", "--model", Path(MODEL).parent / "next_vicuna", "--max-new-tokens", "2"]
-    for method, entering in (("vispruner", 45), ("divprune", 41)):
+    for method, left in (("vispruner", 45), ("divprune", 41)):
         status, out, _ = done(capsys, *next_ask, "--method", method, "--average", "41")
-        assert status == 0 and f"{entering} of them visual" in out
+        assert status == 0 and f"{left} of them visual" in out
     status, _, err = done(capsys, *next_ask, "--method", "vispruner+fastv", "--average", "41")
     assert status == 2 and "counts the tokens of each tile: give --keep for both" in err
 

@@ -10,7 +10,7 @@ from PIL import Image
 from minivlm.families.tiles import TilesProcessor
 from minivlm.io.image import ImageProcessor, open_image
 from minivlm.lab.compare import draw
-from minivlm.lab.compare.sheet import sheet, stack, words, wrap
+from minivlm.lab.compare.sheet import drawable, is_in_font, sheet, stack, words, wrap
 from minivlm.trace import Trace
 from pruning.base import Reduction
 from pruning.hired import HiRED
@@ -133,6 +133,16 @@ def test_a_panel_for_each_reduction(told):
     assert second.getpixel((240, 60)) == second.getpixel((300, 120)) == PINK and second.getpixel((120, 60)) != PINK
     assert [text for _, text in told] == ["before layer 2: 4 of 16 tokens; evidence 2 of 2",
                                           "before layer 8: 2 of 16 tokens; 4 until then; the rest masked; evidence 1 of 2"]
+
+
+def test_evidence_that_is_merged_is_counted_apart(told):
+    """Of 1 and 2 neither is kept; 1 is half of the token at 0. In a later cut that token goes, and 1 with it."""
+    merge = torch.zeros(2, 16)
+    merge[0, [0, 1]] = .5
+    merge[1, 5] = 1
+    trace = traced(("decoder", 2, range(16), kept(0, 5, merge=merge)), ("decoder", 8, [0, 5], kept(1)))
+    draw.panels(checks(120, 120), (0, 0, 120, 120), trace, evidence=[1, 2])
+    assert [text.partition("evidence ")[2] for _, text in told] == ["0 of 2, 1 more merged into others", "0 of 2"]
 
 
 def test_two_images(told):
@@ -265,6 +275,35 @@ def test_words_are_wrapped_and_never_cut():
         edge = words(line, 202).crop((201, 0, 202, 20)).convert("L")
         assert edge.getextrema() == (255, 255) and len(wrap(line, 202)) == 1
     assert wrap("", 200) == wrap("  \n ", 200) == [] and words("", 200).size == (200, 0) and wrap("ab", 1) == ["a", "b"]
+
+
+@pytest.mark.parametrize("text, drawn", [
+    ("caf\u00e9 na\u00efve", "cafe naive"),
+    ("\u4e2d\u6587", "[2 characters not drawn]"),
+    ("\u56fe\u4e2d \u6709?", "[2 characters not drawn] [1 character not drawn]?"),
+    ("yes \U0001f600", "yes [grinning face]"),
+    ("\u2764\ufe0f", "[heavy black heart]"),
+    ("left \u2192 right \u2013 5 \u20ac", "left [rightwards arrow] right - 5 [euro sign]"),
+])
+def test_characters_that_the_font_lacks(text, drawn):
+    """Chinese is counted, an emoji, an arrow and a currency have their names: no character is an empty box."""
+    assert drawable(text) == drawn
+    assert words(text, 300).tobytes() == words(drawn, 300).tobytes()
+
+
+def test_every_letter_drawn_is_in_the_font():
+    """The picture of a letter is not the box that stands in for what the font lacks."""
+    assert is_in_font("A") and is_in_font("?") and not is_in_font("\u4e2d") and not is_in_font("\u00e9")
+
+
+def test_a_legend_is_a_grey_line_below_the_header():
+    """It makes the page higher by a line; evidence is in it only if it is outlined."""
+    panel = Image.new("RGB", (700, 30), (255, 0, 0))
+    bare = sheet([[panel]], "What is this?")
+    page = sheet([[panel]], "What is this?", legend=draw.legend())
+    assert page.width == bare.width and 15 < page.height - bare.height < 40
+    assert "evidence" in draw.legend([3]) and "evidence" not in draw.legend()
+    assert all(word in draw.legend() for word in ("dark: dropped", "hatched: never seen"))
 
 
 def test_stacked_pictures_of_no_height_take_no_room():

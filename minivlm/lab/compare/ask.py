@@ -41,19 +41,20 @@ def main(args):
     answer = session.stream(talk, session.sampling(args), args.max_new_tokens)
     print("\n".join(report.cost_lines(talk)))
     if args.out:
-        page = sheet(rows(talk, images, args.maps), header=f"{question}  {answer}")
+        title = report.title(args.method, talk.pruner)
+        page = sheet(rows(talk, images, args.maps, title), f"{question}  {answer}", legend=draw.legend())
         output.save(args.out, page.save)
     asked = dict(model=str(args.model), images=pictures, question=question)
     output.save_json(args.json, dict(asked, answer=answer, **report.facts(talk)))
 
 
-def rows(talk, images, maps):
+def rows(talk, images, maps, title):
     """The panels of each image, as rows of a sheet; with maps, what the method ranked by and merged too."""
     rows = []
     for i, image in enumerate(images):
         box = talk.model.processor.box(*image.size)
         if maps:
-            rows += draw.rows(image, box, talk.trace, i)
+            rows += draw.rows(image, box, talk.trace, i, title)
         else:
-            rows.append(draw.panels(image, box, talk.trace, i))
+            rows.append(draw.panels(image, box, talk.trace, i, title))
     return rows

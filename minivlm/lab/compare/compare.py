@@ -2,16 +2,26 @@
 
 from dataclasses import dataclass
 
-import torch
 from tqdm import tqdm
 
 from minivlm.generate import Conversation
 from minivlm.lab.cli.options import check
 from minivlm.lab.compare import draw, report
+from minivlm.lab.compare.sheet import sheet
 from minivlm.lab.cost.flops import average, flops
+from minivlm.lab.score.evidence import entering, share
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Trace
 from pruning.base import Pruner, UserError
+
+LEGEND = (
+    "agreement: the same ids as the unpruned answer, or how many of its ids come before the first that differs",
+    "2x144 6x14: 144 image tokens enter each of 2 layers, then 14 each of 6",
+)
+LEGEND_OF_EVIDENCE = (
+    "evidence: of the tokens that show what the question is about, the share that enters a layer, on average;"
+    " merged ones count",
+)
 
 
 @dataclass
@@ -29,78 +39,120 @@ class Run:
 
 def compare(model, ids, pixels, pruners, max_new_tokens=64):
     """[Run] of the unpruned model, first, and of each method of {name: Pruner, or the UserError that forbids it}."""
-    runs = []
-    others = {name: pruner for name, pruner in pruners.items() if name != "none"}      # unpruned comes first, whatever its budget
-    for name, pruner in tqdm({"none": None, **others}.items(), desc="compare", leave=False):
+    unpruned = answered(model, ids, pixels, "none", check(None, model), max_new_tokens)
+    runs = [unpruned]
+    others = {name: pruner for name, pruner in pruners.items() if name != "none"}  # which has no budget
+    for name, pruner in tqdm(others.items(), desc="compare", leave=False):
         try:
             if isinstance(pruner, UserError):
                 raise pruner
-            pruner = check(pruner, model)
-            runs.append(_run(model, ids, pixels, name, pruner, max_new_tokens))
+            run = answered(model, ids, pixels, name, check(pruner, model), max_new_tokens)
         except UserError as error:
-            if name == "none":
-                raise
-            runs.append(Run(name, None, why_not=str(error)))
+            run = Run(name, None, why_not=str(error))
+        runs.append(run)
     return runs
 
 
-def _run(model, ids, pixels, name, pruner, max_new_tokens):
+def answered(model, ids, pixels, name, pruner, max_new_tokens):
+    """The Run of one method."""
     talk = Conversation(model, pruner)
     talk.read(ids, pixels)
-    held = talk.cache.bytes
+    kv_bytes = talk.cache.bytes
     answer = tuple(talk.generate(max_new_tokens))
-    return Run(name, pruner, answer, model.tokenizer.decode(answer).strip(), talk.trace, held)
+    text = model.tokenizer.decode(answer).strip()
+    return Run(name, pruner, answer, text, talk.trace, kv_bytes)
 
 
 def agreement(run, unpruned):
     """"same", or how many ids of the unpruned answer come before the first that differs."""
     if run.ids == unpruned.ids:
         return "same"
-    alike = next((i for i, (a, b) in enumerate(zip(run.ids, unpruned.ids)) if a != b), min(len(run.ids), len(unpruned.ids)))
+    alike = 0
+    for a, b in zip(run.ids, unpruned.ids):
+        if a != b:
+            break
+        alike += 1
     return f"{alike} of {len(unpruned.ids)} ids"
 
 
-def evidence_kept(run, evidence):
-    """(left, all): of the visual tokens on the evidence, how many are left, as tokens of their own, after the last reduction."""
-    tokens = on_patches(run.trace.grid, evidence)
-    kept = run.trace.steps[-1].kept if run.trace.steps else tokens
-    return [int(torch.isin(tokens, kept).sum()), len(tokens)]
-
-
 def facts(runs, config, evidence=()):
-    """The table as data: for each run the visual tokens that enter each layer, their average, FLOPs and bytes as shares.
+    """The table as data: per run the visual tokens that enter each layer, their average, FLOPs and bytes as shares.
 
-    evidence: the patches that hold the answer, where they are known.
+    evidence: the patches that hold the answer, if they are known: how much of it enters each layer, and on average.
     """
-    first, shape = runs[0], (config.text.hidden_size, config.text.intermediate_size)
-    whole = flops(first.trace.tokens, *shape)
-    return [dict(method=run.name, why_not=run.why_not) if run.why_not else dict(
-        method=run.name, answer=run.answer, agreement=agreement(run, first), visual=run.trace.visual,
-        average=average(run.trace.visual), flops_share=flops(run.trace.tokens, *shape) / whole,
-        kv_bytes=run.kv_bytes, **(dict(evidence=evidence_kept(run, evidence)) if evidence else {})) for run in runs]
-
-
-def lines(told):
-    """The same as text."""
-    wide = max(len(row["method"]) for row in told)
-    known = "evidence" in told[0]
-    yield f"{'method':{wide}}  average  FLOPs   KV cache  {'evidence  ' * known}agreement     visual tokens entering the layers; answer"
-    for row in told:
-        if "answer" not in row:
-            yield f"{row['method']:{wide}}  does not run here: {row['why_not']}"
+    unpruned = runs[0]
+    shape = (config.text.hidden_size, config.text.intermediate_size)
+    whole = flops(unpruned.trace.tokens, *shape)
+    rows = []
+    for run in runs:
+        if run.why_not:
+            rows.append({"method": run.name, "why_not": run.why_not})
             continue
-        yield (f"{row['method']:{wide}}  {row['average']:7.1f}  {row['flops_share']:5.1%}  {report.size(row['kv_bytes']):>8}  "
-               f"{'{:3} of {:<3}'.format(*row['evidence']) + ' ' if known else ''}{row['agreement']:12}  {report.runs(row['visual'])}; {' '.join(row['answer'].split())}")
+        row = {"method": run.name, "answer": run.answer, "agreement": agreement(run, unpruned)}
+        row["visual"] = run.trace.visual
+        row["average"] = average(run.trace.visual)
+        row["flops_share"] = flops(run.trace.tokens, *shape) / whole
+        row["kv_bytes"] = run.kv_bytes
+        counts = entering(run.trace, evidence)
+        if counts:
+            row["evidence"] = counts
+            row["evidence_share"] = share(run.trace, evidence)
+        rows.append(row)
+    return rows
+
+
+def lines(rows):
+    """The same as text, with a legend."""
+    wide = max(len(row["method"]) for row in rows)
+    has_evidence = "evidence" in rows[0]
+    evidence = "  evidence" if has_evidence else ""
+    head = f"{'method':{wide}}  average  FLOPs   KV cache{evidence}"
+    yield f"{head}  agreement     visual tokens entering the layers; answer"
+    for row in rows:
+        if "why_not" in row:
+            yield f"{row['method']:{wide}}  does not run here: {row['why_not']}"
+        else:
+            yield line(row, wide)
+    yield ""
+    yield from LEGEND
+    if has_evidence:
+        yield from LEGEND_OF_EVIDENCE
+
+
+def line(row, wide):
+    """One method's, its name so many characters wide."""
+    kv_bytes = report.size(row["kv_bytes"])
+    cells = [f"{row['method']:{wide}}", f"{row['average']:7.1f}", f"{row['flops_share']:5.1%}", f"{kv_bytes:>8}"]
+    if "evidence" in row:
+        cells.append(f"{row['evidence_share']:8.0%}")
+    answer = " ".join(row["answer"].split())
+    cells.append(f"{row['agreement']:12}")
+    cells.append(f"{report.runs(row['visual'])}; {answer}")
+    return "  ".join(cells)
 
 
 def picture(runs, image, box, header, index=0, columns=4, evidence=(), maps=False):
-    """One sheet: for each method the picture after its last reduction, with its name and answer below, evidence outlined.
+    """One sheet: for each method the picture after its last reduction, with its name and answer below, evidence
+    outlined.
 
     With maps, below it what the method ranked by there and what it merged.
     """
     shown = [run for run in runs if not run.why_not]
-    kinds = (draw.panels, draw.score_maps, draw.merge_maps) if maps else (draw.panels,)
-    drawn = [[kind(image, box, run.trace, index, f"{run.name}: {run.answer}", on_patches(run.trace.grid, evidence).tolist())[-1]
-              for run in shown] for kind in kinds]
-    rows = [row[i:i + columns] for i in range(0, len(shown), columns) for row in drawn]
-    return draw.sheet([row for row in rows if any(row)], header)
+    kinds = [draw.panels]
+    if maps:
+        kinds += [draw.score_maps, draw.merge_maps]
+    rows = []
+    for i in range(0, len(shown), columns):
+        for kind in kinds:
+            row = [last(kind, run, image, box, index, evidence) for run in shown[i:i + columns]]
+            if any(row):
+                rows.append(row)
+    return sheet(rows, header, legend=draw.legend(evidence))
+
+
+def last(kind, run, image, box, index, evidence):
+    """The last picture of one kind of a run."""
+    tokens = on_patches(run.trace.grid, evidence).tolist()
+    title = f"{run.name}: {run.answer}"
+    drawn = kind(image, box, run.trace, index, title, tokens)
+    return drawn[-1]

@@ -2,7 +2,8 @@
 
     accuracy    the share of right answers, with Wilson's interval
     against     the mean difference to another contestant on the same questions, with the interval of Bonett and Price
-    evidence    the share of the visual tokens on the evidence that are left after the last reduction
+    evidence    of the tokens that show what the question is about, the share that enters a decoder layer, merged ones
+                included, on average over layers and questions
     tokens      visual tokens that enter a decoder layer, on average over layers and questions
 
 Both intervals take the questions as independent. Those of one family are, in the drawn world, in which a family has one
@@ -109,10 +110,9 @@ def lines(result):
     for row in rows:
         yield f"{row['contestant']:{width}}  {_cells(row)}".rstrip()
     yield ""
-    yield ("% right and its 95 % interval (Wilson); tokens: image tokens entering a layer; evidence: share of its "
-           "tokens kept; against: the")
-    yield ("difference over the same questions, in points, and its 95 % interval (Bonett and Price); random: the mean "
-           "of its draws")
+    yield "% right and its 95 % interval (Wilson); tokens: image tokens entering a layer; evidence: of those that show"
+    yield "what the question is about, the share that enters a layer, merged ones included; against: the difference over"
+    yield "the same questions, in points, and its 95 % interval (Bonett and Price); random: the mean of its draws"
     worse = list(verdicts(rows))
     if worse:
         yield ""

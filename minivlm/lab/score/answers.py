@@ -15,9 +15,10 @@ from tqdm import tqdm
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import parallel
-from minivlm.lab.compare.compare import evidence_kept
 from minivlm.lab.score.contestants import Oracle
+from minivlm.lab.score.evidence import share
 from pruning.base import UserError
+from pruning.compose import Both, Schedule
 from pruning.controls import Random, Random3x3
 
 
@@ -97,20 +98,18 @@ class Contest:
 
     def drawn(self, pruner, i):
         """The method; of a random one several, whose seeds no other question has. Oracles get the things' patches."""
-        if not isinstance(pruner, (Random, Random3x3)):
+        if not is_random(pruner):
             return [pruner]
         if isinstance(pruner, Oracle):
             pruner = replace(pruner, things=self.items[i].things)
-        first = pruner.seed + self.draws * i
-        return [replace(pruner, seed=first + draw) for draw in range(self.draws)]
+        return [reseeded(pruner, self.draws * i + draw) for draw in range(self.draws)]
 
     def answer(self, ids, pixels, pruner, evidence):
-        """The answer, the visual tokens that enter each layer, and the share of the evidence kept (None: not known)."""
+        """The answer, the visual tokens that enter each layer, and the share of the evidence that enters one."""
         talk = Conversation(self.model, pruner)
         talk.read(ids, [pixels])
         answer = self.model.tokenizer.decode(list(talk.generate(self.max_new_tokens))).strip()
-        kept, needed = evidence_kept(talk, evidence)
-        return answer, talk.trace.visual, kept / needed if needed else None
+        return answer, talk.trace.visual, share(talk.trace, evidence)
 
     def recipe(self, **options):
         """The options, and everything else that decides the rows, as words and numbers."""
@@ -120,6 +119,27 @@ class Contest:
                      weights=checksum(self.model.state_dict().values()))
         return dict(options, template=str(self.template), draws=self.draws, max_new_tokens=self.max_new_tokens, **model,
                     questions=zlib.crc32(repr(questions).encode()), **pruners)
+
+
+def is_random(pruner):
+    """Whether it draws tokens, by itself or in a schedule or composition."""
+    if isinstance(pruner, Schedule):
+        return is_random(pruner.method)
+    if isinstance(pruner, Both):
+        return any(is_random(method) for method in pruner.methods)
+    return isinstance(pruner, (Random, Random3x3))
+
+
+def reseeded(pruner, number):
+    """The same with this number added to the seed of all that is random in it."""
+    if isinstance(pruner, Schedule):
+        return replace(pruner, method=reseeded(pruner.method, number))
+    if isinstance(pruner, Both):
+        methods = tuple(reseeded(method, number) for method in pruner.methods)
+        return replace(pruner, methods=methods)
+    if is_random(pruner):
+        return replace(pruner, seed=pruner.seed + number)
+    return pruner
 
 
 def mean(values):
