@@ -27,6 +27,7 @@ from minivlm.toy.benchmark import Item
 from minivlm.toy.student import config
 from pruning import METHODS
 from pruning.base import Tokens, whole_grid, UserError
+from pruning.compose import Both, Schedule
 from pruning.controls import Random
 from test_run import MODEL as PARITY, done
 from weights import load
@@ -175,6 +176,33 @@ def test_controls_act_at_the_layer_of_each_method(model):
     assert [one.label for one in entered(model, "fastv", settings=["layer=99"])] == ["none", "random 0.1", "uniform 0.1", "fastv 0.1"]
 
 
+def test_a_method_of_several_cuts_has_controls_of_its_own(model):
+    """PyramidDrop before layers 2, 4 and 6 of 8 leaves 72, 36 and 18 of 144 tokens, and so do random and uniform ones."""
+    found = {one.label: one for one in entered(model, "pyramiddrop", settings=["layers=2,4,6"])}
+    assert list(found) == ["none", "random 0.1", "uniform 0.1", "random as pyramiddrop", "uniform as pyramiddrop", "pyramiddrop"]
+    counts = [144, 144, 72, 72, 36, 36, 18, 18]
+    assert found["pyramiddrop"].pruner.schedule(144, 8) == counts
+    assert found["pyramiddrop"].rival == "random as pyramiddrop"
+    assert [found[f"{name} as pyramiddrop"].pruner.schedule(144, 8) for name in CONTROLS] == [counts, counts]
+
+
+def test_controls_of_a_plus_b(model):
+    """64 of 144 tokens before the decoder, 16 of them before layer 3; a setting of A or of B needs no other name."""
+    for setting in ("fastv.layer=3", "vispruner+fastv.fastv.layer=3"):
+        found = {one.label: one for one in entered(model, "vispruner+fastv", "64+16", settings=[setting])}
+        assert list(found) == ["none", "random as vispruner+fastv 64+16", "uniform as vispruner+fastv 64+16", "vispruner+fastv 64+16"]
+        counts = [64] * 3 + [16] * 5
+        assert found["vispruner+fastv 64+16"].pruner.schedule(144, 8) == counts
+        rival = found[found["vispruner+fastv 64+16"].rival].pruner
+        assert rival.schedule(144, 8) == counts and {type(method) for method in rival.methods} == {Random, Schedule}
+
+
+def test_controls_of_what_leaves_no_choice(model):
+    """VTW leaves no token and the prompt decides for PruMerge: no random tokens can be compared with them."""
+    labels = [one.label for one in entered(model, "vtw,prumerge", settings=["vtw.layer=7"])]
+    assert labels == ["none", "random embed 0.1", "uniform embed 0.1", "vtw", "prumerge 0.1"]
+
+
 def test_settings(model, tmp_path):
     """Those given go to a method or a control; those of the model's methods.json to a method that is built with none."""
     found = {one.label: one.pruner for one in entered(model, "fastv", settings=["layer=3", "random.layer=3"])}
@@ -206,6 +234,25 @@ def test_random_methods_are_drawn_anew_for_each_question(model):
     contest = Contest(model, [], [], "llava-hf")
     seeds = [pruner.seed for i in range(5) for pruner in contest.drawn(Random(seed=7), i)]
     assert len(set(seeds)) == 15 and contest.drawn(None, 3) == [None] and contest.drawn(METHODS["sparsevlm"](), 0) == [METHODS["sparsevlm"]()]
+
+
+def test_what_is_random_in_a_schedule_or_composition_is_drawn_anew(model):
+    """In A+B both draws; in what is not random, nothing."""
+    contest = Contest(model, [], [], "llava-hf")
+    both = Both((Random(keep=64, site="embed"), Schedule(Random(seed=5), (2, 4), (16, 8))))
+    drawn = contest.drawn(both, 1)
+    assert [(pruner.methods[0].seed, pruner.methods[1].method.seed) for pruner in drawn] == [(3, 8), (4, 9), (5, 10)]
+    assert [pruner.method.seed for pruner in contest.drawn(both.methods[1], 1)] == [8, 9, 10]
+    fixed = Schedule(METHODS["fastv"](), (2, 4), (16, 8))
+    assert contest.drawn(fixed, 1) == [fixed]
+
+
+def test_controls_of_a_schedule_leave_as_many(model, data):
+    """In every layer, as it runs: PyramidDrop, and random and uniform tokens in its place."""
+    several = entered(model, "pyramiddrop", settings=["layers=2,4,6"])[3:]
+    rows = Contest(model, benchmark.read(data)[:1], several, "llava-hf", max_new_tokens=1).run(Log(None, {}))
+    assert [row["contestant"] for row in rows] == ["random as pyramiddrop", "uniform as pyramiddrop", "pyramiddrop"]
+    assert [row["visual"] for row in rows] == [[144, 144, 72, 72, 36, 36, 18, 18]] * 3
 
 
 def test_oracles_know_where_the_things_are(model):
