@@ -1,8 +1,9 @@
 """The shipped model: its folder, its answers, the command without words, what it says of what it does not know."""
 
+import contextlib
+import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ ROWS = [json.loads(line) for line in (shipped.SAMPLES / "questions.jsonl").read_
 SCENE = str(shipped.SAMPLES / ROWS[0]["image"])
 SELECTING = [name for name, method in METHODS.items() if "keep" in method.__dataclass_fields__ and "select" in method().laws
              and not method().mask_at(8)]
+READ_ATTENTION = ("fastv", "sparsevlm", "pyramiddrop", "adaptprune", "asap", "fitprune_single", "visionzip", "vispruner", "hired")
 RESULTS = json.loads((shipped.FOLDER / "results.json").read_text())
 RECORDED = RESULTS["seeds"][RESULTS["shipped"]]
 
@@ -101,15 +103,37 @@ def test_to_keep_all_is_to_prune_nothing(model, name):
     assert seen[0] == seen[1]
 
 
-def test_without_words_every_method_answers(capsys, tmp_path, monkeypatch):
-    """A line and a panel each, with the evidence it kept; the command that stands for it is printed."""
-    monkeypatch.chdir(tmp_path)
-    assert run.main([]) == 0
-    out = capsys.readouterr().out
-    assert re.match(r"python run\.py compare \S+\.png 'where is .+ from .+ \?' --keep 0\.1 --out pruned\.png", out)
-    assert all(f"\n{name} " in out for name in METHODS) and " of " in out and "wrote pruned.png" in out
-    assert Image.open("pruned.png").width > 1000
+@pytest.fixture(scope="module")
+def first_look(tmp_path_factory):
+    """What `python run.py` prints, and the sheet that it draws."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.chdir(tmp_path_factory.mktemp("first"))
+        assert run.main([]) == 0
+        return out.getvalue(), Image.open("pruned.png").copy()
+
+
+def test_without_words_every_method_answers(first_look):
+    """A line and a panel each; the command in place of none is printed, and how to read the table."""
+    out, page = first_look
+    assert re.match(r"python run\.py compare \S+\.png '.+ \?' --keep 0\.1 --out pruned\.png", out)
+    assert all(f"\n{name} " in out for name in METHODS) and "wrote pruned.png" in out
+    assert all(f"\n{word}: " in out for word in ("agreement", "2x144 6x14", "evidence"))
+    assert page.width > 1000
     assert "does not run here" not in out
+
+
+def test_the_first_look_teaches(first_look):
+    """Without the image the answer is wrong, and with random tokens; unpruned it is right, and so are some methods that
+    read attention, but not all. VTW, which sees the image in seven of eight layers, has that share of the evidence."""
+    out, _ = first_look
+    image, question = shipped.FIRST
+    asked = next(row for row in ROWS if row["image"] == image and row["question"] == question)
+    lines = {line.split(" ")[0]: line for line in out.splitlines()}
+    is_right = {name: lines[name].endswith(f"; {asked['answer']}") for name in METHODS}
+    assert is_right["none"] and not is_right["blind"] and not is_right["random"]
+    assert {is_right[name] for name in READ_ATTENTION} == {True, False}
+    evidence = {name: lines[name].split("B  ")[1].split()[0] for name in ("none", "blind", "vtw")}
+    assert evidence == {"none": "100%", "blind": "0%", "vtw": "88%"}
 
 
 def test_without_the_model_one_is_asked_for(capsys, monkeypatch, tmp_path):
