@@ -47,3 +47,25 @@ def test_the_reading_path_is_short():
     """Seven files, read in half a day."""
     assert len(PATH) == 7
     assert sum(figures(file)["lines"] for file in PATH) <= PATH_LINES
+
+
+PICTURES = [ROOT / "minivlm" / "lab" / f"{name}.py" for name in (
+    "cli/shipped",
+    "compare/compare",
+    "compare/draw",
+    "compare/grid",
+    "compare/report",
+    "compare/sheet",
+    "compare/view",
+    "score/contestants",
+    "score/curves",
+    "score/evidence",
+    "speed/chart",
+    "speed/plot",
+)]
+
+
+@pytest.mark.parametrize("file", PICTURES, ids=name_of)
+def test_limits_of_what_is_drawn_and_compared(file):
+    """The same for the files that compare methods and draw them."""
+    test_limits(file)
