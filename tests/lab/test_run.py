@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -456,5 +457,6 @@ def test_a_refusal_is_printed_by_the_first_process(capsys, monkeypatch):
 def test_a_reader_that_has_enough_ends_it_quietly(command):
     """`run.py .. | true`, which reads nothing: no traceback, whether the output is more than a pipe holds or less."""
     words = f"{sys.executable} run.py {command} | true"
-    told = subprocess.run(words, shell=True, capture_output=True, text=True, cwd=Path(run.__file__).parent)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    told = subprocess.run(words, shell=True, capture_output=True, text=True, cwd=ROOT, env=env)
     assert told.stderr == ""
