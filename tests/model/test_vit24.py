@@ -26,7 +26,7 @@ PREFIX = "w.vision_model."
 
 @pytest.fixture(scope="module")
 def model():
-    """A Llava with the recorded vision tower."""
+    """A Llava with the recorded vision tower, in float64: in float32 a near tie of VisPruner falls by the machine."""
     c = FACTS["hyper"]
     vision = VisionConfig(hidden_size=c["hidden"], intermediate_size=c["mlp"], num_hidden_layers=c["layers"], hidden_act=c["act"],
                           num_attention_heads=c["heads"], image_size=c["image"], patch_size=c["patch"], layer_norm_eps=c["ln_eps"])
@@ -34,7 +34,7 @@ def model():
                                                  num_attention_heads=1)))
     weights = {name[len(PREFIX):].replace("encoder.", ""): x for name, x in RECORDED.items() if name.startswith(PREFIX)}
     model.vision_tower.load_state_dict(weights)
-    return model.eval().requires_grad_(False)
+    return model.double().eval().requires_grad_(False)
 
 
 def reduced(model, method):
@@ -52,7 +52,7 @@ def reduced(model, method):
 
 def same_features(ours, theirs):
     """The two agree to 1e-5 of their size: features are as large as 16."""
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.float(), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_features(model):
