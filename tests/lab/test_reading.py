@@ -14,7 +14,7 @@ FILES = list(dict.fromkeys([*PATH, *NEIGHBOURS, *METHOD_FILES]))
 
 # Files that are above a limit still: density, longest statement, wide lines. One that gets better leaves this list.
 NOT_YET = {
-    "pruning/mosaic.py": (11.3, 21, 0),
+    "pruning/tiles.py": (11.3, 21, 0),
 }
 
 

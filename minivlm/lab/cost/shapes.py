@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig, read_config
+from minivlm.families.registry import read_config
 from minivlm.io.files import folder_of
 from minivlm.lab.cli import options
 from minivlm.lab.cli.options import averaged, build, built, listed, share, takes_keep
+from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
 from pruning.base import Tokens, UserError
 
 
@@ -26,7 +27,7 @@ class Shape:
     @property
     def grid(self):
         """Visual tokens on a side of a tile: patches, or InternVL's squares of them."""
-        return self.config.vision.image_size // self.config.vision.patch_size // getattr(self.config, "join", 1)
+        return self.config.grid_side
 
     @property
     def n(self):
@@ -79,7 +80,7 @@ def shape_of(shape=None, model=None, layers=None):
 def _checkpoint(model):
     folder = folder_of(model)
     config = read_config(folder)
-    is_anyres = getattr(config, "image_aspect_ratio", "") == "anyres"
+    is_anyres = config.image_aspect_ratio == "anyres"
     return Shape(model, config, 5 if is_anyres else 1, folder)         # a square picture's tiles; no newline tokens
 
 
