@@ -271,7 +271,7 @@ def toy(tmp_path, monkeypatch):
 TOY_CHANGES = shared_changes(STUDENT, 2) + [
     (fact("at", 0), "momentum.heads.color.bias is one tensor too many"),
     (fact("at", 1), "momentum.llava.language_model.* is one tensor too many"),
-    (fact("recipe", "Recipe(seed=4)"), r"a run with Recipe\(seed=4\): resume it with the same options"),
+    (fact("recipe", "Recipe(seed=4)"), r"a run with 'Recipe\(seed=4\)': resume it with the same options"),
     (fact("recipe", None), "a run with None: resume it with the same options"),
     (fact("dtype", "os"), "its dtype is os, and should be one of float32, bfloat16"),
     (fact("dtype", "float16"), "its dtype is float16"),
@@ -280,7 +280,7 @@ TOY_CHANGES = shared_changes(STUDENT, 2) + [
     (fact("best", "1"), "its best is 1"),
     (fact("log", "step"), "its log is no list of lines"),
     (fact("log", ["a\nb"]), "its log is no list of lines"),
-    (fact("log", ["a"] * 3), "its log is no list of lines, at most one a step"),
+    (fact("log", ["a"] * 3), "its log is no list of lines, at most one per step"),
     (tensor(f"momentum.{STUDENT[8:]}", lambda x: None), "momentum.llava.lm_head.weight is missing"),
     (tensor(f"momentum.{STUDENT[8:]}", first(float("nan"))),
     "momentum.llava.lm_head.weight has numbers that are not finite"),
