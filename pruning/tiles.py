@@ -31,8 +31,9 @@ class TileGrid:
     @property
     def shape(self):
         """(rows, columns) of patches of the whole grid."""
+        side = self.side
         rows, columns = self.grid
-        return rows * self.side, columns * self.side
+        return rows * side, columns * side
 
     @cached_property
     def padding(self):
@@ -47,7 +48,8 @@ class TileGrid:
         rows, columns = self.shape
         base = torch.arange(side ** 2)                                             # (P,)
         # lay the tiles beside each other
-        patch = torch.arange(rows * columns) + len(base)
+        first = len(base)
+        patch = torch.arange(first, first + rows * columns)
         patch = patch.view(*self.grid, side, side)         # row of tiles, column of tiles, row, column
         patch = patch.transpose(1, 2)
         patch = patch.reshape(rows, columns)
@@ -83,7 +85,8 @@ class TileGrid:
         whole = torch.stack([tile_1, row, column], dim=1)                          # (m, 3)
         # class tokens and the base tile stay as they are
         is_on_no_grid = place[:, 1:2] < 0                                          # (m, 1)
-        whole = torch.where(is_on_no_grid, ON_NO_GRID.to(place.device), whole)
+        on_no_grid = ON_NO_GRID.to(place.device)
+        whole = torch.where(is_on_no_grid, on_no_grid, whole)
         is_base = tile[:, None] == 0                                               # (m, 1)
         return torch.where(is_base, place, whole)
 

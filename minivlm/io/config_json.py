@@ -41,7 +41,8 @@ def read_llava(path, raw):
     if raw.get("quantization_config"):
         raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
     is_original = raw["model_type"] in ("llava_llama", "llava_mistral")
-    is_original |= any(key.startswith("mm_") for key in raw)
+    if any(key.startswith("mm_") for key in raw):
+        is_original = True
     read = _original if is_original else _hugging_face
     config = read(path, raw)
     check_heads(path, config)
@@ -176,7 +177,7 @@ def _check_feature_layer(path, config):
     layers = config.vision_feature_layer
     if not isinstance(layers, list):
         layers = [layers]
-    if not all(-states <= layer < states for layer in layers):
+    if min(layers) < -states or max(layers) >= states:
         raise UserError(f"{path}: vision_feature_layer {config.vision_feature_layer!r} names no hidden state of "
                         f"{states}")
 
@@ -220,7 +221,8 @@ def dtype_name(path, *sections):
     """The dtype that the first of these sections with one names: "float16"."""
     keys = ("dtype", "torch_dtype")
     names = [part[key] for part in sections for key in keys if part.get(key)]
-    name = names[0] if names else "float32"
+    names.append("float32")
+    name = names[0]
     require(path, {"dtype": name}, dtype=("float32", "float16", "bfloat16"))
     return name
 

@@ -30,9 +30,13 @@ class Optimiser:
             moved = [name for name in self.params if name.startswith(FIRST_STAGE)]
         if stages == 2:
             moved = list(self.params)
-        kinds = {f"momentum.{name}": self.params[name] for name in moved}
-        squares = [name for name in moved if name not in self.matrices]
-        return kinds | {f"square.{name}": self.params[name] for name in squares}
+        kinds = {}
+        for name in moved:
+            kinds[f"momentum.{name}"] = self.params[name]
+        for name in moved:
+            if name not in self.matrices:
+                kinds[f"square.{name}"] = self.params[name]
+        return kinds
 
     @torch.no_grad()
     def step(self, grads, step, rate, joint, pool=None):
@@ -45,7 +49,8 @@ class Optimiser:
             if joint and "vision_tower" in name:
                 share = rate * recipe.tower_share
             if name in self.matrices:
-                same_shape.setdefault(grad.shape, []).append((name, share))
+                names = same_shape.setdefault(grad.shape, [])
+                names.append((name, share))
             else:
                 self._adam(name, grad, step, share * recipe.other_rate)
         largest_first = sorted(same_shape.values(), key=len, reverse=True)
@@ -58,7 +63,7 @@ class Optimiser:
         moved = []
         for name, _ in names:
             grad = grads[name]
-            momentum = self.state.setdefault(f"momentum.{name}", torch.zeros_like(grad))
+            momentum = self._state("momentum", name, grad)
             momentum.mul_(0.95).add_(grad)
             moved.append(grad + 0.95 * momentum)
         ways = orthogonal(torch.stack(moved))
@@ -70,16 +75,24 @@ class Optimiser:
             p.mul_(1 - 0.05 * rate)
             p.sub_(way * rate * larger)
 
+    def _state(self, kind, name, grad):
+        """The tensor of that kind of a parameter; zeros before its first step."""
+        key = f"{kind}.{name}"
+        if key not in self.state:
+            self.state[key] = torch.zeros_like(grad)
+        return self.state[key]
+
     def _adam(self, name, grad, step, rate):
         """Move a tensor by Adam."""
-        mean = self.state.setdefault(f"momentum.{name}", torch.zeros_like(grad))
-        square = self.state.setdefault(f"square.{name}", torch.zeros_like(grad))
+        mean = self._state("momentum", name, grad)
+        square = self._state("square", name, grad)
         mean.lerp_(grad, 0.1)
         square.lerp_(grad ** 2, 0.02)
         t = step + 1
         mean = mean / (1 - 0.9 ** t)
         square = square / (1 - 0.98 ** t)
-        self.params[name].sub_(rate * mean / (square.sqrt() + 1e-8))
+        scale = square.sqrt() + 1e-8
+        self.params[name].sub_(rate * mean / scale)
 
 
 def orthogonal(x):
@@ -91,6 +104,7 @@ def orthogonal(x):
     x = x / norm
     for _ in range(5):
         gram = x @ x.mT
-        quintic = -4.7750 * gram + 2.0315 * gram @ gram
-        x = 3.4445 * x + quintic @ x
+        square = 2.0315 * gram @ gram
+        higher = -4.7750 * gram + square
+        x = 3.4445 * x + higher @ x
     return x.mT if is_tall else x

@@ -73,7 +73,8 @@ def evidence(family, question, worlds):
         return worlds.area.sum(axis=1) < 32
     if family == "read":
         slot = np.arange(OBJECTS + 2)                                              # (S,)
-        needed = slot == OBJECTS + question[:, :1]                                 # (B, S)
+        sign = OBJECTS + question[:, :1]                                           # (B, 1)
+        needed = slot == sign                                                      # (B, S)
     else:
         needed = _objects_asked_about(question, worlds)
     area = worlds.area * needed[..., None]                                         # (B, S, N)
@@ -163,13 +164,15 @@ def _exist(first, second, worlds, visible):
 def _color(first, second, worlds, visible):
     at, is_only = _only(first, worlds, visible)
     color = of_each(worlds.color, at)
-    return np.where(is_only, ids(COLORS)[color], -1)
+    word = ids(COLORS)[color]
+    return np.where(is_only, word, -1)
 
 
 def _shape(first, second, worlds, visible):
     at, is_only = _only(first, worlds, visible)
     shape = of_each(worlds.shape, at)
-    return np.where(is_only, ids(SHAPES)[shape], -1)
+    word = ids(SHAPES)[shape]
+    return np.where(is_only, word, -1)
 
 
 def _count(first, second, worlds, visible):
@@ -185,7 +188,8 @@ def _relpos(first, second, worlds, visible):
     other, is_only_other = _only(second, worlds, visible)
     center = of_each(worlds.center, at)                                            # (B, 2)
     from_center = of_each(worlds.center, other)
-    way = _way(center - from_center, ids(("left", "right", "above", "below")))
+    step = center - from_center
+    way = _way(step, ids(("left", "right", "above", "below")))
     has_answer = is_only & is_only_other
     has_answer &= at != other
     return np.where(has_answer, way, -1)
@@ -223,7 +227,8 @@ def _way(step, words):
     across, down = step.T
     left_or_right = np.where(across > 0, 1, 0)
     above_or_below = np.where(down > 0, 3, 2)
-    word = np.where(abs(across) > abs(down), left_or_right, above_or_below)
+    is_across = abs(across) > abs(down)
+    word = np.where(is_across, left_or_right, above_or_below)
     return np.where(_is_clear(step), words[word], -1)
 
 
@@ -267,7 +272,9 @@ def _candidates(worlds, unique, unseen):
 
 def _kind(worlds, at):
     """(B,) shape and (B,) colour of one object of each picture."""
-    return of_each(worlds.shape, at), of_each(worlds.color, at)
+    shape = of_each(worlds.shape, at)
+    color = of_each(worlds.color, at)
+    return shape, color
 
 
 def _question(worlds, shape=-1, color=-1, second_shape=-1, second_color=-1):
@@ -285,8 +292,9 @@ def _draw_exist(rng, worlds, unseen):
     """Half are there; of the others, four of five share their shape or colour with an object."""
     pairs = np.array(UNSEEN) if unseen else seen_pairs()                           # (pairs, 2)
     present = worlds.present[:, :OBJECTS, None]
-    same_shape = worlds.shape[:, :, None] == pairs[:, 0]                           # (B, 7, pairs)
-    same_color = worlds.color[:, :, None] == pairs[:, 1]
+    pair_shape, pair_color = pairs.T
+    same_shape = worlds.shape[..., None] == pair_shape                             # (B, 7, pairs)
+    same_color = worlds.color[..., None] == pair_color
     there = (same_shape & same_color & present).any(axis=1)                        # (B, pairs)
     near = ((same_shape | same_color) & present).any(axis=1)
     B = len(near)
@@ -335,7 +343,8 @@ def _draw_count(rng, worlds, unseen):
     at = _pick(rng, is_of_number)
     is_shape = at < len(SHAPES)
     shape = np.where(is_shape, at, -1)
-    color = np.where(is_shape, -1, at - len(SHAPES))
+    number_of_color = at - len(SHAPES)
+    color = np.where(is_shape, -1, number_of_color)
     return _question(worlds, shape, color)
 
 
@@ -375,7 +384,23 @@ def _draw_abspos(rng, worlds, unseen):
     return _question(worlds, shape, color)
 
 
-DRAW = dict(exist=_draw_exist, color=_draw_color, shape=_draw_shape, count=_draw_count, relpos=_draw_relpos,
-            read=_draw_read, scene=_draw_scene, abspos=_draw_abspos)
-ANSWER = dict(exist=_exist, color=_color, shape=_shape, count=_count, relpos=_relpos, read=_read, scene=_scene,
-              abspos=_abspos)
+DRAW = {
+    "exist": _draw_exist,
+    "color": _draw_color,
+    "shape": _draw_shape,
+    "count": _draw_count,
+    "relpos": _draw_relpos,
+    "read": _draw_read,
+    "scene": _draw_scene,
+    "abspos": _draw_abspos,
+}
+ANSWER = {
+    "exist": _exist,
+    "color": _color,
+    "shape": _shape,
+    "count": _count,
+    "relpos": _relpos,
+    "read": _read,
+    "scene": _scene,
+    "abspos": _abspos,
+}

@@ -51,9 +51,19 @@ from pruning.fields import shown
 STUDENT = "student."                               # in a state, before the names of the network and its heads
 HIDING = ("blocks", "patches", "nothing")
 DTYPES = ("float32", "bfloat16")
-BOUNDS = dict(seed=(0, 2 ** 63 - 1), vision_steps=(0, 10 ** 7), vision_batch=(2, 4096), joint_steps=(1, 10 ** 7),
-              joint_batch=(2, 4096), whole=(0.0, 1.0), hide=(0.0, 1.0), warmup=(1, 10 ** 7), matrix_rate=(0.0, FINITE),
-              other_rate=(0.0, FINITE), tower_share=(0.0, FINITE))
+BOUNDS = {
+    "seed": (0, 2 ** 63 - 1),
+    "vision_steps": (0, 10 ** 7),
+    "vision_batch": (2, 4096),
+    "joint_steps": (1, 10 ** 7),
+    "joint_batch": (2, 4096),
+    "whole": (0.0, 1.0),
+    "hide": (0.0, 1.0),
+    "warmup": (1, 10 ** 7),
+    "matrix_rate": (0.0, FINITE),
+    "other_rate": (0.0, FINITE),
+    "tower_share": (0.0, FINITE),
+}
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,10 @@ class Run:
         rate = min((at - first + 1) / recipe.warmup, 1 - done)
         each = pool.map if pool else map
         left, right = each(lambda half: self._half(at, half, joint), (0, 1))
-        grads = {name: (grad + right.grads[name]) / 2 for name, grad in left.grads.items()}
+        grads = {}
+        for name, grad in left.grads.items():
+            total = grad + right.grads[name]
+            grads[name] = total / 2
         self.optimiser.step(grads, at - first, rate, joint, pool)
         self.at += 1
         counts = left.counts + right.counts if joint else None
@@ -159,7 +172,8 @@ class Run:
                 loss, _ = self.student.vision_loss(worlds)
         params = self.optimiser.params
         grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-        grads = {name: grad for name, grad in zip(params, grads) if grad is not None}
+        named = zip(params, grads)
+        grads = {name: grad for name, grad in named if grad is not None}
         return Half(grads, loss.item(), counts)
 
     def _hiding(self, at):
@@ -176,13 +190,17 @@ class Run:
 
     def _precision(self):
         """Where operations run in the run's dtype; the weights are float32 in any case."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        is_half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=is_half)
 
     def save(self, name="state"):
         """The whole state; and the log, if it is the state to go on from."""
         tensors = self._weights() | self.optimiser.state
         dtype = str(self.dtype).removeprefix("torch.")
-        facts = dict(at=self.at, best=self.best, recipe=repr(self.recipe), dtype=dtype, log=self.log)
+        facts = dict(at=self.at, best=self.best)
+        facts["recipe"] = repr(self.recipe)
+        facts["dtype"] = dtype
+        facts["log"] = self.log
         training.save_state(self.folder / f"{name}.safetensors", tensors, facts)
         if name == "state":
             lines = [line + "\n" for line in self.log]
@@ -290,7 +308,8 @@ def train(folder, recipe=Recipe(), device="cpu", resume=False, minutes=None, eve
         dtype = str(run.dtype).removeprefix("torch.")
         print(f"training on {run.device} in {dtype}: {run.total} steps, now at {run.at}")
         torch.set_num_threads(1)                   # two halves on two threads: steadier than two threads an operation
-        _steps(run, every, lambda: minutes is None or monotonic() - started < 60 * minutes)
+        end = math.inf if minutes is None else started + 60 * minutes
+        _steps(run, every, lambda: monotonic() < end)
         run.save()
     return run
 
@@ -307,13 +326,17 @@ def _steps(run, every, time_left):
             if counts is not None:
                 recent = 0.95 * recent + counts.cpu()
             bar.update()
-            bar.set_postfix_str(f"loss {loss:.2f} " + _line(recent[0] / recent[1]), refresh=False)
+            right, asked = recent
+            bar.set_postfix_str(f"loss {loss:.2f} {_line(right / asked)}", refresh=False)
             if run.at % every == 0 or run.at == run.total:
                 _checkpoint(run, loss, pool)
 
 
 def _line(accuracy):
-    parts = [f"{name} {100 * x:.0f}" for name, x in zip(FAMILIES, accuracy.tolist()) if not math.isnan(x)]
+    parts = []
+    for name, share in zip(FAMILIES, accuracy.tolist()):
+        if not math.isnan(share):
+            parts.append(f"{name} {100 * share:.0f}")
     return " ".join(parts)
 
 
@@ -327,7 +350,8 @@ def _checkpoint(run, loss, pool):
         if accuracy.mean() > run.best:
             run.best = float(accuracy.mean())
             run.save("best")
-    if run.at == run.recipe.vision_steps + run.recipe.whole * run.recipe.joint_steps:
+    recipe = run.recipe
+    if run.at == recipe.vision_steps + recipe.whole * recipe.joint_steps:
         run.save("whole")
     run.log.append(line)
     run.save()

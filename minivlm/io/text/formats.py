@@ -59,7 +59,8 @@ def marked(questions, images):
     if images and not marks:
         return [f"{IMAGE}\n" * images + questions[0], *questions[1:]]
     if marks != images:
-        raise UserError(f"the text has {marks} {IMAGE} marks for {images} pictures: write one mark per picture, or none")
+        raise UserError(f"the text has {marks} {IMAGE} marks for {images} pictures: write one mark per picture, or "
+                        "none")
     return questions
 
 
