@@ -104,7 +104,7 @@ def _seconds(form, query, key):
 
 
 def sums_are_cheaper(rows, rope):
-    """Whether `summed_logits` costs less than queries and keys one by one: it costs about what projecting Dh rows costs."""
+    """Whether `summed_logits` costs less than queries and keys one by one: about what projecting Dh rows costs."""
     cos, _ = rope
     return _state["mode"] != "plain" and len(rows) > cos.shape[-1]
 
@@ -112,8 +112,9 @@ def sums_are_cheaper(rows, rope):
 def summed_logits(attn, x, rows, rope):
     """LayerView.summed_logits (T,) of a layer with this attention, without a query or a key of any token.
 
-    The rotary embedding turns coordinates i and i + Dh/2 of every head by the same angle, so a sum of rotated queries is
-    made of two sums of inputs, weighted by cos and by sin, for each i. Then the weights are applied once, not per token.
+    The rotary embedding turns coordinates i and i + Dh/2 of every head by the same angle, so a sum of rotated queries
+    consists of two sums of inputs, weighted by cos and by sin, for each i. Then the weights are applied once, not per
+    token.
 
     x: (T, D), what q_proj and k_proj read. rows: (R,) of the queries. rope: cos and sin, (T, Dh) each.
     """
