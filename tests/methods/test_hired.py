@@ -122,7 +122,7 @@ def test_keep_counts_tokens_of_an_image():
     assert HiRED.per == HiREDSum.per == HiREDGrid.per == "image"
 
 
-def test_mosaic():
+def test_order_on_the_grid_of_tiles():
     """Two tiles side by side, 2 x 2 patches each: base 0-3, then the rows of the grid of tiles, 4 5 | 8 9 and 6 7 | 10 11.
     A square picture fills the middle two columns of four: 5 8 and 7 10. One half as wide fills one column, and (4 -
     1) // 2 = 1 is cut."""
