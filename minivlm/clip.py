@@ -18,7 +18,7 @@ class Embeddings(nn.Module):
         super().__init__()
         width = c.hidden_size
         side = c.patch_size
-        patches = (c.image_size // side) ** 2
+        patches = c.grid_side ** 2
         self.class_embedding = nn.Parameter(torch.zeros(width))
         self.patch_embedding = nn.Conv2d(c.num_channels, width, side, side, bias=False)
         self.position_embedding = nn.Embedding(patches + 1, width)

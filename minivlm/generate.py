@@ -25,21 +25,28 @@ class Sampling:
     def choose(self, logits, unused=None):
         """(V,) -> id
 
-        unused() gives (V,) bool, the ids that are no token: rows that fill up a vocabulary may hold anything, and what overflows
-        there is not chosen. Elsewhere NaN or infinity is a UserError: of two infinite logits no one knows which is larger.
+        unused() gives (V,) bool, the ids that are no token: rows that fill up a vocabulary may hold anything, and what
+        overflows there is not chosen. Elsewhere NaN or infinity is a UserError: of two infinite logits no one knows
+        which is larger.
         """
-        token = int(logits.argmax())                       # that of NaN, if there is one
-        if unused is not None and not logits[token].isfinite():
-            logits = logits.masked_fill(unused() & ~logits.isfinite(), -torch.inf)
-            token = int(logits.argmax())
-        if not logits[token].isfinite():
+        best = int(logits.argmax())                        # the id of a NaN, if there is one
+        if unused is not None and not logits[best].isfinite():
+            overflowed = unused() & ~logits.isfinite()
+            logits = logits.masked_fill(overflowed, -torch.inf)
+            best = int(logits.argmax())
+        if not logits[best].isfinite():
             raise UserError("the logits contain NaN or infinity: the model overflowed; load it in float32 or bfloat16")
         if self.temperature == 0:
-            return token
-        logits = logits.double().cpu()                     # less the largest: a low temperature is no overflow
-        p, token = ((logits - logits.max()) / self.temperature).softmax(dim=-1).sort(descending=True)
-        p[p.cumsum(dim=-1) - p >= self.top_p] = 0          # what lies after the first ids that reach top_p together
-        return int(token[torch.multinomial(p, 1, generator=self.generator)])
+            return best
+        logits = logits.double().cpu()
+        logits = logits - logits.max()                     # so that a low temperature cannot overflow
+        p = (logits / self.temperature).softmax(dim=-1)
+        # of the likeliest ids the first that reach top_p together
+        p, token = p.sort(descending=True)
+        before = p.cumsum(dim=-1) - p                      # (V,)  probability of the likelier ids
+        p[before >= self.top_p] = 0
+        drawn = torch.multinomial(p, 1, generator=self.generator)
+        return int(token[drawn])
 
 
 class Conversation:
@@ -50,19 +57,24 @@ class Conversation:
     """
 
     def __init__(self, model, pruner=None):
-        self.model, self.pruner, self.cache, self.trace = model, pruner, None, Trace()
-        self.ids, self.logits = [], None               # every id that the cache holds; logits after the last of them
+        self.model = model
+        self.pruner = pruner
+        self.cache = None
+        self.trace = Trace()
+        self.ids = []                                  # every id that the cache holds
+        self.logits = None                             # after the last of them
         self.pending = []                              # the newest generated id, until it is run
         self._unknown = None                           # see _unused
 
     @torch.inference_mode()
     def read(self, ids, images=()):
-        """Take in the first prompt (ids with one image mark an image; pixels of each), or more text later."""
+        """Take in the first prompt (ids with one image mark per image; pixels of each), or more text later."""
         if self.cache is None:
-            trace = Trace()                                # a prompt that fails leaves nothing behind: another may follow
+            trace = Trace()                                # a prompt that fails leaves nothing: another may follow
             tokens = self.model.embed(ids, images, self.pruner, trace)
             self.logits, self.cache = self.model.prefill(tokens, self.pruner, trace)
-            self.ids, self.trace = list(ids), trace
+            self.ids = list(ids)
+            self.trace = trace
         elif len(images):
             raise UserError("an image can only be given in the first turn: start a new conversation for another one")
         else:
@@ -71,29 +83,41 @@ class Conversation:
     def _unused(self):
         """(V,) bool: the ids that the tokenizer does not know."""
         if self._unknown is None:
+            V = len(self.logits)
             tokenizer = getattr(self.model, "tokenizer", None)
-            unknown = [tokenizer is not None and tokenizer.fast.id_to_token(id) is None for id in range(len(self.logits))]
+            unknown = [False] * V
+            if tokenizer is not None:
+                unknown = [tokenizer.fast.id_to_token(id) is None for id in range(V)]
             self._unknown = torch.tensor(unknown, device=self.logits.device)
         return self._unknown
 
+    @property
+    def _left(self):
+        """Tokens that the model's context has room for."""
+        context = self.model.config.text.max_position_embeddings
+        return context - self.cache.layers[0].next_position
+
     def _run(self, ids):
-        left = self.model.config.text.max_position_embeddings - self.cache.layers[0].next_position
-        if len(ids) > left:
-            raise UserError(f"{len(ids)} more tokens do not fit: {left} are left of the model's context; start anew")
-        self.logits, self.pending = self.model.step(ids, self.cache, self.pruner), []
+        if len(ids) > self._left:
+            raise UserError(f"{len(ids)} more tokens do not fit: {self._left} are left of the model's context; start "
+                            "anew")
+        self.logits = self.model.step(ids, self.cache, self.pruner)
+        self.pending = []
         self.ids += ids
 
     @torch.inference_mode()
     def generate(self, max_new_tokens=512, sampling=None, eos=None):
-        """Yield ids one by one until an end token (which is yielded too), `max_new_tokens` or the end of the context."""
-        sampling, eos = sampling or Sampling(), self.model.eos if eos is None else eos
+        """Yield ids one by one until an end token (which is yielded too), `max_new_tokens` or the end of the
+        context."""
+        sampling = sampling or Sampling()
+        eos = self.model.eos if eos is None else eos
         if self.pending:
-            self._run(list(self.pending))                  # an answer that goes on after its last token
-        room = self.model.config.text.max_position_embeddings - self.cache.layers[0].next_position
-        for left in reversed(range(min(max_new_tokens, room + 1))):
+            self._run(list(self.pending))                  # an answer that continues after its last token
+        most = min(max_new_tokens, self._left + 1)
+        for number in range(1, most + 1):
             token = sampling.choose(self.logits, self._unused)
             self.pending = [token]
             yield token
-            if token in eos or not left:
+            if token in eos or number == most:
                 return                                 # the last token is not run, unless the conversation goes on
             self._run([token])

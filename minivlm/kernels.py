@@ -1,7 +1,8 @@
-"""Other ways to the same numbers, faster on some machines. Nothing here is needed to understand the model: skip it at first.
+"""Other ways to the same numbers, faster on some machines. Not needed to understand the model: skip it at first.
 
-A fast form has the signature of its plain form and a test that both agree. It is used only if a probe of a few milliseconds,
-once per process, shows that it wins on this machine; `use("plain")` or `use("fast")` decides for all without a probe.
+A fast form has the signature of its plain form and a test that both agree. It is used only if a probe of a few
+milliseconds, once per process, shows that it wins on this machine; `use("plain")` or `use("fast")` decides for all
+without a probe.
 """
 
 from time import perf_counter
@@ -32,14 +33,20 @@ def choices():
     """What is in use, in words, for `bench`."""
     if _state["mode"] != "auto":
         return f"{_state['mode']} forms"
-    won = [f"{str(dtype).removeprefix('torch.')} {'fast' if fast else 'plain'}" for (dtype, *_), fast in _probed.items()]
+    won = []
+    for (dtype, *_), is_fast in _probed.items():
+        name = str(dtype).removeprefix("torch.")
+        form = "fast" if is_fast else "plain"
+        won.append(f"{name} {form}")
     return f"attention of one token: {', '.join(won) or 'not probed yet'}"
 
 
 def attention(query, key, value, mask=None, causal=True):
     """attention.attention, by the form that is faster on this machine for one query token."""
-    one_token_on_cpu = query.shape[-2] == 1 and query.device.type == "cpu" and not query.requires_grad
-    if one_token_on_cpu and _fast_wins(query, key):
+    is_one_token = query.shape[-2] == 1
+    is_on_cpu = query.device.type == "cpu"
+    can_be_fast = is_one_token and is_on_cpu and not query.requires_grad
+    if can_be_fast and _fast_wins(query, key):
         return one_token_attention(query, key, value, mask)
     return plain.attention(query, key, value, mask, causal)
 
@@ -47,25 +54,31 @@ def attention(query, key, value, mask=None, causal=True):
 def one_token_attention(query, key, value, mask=None):
     """The same for one query token (B, H, 1, Dh), by two products with the keys and the values on the left.
 
-    The query heads that share a key head are queries of one product. In half precision oneDNN copies keys and values that are
-    part of a longer buffer; in chunks the copy is small and its memory is used again.
+    The query heads that share a key head are queries of one product. In half precision oneDNN copies keys and values
+    that are part of a longer buffer; in chunks the copy is small and its memory is used again.
     """
-    groups = query.unflatten(1, (key.shape[1], -1)).squeeze(3)                     # (B, Hk, G, Dh)
-    chunk = KEYS_PER_CHUNK if key.dtype.itemsize == 2 else key.shape[2]
-    scaled = groups * query.shape[-1] ** -0.5
-    logits = torch.cat([keys @ scaled.mT for keys in key.split(chunk, dim=2)], dim=2).mT.float()   # (B, Hk, G, S)
+    _, Hk, S, Dh = key.shape
+    chunk = KEYS_PER_CHUNK if key.dtype.itemsize == 2 else S
+    query = query.unflatten(1, (Hk, -1)).squeeze(3)                                # (B, Hk, G, Dh)
+    query = query * Dh ** -0.5
+    logits = [keys @ query.mT for keys in key.split(chunk, dim=2)]                 # (B, Hk, chunk, G) each
+    logits = torch.cat(logits, dim=2)                                              # (B, Hk, S, G)
+    logits = logits.mT.float()                                                     # (B, Hk, G, S)
     if mask is not None:
         logits = logits + mask
     weights = logits.softmax(dim=-1).to(value.dtype)                               # (B, Hk, G, S)
-    parts = zip(weights.split(chunk, dim=3), value.split(chunk, dim=2))
-    out = sum((w @ values).float() for w, values in parts).to(value.dtype)         # (B, Hk, G, Dh)
-    return out.flatten(1, 2).unsqueeze(2)
+    chunks = zip(weights.split(chunk, dim=3), value.split(chunk, dim=2))
+    out = sum((w @ values).float() for w, values in chunks)                        # (B, Hk, G, Dh)
+    out = out.to(value.dtype)
+    return out.flatten(1, 2).unsqueeze(2)                                          # (B, H, 1, Dh)
 
 
 def _fast_wins(query, key):
     if _state["mode"] != "auto":
         return _state["mode"] == "fast"
-    shape = query.dtype, query.shape[1], key.shape[1], query.shape[3]
+    _, heads, _, width = query.shape
+    key_heads = key.shape[1]
+    shape = (query.dtype, heads, key_heads, width)
     if shape not in _probed:
         _probed[shape] = _probe(*shape)
     return _probed[shape]
@@ -76,17 +89,22 @@ def _probe(dtype, heads, key_heads, width, tokens=640, rounds=5):
     query = torch.randn(1, heads, 1, width).to(dtype)
     buffer = torch.randn(1, key_heads, tokens + 256, width).to(dtype)
     key = buffer[:, :, :tokens]
-    seconds = {one_token_attention: [], plain.attention: []}
-    for _ in range(rounds):
-        for form, taken in seconds.items():
-            start = perf_counter()
-            form(query, key, key)
-            taken.append(perf_counter() - start)
-    return min(seconds[one_token_attention]) < min(seconds[plain.attention])
+    fast = []
+    usual = []
+    for _ in range(rounds):                        # in turn, so that both meet the same load of the machine
+        fast.append(_seconds(one_token_attention, query, key))
+        usual.append(_seconds(plain.attention, query, key))
+    return min(fast) < min(usual)
+
+
+def _seconds(form, query, key):
+    start = perf_counter()
+    form(query, key, key)
+    return perf_counter() - start
 
 
 def sums_are_cheaper(rows, rope):
-    """Whether `summed_logits` costs less than queries and keys one by one: it costs about what projecting Dh rows costs."""
+    """Whether `summed_logits` costs less than queries and keys one by one: about what projecting Dh rows costs."""
     cos, _ = rope
     return _state["mode"] != "plain" and len(rows) > cos.shape[-1]
 
@@ -94,8 +112,9 @@ def sums_are_cheaper(rows, rope):
 def summed_logits(attn, x, rows, rope):
     """LayerView.summed_logits (T,) of a layer with this attention, without a query or a key of any token.
 
-    The rotary embedding turns coordinates i and i + Dh/2 of every head by the same angle, so a sum of rotated queries is
-    made of two sums of inputs, weighted by cos and by sin, for each i. Then the weights are applied once, not per token.
+    The rotary embedding turns coordinates i and i + Dh/2 of every head by the same angle, so a sum of rotated queries
+    consists of two sums of inputs, weighted by cos and by sin, for each i. Then the weights are applied once, not per
+    token.
 
     x: (T, D), what q_proj and k_proj read. rows: (R,) of the queries. rope: cos and sin, (T, Dh) each.
     """

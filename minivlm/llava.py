@@ -12,10 +12,10 @@ from torch import nn
 
 from minivlm.cache import Cache
 from minivlm.clip import ClipVision
-from minivlm.io.limits import check_ids, check_length
 from minivlm.llama import Decoder
 from minivlm.parts.activations import ACTIVATIONS
-from minivlm.parts.sequence import Part, counted_from, only_visual, spliced, tile_grid, tower_tokens
+from minivlm.parts.checks import check_ids, check_length
+from minivlm.parts.sequence import Part, counted_from, only_visual, places_on_tiles, spliced, tower_tokens
 from minivlm.trace import Trace
 from pruning.apply import acting, checked
 from pruning.base import UserError
@@ -61,54 +61,54 @@ class Llava(nn.Module):
         """Where the weights are."""
         return self.lm_head.weight.device
 
-    def features(self, pixels, pruner=None, trace=None, arrange=None):
+    def features(self, pixels, pruner=None, trace=None):
         """One image, (tiles, 3, size, size) -> features (n, C), grid (n, 3) and source (n,) of its visual tokens.
 
-        With a method of the vision site only those that it keeps. arrange: a function that reorders its Reduction.
+        With a method of the vision site only those that it keeps.
         """
-        layers = self.config.feature_layers
-        depth = max(layers)
-        states = self.vision_tower(pixels, depth)
-        hidden = torch.cat([states[l] for l in layers], dim=-1)                    # (tiles, 1+P, C)
-        # all tiles as one sequence, with views of the tower's layers
-        grid = self.places(len(pixels), pruner)                                    # (n, 3)
-        tokens = tower_tokens(self.vision_tower, states, hidden, grid)
-        # the vision site
+        tokens = self.encode(pixels, pruner)
         pruner = acting(pruner, "vision")
         if pruner:
             r = checked(pruner, tokens)
-            if arrange is not None:
-                r = arrange(pruner, tokens, r)
-            if trace is not None:
-                # count the sources after those of the images before this one
-                in_prompt = replace(tokens, source=tokens.source + trace.N)
-                trace.reduce("vision", depth, in_prompt, r)
-            tokens = only_visual(tokens).reduced(r)        # without the class tokens that are not visual
+            tokens = self.cut(tokens, r, trace)
         return tokens.hidden[tokens.visual], tokens.grid, tokens.source
 
-    def places(self, tiles, pruner=None):
+    def encode(self, pixels, pruner=None):
+        """The Tokens that a method of the vision site is given: all tiles as one sequence, with views of the tower."""
+        layers = self.config.feature_layers
+        states = self.vision_tower(pixels, max(layers))
+        hidden = torch.cat([states[l] for l in layers], dim=-1)                    # (tiles, 1+P, C)
+        grid = self.visual_grid(len(pixels), pruner)                               # (n, 3)
+        return tower_tokens(self.vision_tower, states, hidden, grid)
+
+    def cut(self, tokens, r, trace=None):
+        """The visual tokens that a method of the vision site keeps."""
+        if trace is not None:
+            # count the sources after those of the images before this one
+            in_prompt = replace(tokens, source=tokens.source + trace.N)
+            trace.reduce("vision", tokens.layer, in_prompt, r)
+        return only_visual(tokens).reduced(r)                      # without the class tokens that are not visual
+
+    def visual_grid(self, tiles, pruner=None):
         """(N, 3) the grid, as in Tokens, of the visual tokens of this many tiles before any are dropped.
 
         They are the patches, and the class tokens if the model or the method uses them.
         """
-        c = self.config
-        side = c.vision.image_size // c.vision.patch_size
         pruner = acting(pruner, "vision")
-        model_uses_class = c.vision_feature_select_strategy == "full"
+        model_uses_class = self.config.vision_feature_select_strategy == "full"
         method_uses_class = pruner is not None and pruner.cls
-        return tile_grid(tiles, side, model_uses_class or method_uses_class)
+        return places_on_tiles(tiles, self.config.grid_side, model_uses_class or method_uses_class)
 
     def visual_tokens(self, image):
         """How many visual tokens an image becomes, unpruned."""
-        return len(self.places(len(image)))
+        return len(self.visual_grid(len(image)))
 
     def parts(self, images):
-        """{"tile": (how many, patches of each), "image": (how many, patches of each on average)}, for budgets."""
+        """{"tile": (how many, tokens of each), "image": (how many, tokens of each on average)}, for budgets."""
         tiles = sum(len(image) for image in images)
-        c = self.config.vision
-        patches = (c.image_size // c.patch_size) ** 2
-        per_image = tiles * patches // len(images)
-        return {"tile": (tiles, patches), "image": (len(images), per_image)}
+        tokens = self.config.grid_side ** 2
+        per_image = tiles * tokens // len(images)
+        return {"tile": (tiles, tokens), "image": (len(images), per_image)}
 
     def embed(self, ids, images=(), pruner=None, trace=None):
         """ids (T,) with one mark per image, and each image's pixels -> Tokens. UserError if marks and images differ."""
@@ -147,7 +147,7 @@ class Llava(nn.Module):
         pixels = pixels.to(self.device)
         features, grid, source = self.features(pixels, pruner, trace)
         hidden = self.multi_modal_projector(features)                              # (k, D)
-        unpruned_grid = self.places(len(pixels), pruner)                           # (N, 3)
+        unpruned_grid = self.visual_grid(len(pixels), pruner)                      # (N, 3)
         trace.image(counted_from(first_tile, unpruned_grid))
         return Part(hidden, counted_from(first_tile, grid), source + first_source)
 

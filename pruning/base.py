@@ -204,9 +204,9 @@ class Pruner(Budgeted):
         """The prompt, possibly with other position ids for the decoder."""
         return tokens
 
-    def output_order(self, grid, mosaic):
+    def output_order(self, grid, tile_grid):
         """Vision site, several tiles: indices (k',) of the kept tokens (grid (k, 3)) to send to the decoder, in order.
 
-        By default all of them, in the order in which they lie in the picture; mosaic (mosaic.py) knows where tiles lie.
+        By default all of them, in the order in which they lie in the picture, which tile_grid (tiles.py) knows.
         """
-        return mosaic.order(grid)
+        return tile_grid.order(grid)

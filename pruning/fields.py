@@ -150,15 +150,15 @@ def plain(value, depth=10):
     return value
 
 
-def shown(value):
+def shown(value, length=SHOWN):
     """The value as a message shows it: one line, cut if it is long."""
     try:
         text = repr(value)
     except Exception:                              # such as an int of 5000 digits, or a list that contains itself
         return f"a {type(value).__name__} that is too large to show"
-    if len(text) <= SHOWN:
+    if len(text) <= length:
         return text
-    return text[:SHOWN] + ".."
+    return text[:length] + ".."
 
 
 def _members(annotation):

@@ -93,8 +93,8 @@ class HiRED(Pruner):
         best = top(attention, int(len(attention) * (1 - self.alpha)))
         return torch.zeros_like(attention).index_fill(0, best, 1)
 
-    def output_order(self, grid, mosaic):
+    def output_order(self, grid, tile_grid):
         """In the order of the picture, without tokens of the padding."""
-        order = mosaic.order(grid)
-        is_shown = mosaic.is_shown(grid)
+        order = tile_grid.order(grid)
+        is_shown = tile_grid.is_shown(grid)
         return order[is_shown[order]]

@@ -124,7 +124,7 @@ class PruMerge(PerTile):
         """The weights as they are: rows may sum to more than 1. (k, m)"""
         return merge
 
-    def output_order(self, grid, mosaic):
+    def output_order(self, grid, tile_grid):
         """Tile after tile."""
         return torch.arange(len(grid), device=grid.device)
 

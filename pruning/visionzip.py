@@ -114,7 +114,7 @@ class VisionZip(PerTile):
         average = members / count.clamp_min(1)
         return average.scatter(1, target[:, None], 1.0)
 
-    def output_order(self, grid, mosaic):
+    def output_order(self, grid, tile_grid):
         """The base tile's tokens first; then the others' dominant patches in the order of the picture, their class
         tokens, and last their contextual tokens."""
         tile = grid[:, 0]
@@ -123,7 +123,7 @@ class VisionZip(PerTile):
         index_in_tile = torch.arange(len(grid), device=grid.device) % k            # contextual tokens come last
         is_contextual = index_in_tile >= dominant_count
         is_last = is_contextual & (tile > 0)
-        order = mosaic.order(grid)
+        order = tile_grid.order(grid)
         first = order[~is_last[order]]
         last = is_last.nonzero().squeeze(1)
         return torch.cat([first, last])

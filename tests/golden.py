@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from minivlm.cache import Cache
-from minivlm.io.config_json import TextConfig
 from minivlm.llama import Decoder
+from minivlm.parts.config import TextConfig
 from minivlm.trace import Trace
 from pruning.base import Tokens
 

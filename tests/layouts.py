@@ -11,7 +11,7 @@ from math import prod
 import torch
 from safetensors.torch import save_file
 
-from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
+from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
 
 HUB = "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2."
 # decoder, head, projector, vision tower, and what the tower's layers stand in

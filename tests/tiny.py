@@ -10,14 +10,14 @@ from torch import nn
 from minivlm.cache import Cache
 from minivlm.families.internvl import InternVL
 from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
-from minivlm.families.tiles import Tiles, best_grid
-from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
+from minivlm.families.registry import model_class
+from minivlm.families.anyres_image import Tiles, best_grid
+from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.trace import Trace
 from pruning import EVERY, METHODS
 from pruning.atp import Thresholds
 from pruning.base import Pruner, Reduction, UserError
 from pruning.readings import ATPPooled
-from weights import model_class
 
 GRIDS = (16, 32), (32, 16), (32, 32), (48, 16), (16, 48)       # of a tiny LLaVA-NeXT
 MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words

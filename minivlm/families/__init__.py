@@ -1,1 +1,1 @@
-"""Models beside LLaVA-1.5, each a subclass: LLaVA-NeXT (anyres, tiles) and InternVL."""
+"""Models other than LLaVA-1.5, each a subclass: LLaVA-NeXT (anyres) and InternVL; registry.py chooses among them."""

@@ -1,4 +1,4 @@
-"""Results that are whole or not there: made under a hidden name beside their place, then renamed into it.
+"""Results that are whole or not there: written under a hidden name in the same folder, then renamed into it.
 
     with written("table.json") as beside:
         beside.write_text(text)
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from minivlm.io.files import reason_of
 from pruning.base import UserError
 
 
@@ -38,7 +39,7 @@ def hidden(path):
 
 
 def remove(path):
-    """Remove a file, a link or a folder with all that is in it; nothing where none is."""
+    """Remove a file, a link or a folder with all that is in it; nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -68,7 +69,7 @@ def filled(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be made ({_reason(error)}): name another folder") from None
+        raise UserError(f"{path} cannot be made ({reason_of(error)}): name another folder") from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written to: name another folder, or change its permissions")
     try:
@@ -85,10 +86,6 @@ def remove_empty(folders):
             folder.rmdir()
         except OSError:
             return
-
-
-def _reason(error):
-    return getattr(error, "strerror", None) or str(error)
 
 
 def write_text(path, text):

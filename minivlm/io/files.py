@@ -1,33 +1,24 @@
-"""The files of a checkpoint: a folder or hub id, its JSON, and the headers of its safetensors files.
-
-A checkpoint is one model.safetensors, or several files that model.safetensors.index.json lists in its weight_map.
-"""
+"""The files of a checkpoint: its folder or hub id, and what is read whole, within limits: JSON and texts."""
 
 import json
 import math
 import os
 import re
 import stat
-import sys
 from pathlib import Path
-from typing import Callable, NamedTuple
-
-import torch
-from safetensors import SafetensorError, safe_open
 
 from pruning.base import UserError
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-FETCHED = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "chat_template.jinja"]           # of a hub repository
-SAME_WEIGHTS = {f"llava-v1.5-{size}": f"llava-hf/llava-1.5-{size}-hf" for size in ("7b", "13b")}
+FETCHED = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "chat_template.jinja"]      # of a hub repository
+MODEL = "model.safetensors"
+INDEX = "model.safetensors.index.json"             # of a model in several files
 LIMIT = 2 ** 24                                    # bytes of a file that is read whole, but for ...
 LIMITS = {"tokenizer.json": 2 ** 26}
-HEADER = 10 ** 8                                   # bytes of the header of a safetensors file; its own library's limit
 DEPTH = 100                                        # of lists and objects in each other
 DIGITS = 100                                       # of a whole number
-# Constants that old versions stored, and CLIP's text half.
-IGNORED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^text_model\.|^(visual|text)_projection\.|^logit_scale$")
 
+
+# --- the folder -------------------------------------------------------------------------------------------------------
 
 def folder_of(source):
     """The folder that a path or hub id means."""
@@ -44,8 +35,8 @@ def folder_of(source):
 def _model_folder(folder):
     """The folder itself; UserError if it has an adapter (LoRA) and no model."""
     adapter = folder / "adapter_config.json"
-    names = ("model.safetensors", "model.safetensors.index.json")
-    if not os.path.isfile(adapter) or any(os.path.lexists(folder / name) for name in names):
+    has_model = any(os.path.lexists(folder / name) for name in (MODEL, INDEX))
+    if has_model or not os.path.isfile(adapter):
         return folder
     base = read_json(adapter).get("base_model_name_or_path") or "another model"
     raise UserError(f"{folder} holds an adapter of {base}, and no model: merge it into that model first (peft's "
@@ -53,27 +44,76 @@ def _model_folder(folder):
 
 
 def fetch(name):
-    """The folder of a hub id: out of the cache where it is whole, so that no network is needed; else downloaded."""
-    import huggingface_hub                         # takes long, and who has a folder does not need it
+    """The folder of a hub id: from the cache if it is whole there, so that no network is needed; else downloaded."""
+    import huggingface_hub                         # slow to import, and not needed for a local folder
     for cached in (True, False):
         try:
-            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=FETCHED, local_files_only=cached))
+            folder = huggingface_hub.snapshot_download(name, allow_patterns=FETCHED, local_files_only=cached)
         except Exception as error:                 # which classes there are depends on its version
             if not cached:
-                told = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UserError(f"{name}: there is no such folder, and the hub does not give it: {told}") from None
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UserError(f"{name}: there is no such folder, and the hub does not give it: {reason}") from None
         else:
-            if not cached or _whole(folder):
+            folder = Path(folder)
+            if not cached or _is_whole(folder):
                 return folder
 
 
-def _whole(folder):
+def _is_whole(folder):
     """Whether a download came to its end; an interrupted one leaves a folder too."""
     try:
-        return bool(_weight_map(folder)) and all(any(folder.glob(name)) for name in ("config.json", "tokenizer*"))
+        weight_map(folder)
     except UserError:
         return False
+    return all(any(folder.glob(name)) for name in ("config.json", "tokenizer*"))
 
+
+def weight_map(folder):
+    """{key: file name} of the tensors of a sharded checkpoint; {None: file name} of a single file. Each file is
+    there."""
+    if os.path.lexists(folder / MODEL):
+        return {None: MODEL}
+    index = folder / INDEX
+    if not os.path.lexists(index):
+        raise UserError(_no_weights(folder))
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{index} has no weight_map: fetch it again")
+    for key, name in names.items():
+        if not isinstance(name, str) or Path(name).name != name:       # no resolve(): the hub's cache has links
+            raise UserError(f"{index}: the weight_map points outside the folder, for {key} to {name!r}")
+        if not os.path.exists(folder / name):
+            raise UserError(f"{folder / name} is missing: the index names it, fetch it too")
+    return names
+
+
+def _no_weights(folder):
+    """What to do about a folder without weights."""
+    if any(folder.glob("*.safetensors")):
+        return f"{folder}: neither {MODEL} nor {INDEX} is there: fetch the one it had"
+    pickles = [path.name for path in folder.glob("*") if ".bin" in path.name or path.suffix in (".pt", ".pth")]
+    what = f"no {MODEL}"
+    if pickles:
+        what = f"only {min(pickles)}, and pickles are not read since they can run code"
+    remedy = "convert the weights to safetensors (huggingface.co/spaces/safetensors/convert)"
+    names = {part.rpartition("--")[2] for part in folder.absolute().parts}     # the cache has models--owner--name
+    for size in ("7b", "13b"):
+        if f"llava-v1.5-{size}" in names:
+            remedy += f" or use llava-hf/llava-1.5-{size}-hf, the same weights"
+    return f"{folder}: {what}: {remedy}"
+
+
+def tower_folder(folder, name):
+    """Where a named CLIP tower lies: at that path, in the checkpoint's folder or beside it; None if nowhere."""
+    folder = Path(os.path.abspath(folder))
+    for place in (folder, folder.parent, Path()):
+        for part in (name, Path(name).name):
+            if os.path.isdir(place / part):
+                return place / part
+    return None
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
 
 def read_json(path):
     """The object in a JSON file. Raises UserError if the file is not there or holds none."""
@@ -82,7 +122,7 @@ def read_json(path):
     except FileNotFoundError:
         raise UserError(f"{path} is not there: a checkpoint folder has one; was the download complete?") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({_reason(error)}): fetch it again") from None
+        raise UserError(f"{path} cannot be read as JSON ({reason_of(error)}): fetch it again") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds a {type(raw).__name__} where an object is expected")
     return raw
@@ -91,24 +131,24 @@ def read_json(path):
 def parse_json(text):
     """The value of a JSON text.
 
-    Raises ValueError where the text means nothing, or not the same to everybody: NaN and Infinity, numbers too large
+    Raises ValueError for a text that means nothing, or not the same to everybody: NaN and Infinity, numbers too large
     for a float, a key with two values, and what is nested more than DEPTH deep.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=_float)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    if _deeper(value, DEPTH):
+    if _is_deeper(value, DEPTH):
         raise ValueError(f"it is nested more than {DEPTH} deep")
     return value
 
 
 def _object(pairs):
-    value = {}
-    for key, held in pairs:
-        if value.setdefault(key, held) != held:
+    whole = {}
+    for key, value in pairs:
+        if whole.setdefault(key, value) != value:
             raise ValueError(f"it gives two values for {key!r}")
-    return value
+    return whole
 
 
 def _float(text):
@@ -124,21 +164,28 @@ def _int(text):
     return int(text)
 
 
-def _deeper(value, depth):
+def _is_deeper(value, depth):
     """Whether lists and objects lie in each other more than `depth` deep."""
     level = [value]
     for _ in range(depth + 1):
-        parts = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
-        level = [held for part in parts for held in part]
+        inner = []
+        for part in level:
+            if isinstance(part, dict):
+                inner.extend(part.values())
+            elif isinstance(part, list):
+                inner.extend(part)
+        level = inner
     return bool(level)
 
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
 
 def read_bytes(path, limit=None):
     """The bytes of a file. OSError if it is no regular file, or has more than `limit` bytes (None: as LIMITS says)."""
     limit = limit or LIMITS.get(Path(path).name, LIMIT)
     with open_file(path, limit) as file:
         data = file.read(limit + 1)
-    if len(data) > limit:                          # the size that the system tells may be 0
+    if len(data) > limit:                          # the size that the system gives may be 0
         raise OSError(_too_large(limit))
     return data
 
@@ -152,7 +199,7 @@ def open_file(path, limit):
 def check_file(path, limit):
     """Open nothing, and raise OSError for a pipe or a device, which may never end, and for more than `limit` bytes."""
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):      # a folder is refused by who opens it
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):      # a folder cannot be opened anyway
         raise OSError("it is a pipe or a device, and no regular file")
     if status.st_size > limit:
         raise OSError(_too_large(limit))
@@ -162,82 +209,6 @@ def _too_large(limit):
     return f"it is larger than {limit >> 20} MiB, too large for its kind"
 
 
-def _reason(error):
+def reason_of(error):
     """What an error says: the system's word for it, without number and path."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-class Stored(NamedTuple):
-    """Where one tensor lies, from the header of its file."""
-
-    file: Path
-    key: str
-    shape: tuple
-    dtype: torch.dtype
-    cut: Callable | None = None        # of a tensor that holds several parameters: tensor -> the part of this shape
-
-
-def stored(folder):
-    """{key: Stored} of all tensors in a folder, without the ignored ones. Only headers are read."""
-    weight_map, tensors = _weight_map(folder), {}
-    for name in sorted(set(weight_map.values())):
-        for key, tensor in _header(folder / name).items():
-            if key in tensors:
-                raise UserError(f"{folder}: {key} is in two files, {tensors[key].file.name} and {name}")
-            tensors[key] = tensor
-    for key, name in weight_map.items():
-        if key is not None and (key not in tensors or tensors[key].file.name != name):
-            raise UserError(f"{folder / name}: {key} is not in it, although the index says so: fetch both again")
-    return {key: tensor for key, tensor in tensors.items() if not IGNORED.search(key)}
-
-
-def _weight_map(folder):
-    """{key: file name} of a sharded checkpoint; {None: file name} of a single file."""
-    index = folder / "model.safetensors.index.json"
-    if os.path.lexists(folder / "model.safetensors"):
-        return {None: "model.safetensors"}
-    if not os.path.lexists(index):
-        raise UserError(_no_weights(folder))
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} has no weight_map: fetch it again")
-    for key, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name:       # resolve() would not do: the hub's cache has links
-            raise UserError(f"{index}: the weight_map points outside the folder, for {key} to {name!r}")
-        if not os.path.exists(folder / name):
-            raise UserError(f"{folder / name} is missing: the index names it, fetch it too")
-    return weight_map
-
-
-def _no_weights(folder):
-    if any(folder.glob("*.safetensors")):
-        return f"{folder}: neither model.safetensors nor model.safetensors.index.json is there: fetch the one it had"
-    names = {part.rpartition("--")[2] for part in folder.absolute().parts}     # the cache has models--owner--name
-    same = "".join(f" or use {hub}, the same weights" for name, hub in SAME_WEIGHTS.items() if name in names)
-    pickles = [path.name for path in folder.glob("*") if ".bin" in path.name or path.suffix in (".pt", ".pth")]
-    found = f"only {min(pickles)}, and pickles are not read since they can run code" if pickles else "no model.safetensors"
-    return f"{folder}: {found}: convert the weights to safetensors (huggingface.co/spaces/safetensors/convert){same}"
-
-
-def _header(file):
-    """{key: Stored} of one file."""
-    try:
-        _check_keys(file)
-        with safe_open(file, "pt") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}
-            kinds = {key: (tuple(s.get_shape()), s.get_dtype()) for key, s in slices.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} is truncated or no safetensors file ({_reason(error)}): fetch it again") from None
-    for key, (_, dtype) in kinds.items():
-        if dtype not in DTYPES and not IGNORED.search(key):
-            raise UserError(f"{file}: {key} is stored as {dtype}, and only {', '.join(DTYPES)} are supported")
-    return {key: Stored(file, key, shape, DTYPES.get(dtype)) for key, (shape, dtype) in kinds.items()}
-
-
-def _check_keys(file):
-    """ValueError if the header is no JSON or names a tensor twice: the library would take the last one."""
-    with open_file(file, sys.maxsize) as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        if size > HEADER:
-            raise ValueError(f"its header would have {size} bytes")
-        parse_json(opened.read(size).decode("utf-8"))

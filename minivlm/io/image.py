@@ -9,6 +9,7 @@ Grey of 16 or 32 bits is scaled to 8 (transformers and Pillow clip it: nearly al
 first frame. The orientation in the EXIF tags is applied.
 """
 
+import math
 import os
 import re
 import warnings
@@ -21,8 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from minivlm.io.config_json import tower_folder
-from minivlm.io.files import check_file, read_json
+from minivlm.io.files import check_file, read_json, reason_of, tower_folder
 from minivlm.io.limits import LIMITS, check
 from pruning.base import UserError
 
@@ -36,27 +36,31 @@ KINDS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor", "L
 
 
 def open_image(image):
-    """The upright RGB picture of a path or of a PIL image. Raises UserError where there is none that can be read."""
-    image = local_file(image) if isinstance(image, (str, os.PathLike)) else image
-    name = "the picture" if isinstance(image, Image.Image) else image
+    """The upright RGB picture of a path or of a PIL image. Raises UserError if there is none that can be read."""
+    is_path = isinstance(image, (str, os.PathLike))
+    if is_path:
+        image = local_file(image)
+    is_open = isinstance(image, Image.Image)
+    name = "the picture" if is_open else image
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")        # Pillow's remarks on odd but readable files
-            if isinstance(image, Image.Image):
+            if is_open:
                 return _rgb(image)
-            if isinstance(image, (str, os.PathLike)):
+            if is_path:
                 check_file(image, BYTES)
             with Image.open(image) as opened:
                 return _rgb(opened)
     except Exception as error:                     # a damaged file can raise anything in a decoder
-        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        bomb = isinstance(error, Image.DecompressionBombError)
-        remedy = "scale it down first" if bomb else "give a PNG or JPEG file"
-        raise UserError(f"{name}: no picture that can be read ({told.splitlines()[0]}); {remedy}") from error
+        reason = reason_of(error).splitlines()[0]
+        is_bomb = isinstance(error, Image.DecompressionBombError)
+        remedy = "scale it down first" if is_bomb else "give a PNG or JPEG file"
+        raise UserError(f"{name}: no picture that can be read ({reason}); {remedy}") from error
 
 
 def local_file(name):
-    """The path that a picture's name means: itself, or that of a file:// address. UserError for what is no picture's file."""
+    """The path that a picture's name means: itself, or that of a file:// address. UserError for what is no picture's
+    file."""
     path = os.fspath(name)
     if isinstance(path, str) and ADDRESS.match(path):
         path = _path_of(path)
@@ -109,9 +113,12 @@ def _grey(image):
         white = 1 if value.max() <= 1 else 255
     else:
         white = 65535
-    grey = np.rint(value.clip(0) * 255 / max(white, value.max())).astype(np.uint8)
-    if "transparency" in image.info:                                       # one value is see-through
-        grey[value == image.info["transparency"]] = 255
+    white = max(white, value.max())
+    grey = np.rint(value.clip(0) * 255 / white).astype(np.uint8)
+    if "transparency" in image.info:
+        # one value is see-through
+        is_clear = value == image.info["transparency"]
+        grey[is_clear] = 255
     return Image.fromarray(grey)
 
 
@@ -142,16 +149,18 @@ class ImageProcessor:
 
         config: the LlavaConfig; image_aspect_ratio "pad" pads, vision.image_size is the side the model reads.
         """
-        path, told = _told(Path(folder))
+        path, settings = preprocessor_settings(Path(folder))
         tower = config.vision_tower and tower_folder(folder, config.vision_tower)
-        if tower and not told:
-            path, told = _told(tower)
-        kind = _kind(path, told)
-        pad = config.image_aspect_ratio == "pad" or kind == "LlavaImageProcessor" and _flag(path, told, "do_pad", False)
-        processor = cls(mode="pad" if pad else "crop", **_fields(path, told, config.vision.image_size))
-        if processor.size != config.vision.image_size:
-            raise UserError(f"{path} makes pixels of side {processor.size}, "
-                            f"but config.json's image_size is {config.vision.image_size}")
+        if tower and not settings:
+            path, settings = preprocessor_settings(tower)
+        pads = config.image_aspect_ratio == "pad"
+        kind = _kind(path, settings)
+        if kind == "LlavaImageProcessor" and not pads:
+            pads = _flag(path, settings, "do_pad", False)
+        side = config.vision.image_size
+        processor = cls(mode="pad" if pads else "crop", **processor_fields(path, settings, side))
+        if processor.size != side:
+            raise UserError(f"{path} makes pixels of side {processor.size}, but config.json's image_size is {side}")
         return processor
 
     def pixels(self, image):
@@ -170,26 +179,30 @@ class ImageProcessor:
 
         It reaches outside the picture where that was padded. A patch grid is drawn by dividing this box evenly.
         """
-        margin, padded = self._margin(width, height), self._padded(width, height)
+        margin = self._margin(width, height)
+        padded = self._padded(width, height)
         resized = self._resized(*padded)
         side = (self.size, self.size) if self.crop else resized
-        edges = [((n - s) // 2 * p / n - m, ((n - s) // 2 + s) * p / n - m)
-                 for n, s, p, m in zip(resized, side, padded, margin)]
-        return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
+        edges = [_edges_on_axis(*axis) for axis in zip(padded, resized, side, margin)]
+        (left, right), (top, bottom) = edges
+        return left, top, right, bottom
 
     def _square(self, image):
         padded = self._padded(*image.size)
         resized = self._resized(*padded)
-        if max(padded[0] * padded[1], resized[0] * resized[1]) > PIXELS:
+        if max(math.prod(padded), math.prod(resized)) > PIXELS:
             raise UserError(f"a picture of {image.width} x {image.height} is too long to be made square: crop it first")
         if padded != image.size:
-            square = Image.new("RGB", padded, tuple(int(255 * m) for m in self.mean))
+            mean_color = tuple(int(255 * m) for m in self.mean)
+            square = Image.new("RGB", padded, mean_color)
             square.paste(image, self._margin(*image.size))
             image = square
         if self.resize is not None:
             image = image.resize(resized, self.resample)
-        if self.crop:                                                      # outside the picture PIL's crop is black
-            left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
+        if self.crop:
+            # outside the picture PIL's crop is black
+            left = (image.width - self.size) // 2
+            top = (image.height - self.size) // 2
             image = image.crop((left, top, left + self.size, top + self.size))
         if image.size != (self.size, self.size):
             raise UserError(f"the pixels are {image.width} x {image.height}, the model reads a square of {self.size}: "
@@ -197,59 +210,84 @@ class ImageProcessor:
         return image
 
     def _padded(self, width, height):
-        return (max(width, height),) * 2 if self.mode == "pad" else (width, height)
+        if self.mode != "pad":
+            return width, height
+        side = max(width, height)
+        return side, side
 
     def _margin(self, width, height):
         """(left, top) of the picture on its padded square; an odd pixel goes to the right and the bottom."""
-        side, below = self._padded(width, height)
-        return (side - width) // 2, (below - height) // 2
+        padded_width, padded_height = self._padded(width, height)
+        return (padded_width - width) // 2, (padded_height - height) // 2
 
     def _resized(self, width, height):
         if self.resize is None:
             return width, height
-        if not isinstance(self.resize, int):
-            return self.resize[::-1]
-        edge, short = self.resize or self.size, min(width, height)
-        return int(edge * width / short), int(edge * height / short)      # rounds down, as Hugging Face does
+        if isinstance(self.resize, tuple):
+            resized_height, resized_width = self.resize
+            return resized_width, resized_height
+        shorter = min(width, height)
+        edge = self.resize or self.size
+        return int(edge * width / shorter), int(edge * height / shorter)   # rounds down, as Hugging Face does
 
 
-def _told(folder):
-    """The file of a folder that speaks of images, and what it says: {} if there is none."""
-    preprocessor, processor = folder / "preprocessor_config.json", folder / "processor_config.json"
+def _edges_on_axis(padded, resized, side, margin):
+    """Where the middle `side` pixels of a resized axis begin and end on the picture itself."""
+    first = (resized - side) // 2
+    last = first + side
+    return first * padded / resized - margin, last * padded / resized - margin
+
+
+def preprocessor_settings(folder):
+    """The file of a folder that says how pictures become pixels, and what it says: {} if there is none."""
+    preprocessor = folder / "preprocessor_config.json"
     if preprocessor.exists():
         return preprocessor, read_json(preprocessor)
+    processor = folder / "processor_config.json"
     raw = read_json(processor) if processor.exists() else {}
-    return processor, check(processor, "image_processor", raw.get("image_processor"), dict | None) or {}
+    settings = check(processor, "image_processor", raw.get("image_processor"), dict | None)
+    return processor, settings or {}
 
 
-def _kind(path, told):
-    names = [check(path, key, told.get(key), str | None) for key in ("image_processor_type", "feature_extractor_type")]
-    kind = (names[0] or names[1] or KINDS[0]).removesuffix("Fast").removesuffix("Pil")
+def _kind(path, settings):
+    """The class that reads these settings in transformers, or in the original LLaVA."""
+    new = check(path, "image_processor_type", settings.get("image_processor_type"), str | None)
+    old = check(path, "feature_extractor_type", settings.get("feature_extractor_type"), str | None)
+    kind = new or old or KINDS[0]
+    kind = kind.removesuffix("Fast").removesuffix("Pil")
     if kind not in KINDS:
         raise UserError(f"{path}: image_processor_type {kind} is not known; known are {', '.join(KINDS)}")
     return kind
 
 
-def _fields(path, told, side):
-    """ImageProcessor's fields from Hugging Face's keys; `side` where they name no size."""
-    told = {key: value for key, value in told.items() if value is not None}
-    crops = _flag(path, told, "do_center_crop", True)
-    resize = _edges(path, "size", told.get("size", side)) if _flag(path, told, "do_resize", True) else None
-    crop = _edges(path, "crop_size", told.get("crop_size", side)) if crops else resize
-    if crop is None or not isinstance(crop, int) and crop[0] != crop[1]:
+def processor_fields(path, settings, side):
+    """ImageProcessor's fields from Hugging Face's keys; `side` if they name no size."""
+    settings = {key: value for key, value in settings.items() if value is not None}
+    crops = _flag(path, settings, "do_center_crop", True)
+    resizes = _flag(path, settings, "do_resize", True)
+    rescales = _flag(path, settings, "do_rescale", True)
+    resize = _edges(path, "size", settings.get("size", side)) if resizes else None
+    crop = _edges(path, "crop_size", settings.get("crop_size", side)) if crops else resize
+    if isinstance(crop, tuple):
+        height, width = crop
+        crop = height if height == width else crop
+    if not isinstance(crop, int):
         raise UserError(f"{path}: {crop} is not the side of a square")
-    rescale = check(path, "rescale_factor", told.get("rescale_factor", 1 / 255), float)
-    resample = check(path, "resample", told.get("resample", int(Image.Resampling.BICUBIC)), int)
-    return {"size": crop if isinstance(crop, int) else crop[0], "resize": resize, "crop": crops,
-            "mean": _three(path, "image_mean", told.get("image_mean", MEAN)),
-            "std": _three(path, "image_std", told.get("image_std", STD)),
-            "resample": Image.Resampling(resample),
-            "rescale": float(rescale) if _flag(path, told, "do_rescale", True) else 1.0,
-            "normalize": _flag(path, told, "do_normalize", True)}
+    rescale = check(path, "rescale_factor", settings.get("rescale_factor", 1 / 255), float)
+    resample = check(path, "resample", settings.get("resample", int(Image.Resampling.BICUBIC)), int)
+    values = dict(size=crop, resize=resize, crop=crops, resample=Image.Resampling(resample))
+    values["rescale"] = float(rescale) if rescales else 1.0
+    values["mean"] = _three(path, "image_mean", settings.get("image_mean", MEAN))
+    values["std"] = _three(path, "image_std", settings.get("image_std", STD))
+    values["normalize"] = _flag(path, settings, "do_normalize", True)
+    return values
 
 
-def _flag(path, told, name, default):
-    return check(path, name, default if told.get(name) is None else told[name], bool)
+def _flag(path, settings, name, default):
+    value = settings.get(name)
+    if value is None:
+        value = default
+    return check(path, name, value, bool)
 
 
 def _edges(path, name, size):
@@ -259,14 +297,16 @@ def _edges(path, name, size):
         keys = ["shortest_edge"] if set(size) == {"shortest_edge"} else ["height", "width"]
         edges = [size[key] for key in keys] if set(size) == set(keys) else []
     least, most = LIMITS["size"]
-    if len(edges) not in (1, 2) or not all(type(n) is int and least <= n <= most for n in edges):
-        raise UserError(f"{path}: {name} must be a number from {least} to {most}, or shortest_edge, or height and width, "
-                        f"and is {size!r}")
+    are_sizes = all(type(n) is int and least <= n <= most for n in edges)
+    if len(edges) not in (1, 2) or not are_sizes:
+        raise UserError(f"{path}: {name} must be a number from {least} to {most}, or shortest_edge, or height and "
+                        f"width, and is {size!r}")
     return edges[0] if len(edges) == 1 else tuple(edges)
 
 
 def _three(path, name, values):
-    values = values if isinstance(values, (list, tuple)) else [values] * 3
+    if not isinstance(values, (list, tuple)):
+        values = [values] * 3
     if len(values) != 3:
         raise UserError(f"{path}: {name} must be three numbers, and is {values!r}")
     return tuple(float(check(path, name, value, float)) for value in values)

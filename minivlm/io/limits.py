@@ -1,4 +1,4 @@
-"""What the values in a checkpoint's JSON files may be: of the kind that a dataclass field is annotated with, within LIMITS.
+"""What the values in a checkpoint's JSON files may be: of the kind of a dataclass field's annotation, within LIMITS.
 
 So a number that is no size is refused by its name, before anything is built. The limits are generous: most are ten
 times what the largest released model has.
@@ -6,9 +6,10 @@ times what the largest released model has.
 
 from dataclasses import fields
 from types import UnionType
-from typing import get_args
+from typing import Annotated, get_args
 
 from pruning.base import UserError
+from pruning.fields import Range, fault
 
 LIMITS = {                                         # the least and the most
     # network
@@ -63,22 +64,23 @@ def check(path, name, value, annotation):
     check("config.json", "head_dim", 128, int | None) -> 128; to `int`, neither True nor 500.0 is a number.
     """
     kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    if any(_suits(value, kind, LIMITS.get(name)) for kind in kinds):
+    limits = LIMITS.get(name)
+    if any(_suits(value, kind, limits) for kind in kinds):
         return value
-    words = dict.fromkeys(WORDS.get(kind) or _number(LIMITS[name]) for kind in kinds)
-    raise UserError(f"{path}: {name} must be {' or '.join(words)}, and is {value!r}{_remedy(kinds, LIMITS.get(name))}")
+    words = dict.fromkeys(WORDS.get(kind) or _number(limits) for kind in kinds)        # each once
+    raise UserError(f"{path}: {name} must be {' or '.join(words)}, and is {value!r}{_remedy(kinds, limits)}")
 
 
 def _suits(value, kind, limits):
-    if get_args(kind):                             # list[int]
-        counted = isinstance(value, list) and 1 <= len(value) <= LONGEST
-        return counted and all(_suits(held, *get_args(kind), limits) for held in value)
-    if isinstance(value, bool):                    # to Python a bool is an int, too
-        return kind is bool
-    if kind not in (int, float):
-        return isinstance(value, kind)
-    whole_or_not = int if kind is int else (int, float)
-    return isinstance(value, whole_or_not) and limits[0] <= value <= limits[1]
+    if get_args(kind):
+        # list[int]
+        (inner,) = get_args(kind)
+        is_list = isinstance(value, list) and 1 <= len(value) <= LONGEST
+        return is_list and all(_suits(item, inner, limits) for item in value)
+    if kind in (int, float):
+        low, high = limits
+        kind = Annotated[kind, Range(low, high)]
+    return not fault(kind, value)
 
 
 def _number(limits):
@@ -86,31 +88,11 @@ def _number(limits):
 
 
 def _remedy(kinds, limits):
-    """What to write, where a number is meant."""
+    """What to write, if a number is meant."""
     if limits is None:
         return ""
     number = "a number" if float in kinds else "a whole number"
-    several = ", or a list of them" if any(map(get_args, kinds)) else ""
-    return f": write {number} from {limits[0]} to {limits[1]}{several}"
-
-
-def check_ids(model, ids):
-    """UserError for an id without a row in the model's embedding: the tokenizer knows its token, the model does not."""
-    rows = model.language_model.embed_tokens.num_embeddings
-    without_row = [int(id) for id in ids if int(id) not in range(rows)]
-    if not without_row:
-        return
-    id = without_row[0]
-    tokenizer = getattr(model, "tokenizer", None)
-    piece = f" {tokenizer.pieces([id])[0]}" if tokenizer and id >= 0 else ""
-    raise UserError(f"the token{piece} has the id {id}, and the model's embedding has {rows} rows: "
-                    "leave it out of the text, or fetch the tokenizer's files that belong to these weights")
-
-
-def check_length(tokens, context):
-    """UserError for a prompt of no tokens, or of more than the model's context."""
-    if tokens > context:
-        raise UserError(f"the prompt has {tokens} tokens and the model's context is {context}: shorten it")
-    if tokens == 0:
-        raise UserError("no token of the prompt is left, so nothing can follow it: give it text, or a method that "
-                        "keeps some of the image")
+    takes_list = any(get_args(kind) for kind in kinds)
+    several = ", or a list of them" if takes_list else ""
+    low, high = limits
+    return f": write {number} from {low} to {high}{several}"

@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from minivlm.io.atomic import save_tensors
-from minivlm.io.files import DTYPES
+from minivlm.io.tensors import DTYPES
 from pruning.base import UserError
+from pruning.fields import shown
 
 VERSION = "2"                                      # of the states that are written here
 FINITE = sys.float_info.max                        # as an upper bound: any number but inf
@@ -22,13 +23,13 @@ ANEW = "train anew in another --out"
 
 
 def check_bounds(recipe, bounds):
-    """UserError where a field of the recipe is no number in its bounds: {field: (least, most)}, both whole for a
+    """UserError if a field of the recipe is no number in its bounds: {field: (least, most)}, both whole for a
     whole number."""
     for name, (least, most) in bounds.items():
         value = getattr(recipe, name)
         if not _within(value, least, most):
             most = "" if most == FINITE else f" and at most {most}"
-            raise UserError(f"{name} {short(value)}: give a finite number, at least {least}{most}")
+            raise UserError(f"{name} {shown(value)}: give a finite number, at least {least}{most}")
 
 
 def _within(value, least, most):
@@ -46,10 +47,11 @@ def read_facts(path):
     """The facts of a state, a dict. UserError if the file is no state, or one of another version."""
     with _opened(path) as file:
         metadata = file.metadata() or {}
-    version = metadata.get("version", "an older one")
+    version = metadata.get("version")
     if version != VERSION:
-        raise UserError(f"{path} is a state of another version ({short(version)}; this one reads {VERSION}), or none "
-                        f"at all: {ANEW}")
+        written = "an older one" if version is None else shown(version)
+        raise UserError(f"{path} is a state of another version ({written}; this one reads {VERSION}), or none at all: "
+                        f"{ANEW}")
     try:
         facts = json.loads(metadata.get("facts", ""))
     except (ValueError, RecursionError):
@@ -60,11 +62,13 @@ def read_facts(path):
 
 
 def read_tensors(path, expected):
-    """{name: tensor} of a state, on the CPU. UserError names one that is not as `expected`: {name: (shape, dtype)}."""
+    """{name: tensor} of a state, on the CPU. UserError names one that differs from `expected`, {name: (shape,
+    dtype)}."""
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
         for name in sorted(slices.keys() ^ expected.keys()):
-            raise damaged(path, f"{short(name)} is {'missing' if name in expected else 'one tensor too many'}")
+            wrong = "missing" if name in expected else "one tensor too many"
+            raise damaged(path, f"{name} is {wrong}")
         for name, (shape, dtype) in expected.items():
             _check_kind(path, name, slices[name], shape, dtype)
         tensors = {name: file.get_tensor(name) for name in expected}
@@ -75,9 +79,11 @@ def read_tensors(path, expected):
 
 
 def _check_kind(path, name, stored, shape, dtype):
-    theirs = (tuple(stored.get_shape()), STORED.get(stored.get_dtype(), stored.get_dtype()))
-    if theirs != (tuple(shape), dtype):
-        raise damaged(path, f"{name} is {theirs[0]}, {theirs[1]}, and should be {tuple(shape)}, {dtype}")
+    shape = tuple(shape)
+    stored_shape = tuple(stored.get_shape())
+    stored_dtype = STORED.get(stored.get_dtype(), stored.get_dtype())
+    if stored_shape != shape or stored_dtype != dtype:
+        raise damaged(path, f"{name} is {stored_shape}, {stored_dtype}, and should be {shape}, {dtype}")
 
 
 @contextmanager
@@ -87,18 +93,18 @@ def _opened(path):
         with safe_open(path, "pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise damaged(path, short(error)) from None
+        raise damaged(path, error) from None
 
 
 def check_same(path, theirs, ours):
-    """UserError where a state is of a run with other options: {part: {option: value}} twice."""
+    """UserError if a state is of a run with other options: {part: {option: value}} twice."""
     for part, options in ours.items():
         others = theirs.get(part)
         if not isinstance(others, dict) or others.keys() != options.keys():
             raise damaged(path, f"its header does not say what {part} the run had")
         for name, value in options.items():
             if others[name] != value:
-                raise UserError(f"{path} is of a run with {name} {short(others[name])}, not {short(value)}: resume "
+                raise UserError(f"{path} is of a run with {name} {shown(others[name])}, not {shown(value)}: resume "
                                 "with the same options, or name another --out")
 
 
@@ -106,17 +112,10 @@ def check_number(path, facts, name, least, most):
     """The fact of this name. UserError if it is no number from `least` to `most`; a whole one if `least` is."""
     value = facts.get(name)
     if not _within(value, least, most):
-        raise damaged(path, f"its {name} is {short(value)}, and should be from {least} to {most}")
+        raise damaged(path, f"its {name} is {shown(value)}, and should be from {least} to {most}")
     return value
 
 
 def damaged(path, what):
     """The UserError for a state that cannot be gone on with."""
     return UserError(f"{path} is damaged: {what}: {ANEW}, or put back a copy of it")
-
-
-def short(value):
-    """A value from a file, as one line that is not long."""
-    text = value if isinstance(value, str) else str(value)
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 200 else text[:200] + ".."

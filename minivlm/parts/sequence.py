@@ -29,7 +29,7 @@ def tower_tokens(tower, states, hidden, grid):
     return replace(tokens, before=before, here=here)
 
 
-def tile_grid(tiles, side, with_class=False):
+def places_on_tiles(tiles, side, with_class=False):
     """(n, 3) places of the patches of square tiles; with_class: each tile's class token first, on no grid."""
     one_tile = whole_grid(side, side)                                              # (P, 3)
     if with_class:

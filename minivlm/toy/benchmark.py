@@ -1,12 +1,12 @@
-"""The drawn world as a benchmark: as many questions of every family as asked for, and the same as a folder of files.
+"""The drawn world as a benchmark: any number of questions of every family, and the same as a folder of files.
 
     DIR/00000.png ...       the pictures
-    DIR/questions.jsonl     a line a question: image, family, question, answer, and the patches (row * 12 + column) that
-                            are its evidence, and those that show a thing
+    DIR/questions.jsonl     a line per question: image, family, question, answer, and the patches (row * 12 + column)
+                            that are its evidence, and those that show a thing
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,8 @@ from pruning.fields import Range
 
 PATCHES = tuple[Annotated[int, Range(0, GRID ** 2 - 1)], ...]
 ROW = dict(image=str, family=str, question=str, answer=str, evidence=PATCHES | None, things=PATCHES | None)
-COMPLAINT = f"image, family, question and answer are words, evidence and things numbers of patches below {GRID ** 2}"
+COMPLAINT = ("image, family, question and answer are words, evidence and things numbers of patches below "
+             f"{GRID ** 2}")
 BATCH = 32                                         # pictures drawn at once: the set depends on it
 
 
@@ -39,75 +40,118 @@ class Item:
     family: str
     question: str
     answer: str
-    evidence: tuple                                # patches, row by row from 0, that hold the answer
+    evidence: tuple = ()                           # patches, row by row from 0, that hold the answer
     things: tuple = ()                             # patches that show an object or a sign, those first that show most
 
 
 def items(name="heldout", count=300, seed=0):
-    """`count` questions of each family of the set `name`, one a family a picture; the same at every call."""
+    """`count` questions of each family of the set `name`, of each family one per picture; the same at every call."""
     if name not in scenes.SETS:
         raise UserError(f"set {name!r} is not known: use one of {', '.join(scenes.SETS)}")
     if seed < 0:
         raise UserError(f"seed {seed}: give a number from 0 on")
-    left, found, batch = dict.fromkeys(FAMILIES, count), [], 0
+    left = dict.fromkeys(FAMILIES, count)
+    chosen = []
+    batch = 0
     while any(left.values()):
-        worlds, rng = scenes.worlds(name, seed, batch, BATCH), np.random.default_rng((seed, 90, batch))
+        worlds = scenes.worlds(name, seed, batch, BATCH)
+        rng = np.random.default_rng((seed, 90, batch))
         pictures = [Image.fromarray(pixels) for pixels in worlds.pixels]
-        for family in FAMILIES:                    # drawn even where none is left, so that fewer are the first of more
-            new = _asked(rng, family, worlds, pictures, batch, name == "pairs")[:left[family]]
-            left[family] -= len(new)
-            found += new
+        for family in FAMILIES:                    # drawn even if none is left, so that fewer are the first of more
+            drawn = _asked(rng, family, worlds, pictures, batch, unseen=name == "pairs")
+            drawn = drawn[:left[family]]
+            left[family] -= len(drawn)
+            chosen += drawn
         batch += 1
-    return sorted(found, key=lambda item: item.image)
+    return sorted(chosen, key=lambda item: item.image)
 
 
 def _asked(rng, family, worlds, pictures, batch, unseen):
-    asked = questions.ask(rng, family, worlds, unseen)
-    right, need = questions.answer(family, asked, worlds, worlds.present), questions.evidence(family, asked, worlds)
-    shows = worlds.area.sum(axis=1)                                                # (B, N) pixels of things
-    most, count = (-shows).argsort(axis=1, kind="stable"), (shows > 0).sum(axis=1)
-    return [Item(batch * BATCH + i, pictures[i], family, " ".join(questions.text(family, asked[i])), WORDS[right[i]],
-                 tuple(need[i].nonzero()[0].tolist()), tuple(most[i, :count[i]].tolist())) for i in range(BATCH) if right[i] >= 0]
+    """The items of one family: a question about each picture, unless it has no answer."""
+    question = questions.ask(rng, family, worlds, unseen)
+    answer = questions.answer(family, question, worlds, worlds.present)
+    evidence = questions.evidence(family, question, worlds)
+    # patches that show things, those that show most first
+    pixels = worlds.area.sum(axis=1)                                               # (B, N) pixels of things
+    order = (-pixels).argsort(axis=1, kind="stable")
+    count = (pixels > 0).sum(axis=1)
+    asked = []
+    for i in range(BATCH):
+        if answer[i] >= 0:
+            words = questions.text(family, question[i])
+            (needed,) = evidence[i].nonzero()
+            things = order[i, :count[i]]
+            image = batch * BATCH + i
+            item = Item(image, pictures[i], family, " ".join(words), WORDS[answer[i]])
+            asked.append(replace(item, evidence=tuple(needed.tolist()), things=tuple(things.tolist())))
+    return asked
 
 
 def write(folder, name="heldout", count=300, seed=0, pictures=None):
-    """The set, or what it asks of its first so many pictures, as a folder of pictures and questions.jsonl -> how many questions."""
-    chosen = [i for i in items(name, count, seed) if pictures is None or i.image < pictures]
-    lines = [dict(image=f"{i.image:05}.png", family=i.family, question=i.question, answer=i.answer, evidence=i.evidence,
-                  things=i.things) for i in chosen]
+    """The set, or the questions about its first `pictures` pictures, as a folder of pictures and questions.jsonl -> how
+    many questions."""
+    chosen = items(name, count, seed)
+    if pictures is not None:
+        chosen = [item for item in chosen if item.image < pictures]
+    picture_of = {item.image: item.picture for item in chosen}
+    lines = [json.dumps(_row(item)) + "\n" for item in chosen]
     with written_folder(folder) as place:
-        for item in {item.image: item for item in chosen}.values():
-            with written(place / f"{item.image:05}.png") as beside:
-                item.picture.save(beside)
-        write_text(place / "questions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        for number, picture in picture_of.items():
+            with written(place / _file_name(number)) as beside:
+                picture.save(beside)
+        write_text(place / "questions.jsonl", "".join(lines))
     return len(chosen)
 
 
+def _file_name(number):
+    return f"{number:05}.png"
+
+
+def _row(item):
+    """The line of questions.jsonl of an item."""
+    row = dict(image=_file_name(item.image))
+    for name in ("family", "question", "answer", "evidence", "things"):
+        row[name] = getattr(item, name)
+    return row
+
+
 def read(folder):
-    """[Item] of a folder that `write` wrote, or of one like it; patches may be missing. UserError that names the line."""
-    folder, opened = Path(folder), cache(open_image)
+    """[Item] of a folder that `write` wrote, or of one like it; patches may be missing. UserError that names the
+    line."""
+    folder = Path(folder)
     rows = read_lines(folder / "questions.jsonl", "question")
     for where, row in rows:
         check_row(row, where, "question", COMPLAINT, **ROW)
     check_pictures((where, folder / row["image"]) for where, row in rows)
+    opened = cache(open_image)
     return [_item(row, opened(folder / row["image"])) for _, row in rows]
 
 
 def _item(row, picture):
-    evidence, things = (tuple(row.get(name) or ()) for name in ("evidence", "things"))
+    evidence = tuple(row.get("evidence") or ())
+    things = tuple(row.get("things") or ())
     return Item(row["image"], picture, row["family"], row["question"], row["answer"], evidence, things)
 
 
-def on_patches(cells, patches):
-    """Indices of the cells (N, 3) that share pixels with these patches of a drawn picture; none of a picture cut into tiles."""
-    tile, row, column = cells.T
+def on_patches(grid, patches):
+    """Indices of the places (N, 3) that share pixels with these patches of a drawn picture; none of a picture cut into
+    tiles."""
+    tile, row, column = grid.T
     if (tile != tile[0]).any():
         return tile.new_zeros(0)
-    patches, h, w = torch.tensor(patches, dtype=torch.long, device=cells.device), int(row.max()) + 1, int(column.max()) + 1
-    on = _overlap(row, h, patches // GRID) & _overlap(column, w, patches % GRID)   # (N, patches)
-    return (on.any(dim=1) & (row >= 0)).nonzero().squeeze(1)
+    patches = torch.tensor(patches, dtype=torch.long, device=grid.device)
+    rows = int(row.max()) + 1
+    columns = int(column.max()) + 1
+    share_rows = _overlap(row, rows, patches // GRID)                              # (N, patches)
+    share_columns = _overlap(column, columns, patches % GRID)
+    shares = (share_rows & share_columns).any(dim=1)
+    is_on_grid = row >= 0
+    return (shares & is_on_grid).nonzero().squeeze(1)
 
 
-def _overlap(cell, cells, patch):
-    """(N, patches) whether place `cell` of `cells` along a side and place `patch` of 12 have pixels in common."""
-    return (cell[:, None] * GRID < (patch + 1) * cells) & (patch * cells < (cell[:, None] + 1) * GRID)
+def _overlap(place, places, patch):
+    """(N, patches) whether place `place` of `places` along a side and place `patch` of 12 have pixels in common."""
+    place = place[:, None]
+    begins_before = place * GRID < (patch + 1) * places
+    ends_after = patch * places < (place + 1) * GRID
+    return begins_before & ends_after

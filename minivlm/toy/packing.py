@@ -2,7 +2,7 @@
 
     <s> user : [picture] | is there a red circle ? assistant : yes | what color is the ring ? assistant : red | ...
 
-Every question ("block") stands at the positions that it would have alone.
+Every question ("block") has the positions that it would have without the others.
 """
 
 import numpy as np
@@ -12,66 +12,98 @@ from minivlm.toy import questions
 from minivlm.toy.questions import FAMILIES, ID, TEMPLATES
 from minivlm.toy.scenes import GRID
 
-MIX = ("exist", "exist", "color", "shape", "count", "count", "count", "count", "relpos", "relpos", "relpos", "read", "read",
-       "scene", "abspos", "abspos")                # what is learned late is asked most
+MIX = ("exist", "exist", "color", "shape", "count", "count", "count", "count", "relpos", "relpos", "relpos", "read",
+       "read", "scene", "abspos", "abspos")        # what is learned late is asked most
 PREFIX = [ID["<s>"], ID["user"], ID[":"]]
+PATCHES = GRID ** 2
 
 
 def _slot(family):
     """Tokens of a packed question: its words, "assistant :" and the answer."""
-    return len(TEMPLATES[family].split()) + 3
+    words = TEMPLATES[family].split()
+    return len(words) + 3
 
 
 def layout(device):
     """(T,) each: the number of the block, from 1, and the offset in it, of every packed token."""
     sizes = [_slot(family) for family in MIX]
-    block = torch.repeat_interleave(torch.arange(1, len(MIX) + 1), torch.tensor(sizes))
-    return block.to(device), torch.cat([torch.arange(n) for n in sizes]).to(device)
+    number = torch.arange(1, len(MIX) + 1)
+    block = torch.repeat_interleave(number, torch.tensor(sizes))
+    offset = torch.cat([torch.arange(size) for size in sizes])
+    return block.to(device), offset.to(device)
 
 
-def _order(rng, B, blocks):
+def _hiding_order(rng, B, blocks):
     """(B, N) the patches of each picture, the first to hide first: in any order, or by blocks.
 
-    Blocks: one to four places anywhere; what is near to one of them is hidden first, or last, by turns, behind an edge that is
-    sharp in one picture and ragged in the next. So what is left holds many objects and little background, or the reverse.
+    Blocks: one to four places anywhere; what is near to one of them is hidden first, or last, by turns, behind an edge
+    that is sharp in one picture and ragged in the next. So what stays holds many objects and little background, or the
+    reverse.
     """
     if not blocks:
-        return rng.random((B, GRID ** 2)).argsort(axis=1)
-    patch, places = np.indices((GRID, GRID)).reshape(2, -1), rng.uniform(-0.5, GRID - 0.5, (B, 4, 2, 1))
-    away = abs(patch - places).max(axis=2)                                                           # (B, 4, N)
-    away[np.arange(4) >= rng.integers(1, 5, (B, 1))] = np.inf
-    ragged = rng.uniform(0, GRID / 2, (B, 1)) * rng.random((B, GRID ** 2))
-    return (away.min(axis=1) * rng.choice((-1, 1), (B, 1)) + ragged).argsort(axis=1)
+        return rng.random((B, PATCHES)).argsort(axis=1)
+    patch = np.indices((GRID, GRID)).reshape(2, -1)                                # (2, N)
+    places = rng.uniform(-0.5, GRID - 0.5, (B, 4, 2, 1))
+    distance = abs(patch - places).max(axis=2)                                     # (B, 4, N)
+    count = rng.integers(1, 5, (B, 1))
+    is_unused = np.arange(4) >= count                                              # (B, 4)
+    distance[is_unused] = np.inf
+    nearest = distance.min(axis=1)                                                 # (B, N)
+    width = rng.uniform(0, GRID / 2, (B, 1))                                       # of the ragged edge
+    ragged = width * rng.random((B, PATCHES))
+    sign = rng.choice((-1, 1), (B, 1))                                             # near ones last, or first
+    return (nearest * sign + ragged).argsort(axis=1)
 
 
 def pack(rng, worlds, hidden, mix=MIX, blocks=False):
-    """Text (B, T), labels (B, T) (the id that comes next; -1 where nothing is asked) and patches shown (B, k).
+    """Text (B, T), labels (B, T) (the id that comes next; -1 if nothing is asked) and patches shown (B, k).
 
-    `hidden`: how many of the patches are hidden. A question is not asked where what is left does not tell its answer.
+    `hidden`: how many of the patches are hidden. A question is not asked if what stays does not decide its answer.
     """
     B = len(worlds.scene)
-    shown = np.sort(_order(rng, B, blocks)[:, hidden:], axis=1)                                       # (B, k)
-    bright = np.zeros((B, GRID ** 2), bool)
-    bright[np.arange(B)[:, None], shown] = True
-    sure, perhaps = questions.visible(worlds, bright)
-    text, labels = [], []
+    order = _hiding_order(rng, B, blocks)
+    shown = np.sort(order[:, hidden:], axis=1)                                     # (B, k)
+    is_shown = np.zeros((B, PATCHES), bool)
+    rows = np.arange(B)[:, None]
+    is_shown[rows, shown] = True
+    surely, perhaps = questions.visible(worlds, is_shown)
+    text = []
+    labels = []
     for family in mix:
-        asked = questions.ask(rng, family, worlds)
-        right = questions.answer(family, asked, worlds, sure)
-        right = np.where(right == questions.answer(family, asked, worlds, perhaps), right, -1)
-        rows, label = np.full((B, _slot(family)), ID["<pad>"]), np.full((B, _slot(family)), -1)
-        for row, out, question, word in zip(rows, label, asked.tolist(), right):
-            words = questions.ids(questions.text(family, question) + ["assistant", ":"])
-            row[:len(words)], row[len(words)] = words, max(word, 0)
-            if word >= 0:
-                out[len(words) - 1], out[len(words)] = word, ID["</s>"]
-        text.append(rows), labels.append(label)
-    return *(torch.from_numpy(np.concatenate(x, axis=1)) for x in (text, labels)), torch.from_numpy(shown)
+        question = questions.ask(rng, family, worlds)
+        answer = questions.answer(family, question, worlds, surely)
+        other = questions.answer(family, question, worlds, perhaps)
+        answer = np.where(answer == other, answer, -1)
+        family_text, family_labels = _written(family, question, answer)
+        text.append(family_text)
+        labels.append(family_labels)
+    text = np.concatenate(text, axis=1)
+    labels = np.concatenate(labels, axis=1)
+    return torch.from_numpy(text), torch.from_numpy(labels), torch.from_numpy(shown)
+
+
+def _written(family, question, answer):
+    """Text and labels (B, slot) of one block: each picture's question, and its answer if it has one."""
+    shape = (len(answer), _slot(family))
+    text = np.full(shape, ID["<pad>"])
+    labels = np.full(shape, -1)
+    for row, numbers in enumerate(question.tolist()):
+        words = questions.text(family, numbers) + ["assistant", ":"]
+        end = len(words)
+        text[row, :end] = questions.ids(words)
+        text[row, end] = max(answer[row], 0)
+        if answer[row] >= 0:
+            labels[row, end - 1] = answer[row]
+            labels[row, end] = ID["</s>"]
+    return text, labels
 
 
 def score(logits, labels, asked):
     """(2, 8): right answers, and answers asked, of each family."""
-    family = torch.tensor([FAMILIES.index(f) for f in MIX], device=labels.device)[layout(labels.device)[0] - 1]
-    right = asked & (logits.argmax(dim=-1) == labels)
-    count = torch.zeros(2, len(FAMILIES), device=labels.device)
-    return count.index_add(1, family, torch.stack([right.sum(dim=0), asked.sum(dim=0)]).float())
+    block, _ = layout(labels.device)
+    numbers = [FAMILIES.index(family) for family in MIX]
+    family = torch.tensor(numbers, device=labels.device)[block - 1]                # (T,)
+    right = asked & (logits.argmax(dim=-1) == labels)                              # (B, T)
+    count = torch.stack([right.sum(dim=0), asked.sum(dim=0)]).float()              # (2, T)
+    zeros = torch.zeros(2, len(FAMILIES), device=labels.device)
+    return zeros.index_add(1, family, count)

@@ -1,7 +1,7 @@
 """Questions about drawn scenes: eight families, exact answers, and the patches that hold the answer.
 
-`ask` draws one question a picture of a family; `answer` gives the answers to questions from those things alone that it
-is told are visible, so that the answers after patches are hidden come from the same few lines:
+`ask` draws one question per picture of a family; `answer` gives the answers to questions from only those things that it
+is given as visible, so that the answers after patches are hidden come from the same few lines:
 
     exist   is there a red circle ?                      yes no
     color   what color is the circle ?                   a colour; there is one circle
@@ -12,8 +12,8 @@ is told are visible, so that the answers after patches are hidden come from the 
     scene   what scene is this ?                         a scene
     abspos  where is the red circle ?                    left right top bottom of the picture's middle
 
-A question is four numbers: shape and colour of the object it is about, then of the second object; -1 where it names
-none. For `read` the first is the sign: 0 white, 1 black. An answer is the id of its word, -1 where there is none.
+A question is four numbers: shape and colour of the object it is about, then of the second object; -1 if it names none.
+For `read` the first is the sign: 0 white, 1 black. An answer is the id of its word, -1 if there is none.
 """
 
 import numpy as np
@@ -25,14 +25,23 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five")
 PLURALS = ("circles", "squares", "triangles", "diamonds", "rings", "crosses", "objects")
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 TEMPLATES = {
-    "exist": "is there a C S ?", "color": "what color is the S ?", "shape": "what shape is the C object ?",
-    "count": "how many C P are there ?", "relpos": "where is the C S from the C2 S2 ?",
-    "read": "what is on the PLATE sign ?", "scene": "what scene is this ?", "abspos": "where is the C S ?"}
+    "exist": "is there a C S ?",
+    "color": "what color is the S ?",
+    "shape": "what shape is the C object ?",
+    "count": "how many C P are there ?",
+    "relpos": "where is the C S from the C2 S2 ?",
+    "read": "what is on the PLATE sign ?",
+    "scene": "what scene is this ?",
+    "abspos": "where is the C S ?",
+}
 PLAIN = "user assistant : ? . is there a what color the shape object how many are where from on sign scene this"
-WORDS = (*SPECIAL, *PLAIN.split(), "yes", "no", "left", "right", "above", "below", "top", "bottom", "white", "black",
-         *SHAPES, *PLURALS, *COLORS, *NUMBERS, *SCENES, *GLYPHS)
+WORDS = (
+    *SPECIAL, *PLAIN.split(), "yes", "no", "left", "right", "above", "below", "top", "bottom", "white", "black",
+    *SHAPES, *PLURALS, *COLORS, *NUMBERS, *SCENES, *GLYPHS,
+)
 ID = {word: i for i, word in enumerate(WORDS)}
-assert len(ID) == len(WORDS), "a word stands twice in the vocabulary"
+NEAREST = 16                                       # half pixels: what is less far in a direction is not clearly there
+assert len(ID) == len(WORDS), "a word is in the vocabulary twice"
 
 
 def ids(words):
@@ -41,195 +50,357 @@ def ids(words):
 
 
 def ask(rng, family, worlds, unseen=False):
-    """(B, 4) one question a picture; its answer is -1 where the picture has none to ask. `unseen`: about UNSEEN pairs."""
-    return np.stack(DRAW[family](rng, worlds, unseen), axis=1)
+    """(B, 4) one question per picture; its answer is -1 if the picture has none to ask. `unseen`: about UNSEEN
+    pairs."""
+    return DRAW[family](rng, worlds, unseen)
 
 
 def answer(family, question, worlds, visible):
-    """(B,) ids of the answers, from the things `visible` (B, 9) alone; -1 where there is no answer then."""
-    return ANSWER[family](question, worlds, visible & worlds.present)
+    """(B,) ids of the answers, from only the things `visible` (B, 9); -1 if there is no answer then."""
+    first = question[:, :2]
+    second = question[:, 2:]
+    visible = visible & worlds.present
+    return ANSWER[family](first, second, worlds, visible)
 
 
 def evidence(family, question, worlds):
     """(B, N) the patches needed: of the things the question is about, whole.
 
-    Where the answer is no or zero, those of every object, since each could have been one; for `scene` every patch
-    that is not mostly a thing, any few of which are enough.
+    If the answer is no or zero, those of every object, since each could have been one; for `scene` every patch that is
+    not mostly a thing, any few of which are enough.
     """
     if family == "scene":
         return worlds.area.sum(axis=1) < 32
-    objects, need = worlds.present & (np.arange(OBJECTS + 2) < OBJECTS), np.zeros_like(worlds.present)
     if family == "read":
-        need[np.arange(len(need)), OBJECTS + question[:, 0]] = True
+        slot = np.arange(OBJECTS + 2)                                              # (S,)
+        sign = OBJECTS + question[:, :1]                                           # (B, 1)
+        needed = slot == sign                                                      # (B, S)
     else:
-        second = (question[:, 2:] >= 0).any(axis=1)[:, None]
-        need[:, :OBJECTS] = _match(question[:, :2], worlds) | _match(question[:, 2:], worlds) & second
-        need &= objects
-        need = np.where(need.any(axis=1, keepdims=True), need, objects)
-    return (worlds.area * need[..., None]).sum(axis=1) > 0
+        needed = _objects_asked_about(question, worlds)
+    area = worlds.area * needed[..., None]                                         # (B, S, N)
+    return area.sum(axis=1) > 0
+
+
+def _objects_asked_about(question, worlds):
+    """(B, S) the objects that the question names, or every object if it names none that is there."""
+    slot = np.arange(OBJECTS + 2)                                                  # (S,)
+    is_object = slot < OBJECTS
+    objects = worlds.present & is_object                                           # (B, S)
+    first = question[:, :2]
+    second = question[:, 2:]
+    has_second = (second >= 0).any(axis=1)[:, None]                                # (B, 1)
+    named = _match(second, worlds) & has_second                                    # (B, 7)
+    named |= _match(first, worlds)
+    needed = np.zeros_like(worlds.present)
+    needed[:, :OBJECTS] = named
+    needed &= objects
+    names_some = needed.any(axis=1, keepdims=True)
+    return np.where(names_some, needed, objects)
 
 
 def text(family, question):
     """The words of one question, as a list."""
-    s, c, s2, c2 = question
-    names = dict(S=SHAPES[s], C=COLORS[c] if c >= 0 else "", S2=SHAPES[s2], C2=COLORS[c2], P=PLURALS[s],
-                 PLATE=("white", "black")[max(s, 0) % 2])
-    return [word for word in (names.get(part, part) for part in TEMPLATES[family].split()) if word]
+    shape, color, second_shape, second_color = question
+    names = dict(S=SHAPES[shape], P=PLURALS[shape])
+    names["S2"] = SHAPES[second_shape]
+    names["C2"] = COLORS[second_color]
+    names["C"] = COLORS[color] if color >= 0 else ""
+    names["PLATE"] = "black" if shape == 1 else "white"
+    words = []
+    for part in TEMPLATES[family].split():
+        word = names.get(part, part)
+        if word:
+            words.append(word)
+    return words
 
 
 def visible(worlds, shown):
-    """What can be told when only the patches `shown` (B, N) are left: (B, 9) surely, and perhaps, visible.
+    """What is visible when only the patches `shown` (B, N) are left: (B, 9) surely, and perhaps.
 
-    A thing is visible when a fifth of its pixels is; when less is left of it, nobody can say.
+    A thing is visible when a fifth of its pixels is; of less, nobody can say.
     """
-    share = (worlds.area * shown[:, None]).sum(axis=2) / np.maximum(worlds.area.sum(axis=2), 1)
+    area_shown = worlds.area * shown[:, None]                                      # (B, S, N)
+    pixels_shown = area_shown.sum(axis=2)                                          # (B, S)
+    pixels = worlds.area.sum(axis=2)                                               # (B, S)
+    share = pixels_shown / np.maximum(pixels, 1)
     return share >= 0.2, share > 0
 
 
+def of_each(values, at):
+    """(B, ..) the value at place `at` (B,) of each picture's values (B, m, ..)."""
+    rows = np.arange(len(at))
+    return values[rows, at]
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
 def _match(kind, worlds):
     """(B, 7) the objects of that shape and colour; -1 is any."""
-    shape, color = kind[:, :1], kind[:, 1:]
-    return ((shape < 0) | (worlds.shape == shape)) & ((color < 0) | (worlds.color == color))
+    shape = kind[:, :1]
+    color = kind[:, 1:]
+    has_shape = (shape < 0) | (worlds.shape == shape)
+    has_color = (color < 0) | (worlds.color == color)
+    return has_shape & has_color
 
 
-def _one(kind, worlds, visible):
-    """The only visible object of that kind, and whether there is just one."""
-    found = _match(kind, worlds) & visible[:, :OBJECTS]
-    return found.argmax(axis=1), found.sum(axis=1) == 1
+def _visible_match(kind, worlds, visible):
+    """(B, 7) the same, of the visible objects."""
+    return _match(kind, worlds) & visible[:, :OBJECTS]
 
 
-def _exist(q, w, visible):
-    return np.where((_match(q[:, :2], w) & visible[:, :OBJECTS]).any(axis=1), ID["yes"], ID["no"])
+def _only(kind, worlds, visible):
+    """(B,) the only visible object of that kind, and whether there is just one."""
+    match = _visible_match(kind, worlds, visible)
+    count = match.sum(axis=1)
+    return match.argmax(axis=1), count == 1
 
 
-def _color(q, w, visible):
-    at, one = _one(q[:, :2], w, visible)
-    return np.where(one, ids(COLORS)[w.color[np.arange(len(q)), at]], -1)
+def _exist(first, second, worlds, visible):
+    match = _visible_match(first, worlds, visible)
+    is_there = match.any(axis=1)
+    return np.where(is_there, ID["yes"], ID["no"])
 
 
-def _shape(q, w, visible):
-    at, one = _one(q[:, :2], w, visible)
-    return np.where(one, ids(SHAPES)[w.shape[np.arange(len(q)), at]], -1)
+def _color(first, second, worlds, visible):
+    at, is_only = _only(first, worlds, visible)
+    color = of_each(worlds.color, at)
+    word = ids(COLORS)[color]
+    return np.where(is_only, word, -1)
 
 
-def _count(q, w, visible):
-    n = (_match(q[:, :2], w) & visible[:, :OBJECTS]).sum(axis=1)
-    return np.where(n < len(NUMBERS), ids(NUMBERS)[np.minimum(n, 5)], -1)
+def _shape(first, second, worlds, visible):
+    at, is_only = _only(first, worlds, visible)
+    shape = of_each(worlds.shape, at)
+    word = ids(SHAPES)[shape]
+    return np.where(is_only, word, -1)
 
 
-def _relpos(q, w, visible):
-    (a, one), (b, other), each = _one(q[:, :2], w, visible), _one(q[:, 2:], w, visible), np.arange(len(q))
-    way = _way(w.center[each, a] - w.center[each, b], ids(("left", "right", "above", "below")))
-    return np.where(one & other & (a != b), way, -1)
+def _count(first, second, worlds, visible):
+    match = _visible_match(first, worlds, visible)
+    n = match.sum(axis=1)
+    largest = len(NUMBERS) - 1
+    word = ids(NUMBERS)[np.minimum(n, largest)]
+    return np.where(n <= largest, word, -1)
 
 
-def _read(q, w, visible):
-    sign, each = q[:, 0], np.arange(len(q))
-    return np.where(visible[each, OBJECTS + sign], ids(GLYPHS)[w.glyph[each, sign]], -1)
+def _relpos(first, second, worlds, visible):
+    at, is_only = _only(first, worlds, visible)
+    other, is_only_other = _only(second, worlds, visible)
+    center = of_each(worlds.center, at)                                            # (B, 2)
+    from_center = of_each(worlds.center, other)
+    step = center - from_center
+    way = _way(step, ids(("left", "right", "above", "below")))
+    has_answer = is_only & is_only_other
+    has_answer &= at != other
+    return np.where(has_answer, way, -1)
 
 
-def _scene(q, w, visible):
-    return ids(SCENES)[w.scene]
+def _read(first, second, worlds, visible):
+    sign = first[:, 0]
+    slot = OBJECTS + sign
+    glyph = of_each(worlds.glyph, sign)
+    is_visible = of_each(visible, slot)
+    return np.where(is_visible, ids(GLYPHS)[glyph], -1)
 
 
-def _abspos(q, w, visible):
-    at, one = _one(q[:, :2], w, visible)
-    way = _way(w.center[np.arange(len(q)), at] - SIDE, ids(("left", "right", "top", "bottom")))
-    return np.where(one, way, -1)
+def _scene(first, second, worlds, visible):
+    return ids(SCENES)[worlds.scene]
+
+
+def _abspos(first, second, worlds, visible):
+    at, is_only = _only(first, worlds, visible)
+    step = of_each(worlds.center, at) - SIDE                                       # (B, 2)  from the middle
+    way = _way(step, ids(("left", "right", "top", "bottom")))
+    return np.where(is_only, way, -1)
+
+
+def _is_clear(step):
+    """Whether steps (.., 2) are half as long again in one direction as in the other, and at least 8 pixels. (..)"""
+    length = abs(step)
+    longer = length.max(axis=-1)
+    shorter = length.min(axis=-1)
+    return (longer >= 1.5 * shorter) & (longer >= NEAREST)
 
 
 def _way(step, words):
-    """(B, 2) steps in half pixels -> the word for the longer of the two, -1 if it is not half as long again and 8 pixels."""
-    x, y = abs(step[:, 0]), abs(step[:, 1])
-    clear = (np.maximum(x, y) >= 1.5 * np.minimum(x, y)) & (np.maximum(x, y) >= 16)
-    return np.where(clear, words[np.where(x > y, (step[:, 0] > 0) * 1, 2 + (step[:, 1] > 0))], -1)
+    """(B, 2) steps in half pixels -> the word for the longer of the two, -1 if it is not clearly so."""
+    across, down = step.T
+    left_or_right = np.where(across > 0, 1, 0)
+    above_or_below = np.where(down > 0, 3, 2)
+    is_across = abs(across) > abs(down)
+    word = np.where(is_across, left_or_right, above_or_below)
+    return np.where(_is_clear(step), words[word], -1)
 
+
+# --- questions --------------------------------------------------------------------------------------------------------
 
 def _pick(rng, fits):
-    """(B,) the index of one True of each row of (B, m), each as likely; 0 where there is none."""
-    return (fits * (0.1 + rng.random(fits.shape))).argmax(axis=1)
+    """(B,) the index of one True of each row of (B, m), each as likely; 0 if there is none."""
+    weight = 0.1 + rng.random(fits.shape)
+    return (fits * weight).argmax(axis=1)
 
 
-def _alone(worlds, attribute):
+def _is_unique(worlds, attribute):
     """(B, 7) whether no other object has the same value of `attribute`."""
-    here = worlds.present[:, :OBJECTS]
-    same = (attribute[:, :, None] == attribute[:, None, :]) & here[:, None, :]
-    return (same.sum(axis=2) == 1) & here
+    present = worlds.present[:, :OBJECTS]
+    value = attribute[:, :, None]
+    other = attribute[:, None, :]
+    same = value == other                                                          # (B, 7, 7)
+    same &= present[:, None, :]
+    count = same.sum(axis=2)                                                       # (B, 7)
+    return (count == 1) & present
 
 
-def _candidates(worlds, alone, unseen):
-    """(B, 7) the objects to ask about; `unseen`: those of UNSEEN kinds where there are any."""
+def _kind_of(worlds):
+    """(B, 7) a number for each pair of shape and colour."""
+    return worlds.shape * len(COLORS) + worlds.color
+
+
+def _candidates(worlds, unique, unseen):
+    """(B, 7) the objects to ask about; `unseen`: those of UNSEEN kinds if there are any."""
     if not unseen:
-        return alone
-    rare = alone & np.any([(worlds.shape == s) & (worlds.color == c) for s, c in UNSEEN], axis=0)
-    return np.where(rare.any(axis=1, keepdims=True), rare, alone)
+        return unique
+    rare = np.zeros_like(unique)
+    for shape, color in UNSEEN:
+        has_shape = worlds.shape == shape
+        has_color = worlds.color == color
+        rare |= has_shape & has_color
+    rare &= unique
+    has_rare = rare.any(axis=1, keepdims=True)
+    return np.where(has_rare, rare, unique)
 
 
 def _kind(worlds, at):
-    each = np.arange(len(at))
-    return worlds.shape[each, at], worlds.color[each, at]
+    """(B,) shape and (B,) colour of one object of each picture."""
+    shape = of_each(worlds.shape, at)
+    color = of_each(worlds.color, at)
+    return shape, color
 
 
-def _draw_exist(rng, w, unseen):
+def _question(worlds, shape=-1, color=-1, second_shape=-1, second_color=-1):
+    """(B, 4) questions, -1 for what they do not name."""
+    B = len(worlds.scene)
+    question = np.empty((B, 4), int)
+    question[:, 0] = shape
+    question[:, 1] = color
+    question[:, 2] = second_shape
+    question[:, 3] = second_color
+    return question
+
+
+def _draw_exist(rng, worlds, unseen):
     """Half are there; of the others, four of five share their shape or colour with an object."""
-    pairs = np.array(UNSEEN) if unseen else seen_pairs()
-    same = (w.shape[:, :, None] == pairs[:, 0], w.color[:, :, None] == pairs[:, 1])                # (B, 7, pairs) each
-    here = w.present[:, :OBJECTS, None]
-    there, near = (same[0] & same[1] & here).any(axis=1), ((same[0] | same[1]) & here).any(axis=1)
-    hard = near & ~there & (rng.random((len(near), 1)) < 0.8)
-    absent = np.where(hard.any(axis=1, keepdims=True), hard, ~there)
-    wants = (rng.random((len(near), 1)) < 0.5) & there.any(axis=1, keepdims=True) | ~absent.any(axis=1, keepdims=True)
-    shape, color = pairs[_pick(rng, np.where(wants, there, absent))].T
-    return shape, color, np.full(len(shape), -1), np.full(len(shape), -1)
+    pairs = np.array(UNSEEN) if unseen else seen_pairs()                           # (pairs, 2)
+    present = worlds.present[:, :OBJECTS, None]
+    pair_shape, pair_color = pairs.T
+    same_shape = worlds.shape[..., None] == pair_shape                             # (B, 7, pairs)
+    same_color = worlds.color[..., None] == pair_color
+    there = (same_shape & same_color & present).any(axis=1)                        # (B, pairs)
+    near = ((same_shape | same_color) & present).any(axis=1)
+    B = len(near)
+    # a pair that is absent, most often one that is nearly there
+    wants_near = rng.random((B, 1)) < 0.8
+    hard = near & ~there & wants_near
+    has_hard = hard.any(axis=1, keepdims=True)
+    absent = np.where(has_hard, hard, ~there)
+    # one that is there for half of the pictures, as far as there are such pairs
+    wants_there = rng.random((B, 1)) < 0.5
+    wants_there &= there.any(axis=1, keepdims=True)
+    wants_there |= ~absent.any(axis=1, keepdims=True)
+    pair = _pick(rng, np.where(wants_there, there, absent))
+    shape, color = pairs[pair].T
+    return _question(worlds, shape, color)
 
 
-def _draw_color(rng, w, unseen):
-    shape, color = _kind(w, _pick(rng, _candidates(w, _alone(w, w.shape), unseen)))
-    return shape, *np.full((3, len(shape)), -1)
+def _draw_color(rng, worlds, unseen):
+    unique = _is_unique(worlds, worlds.shape)
+    at = _pick(rng, _candidates(worlds, unique, unseen))
+    shape, _ = _kind(worlds, at)
+    return _question(worlds, shape)
 
 
-def _draw_shape(rng, w, unseen):
-    shape, color = _kind(w, _pick(rng, _candidates(w, _alone(w, w.color), unseen)))
-    return np.full(len(shape), -1), color, *np.full((2, len(shape)), -1)
+def _draw_shape(rng, worlds, unseen):
+    unique = _is_unique(worlds, worlds.color)
+    at = _pick(rng, _candidates(worlds, unique, unseen))
+    _, color = _kind(worlds, at)
+    return _question(worlds, color=color)
 
 
-def _draw_count(rng, w, unseen):
+def _draw_count(rng, worlds, unseen):
     """First a number that the picture has, each as likely, then a shape or colour of that many."""
-    here = w.present[:, :OBJECTS, None]
-    n = np.concatenate([((w.shape[..., None] == np.arange(len(SHAPES))) & here).sum(axis=1),
-                        ((w.color[..., None] == np.arange(len(COLORS))) & here).sum(axis=1)], axis=1)  # (B, 13)
-    number = _pick(rng, (n[:, :, None] == np.arange(len(NUMBERS))).any(axis=1))
-    at = _pick(rng, n == number[:, None])
-    shapes = at < len(SHAPES)
-    return np.where(shapes, at, -1), np.where(shapes, -1, at - len(SHAPES)), *np.full((2, len(at)), -1)
+    present = worlds.present[:, :OBJECTS, None]
+    shapes = np.arange(len(SHAPES))
+    colors = np.arange(len(COLORS))
+    has_shape = worlds.shape[..., None] == shapes                                  # (B, 7, 6)
+    has_color = worlds.color[..., None] == colors                                  # (B, 7, 7)
+    of_shape = (has_shape & present).sum(axis=1)
+    of_color = (has_color & present).sum(axis=1)
+    n = np.concatenate([of_shape, of_color], axis=1)                               # (B, 13)
+    numbers = np.arange(len(NUMBERS))
+    is_number = n[:, :, None] == numbers                                           # (B, 13, 6)
+    number = _pick(rng, is_number.any(axis=1))
+    is_of_number = n == number[:, None]                                            # (B, 13)
+    at = _pick(rng, is_of_number)
+    is_shape = at < len(SHAPES)
+    shape = np.where(is_shape, at, -1)
+    number_of_color = at - len(SHAPES)
+    color = np.where(is_shape, -1, number_of_color)
+    return _question(worlds, shape, color)
 
 
-def _draw_relpos(rng, w, unseen):
-    alone, each = _alone(w, w.shape * len(COLORS) + w.color), np.arange(len(w.shape))
-    first = _pick(rng, _candidates(w, alone, unseen))
-    step = abs(w.center[:, :OBJECTS] - w.center[each, first][:, None])             # (B, 7, 2)
-    clear = (step.max(axis=2) >= 1.5 * step.min(axis=2)) & (step.max(axis=2) >= 16)
-    second = _pick(rng, alone & clear & (np.arange(OBJECTS) != first[:, None]))
-    swap = rng.random(len(first)) < 0.5
-    return *_kind(w, np.where(swap, second, first)), *_kind(w, np.where(swap, first, second))
+def _draw_relpos(rng, worlds, unseen):
+    unique = _is_unique(worlds, _kind_of(worlds))
+    first = _pick(rng, _candidates(worlds, unique, unseen))
+    # a second one, clearly on one side of the first
+    center = worlds.center[:, :OBJECTS]
+    first_center = of_each(center, first)                                          # (B, 2)
+    step = center - first_center[:, None]                                          # (B, 7, 2)
+    is_other = np.arange(OBJECTS) != first[:, None]
+    fits = unique & _is_clear(step) & is_other
+    second = _pick(rng, fits)
+    # in either order
+    swaps = rng.random(len(first)) < 0.5
+    at = np.where(swaps, second, first)
+    other = np.where(swaps, first, second)
+    shape, color = _kind(worlds, at)
+    return _question(worlds, shape, color, *_kind(worlds, other))
 
 
-def _draw_read(rng, w, unseen):
-    return _pick(rng, w.present[:, OBJECTS:]), *np.full((3, len(w.shape)), -1)
+def _draw_read(rng, worlds, unseen):
+    sign = _pick(rng, worlds.present[:, OBJECTS:])
+    return _question(worlds, sign)
 
 
-def _draw_scene(rng, w, unseen):
-    return tuple(np.full((4, len(w.scene)), -1))
+def _draw_scene(rng, worlds, unseen):
+    return _question(worlds)
 
 
-def _draw_abspos(rng, w, unseen):
-    step = abs(w.center[:, :OBJECTS] - SIDE)
-    clear = (step.max(axis=2) >= 1.5 * step.min(axis=2)) & (step.max(axis=2) >= 16)
-    alone = _alone(w, w.shape * len(COLORS) + w.color) & clear
-    return *_kind(w, _pick(rng, _candidates(w, alone, unseen))), *np.full((2, len(w.shape)), -1)
+def _draw_abspos(rng, worlds, unseen):
+    step = worlds.center[:, :OBJECTS] - SIDE                                       # (B, 7, 2)
+    unique = _is_unique(worlds, _kind_of(worlds))
+    fits = unique & _is_clear(step)
+    at = _pick(rng, _candidates(worlds, fits, unseen))
+    shape, color = _kind(worlds, at)
+    return _question(worlds, shape, color)
 
 
-DRAW = dict(exist=_draw_exist, color=_draw_color, shape=_draw_shape, count=_draw_count, relpos=_draw_relpos,
-            read=_draw_read, scene=_draw_scene, abspos=_draw_abspos)
-ANSWER = dict(exist=_exist, color=_color, shape=_shape, count=_count, relpos=_relpos, read=_read, scene=_scene,
-              abspos=_abspos)
+DRAW = {
+    "exist": _draw_exist,
+    "color": _draw_color,
+    "shape": _draw_shape,
+    "count": _draw_count,
+    "relpos": _draw_relpos,
+    "read": _draw_read,
+    "scene": _draw_scene,
+    "abspos": _draw_abspos,
+}
+ANSWER = {
+    "exist": _exist,
+    "color": _color,
+    "shape": _shape,
+    "count": _count,
+    "relpos": _relpos,
+    "read": _read,
+    "scene": _scene,
+    "abspos": _abspos,
+}

@@ -13,24 +13,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from minivlm.attention import additive
-from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
 from minivlm.io.image import MEAN, STD
 from minivlm.llava import Llava
+from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.toy import scenes
-from minivlm.toy.packing import PREFIX, layout
+from minivlm.toy.packing import PATCHES, PREFIX, layout
 from minivlm.toy.questions import ID
 from minivlm.toy.scenes import COLORS, GLYPHS, GRID, OBJECTS, SCENES, SHAPES
 
-PATCHES, ROWS = GRID ** 2, 96                      # ROWS of the embedding: the words, and some that no word uses
+ROWS = 96                                          # of the embedding: the words, and some that no word uses
+FIRST = len(PREFIX)                                # position of the first visual token
+NO_THING = 8                                       # a patch that shows fewer pixels of a thing shows none
 
 
 def config():
     """2.6 million parameters: a 4-layer tower and an 8-layer decoder of width 128, 144 visual tokens."""
-    return LlavaConfig(
-        VisionConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-                     image_size=scenes.SIDE, patch_size=scenes.PATCH),
-        TextConfig(vocab_size=ROWS, hidden_size=128, intermediate_size=384, num_hidden_layers=8, num_attention_heads=4,
-                   rms_norm_eps=1e-5), image_token_index=ID["<image>"], pad_token_id=ID["<pad>"], dtype="float16")
+    vision = VisionConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+                          image_size=scenes.SIDE, patch_size=scenes.PATCH)
+    text = TextConfig(vocab_size=ROWS, hidden_size=128, intermediate_size=384, num_hidden_layers=8,
+                      num_attention_heads=4, rms_norm_eps=1e-5)
+    return LlavaConfig(vision, text, image_token_index=ID["<image>"], pad_token_id=ID["<pad>"], dtype="float16")
 
 
 class Student(nn.Module):
@@ -38,91 +40,144 @@ class Student(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.llava, width = Llava(config), config.vision.hidden_size
-        sizes = dict(kind=len(SHAPES) + 2, color=len(COLORS) + 2, glyph=len(GLYPHS), place=2,
-                     content=len(SHAPES) * len(COLORS) + len(SCENES))
-        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
+        self.llava = Llava(config)
+        width = config.vision.hidden_size
+        sizes = dict(kind=len(SHAPES) + 2, color=len(COLORS) + 2, glyph=len(GLYPHS), place=2)
+        sizes["content"] = len(SHAPES) * len(COLORS) + len(SCENES)
+        heads = {name: nn.Linear(width, size) for name, size in sizes.items()}
+        self.heads = nn.ModuleDict(heads)
         self._start(config)
 
     @torch.no_grad()
     def _start(self, config):
         """Small embeddings; positions of the tower start as waves over rows and columns."""
-        tower, decoder = self.llava.vision_tower.embeddings, self.llava.language_model
-        decoder.embed_tokens.weight.normal_(0, 0.3)
+        tower = self.llava.vision_tower.embeddings
+        self.llava.language_model.embed_tokens.weight.normal_(0, 0.3)
         self.llava.lm_head.weight.normal_(0, 0.02)
         tower.class_embedding.normal_(0, 0.3)
-        at, width = torch.arange(PATCHES), config.vision.hidden_size
+        # waves
+        at = torch.arange(PATCHES)
+        width = config.vision.hidden_size
         rate = torch.logspace(0, -1.2, width // 4) * math.pi / 2
-        waves = [f(axis[:, None] * rate) for axis in (at // GRID, at % GRID) for f in (torch.sin, torch.cos)]
-        tower.position_embedding.weight[1:] = 0.3 * torch.cat(waves, dim=1)
-        tower.position_embedding.weight[0] = 0
+        waves = []
+        for axis in (at // GRID, at % GRID):
+            angle = axis[:, None] * rate                                           # (N, C/4)
+            waves += [torch.sin(angle), torch.cos(angle)]
+        position = tower.position_embedding.weight
+        position[1:] = 0.3 * torch.cat(waves, dim=1)
+        position[0] = 0
 
     def vision_loss(self, worlds, content=True):
         """The targets of stage 1 -> loss, and the features (B, 144, C)."""
-        tower, device = self.llava.vision_tower, self.llava.device
+        tower = self.llava.vision_tower
+        device = self.llava.device
         top = tower.config.num_hidden_layers
         states = tower(pixels(worlds).to(device), top if content else top - 1)
-        features, target = states[top - 1][:, 1:], {k: v.to(device) for k, v in patch_targets(worlds).items()}
-        told = {name: self.heads[name](features).float() for name in ("kind", "color", "glyph", "place")}
-        loss = F.mse_loss(told["place"], target["place"]) * 5
+        features = states[top - 1][:, 1:]
+        target = {name: values.to(device) for name, values in patch_targets(worlds).items()}
+        logits = {name: self.heads[name](features).float() for name in ("kind", "color", "glyph", "place")}
+        # where each patch is
+        loss = F.mse_loss(logits["place"], target["place"]) * 5
+        # the colour and the glyph of what it shows, if it has one
         for name in ("color", "glyph"):
-            each = F.cross_entropy(told[name].flatten(0, 1), target[name].flatten(), ignore_index=-1, reduction="sum")
-            loss = loss + each / (target[name] >= 0).sum().clamp(min=1)
-        each = F.cross_entropy(told["kind"].flatten(0, 1), target["kind"].flatten(), reduction="none")
-        none = target["kind"].flatten() == 0       # five of six patches: they weigh as much as the others together
-        loss = loss + each[none].mean() + each[~none].mean()
+            wanted = target[name].flatten()                                        # (B * 144,)
+            total = F.cross_entropy(logits[name].flatten(0, 1), wanted, ignore_index=-1, reduction="sum")
+            count = (wanted >= 0).sum()
+            loss = loss + total / count.clamp(min=1)
+        # whether it shows a thing, and of which shape
+        kind = target["kind"].flatten()
+        losses = F.cross_entropy(logits["kind"].flatten(0, 1), kind, reduction="none")
+        none = kind == 0                           # five of six patches: they weigh as much as the others together
+        loss = loss + losses[none].mean() + losses[~none].mean()
+        # what the whole picture shows
         if content:
-            cls = self.heads["content"](tower.post_layernorm(states[top][:, 0])).float()
+            cls = tower.post_layernorm(states[top][:, 0])
+            cls = self.heads["content"](cls).float()
             loss = loss + 5 * F.binary_cross_entropy_with_logits(cls, target["content"])
         return loss, features
 
     def answers(self, features, text, shown, closed=False):
         """Logits (B, T, V) of the packed text (B, T), when each picture shows its patches `shown` (B, k).
 
-        They keep their positions, as after a cut in the decoder, or are `closed` up, as when the decoder never saw the others.
+        They keep their positions, as after a cut in the decoder, or are `closed` up, as when the decoder never saw the
+        others.
         """
-        decoder, (B, k), T = self.llava.language_model, shown.shape, text.shape[1]
-        left = features.gather(1, shown[..., None].expand(-1, -1, features.shape[2]))                # (B, k, C)
-        visual = self.llava.multi_modal_projector(left)
-        words = decoder.embed_tokens(torch.cat([text.new_tensor(PREFIX).expand(B, -1), text], dim=1))
-        hidden = torch.cat([words[:, :3], visual, words[:, 3:]], dim=1)            # (B, 3+k+T, D)
-        block, offset = layout(text.device)
-        place, end = (torch.arange(k, device=text.device).expand(B, -1), k) if closed else (shown, PATCHES)
-        position = torch.cat([torch.arange(3, device=text.device).expand(B, -1), 3 + place, (3 + end + offset).expand(B, -1)],
-                             dim=1)                                                # (B, 3+k+T)
-        kind = text.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        rope = [x.unflatten(0, (B, 1, -1)) for x in decoder.rope(position.flatten(), dtype)]       # (B, 1, 3+k+T, Dh)
-        block = torch.cat([block.new_zeros(3 + k), block])
-        may = ((block[:, None] == block) | (block == 0)).tril()
-        mask = additive(may, torch.float32)
+        decoder = self.llava.language_model
+        B, k = shown.shape
+        device = text.device
+        # the prompt, the patches shown, the questions
+        index = shown[..., None].expand(-1, -1, features.shape[2])
+        left = features.gather(1, index)                                           # (B, k, C)
+        visual = self.llava.multi_modal_projector(left)                            # (B, k, D)
+        prefix = text.new_tensor(PREFIX).expand(B, -1)
+        words = decoder.embed_tokens(torch.cat([prefix, text], dim=1))
+        parts = [words[:, :FIRST], visual, words[:, FIRST:]]
+        hidden = torch.cat(parts, dim=1)                                           # (B, 3+k+T, D)
+        # their positions: each block begins behind the picture
+        block, offset = layout(device)
+        place = torch.arange(k, device=device).expand(B, -1) if closed else shown
+        end = k if closed else PATCHES
+        first = torch.arange(FIRST, device=device).expand(B, -1)
+        later = (FIRST + end + offset).expand(B, -1)
+        position = torch.cat([first, FIRST + place, later], dim=1)                 # (B, 3+k+T)
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        rope = decoder.rope(position.flatten(), dtype)
+        rope = [part.unflatten(0, (B, 1, -1)) for part in rope]                    # (B, 1, 3+k+T, Dh) twice
+        # each block sees the picture and itself, block 0 is prompt and picture
+        block = torch.cat([block.new_zeros(FIRST + k), block])
+        is_same = block[:, None] == block
+        allowed = (is_same | (block == 0)).tril()
+        mask = additive(allowed, torch.float32)
         for layer in decoder.layers:
             hidden = layer(hidden, rope, mask=mask)
-        return self.llava.lm_head(decoder.norm(hidden[:, 3 + k:]))
+        hidden = decoder.norm(hidden[:, FIRST + k:])
+        return self.llava.lm_head(hidden)
 
 
 def pixels(worlds):
     """(B, 3, 96, 96) as the image processor makes them of a picture of that size."""
-    x = (worlds.pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
-    return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    x = worlds.pixels.astype(np.float32) / 255
+    x = (x - np.float32(MEAN)) / np.float32(STD)
+    x = x.transpose(0, 3, 1, 2).copy()
+    return torch.from_numpy(x)
 
 
 def patch_targets(worlds):
-    """Of each patch: kind (0 none, 1.. a shape, 7 a sign), color (7 white, 8 black: of the sign), glyph, place; -1 has none.
+    """Of each patch: kind (0 none, 1.. a shape, 7 a sign), color (7 white, 8 black: of the sign), glyph, place; -1 has
+    none.
 
     And the content of the picture.
     """
     B = len(worlds.scene)
-    slot, shows = worlds.area.argmax(axis=1), worlds.area.max(axis=1) >= 8         # (B, N)
-    sign, each = slot >= OBJECTS, np.arange(B)[:, None]
-    thing, plate = np.minimum(slot, OBJECTS - 1), np.maximum(slot - OBJECTS, 0)
-    kind = np.where(shows, np.where(sign, len(SHAPES) + 1, 1 + worlds.shape[each, thing]), 0)
-    content = np.zeros((B, len(SHAPES) * len(COLORS) + len(SCENES)), np.float32)
-    b, s = worlds.present[:, :OBJECTS].nonzero()
-    content[b, worlds.shape[b, s] * len(COLORS) + worlds.color[b, s]] = 1
-    content[np.arange(B), len(SHAPES) * len(COLORS) + worlds.scene] = 1
+    rows = np.arange(B)[:, None]
+    # the thing that each patch shows most of
+    slot = worlds.area.argmax(axis=1)                                              # (B, N)
+    shows = worlds.area.max(axis=1) >= NO_THING
+    is_sign = slot >= OBJECTS
+    thing = np.minimum(slot, OBJECTS - 1)
+    sign = np.maximum(slot - OBJECTS, 0)
+    kind = np.where(is_sign, len(SHAPES) + 1, 1 + worlds.shape[rows, thing])
+    color = np.where(is_sign, len(COLORS) + sign, worlds.color[rows, thing])
+    targets = dict(content=_content(worlds))
+    targets["kind"] = np.where(shows, kind, 0)
+    targets["color"] = np.where(shows, color, -1)
+    targets["glyph"] = np.where(shows & is_sign, worlds.glyph[rows, sign], -1)
+    # row and column, 0 to 1
     place = np.stack(np.divmod(np.arange(PATCHES), GRID), axis=1) / np.float32(GRID - 1)
-    found = dict(kind=kind, color=np.where(shows, np.where(sign, len(COLORS) + plate, worlds.color[each, thing]), -1),
-                 glyph=np.where(shows & sign, worlds.glyph[each, plate], -1),
-                 place=np.broadcast_to(place, (B, PATCHES, 2)).astype(np.float32), content=content)
-    return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in found.items()}
+    targets["place"] = np.broadcast_to(place, (B, PATCHES, 2)).astype(np.float32)
+    return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in targets.items()}
+
+
+def _content(worlds):
+    """(B, 48) 1 for each pair of shape and colour that the picture has, and for its scene."""
+    B = len(worlds.scene)
+    kinds = len(SHAPES) * len(COLORS)
+    content = np.zeros((B, kinds + len(SCENES)), np.float32)
+    picture, slot = worlds.present[:, :OBJECTS].nonzero()
+    shape = worlds.shape[picture, slot]
+    color = worlds.color[picture, slot]
+    content[picture, shape * len(COLORS) + color] = 1
+    content[np.arange(B), kinds + worlds.scene] = 1
+    return content

@@ -1,22 +1,23 @@
 """Training of the shipped model, from nothing, on drawn scenes: a vision stage, then the whole network.
 
-Stage 1, vision. The tower alone. From the features that LLaVA reads (output of layer 3 of 4) linear heads tell, of
+Stage 1, vision. Only the tower. From the features that LLaVA reads (output of layer 3 of 4) linear heads predict, of
 each patch, what it shows (none, a shape, a sign), its colour (a sign's too), its glyph, and where on the grid it is;
-from the CLS row at the top, as in CLIP, which objects and which scene the picture has. Without the target for the place,
-features learn none, and no decoder learns left from right.
+from the CLS row at the top, as in CLIP, which objects and which scene the picture has. Without the target for the
+place, features learn none, and no decoder learns left from right.
 
-Stage 2, joint. Tower, projector and decoder answer questions. One picture carries 16 of them: each question sees the
-picture and itself alone, at the positions it would have if it were the only one, so a packed row equals one question.
-Loss: cross entropy of the answer, 0.1 times that of </s>, 0.3 times the patch targets of stage 1.
+Stage 2, joint. Tower, projector and decoder answer questions. One picture carries 16 of them: each question sees only
+the picture and itself, at the positions it would have if it were the only question, so a packed row equals a single
+question. Loss: cross entropy of the answer, 0.1 times that of </s>, 0.3 times the patch targets of stage 1.
 
-Hiding. In the last part of stage 2, in `hide` of the steps, patches are dropped before the decoder, a random number of them, in
-blocks of neighbours (packing._order) that fall anywhere, and the answers are those of what is left (see questions.visible). What is
-left keeps its positions or is closed up, by turns, as methods in the decoder and before it do. So neither the number of tokens nor
-how many of them show things tells the answer, and no kind of method is favoured: where blocks fall has nothing to do with what the
-picture shows. `hidden` has two rivals of it: patches one by one, and nothing.
+Hiding. In the last part of stage 2, in `hide` of the steps, patches are dropped before the decoder, a random number of
+them, in blocks of neighbours (see packing.py) that fall anywhere, and the answers are those of the patches that stay
+(see questions.visible). These keep their positions or are closed up, by turns, as methods in the decoder and before it
+do. So neither the number of tokens nor how many of them show things gives the answer away, and no kind of method is
+favoured: where blocks fall has nothing to do with what the picture shows. `hidden` has two rivals of it: patches one by
+one, and nothing.
 
-Optimiser. Muon (Jordan et al. 2024) for matrices inside the network: momentum 0.95, made orthogonal by five
-Newton-Schulz steps. Adam (0.9, 0.98) for embeddings, norms, biases and heads. In each stage a warm-up, then a line to zero.
+Optimiser. Muon (Jordan et al. 2024) for matrices inside the network: momentum 0.95, orthogonal by five Newton-Schulz
+steps. Adam (0.9, 0.98) for embeddings, norms, biases and heads. In each stage a warm-up, then a line to zero.
 
 All randomness comes from (seed, step), every batch is computed in two halves on two threads and summed in that order,
 and a checkpoint has the whole state: a run that was interrupted and resumed gives the same bits as one that was not.
@@ -27,10 +28,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from minivlm.io import states as training
@@ -42,13 +45,25 @@ from minivlm.toy.packing import pack, score
 from minivlm.toy.questions import FAMILIES, ID
 from minivlm.toy.student import PATCHES, Student, config, pixels
 from pruning.base import UserError
+from pruning.fields import shown
 
 
+STUDENT = "student."                               # in a state, before the names of the network and its heads
 HIDING = ("blocks", "patches", "nothing")
 DTYPES = ("float32", "bfloat16")
-BOUNDS = dict(seed=(0, 2 ** 63 - 1), vision_steps=(0, 10 ** 7), vision_batch=(2, 4096), joint_steps=(1, 10 ** 7),
-              joint_batch=(2, 4096), whole=(0.0, 1.0), hide=(0.0, 1.0), warmup=(1, 10 ** 7), matrix_rate=(0.0, FINITE),
-              other_rate=(0.0, FINITE), tower_share=(0.0, FINITE))
+BOUNDS = {
+    "seed": (0, 2 ** 63 - 1),
+    "vision_steps": (0, 10 ** 7),
+    "vision_batch": (2, 4096),
+    "joint_steps": (1, 10 ** 7),
+    "joint_batch": (2, 4096),
+    "whole": (0.0, 1.0),
+    "hide": (0.0, 1.0),
+    "warmup": (1, 10 ** 7),
+    "matrix_rate": (0.0, FINITE),
+    "other_rate": (0.0, FINITE),
+    "tower_share": (0.0, FINITE),
+}
 
 
 @dataclass(frozen=True)
@@ -76,12 +91,29 @@ class Recipe:
 
 def joint_loss(student, rng, worlds, hidden, closed=False, blocks=False):
     """Loss of stage 2 on a few pictures, and right and asked answers of each family (2, 8)."""
-    text, labels, shown = (x.to(student.llava.device) for x in pack(rng, worlds, hidden, blocks=blocks))
-    seen, features = student.vision_loss(worlds, content=False)
-    logits = student.answers(features, text, shown, closed).float()
-    asked, ends = (labels >= 0) & (labels != ID["</s>"]), labels == ID["</s>"]
-    loss = F.cross_entropy(logits[asked], labels[asked]) + 0.1 * F.cross_entropy(logits[ends], labels[ends]) + 0.3 * seen
-    return loss, score(logits, labels, asked)
+    packed = pack(rng, worlds, hidden, blocks=blocks)
+    text, labels, patches = [part.to(student.llava.device) for part in packed]
+    vision, features = student.vision_loss(worlds, content=False)
+    logits = student.answers(features, text, patches, closed).float()
+    is_answer = _is_answer(labels)
+    is_end = labels == ID["</s>"]
+    answers = F.cross_entropy(logits[is_answer], labels[is_answer])
+    ends = F.cross_entropy(logits[is_end], labels[is_end])
+    loss = answers + 0.1 * ends + 0.3 * vision
+    return loss, score(logits, labels, is_answer)
+
+
+def _is_answer(labels):
+    """(B, T) bool: where the next token is the word of an answer."""
+    return (labels >= 0) & (labels != ID["</s>"])
+
+
+class Half(NamedTuple):
+    """What one half of a batch gives."""
+
+    grads: dict                                    # {name: tensor}
+    loss: float
+    counts: Tensor | None                          # right and asked answers of each family (2, 8), in stage 2
 
 
 class Run:
@@ -89,7 +121,9 @@ class Run:
 
     def __init__(self, folder, recipe=Recipe(), device="cpu", dtype=None):
         torch.manual_seed(recipe.seed)
-        self.folder, self.recipe, self.device = Path(folder), recipe, torch.device(device)
+        self.folder = Path(folder)
+        self.recipe = recipe
+        self.device = torch.device(device)
         self.dtype = dtype or fast_dtype(self.device)
         self.student = Student(config()).to(self.device)
         self.optimiser = Optimiser(self.student, recipe)
@@ -105,45 +139,76 @@ class Run:
 
     def step(self, pool=None):
         """One update of the stage that it is in -> loss, right and asked (2, 8) or None."""
-        r, at = self.recipe, self.at
-        joint = at >= r.vision_steps
-        first, last = (r.vision_steps, self.total) if joint else (0, r.vision_steps)
+        recipe = self.recipe
+        at = self.at
+        joint = at >= recipe.vision_steps
+        first = recipe.vision_steps if joint else 0
+        last = self.total if joint else recipe.vision_steps
         done = (at - first) / (last - first)
-        rate = min((at - first + 1) / r.warmup, 1 - done)
-        halves = list((pool.map if pool else map)(lambda half: self._half(at, half, joint), (0, 1)))
-        grads = {name: (a + b) / 2 for (name, a), b in zip(halves[0][0].items(), halves[1][0].values())}
+        rate = min((at - first + 1) / recipe.warmup, 1 - done)
+        each = pool.map if pool else map
+        left, right = each(lambda half: self._half(at, half, joint), (0, 1))
+        grads = {}
+        for name, grad in left.grads.items():
+            total = grad + right.grads[name]
+            grads[name] = total / 2
         self.optimiser.step(grads, at - first, rate, joint, pool)
         self.at += 1
-        return (halves[0][1] + halves[1][1]) / 2, halves[0][2] + halves[1][2] if joint else None
+        counts = left.counts + right.counts if joint else None
+        return (left.loss + right.loss) / 2, counts
 
     def _half(self, at, half, joint):
-        """Gradients, loss and scores of one half of the batch. Both halves hide as many patches."""
-        r, rng = self.recipe, np.random.default_rng((self.recipe.seed, 77, at))
-        hides = at >= r.vision_steps + r.whole * r.joint_steps and r.hidden != "nothing" and rng.random() < r.hide
-        hidden, closed = (int(rng.integers(10, PATCHES - 10)), bool(rng.random() < 0.5)) if hides else (0, False)
-        worlds = scenes.worlds("train", r.seed, 2 * at + half, (r.joint_batch if joint else r.vision_batch) // 2)
+        """The Half of a batch. Both halves hide the same number of patches."""
+        recipe = self.recipe
+        hidden, closed = self._hiding(at)
+        batch = recipe.joint_batch if joint else recipe.vision_batch
+        worlds = scenes.worlds("train", recipe.seed, 2 * at + half, batch // 2)
         counts = None
         with self._precision():
             if joint:
-                own = np.random.default_rng((r.seed, 78 + half, at))
-                loss, counts = joint_loss(self.student, own, worlds, hidden, closed, r.hidden == "blocks")
+                rng = np.random.default_rng((recipe.seed, 78 + half, at))
+                loss, counts = joint_loss(self.student, rng, worlds, hidden, closed, recipe.hidden == "blocks")
             else:
                 loss, _ = self.student.vision_loss(worlds)
         params = self.optimiser.params
         grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-        return {n: g for n, g in zip(params, grads) if g is not None}, loss.item(), counts
+        named = zip(params, grads)
+        grads = {name: grad for name, grad in named if grad is not None}
+        return Half(grads, loss.item(), counts)
+
+    def _hiding(self, at):
+        """How many patches this step hides, and whether the others are closed up."""
+        recipe = self.recipe
+        rng = np.random.default_rng((recipe.seed, 77, at))
+        first = recipe.vision_steps + recipe.whole * recipe.joint_steps
+        can_hide = at >= first and recipe.hidden != "nothing"
+        if not can_hide or rng.random() >= recipe.hide:
+            return 0, False
+        hidden = int(rng.integers(10, PATCHES - 10))
+        closed = bool(rng.random() < 0.5)
+        return hidden, closed
 
     def _precision(self):
         """Where operations run in the run's dtype; the weights are float32 in any case."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        is_half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=is_half)
 
     def save(self, name="state"):
         """The whole state; and the log, if it is the state to go on from."""
-        tensors = {f"student.{key}": tensor for key, tensor in self.student.state_dict().items()} | self.optimiser.state
-        facts = dict(at=self.at, best=self.best, recipe=repr(self.recipe), dtype=str(self.dtype)[6:], log=self.log)
+        tensors = self._weights() | self.optimiser.state
+        dtype = str(self.dtype).removeprefix("torch.")
+        facts = dict(at=self.at, best=self.best)
+        facts["recipe"] = repr(self.recipe)
+        facts["dtype"] = dtype
+        facts["log"] = self.log
         training.save_state(self.folder / f"{name}.safetensors", tensors, facts)
         if name == "state":
-            write_text(self.folder / "log.txt", "".join(line + "\n" for line in self.log))
+            lines = [line + "\n" for line in self.log]
+            write_text(self.folder / "log.txt", "".join(lines))
+
+    def _weights(self):
+        """{name in a state: tensor} of the network and its heads."""
+        return {STUDENT + key: tensor for key, tensor in self.student.state_dict().items()}
 
     def resume(self, name="state"):
         """Go on from a saved state. UserError, before any change, if it is missing, another recipe's, or damaged."""
@@ -152,9 +217,14 @@ class Run:
         self.best = facts["best"]
         self.dtype = getattr(torch, facts["dtype"])
         self.log = facts["log"]
-        tensors = {key: tensor.to(self.device) for key, tensor in tensors.items()}
-        self.student.load_state_dict({key[8:]: tensor for key, tensor in tensors.items() if key.startswith("student.")})
-        self.optimiser.state = {key: tensor for key, tensor in tensors.items() if not key.startswith("student.")}
+        weights = {}
+        self.optimiser.state = {}
+        for key, tensor in tensors.items():
+            if key.startswith(STUDENT):
+                weights[key.removeprefix(STUDENT)] = tensor.to(self.device)
+            else:
+                self.optimiser.state[key] = tensor.to(self.device)
+        self.student.load_state_dict(weights)
 
     def read_state(self, path):
         """The facts and the tensors of a state."""
@@ -162,55 +232,71 @@ class Run:
             raise UserError(f"{path}: no run to resume: start one without --resume, in a new folder")
         facts = training.read_facts(path)
         if facts.get("recipe") != repr(self.recipe):
-            theirs = training.short(facts.get("recipe"))
+            theirs = shown(facts.get("recipe"), 200)
             raise UserError(f"{path}: a run with {theirs}: resume it with the same options")
         at = training.check_number(path, facts, "at", 0, self.total)
         training.check_number(path, facts, "best", -1.0, 1.0)
         if facts.get("dtype") not in DTYPES:
-            theirs = training.short(facts.get("dtype"))
+            theirs = shown(facts.get("dtype"))
             raise training.damaged(path, f"its dtype is {theirs}, and should be one of {', '.join(DTYPES)}")
         if not _is_log(facts.get("log"), at):
-            raise training.damaged(path, "its log is no list of lines, at most one a step")
+            raise training.damaged(path, "its log is no list of lines, at most one per step")
         tensors = training.read_tensors(path, self.expected(at))
         return facts, tensors
 
     def expected(self, at):
         """{name: (shape, dtype)} of the tensors of a state after `at` steps."""
-        kinds = {f"student.{key}": tensor for key, tensor in self.student.state_dict().items()}
-        kinds |= self.optimiser.expected(stages=0 if at == 0 else 1 if at <= self.recipe.vision_steps else 2)
+        stages = 2
+        if at <= self.recipe.vision_steps:
+            stages = 1
+        if at == 0:
+            stages = 0
+        kinds = self._weights() | self.optimiser.expected(stages)
         return {key: (tensor.shape, tensor.dtype) for key, tensor in kinds.items()}
 
     def check(self, name="validation", batches=4, pool=None):
         """(8,) share of right answers of each family on that set, all patches shown."""
-        def one(batch):
-            worlds = scenes.worlds(name, self.recipe.seed, batch, 32)
-            rng = np.random.default_rng((self.recipe.seed, 80, batch))
-            with torch.no_grad(), self._precision():
-                text, labels, shown = (x.to(self.device) for x in pack(rng, worlds, 0))
-                features = self.student.llava.vision_tower(pixels(worlds).to(self.device), 3)[-1][:, 1:]
-                logits = self.student.answers(features, text, shown)
-            return score(logits, labels, (labels >= 0) & (labels != ID["</s>"]))
-        right, asked = sum((pool.map if pool else map)(one, range(batches)))
+        each = pool.map if pool else map
+        counts = each(lambda batch: self._counts(name, batch), range(batches))
+        right, asked = sum(counts)
         return right / asked
+
+    def _counts(self, name, batch):
+        """(2, 8) right and asked answers of a batch of a set."""
+        seed = self.recipe.seed
+        worlds = scenes.worlds(name, seed, batch, 32)
+        rng = np.random.default_rng((seed, 80, batch))
+        with torch.no_grad(), self._precision():
+            text, labels, patches = [part.to(self.device) for part in pack(rng, worlds, 0)]
+            states = self.student.llava.vision_tower(pixels(worlds).to(self.device), 3)
+            features = states[-1][:, 1:]
+            logits = self.student.answers(features, text, patches)
+        return score(logits, labels, _is_answer(labels))
 
 
 def _is_log(lines, most):
     """Whether these are lines of text, at most so many."""
-    return isinstance(lines, list) and len(lines) <= most and all(isinstance(x, str) and x.isprintable() for x in lines)
+    if not isinstance(lines, list) or len(lines) > most:
+        return False
+    return all(isinstance(line, str) and line.isprintable() for line in lines)
 
 
 def fast_dtype(device):
-    """bfloat16 where the processor multiplies it in hardware, else float32."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    fast = device.type == "cuda" or any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
-    return torch.bfloat16 if fast else torch.float32
+    """bfloat16 if the processor multiplies it in hardware, else float32."""
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text() if cpu.is_file() else ""
+    has_bfloat16 = any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+    if device.type == "cuda" or has_bfloat16:
+        return torch.bfloat16
+    return torch.float32
 
 
 def train(folder, recipe=Recipe(), device="cpu", resume=False, minutes=None, every=100):
     """Train to the end, or for some minutes, with a progress bar -> the Run. Checkpoints lie in `folder`.
 
-    `state.safetensors` is where it stands, every `every` steps and at the end; `whole.safetensors` that before patches are
-    hidden; `best.safetensors` the joint state with the best mean on the validation set; `log.txt` a line a checkpoint.
+    `state.safetensors` is the newest, every `every` steps and at the end; `whole.safetensors` the last before patches
+    are hidden; `best.safetensors` the joint state with the best mean on the validation set; `log.txt` has a line per
+    checkpoint.
     """
     if minutes is not None and not 0 <= minutes < math.inf:
         raise UserError(f"--minutes {minutes}: give a finite number from 0 on, or leave it out to train to the end")
@@ -219,9 +305,11 @@ def train(folder, recipe=Recipe(), device="cpu", resume=False, minutes=None, eve
         run = Run(folder, recipe, device)
         if resume:
             run.resume()
-        print(f"training on {run.device} in {str(run.dtype)[6:]}: {run.total} steps, now at {run.at}")
+        dtype = str(run.dtype).removeprefix("torch.")
+        print(f"training on {run.device} in {dtype}: {run.total} steps, now at {run.at}")
         torch.set_num_threads(1)                   # two halves on two threads: steadier than two threads an operation
-        _steps(run, every, lambda: minutes is None or monotonic() - started < 60 * minutes)
+        end = math.inf if minutes is None else started + 60 * minutes
+        _steps(run, every, lambda: monotonic() < end)
         run.save()
     return run
 
@@ -235,19 +323,26 @@ def _steps(run, every, time_left):
             if not math.isfinite(loss):
                 raise UserError(f"the loss is not finite at step {run.at}: go on from the last state with --resume, "
                                 "or train anew")
-            recent = recent if counts is None else 0.95 * recent + counts.cpu()
+            if counts is not None:
+                recent = 0.95 * recent + counts.cpu()
             bar.update()
-            bar.set_postfix_str(f"loss {loss:.2f} " + _line(recent[0] / recent[1]), refresh=False)
+            right, asked = recent
+            bar.set_postfix_str(f"loss {loss:.2f} {_line(right / asked)}", refresh=False)
             if run.at % every == 0 or run.at == run.total:
                 _checkpoint(run, loss, pool)
 
 
 def _line(accuracy):
-    return " ".join(f"{name} {100 * x:.0f}" for name, x in zip(FAMILIES, accuracy.tolist()) if x == x)
+    parts = []
+    for name, share in zip(FAMILIES, accuracy.tolist()):
+        if not math.isnan(share):
+            parts.append(f"{name} {100 * share:.0f}")
+    return " ".join(parts)
 
 
 def _checkpoint(run, loss, pool):
-    """Save the state; score it on the validation set; keep it if it is the best so far, or the last before patches are hidden."""
+    """Save the state; score it on the validation set; keep it if it is the best so far, or the last before patches are
+    hidden."""
     line = f"step {run.at} loss {loss:.3f}"
     if run.at > run.recipe.vision_steps:
         accuracy = run.check(pool=pool).cpu()
@@ -255,7 +350,8 @@ def _checkpoint(run, loss, pool):
         if accuracy.mean() > run.best:
             run.best = float(accuracy.mean())
             run.save("best")
-    if run.at == run.recipe.vision_steps + run.recipe.whole * run.recipe.joint_steps:
+    recipe = run.recipe
+    if run.at == recipe.vision_steps + recipe.whole * recipe.joint_steps:
         run.save("whole")
     run.log.append(line)
     run.save()

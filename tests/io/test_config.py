@@ -9,8 +9,9 @@ import pytest
 import layouts
 from layouts import HF_7B, HF_13B, NEXT_7B, NEXT_MISTRAL, ORIGINAL_7B, ORIGINAL_MISTRAL, ORIGINAL_NEXT, TINY
 from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
-from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig, read_config
+from minivlm.families.registry import read_config
 from minivlm.io.limits import LIMITS
+from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
 from pruning.base import UserError
 
 # What the hub's files hold of their text_config and vision_config; all else is left to the defaults of the classes.

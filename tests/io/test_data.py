@@ -66,12 +66,12 @@ def test_what_is_no_file(tmp_path):
         said(build, f"{path}.json")
     for name in ("questions.jsonl", "methods.json"):
         (tmp_path / name).symlink_to("/dev/zero")
-    assert "no file" in said(benchmark.read, tmp_path) and "no file" in said(own_settings, tmp_path)
+    assert "no regular file" in said(benchmark.read, tmp_path) and "no regular file" in said(own_settings, tmp_path)
 
 
 def test_what_is_too_large_or_no_text(tmp_path):
-    (tmp_path / "a").write_bytes(b"x" * 101)
-    assert "of up to 100" in said(read_text, tmp_path / "a", "question", 100)
+    (tmp_path / "a").write_bytes(b"x" * (2 ** 20 + 1))
+    assert "larger than 1 MiB" in said(read_text, tmp_path / "a", "question", 2 ** 20)
     (tmp_path / "a").write_bytes(b"\xff\xfe")
     assert "no question that can be read" in said(read_text, tmp_path / "a", "question")
 
@@ -111,7 +111,7 @@ def test_fields_of_another_kind(tmp_path):
 
 @pytest.mark.parametrize("read, name, content, told", [
     (benchmark.read, "questions.jsonl", QUESTION | dict(image="none.png"), "line 1: there is no picture"),
-    (benchmark.read, "questions.jsonl", QUESTION | dict(evidence=[float("inf")]), "numbers of patches"),
+    (benchmark.read, "questions.jsonl", QUESTION | dict(evidence=[float("inf")]), "line 1: no question in JSON .Infinity is no number"),
     (benchmark.read, "questions.jsonl", QUESTION | dict(evidence="12"), "numbers of patches"),
     (Instructions, "a.json", [TALK | dict(image="none.png")], "conversation 0: there is no picture"),
     (Instructions, "a.json", [TALK | dict(image=["a.png"])], "conversation 0: image is a word or none; got"),

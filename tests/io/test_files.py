@@ -7,7 +7,8 @@ import struct
 import pytest
 
 from minivlm.io import files
-from minivlm.io.files import folder_of, parse_json, read_bytes, read_json, stored
+from minivlm.io.files import folder_of, parse_json, read_bytes, read_json
+from minivlm.io.tensors import stored
 from pruning.errors import UserError, one_line
 
 

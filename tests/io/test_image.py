@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from live import live
-from minivlm.families.internvl import TileProcessor
+from minivlm.families.internvl_image import InternVLProcessor
 from minivlm.families.internvl_config import InternVLConfig
-from minivlm.io.config_json import LlavaConfig, VisionConfig
 from minivlm.io.image import MEAN, STD, ImageProcessor
+from minivlm.parts.config import LlavaConfig, VisionConfig
 from pruning.base import UserError
 
 PARITY = Path(__file__).parent.parent / "parity"
@@ -96,7 +96,7 @@ def test_preprocessor_config_is_followed(tmp_path, told, size, nested):
 def test_recorded_pixels(case):
     if case == "none":
         pytest.skip("no recorded case under tests/parity")
-    from minivlm.io.config_json import read_config
+    from minivlm.families.registry import read_config
     processor = ImageProcessor.from_folder(PARITY / case, read_config(PARITY / case))
     prompts = json.loads((PARITY / case / "expected.json").read_text())["prompts"]
     with safe_open(PARITY / case / "expected.safetensors", "pt") as expected:
@@ -226,7 +226,7 @@ def test_a_processor_config_of_a_wrong_kind(tmp_path, told, words):
 def test_tiles_of_a_wrong_kind(tmp_path, told, words):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match=f"preprocessor_config.json: {words}"):
-        TileProcessor.from_folder(tmp_path, InternVLConfig())
+        InternVLProcessor.from_folder(tmp_path, InternVLConfig())
 
 
 def test_pixels_that_are_no_square_are_refused():

@@ -1,18 +1,19 @@
 """The checkpoint's own chat template: where it is found, what it is given, what it may not do; and the formats known by name."""
 
 import json
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 
 from live import live
 from minivlm.families.internvl_config import InternVLConfig
-from minivlm.io.config_json import LlavaConfig
 from minivlm.io.text import render
 from minivlm.io.text.formats import FORMATS
 from minivlm.io.text.template import TEMPLATES, Jinja, Missing, Raw, chosen, own_template, special_tokens, template_of
 from minivlm.io.text.tokenizer import ENDS, next_turn, prompt
 from minivlm.lab.cli import session
+from minivlm.parts.config import LlavaConfig
 from pruning.base import UserError
 
 IMAGES = "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
@@ -107,6 +108,17 @@ def test_a_template_without_an_end(monkeypatch, source):
         render.render(source, {}, "the file")
     monkeypatch.undo()
     assert render.render("{{ 1 + 1 }}", {}) == "2"
+
+
+def test_the_process_that_renders_imports_no_torch(tmp_path):
+    """It is started for every checkpoint with a template: torch alone would take seconds and hundreds of megabytes."""
+    python, *file = render.COMMAND
+    question = json.dumps(dict(template="{{ 1 + 1 }}", variables={}))
+    done = subprocess.run([python, "-X", "importtime", *file], input=question, capture_output=True, text=True, cwd=tmp_path)
+    assert json.loads(done.stdout) == dict(text="2")
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "jinja2" in imported
+    assert not imported & {"torch", "minivlm", "pruning", "numpy"}
 
 
 def test_a_template_that_rewrites_earlier_turns_ends_a_chat():

@@ -48,7 +48,7 @@ def changed(folder, name, **fields):
 def test_recorded_ids(case):
     if case == "none":
         pytest.skip("no recorded case under tests/parity")
-    from minivlm.io.config_json import read_config
+    from minivlm.families.registry import read_config
     tokenizer = Tokenizer(PARITY / case, read_config(PARITY / case).image_token_index)
     prompts = json.loads((PARITY / case / "expected.json").read_text())["prompts"]
     prompts = [p for p in prompts if "ids_unexpanded" in p]

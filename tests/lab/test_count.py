@@ -8,12 +8,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
 from minivlm.lab.cost import shapes
 from minivlm.lab.cost.cost import tera
 from minivlm.lab.cost.count import count, on_meta, weight_bytes
 from minivlm.lab.cost.flops import Formula, kv_bytes
 from minivlm.lab.cost.shapes import SHAPES, Shape
+from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.compose import Both, Schedule

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minivlm.families.tiles import TilesProcessor
+from minivlm.families.anyres_image import LlavaNextProcessor
 from minivlm.io.image import ImageProcessor, open_image
 from minivlm.lab.compare import draw
 from minivlm.lab.compare.sheet import drawable, is_in_font, sheet, stack, words, wrap
@@ -369,7 +369,7 @@ def test_pictures_of_tiles_in_the_model(method, size, told):
     model, photo = next_llava(layers=6), checks(*size)
     image = tiled(model, size[1], size[0])
     trace = prefill(model, ids(2, MARK, 3), [image], method)[2]
-    box = TilesProcessor(16, grids=GRIDS).box(*size)
+    box = LlavaNextProcessor(16, grids=GRIDS).box(*size)
     kept_, N = (trace.steps[0].kept if trace.steps else torch.arange(trace.N)), trace.N
     assert draw.rows(photo, box, trace) and told[0][1].split(": ")[1].startswith(f"{len(kept_)} of {N} tokens")
     base, on_map = (int(((cell[:, 0] == t) & (cell[:, 1] >= 0)).sum()) for cell in [trace.grid[kept_]] for t in range(2))

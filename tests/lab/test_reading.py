@@ -8,13 +8,17 @@ DENSITY = 11                               # AST nodes per code line stay below 
 STATEMENT = 45                             # nodes of a statement stay below it
 PATH_LINES = 900                           # of all files of the reading path together
 
-NEIGHBOURS = [ROOT / "minivlm" / f"{name}.py" for name in
-              ("cache", "trace", "families/anyres", "parts/activations", "parts/masks", "parts/sequence", "parts/views")]
-FILES = list(dict.fromkeys([*PATH, *NEIGHBOURS, *METHOD_FILES]))
+MINIVLM = ROOT / "minivlm"
+NETWORK = [*sorted(MINIVLM.glob("[!_]*.py")), *sorted((MINIVLM / "parts").glob("*.py"))]
+AROUND = [ROOT / "weights.py", *(file for room in ("io", "families", "toy") for file in sorted((MINIVLM / room).rglob("*.py")))]
+FILES = list(dict.fromkeys([*PATH, *NETWORK, *AROUND, *METHOD_FILES]))
 
 # Files that are above a limit still: density, longest statement, wide lines. One that gets better leaves this list.
 NOT_YET = {
-    "pruning/mosaic.py": (11.3, 21, 0),
+    "minivlm/kernels.py": (13.2, 35, 0),
+    "minivlm/toy/packing.py": (13.4, 27, 0),
+    "minivlm/toy/scenes.py": (13.3, 35, 0),
+    "minivlm/toy/student.py": (14.0, 36, 0),
 }
 
 

@@ -287,7 +287,7 @@ def test_any_reading_is_trained(data, tmp_path, capsys, kind, name):
     assert all(not x.equal(fresh[name]) for name, x in trained_method.module.state_dict().items())
     status, _, err = done(capsys, *arguments(tmp_path, out, "--freeze-lm", "--set", "temperature=10", "--resume"))
     assert status == 2
-    assert f"a run with method {name}, not atp" in err
+    assert f"a run with method {name!r}, not 'atp'" in err
 
 
 def test_a_pre_defined_ratio(data, tmp_path, capsys):

@@ -10,7 +10,7 @@ from build import close, tiles
 from golden import golden
 from pruning.base import UserError
 from pruning.hired import HiRED
-from pruning.mosaic import Mosaic
+from pruning.tiles import TileGrid
 from pruning.readings import HiREDGrid, HiREDSum
 from released import HiREDSwapped
 
@@ -122,14 +122,14 @@ def test_keep_counts_tokens_of_an_image():
     assert HiRED.per == HiREDSum.per == HiREDGrid.per == "image"
 
 
-def test_mosaic():
-    """Two tiles side by side, 2 x 2 patches each: base 0-3, then the rows of the mosaic, 4 5 | 8 9 and 6 7 | 10 11.
+def test_order_on_the_grid_of_tiles():
+    """Two tiles side by side, 2 x 2 patches each: base 0-3, then the rows of the grid of tiles, 4 5 | 8 9 and 6 7 | 10 11.
     A square picture fills the middle two columns of four: 5 8 and 7 10. One half as wide fills one column, and (4 -
     1) // 2 = 1 is cut."""
     grid = image(FINAL, INITIAL).grid                                              # (12, 3)
 
     def sent_on(size, grid=grid):
-        return HiRED().output_order(grid, Mosaic(2, (1, 2), size)).tolist()
+        return HiRED().output_order(grid, TileGrid(2, (1, 2), size)).tolist()
 
     assert sent_on((200, 400)) == [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]
     assert sent_on((200, 200)) == [0, 1, 2, 3, 5, 8, 7, 10]
@@ -142,9 +142,9 @@ def test_rows_and_columns_confused():
     to fill the middle: 4 rows of 2, of which 2 * 2 / 4 = 1 is the picture's, (4 - 1) // 2 = 1 above and below is
     cut: 6 7 and 8 9 are left. HiRED itself has the rows and columns right: the picture fills the map."""
     grid = image(FINAL, INITIAL).grid
-    mosaic = Mosaic(2, (1, 2), (2, 4))
-    assert HiREDSwapped().output_order(grid, mosaic).tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
-    assert HiRED().output_order(grid, mosaic).tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]
+    tile_grid = TileGrid(2, (1, 2), (2, 4))
+    assert HiREDSwapped().output_order(grid, tile_grid).tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
+    assert HiRED().output_order(grid, tile_grid).tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]
 
 
 # --- recorded ---------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_recorded(rate):
 @pytest.mark.parametrize("c", NEXT_FACTS["cases"], ids=lambda c: f"{c['case']}-{c['rate']}-{c['alpha']}")
 def test_recorded_tiles(c):
     """LLaVA-NeXT: kept patches of each tile, and what the released code sends on, with its exchange of rows and
-    columns. In a square mosaic there is no difference; in others the right way round loses less to the padding."""
+    columns. In a square grid of tiles there is no difference; in others the right way round loses less to the padding."""
     run = f"case{c['case']}.r{round(c['rate'] * 100)}a{round(c['alpha'] * 100)}"
     final = NEXT[f"case{c['case']}.bottom_row"]
     initial = NEXT[f"case{c['case']}.top_row"]
@@ -171,9 +171,9 @@ def test_recorded_tiles(c):
     assert keep.tolist() == NEXT[f"{run}.kept_flat"].tolist()
     assert tokens.grid[keep, 0].bincount(minlength=c["tiles"]).tolist() == c["per_tile"]
     # what is sent on
-    mosaic = Mosaic(24, tuple(c["grid_hw"]), tuple(c["size_hw"]))
-    released = keep[method.output_order(tokens.grid[keep], mosaic)]
-    right = keep[HiRED().output_order(tokens.grid[keep], mosaic)]
+    tile_grid = TileGrid(24, tuple(c["grid_hw"]), tuple(c["size_hw"]))
+    released = keep[method.output_order(tokens.grid[keep], tile_grid)]
+    right = keep[HiRED().output_order(tokens.grid[keep], tile_grid)]
     assert released.tolist() == NEXT[f"{run}.packed_source_flat"].tolist()
     rows, columns = c["grid_hw"]
     if rows == columns:

@@ -12,8 +12,8 @@ from build import close, tokens
 from golden import FOLDER, golden, prompt, run
 from minivlm.attention import rope, rotate
 from minivlm.cache import Cache
-from minivlm.io.config_json import TextConfig
 from minivlm.llama import Decoder
+from minivlm.parts.config import TextConfig
 from pruning.base import Reduction, UserError
 from pruning.by_hand import GivenView
 from pruning.fastv import FastV

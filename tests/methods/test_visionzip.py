@@ -12,7 +12,7 @@ import torch
 from build import close, plane, tiles
 from golden import golden
 from pruning.base import UserError
-from pruning.mosaic import Mosaic
+from pruning.tiles import TileGrid
 from pruning.readings import VisionZipAverage
 from pruning.visionzip import VisionZip
 
@@ -140,7 +140,7 @@ def test_recorded(c):
 @pytest.mark.parametrize("grid, name", [((2, 2), "assembled"), ((1, 4), "assembled_w4h1"), ((4, 1), "assembled_w1h4")])
 def test_recorded_tiles(grid, name):
     """LLaVA-NeXT: 28 + 4 of each of 5 tiles. The inputs are not recorded; here they are such that each tile gives
-    its recorded tokens. The base tile is sent on first, then the mosaic's dominant patches in its raster, the tiles'
+    its recorded tokens. The base tile is sent on first, then the grid of tiles's dominant patches in its raster, the tiles'
     class tokens and their contextual tokens."""
     recorded = NEXT["per_tile_tokens"]
     index = NEXT["all_indices"].long()
@@ -155,7 +155,7 @@ def test_recorded_tiles(grid, name):
     left = tokens.reduced(method.reduce(tokens))
     values = left.hidden[left.visual]
     assert values.view(5, 32, 4).equal(recorded)
-    order = method.output_order(left.grid, Mosaic(24, grid, (1, 1)))
+    order = method.output_order(left.grid, TileGrid(24, grid, (1, 1)))
     close(values[order], NEXT[name], 1e-6)
 
 

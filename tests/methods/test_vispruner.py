@@ -12,7 +12,7 @@ import torch
 from build import close, plane, tiles
 from golden import golden
 from pruning.base import UserError
-from pruning.mosaic import Mosaic
+from pruning.tiles import TileGrid
 from pruning.ranked import cosines
 from pruning.vispruner import VisPruner
 
@@ -130,13 +130,13 @@ def test_recorded(c):
 
 @pytest.mark.parametrize("k", [16, 12])
 def test_recorded_tiles(k):
-    """LLaVA-NeXT: T of each of 5 tiles; the mosaic's are sent on in the raster of the whole mosaic."""
+    """LLaVA-NeXT: T of each of 5 tiles; the grid of tiles's are sent on in the raster of the whole grid of tiles."""
     side = NEXT_FACTS["patches_per_side"]
     tokens = patches(NEXT["features"], NEXT["cls_attn"], grid=(side, side))
     method = VisPruner(keep=k)
     keep = method.reduce(tokens).keep
-    mosaic = Mosaic(side, tuple(NEXT_FACTS["grid"]), (1, 1))
-    packed = keep[method.output_order(tokens.grid[keep], mosaic)]
+    tile_grid = TileGrid(side, tuple(NEXT_FACTS["grid"]), (1, 1))
+    packed = keep[method.output_order(tokens.grid[keep], tile_grid)]
     assert packed.tolist() == NEXT[f"T{k}.r50.source_flat"].tolist()
     assert tokens.hidden[tokens.visual[packed]].equal(NEXT[f"T{k}.r50.visual_tokens"])
 

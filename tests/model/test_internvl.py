@@ -15,9 +15,10 @@ import tiny_internvl
 import weights
 from build import close
 from live import live
-from minivlm.families.internvl import TileProcessor, pixel_shuffle
+from minivlm.families.internvl import pixel_shuffle
 from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
-from minivlm.io.config_json import read_config
+from minivlm.families.internvl_image import InternVLProcessor
+from minivlm.families.registry import read_config
 from minivlm.io.text.chatml import CHATML
 from minivlm.io.text.tokenizer import Tokenizer, next_turn, prompt
 from minivlm.lab.cli import session
@@ -48,7 +49,7 @@ PICTURES = sorted(PARITY.glob("images/*.png"))
     ((1400, 800), (4, 2))])                # and here 6 tiles are not, nor the 8 of 4 : 2
 def test_grid(size, grid):
     """Of all grids of 1 to 12 tiles that whose shape is nearest; of equals the largest of less than twice the area."""
-    assert TileProcessor(448).grid(*size) == grid
+    assert InternVLProcessor(448).grid(*size) == grid
 
 
 @live
@@ -60,7 +61,7 @@ def test_grid_of_every_size():
     sizes = (torch.rand(1000, 2, generator=generator) * 7.6).exp().long().clamp(min=1).tolist()
     sizes += [(n * a, n * b) for n in (1, 100, 500) for a in range(1, 8) for b in range(1, 8)]
     for least, most in ((1, 12), (1, 6), (3, 5)):
-        ours = TileProcessor(448, min_tiles=least, max_tiles=most)
+        ours = InternVLProcessor(448, min_tiles=least, max_tiles=most)
         for width, height in sizes:
             assert ours.grid(width, height) == get_optimal_tiled_canvas((height, width), (448, 448), least, most), (width, height)
 
@@ -70,7 +71,7 @@ def test_tiles_row_by_row_and_the_thumbnail_last():
     photo = Image.new("RGB", (6, 4))
     for n in range(6):
         photo.paste((40 * n, 0, 0), (2 * (n % 3), 2 * (n // 3), 2 * (n % 3) + 2, 2 * (n // 3) + 2))
-    processor = TileProcessor(4, mean=(0, 0, 0), std=(1, 1, 1), resample=Image.Resampling.NEAREST)
+    processor = InternVLProcessor(4, mean=(0, 0, 0), std=(1, 1, 1), resample=Image.Resampling.NEAREST)
     pixels = processor.pixels(photo)
     assert processor.grid(6, 4) == (3, 2) and pixels.shape == (7, 3, 4, 4)
     assert [round(float(tile[0].mean() * 255)) for tile in pixels[:6]] == [0, 40, 80, 120, 160, 200]
@@ -81,8 +82,8 @@ def test_tiles_row_by_row_and_the_thumbnail_last():
 
 def test_one_tile_needs_no_thumbnail():
     square = Image.new("RGB", (10, 10))
-    assert TileProcessor(28).pixels(square).shape == (1, 3, 28, 28) and TileProcessor(28).box(10, 10) == (0, 0, 10, 10)
-    assert len(TileProcessor(28, thumbnail=False).pixels(Image.new("RGB", (20, 10)))) == 2
+    assert InternVLProcessor(28).pixels(square).shape == (1, 3, 28, 28) and InternVLProcessor(28).box(10, 10) == (0, 0, 10, 10)
+    assert len(InternVLProcessor(28, thumbnail=False).pixels(Image.new("RGB", (20, 10)))) == 2
 
 
 @live
@@ -98,16 +99,16 @@ def test_pixels(path):
 def test_processor_files(tmp_path):
     """preprocessor_config.json of the -hf layout; config.json of the other, which does not read the first; neither."""
     config = InternVLConfig(InternViTConfig(image_size=28), max_tiles=4, use_thumbnail=False)
-    assert TileProcessor.from_folder(tmp_path, config) == TileProcessor(28, max_tiles=4, thumbnail=False)
+    assert InternVLProcessor.from_folder(tmp_path, config) == InternVLProcessor(28, max_tiles=4, thumbnail=False)
     stored = dict(image_processor_type="GotOcr2ImageProcessorFast", size=dict(height=28, width=28), image_mean=[.5] * 3, max_patches=3)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
-    assert TileProcessor.from_folder(tmp_path, config) == TileProcessor(28, mean=(.5, .5, .5), max_tiles=3)
-    assert TileProcessor.from_folder(tmp_path, replace(config, original=True)) == TileProcessor(28, max_tiles=4, thumbnail=False)
+    assert InternVLProcessor.from_folder(tmp_path, config) == InternVLProcessor(28, mean=(.5, .5, .5), max_tiles=3)
+    assert InternVLProcessor.from_folder(tmp_path, replace(config, original=True)) == InternVLProcessor(28, max_tiles=4, thumbnail=False)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored | dict(max_patches=None)))
-    assert TileProcessor.from_folder(tmp_path, config).max_tiles == 12
+    assert InternVLProcessor.from_folder(tmp_path, config).max_tiles == 12
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored | dict(size=dict(height=56, width=56))))
     with pytest.raises(UserError, match="makes pixels of side 56, but config.json's image_size is 28"):
-        TileProcessor.from_folder(tmp_path, config)
+        InternVLProcessor.from_folder(tmp_path, config)
 
 
 # --- pixel shuffle and the prompt -------------------------------------------------------------------------------------
@@ -435,7 +436,7 @@ def test_pictures_undo_the_tiles():
     """A picture of 3 x 2 tiles of 2 x 2 visual tokens: they lie on one map of 4 rows and 6 columns, the thumbnail
     beside it. Kept are the lower right token of tile 1, the upper left one of tile 5 and the last of the thumbnail."""
     model = internvl(layers=4)
-    photo, processor = Image.new("RGB", (600, 400), (200, 200, 200)), TileProcessor(16)
+    photo, processor = Image.new("RGB", (600, 400), (200, 200, 200)), InternVLProcessor(16)
     assert processor.grid(600, 400) == (3, 2)
     *_, trace = prefill(model, ids(1, MARK, 2, MARK, 1), [picture(model), picture(model, tiles=7)], Chosen({1: [11, 24, 31]}))
     panel, view = draw.panels(photo, processor.box(600, 400), trace, image=1)[0], View(photo, processor.box(600, 400), trace, 1)
@@ -449,9 +450,9 @@ def test_pictures_of_one_tile_and_of_tiles_alone():
     """One tile is drawn as ever; without a thumbnail there is the map alone."""
     model, square, wide = internvl(layers=2), Image.new("RGB", (40, 40)), Image.new("RGB", (80, 40))
     *_, trace = prefill(model, ids(1, MARK, 1), [picture(model)])
-    assert [(g.rows, g.columns) for g in View(square, TileProcessor(16).box(40, 40), trace).grids] == [(2, 2)]
+    assert [(g.rows, g.columns) for g in View(square, InternVLProcessor(16).box(40, 40), trace).grids] == [(2, 2)]
     *_, trace = prefill(model, ids(1, MARK, 1), [picture(model, tiles=2)])
-    assert [(g.rows, g.columns) for g in View(wide, TileProcessor(16, thumbnail=False).box(80, 40), trace).grids] == [(2, 4)]
+    assert [(g.rows, g.columns) for g in View(wide, InternVLProcessor(16, thumbnail=False).box(80, 40), trace).grids] == [(2, 4)]
 
 
 def test_atp_is_not_trained_on_tiles(capsys, tmp_path):

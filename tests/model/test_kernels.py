@@ -7,12 +7,12 @@ from hypothesis import given, strategies as st
 from build import close
 from minivlm import kernels
 from minivlm.attention import attention as plain_attention, causal_mask, rope
-from minivlm.io.config_json import TextConfig
 from minivlm.llama import Layer
+from minivlm.parts.config import TextConfig
 from minivlm.parts.views import DecoderView
-from tiny import MARK, SETTINGS, ids, llava, picture, prefill
 from pruning.base import Tokens
 from pruning.fastv import FastV
+from tiny import MARK, SETTINGS, ids, llava, picture, prefill
 
 
 @pytest.fixture(autouse=True)

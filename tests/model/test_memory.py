@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from minivlm.cache import Cache
-from minivlm.io.config_json import TextConfig
 from minivlm.lab.speed.clock import Memory
 from minivlm.llama import Decoder
+from minivlm.parts.config import TextConfig
 from pruning.adaptprune import AdaptPrune
 from pruning.asap import ASAP, FastVBiMask
 from pruning.base import Tokens, whole_grid

@@ -12,13 +12,13 @@ from PIL import Image
 
 import weights
 from build import close
-from minivlm.families.tiles import Tiles, TilesProcessor, best_grid
-from minivlm.io.config_json import read_config
+from minivlm.families.registry import read_config
+from minivlm.families.anyres_image import Tiles, LlavaNextProcessor, best_grid
 from minivlm.lab.check import hf
 from minivlm.trace import Trace
 from pruning.base import whole_grid
 from pruning.hired import HiRED
-from pruning.mosaic import Mosaic
+from pruning.tiles import TileGrid
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
 from tiny import MARK, Chosen, ids, llava, next_llava, tiled
@@ -34,7 +34,7 @@ ROUNDED = [(47, 1128, 868, 722), (55, 176, 1360, 1262), (88, 99, 1272, 1224), (2
 def tokens_of(height, width, grids=REAL, digits=7):
     """Visual tokens of a picture at LLaVA-NeXT's true size."""
     high, wide = best_grid(height, width, grids)
-    return len(Mosaic(24, (high // 336, wide // 336), (height, width), digits).lines()[0])
+    return len(TileGrid(24, (high // 336, wide // 336), (height, width), digits).unpruned()[0])
 
 
 # --- which grid, and how many tokens ----------------------------------------------------------------------------------
@@ -76,10 +76,10 @@ def test_counts_by_hand():
     """48 x 48 patches. 480 x 640 (height first): 480 * 48 / 640 = 36 rows, 6 of 48 dropped above and below: 576 + 36
     * 49."""
     assert tokens_of(480, 640) == 576 + 36 * 49
-    assert Mosaic(24, (2, 2), (480, 640)).padding == (6, 0)
-    assert Mosaic(24, (2, 2), (640, 480)).padding == (0, 6)
+    assert TileGrid(24, (2, 2), (480, 640)).padding == (6, 0)
+    assert TileGrid(24, (2, 2), (640, 480)).padding == (0, 6)
     assert tokens_of(672, 672) == 576 + 48 * 49 == 2928
-    assert Mosaic(24, (1, 3), (100, 2000)).padding == (10, 0)      # 3.6 rows: 3, and (24 - 3) // 2 = 10 leaves 4
+    assert TileGrid(24, (1, 3), (100, 2000)).padding == (10, 0)      # 3.6 rows: 3, and (24 - 3) // 2 = 10 leaves 4
     assert tokens_of(100, 2000) == 576 + 4 * 73
 
 
@@ -88,7 +88,7 @@ def test_pictures_too_long_for_a_row_or_a_column():
     alone."""
     assert tokens_of(20, 2000) == 576
     assert tokens_of(2000, 20) == 576 + 72
-    patch, place = Mosaic(24, (3, 1), (2000, 20)).lines()
+    patch, place = TileGrid(24, (3, 1), (2000, 20)).unpruned()
     assert patch[576:].tolist() == [-1] * 72
     assert place[576:].tolist() == [[1, -1, -1]] * 72
 
@@ -113,14 +113,14 @@ def test_against_transformers(transformers):
     reference = transformers.LlavaNextProcessor(pictures, tokenizer, patch_size=1, num_additional_image_tokens=1,
                                                 vision_feature_select_strategy="default")
     mark = tokenizer.convert_tokens_to_ids("<image>")
-    ours = TilesProcessor(24, grids=tuple(map(tuple, grids)))
+    ours = LlavaNextProcessor(24, grids=tuple(map(tuple, grids)))
     generator = np.random.default_rng(0)
     for height, width in np.exp(generator.uniform(0, 6, (200, 2))).astype(int).tolist():
         image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
         theirs = reference(images=image, text="<image>", return_tensors="pt")
         tiles = ours.pixels(image)
         torch.testing.assert_close(tiles.pixels, theirs.pixel_values[0], rtol=0, atol=1e-6)
-        assert int((theirs.input_ids == mark).sum()) == len(Mosaic(24, tiles.grid, (height, width)).lines()[0])
+        assert int((theirs.input_ids == mark).sum()) == len(TileGrid(24, tiles.grid, (height, width)).unpruned()[0])
 
 
 # --- what lies where --------------------------------------------------------------------------------------------------
@@ -128,13 +128,13 @@ def test_against_transformers(transformers):
 def test_order_by_hand():
     """Tiles of 2 x 2 patches, one row of two tiles: patches 0 .. 3 of the base, 4 .. 7 and 8 .. 11. The map is 4 5 8
     9 over 6 7 10 11. A picture twice as wide as high fills it; one of 1 x 1 leaves a column away on both sides."""
-    patch, place = Mosaic(2, (1, 2), (100, 200)).lines()
+    patch, place = TileGrid(2, (1, 2), (100, 200)).unpruned()
     assert patch.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, -1, 6, 7, 10, 11, -1]
     base = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     first_row = [[1, 0, 0], [1, 0, 1], [1, 0, 2], [1, 0, 3], [1, -1, -1]]
     second_row = [[1, 1, 0], [1, 1, 1], [1, 1, 2], [1, 1, 3], [1, -1, -1]]
     assert place.tolist() == base + first_row + second_row
-    patch, place = Mosaic(2, (1, 2), (100, 100)).lines()
+    patch, place = TileGrid(2, (1, 2), (100, 100)).unpruned()
     assert patch[4:].tolist() == [5, 8, -1, 7, 10, -1]
     assert place[4:7].tolist() == [[1, 0, 0], [1, 0, 1], [1, -1, -1]]
 
@@ -142,9 +142,9 @@ def test_order_by_hand():
 def test_places_on_the_map():
     """Two rows of two tiles of 2 x 2: tile 3 is the lower left one. What is on no grid stays so, and comes last."""
     place = torch.tensor([[0, 1, 0], [0, 0, 1], [3, 1, 1], [2, -1, -1], [1, 0, 0], [2, 0, 1], [1, 1, 0], [0, -1, -1]])
-    mosaic = Mosaic(2, (2, 2), (100, 100))
-    assert mosaic.on_map(place).tolist() == [[0, 1, 0], [0, 0, 1], [1, 3, 1], [1, -1, -1], [1, 0, 0], [1, 0, 3], [1, 1, 0], [0, -1, -1]]
-    assert mosaic.order(place).tolist() == [0, 1, 7, 4, 5, 6, 2, 3]
+    tile_grid = TileGrid(2, (2, 2), (100, 100))
+    assert tile_grid.on_whole_grid(place).tolist() == [[0, 1, 0], [0, 0, 1], [1, 3, 1], [1, -1, -1], [1, 0, 0], [1, 0, 3], [1, 1, 0], [0, -1, -1]]
+    assert tile_grid.order(place).tolist() == [0, 1, 7, 4, 5, 6, 2, 3]
 
 
 def test_padding_is_not_shown():
@@ -152,9 +152,9 @@ def test_padding_is_not_shown():
     and tile 2's column 1. The base tile shows all of the picture, whatever its places; a class token is in no
     padding."""
     place = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 1], [2, 0, 0], [2, 1, 1], [1, -1, -1]])
-    assert Mosaic(2, (1, 2), (100, 100)).is_shown(place).tolist() == [True, False, True, True, False, True]
-    assert Mosaic(2, (1, 2), (100, 200)).is_shown(place).all()
-    assert Mosaic(2, (2, 1), (100, 100)).is_shown(place[[0, 1, 2]]).tolist() == [True, False, True]
+    assert TileGrid(2, (1, 2), (100, 100)).is_shown(place).tolist() == [True, False, True, True, False, True]
+    assert TileGrid(2, (1, 2), (100, 200)).is_shown(place).all()
+    assert TileGrid(2, (2, 1), (100, 100)).is_shown(place[[0, 1, 2]]).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("method, orders", [
@@ -163,7 +163,7 @@ def test_what_methods_of_the_vision_site_send_on(method, orders):
     """All patches of three tiles of 2 x 2 in a row, of a picture of 1 x 1: only HiRED leaves out the padding; nobody
     has newlines."""
     grid = torch.cat([whole_grid(2, 2, tile) for tile in range(3)])
-    assert method.output_order(grid, Mosaic(2, (1, 2), (100, 100))).tolist() == orders
+    assert method.output_order(grid, TileGrid(2, (1, 2), (100, 100))).tolist() == orders
 
 
 def test_visionzip_sends_on():
@@ -171,7 +171,7 @@ def test_visionzip_sends_on():
     patches in the order of the map, class tokens, contextual tokens."""
     tile = [[-1, -1], [0, 1], [1, 0], [0, 0]]
     grid = torch.tensor([[t, *place] for t in range(3) for place in tile])
-    assert VisionZip(4, 1).output_order(grid, Mosaic(2, (1, 2), (100, 200))).tolist() == [0, 1, 2, 3, 5, 9, 6, 10, 4, 8, 7, 11]
+    assert VisionZip(4, 1).output_order(grid, TileGrid(2, (1, 2), (100, 200))).tolist() == [0, 1, 2, 3, 5, 9, 6, 10, 4, 8, 7, 11]
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def columns(width, height):
 
 
 def plain(grids, size):
-    return TilesProcessor(size, mean=(0,) * 3, std=(1,) * 3, grids=grids)
+    return LlavaNextProcessor(size, mean=(0,) * 3, std=(1,) * 3, grids=grids)
 
 
 def test_tiles_by_hand():
@@ -205,7 +205,7 @@ def test_tiles_by_hand():
 
 def test_black_before_it_is_normalised():
     """Room is black as in the picture, not zero after normalisation."""
-    tiles = TilesProcessor(4, grids=((4, 8),)).pixels(columns(8, 3))
+    tiles = LlavaNextProcessor(4, grids=((4, 8),)).pixels(columns(8, 3))
     black = torch.tensor([-.48145466 / .26862954, -.4578275 / .26130258, -.40821073 / .27577711])
     close(tiles.pixels[1, :, 3], black[:, None].expand(3, 4))
 
@@ -225,7 +225,7 @@ def test_pixels_against_transformers(size, transformers):
     grids = [[n // 12 for n in grid] for grid in REAL]
     theirs = transformers.LlavaNextImageProcessorPil(size=dict(shortest_edge=28), crop_size=dict(height=28, width=28),
                                                      image_grid_pinpoints=grids)(image, return_tensors="pt")
-    ours = TilesProcessor(28, grids=tuple(map(tuple, grids))).pixels(image)
+    ours = LlavaNextProcessor(28, grids=tuple(map(tuple, grids))).pixels(image)
     close(ours.pixels, theirs.pixel_values[0], 1e-6)
     assert list(ours.size) == theirs.image_sizes[0].tolist()
 
@@ -234,7 +234,7 @@ def test_processor_of_a_folder():
     """The tile's side, the values and the grids of the checkpoint; the original's grids have width first."""
     hub = weights.load(PARITY / "next_mistral").processor
     original = weights.load(PARITY / "next_original").processor
-    assert hub == TilesProcessor(28, grids=((28, 56), (56, 28), (56, 56), (84, 28), (28, 84)), resize=28)
+    assert hub == LlavaNextProcessor(28, grids=((28, 56), (56, 28), (56, 56), (84, 28), (28, 84)), resize=28)
     assert set(original.grids) == set(hub.grids)
     assert read_config(PARITY / "next_original").image_grid_pinpoints[0] == [28, 56]
 

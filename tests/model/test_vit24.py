@@ -11,8 +11,8 @@ import torch
 
 from build import close
 from golden import golden
-from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
 from minivlm.llava import Llava
+from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus
 from pruning.readings import PruMergePaper

@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 from pruning.base import UserError
 
 IMAGE = "<image>"
-ANSWER = "\ue000\ue001\ue000"          # stands for an answer while a conversation is cut at its answers
+ANSWER = "\ue000\ue001\ue000"          # in place of an answer while a conversation is cut at its answers
 
 
 class Template:
     """How a conversation is written: a subclass has a `name` and `text`, and the rest follows from it."""
 
     def text(self, turns, images=1):
-        """The text of turns (question, answer), the last answer None where the model shall give it.
+        """The text of turns (question, answer), the last answer None if the model shall give it.
 
         See `text.prompt`.
         """
         raise NotImplementedError
 
     def with_system(self, system):
-        """The same template with this system message. Raises UserError where it has no place for one."""
+        """The same template with this system message. Raises UserError if it has no place for one."""
         raise UserError(f"the template {self.name} has no place for a system message: leave --system out, or choose "
                         f"a --template")
 
@@ -36,11 +36,12 @@ class Template:
         return texts
 
     def following(self, turns, question):
-        """What stands between the last answer of these turns and the answer to one more question. Raises UserError."""
+        """What comes between the last answer of these turns and the answer to one more question. Raises UserError."""
         images = sum(question.count(IMAGE) for question, _ in turns)
         more = question.count(IMAGE)
-        before = self.text([*turns[:-1], (turns[-1][0], None)], images)
-        whole = self.text([*turns[:-1], (turns[-1][0], ANSWER), (question, None)], images + more)
+        *earlier, (last_question, _) = turns
+        before = self.text([*earlier, (last_question, None)], images)
+        whole = self.text([*earlier, (last_question, ANSWER), (question, None)], images + more)
         read, _, rest = whole.partition(ANSWER)
         if not read.startswith(before) or not rest:
             raise UserError(f"{self.name} writes earlier turns otherwise than they were asked: begin a new chat, or "
@@ -58,7 +59,8 @@ def marked(questions, images):
     if images and not marks:
         return [f"{IMAGE}\n" * images + questions[0], *questions[1:]]
     if marks != images:
-        raise UserError(f"the text has {marks} {IMAGE} marks for {images} pictures: write one mark a picture, or none")
+        raise UserError(f"the text has {marks} {IMAGE} marks for {images} pictures: write one mark per picture, or "
+                        "none")
     return questions
 
 
@@ -89,12 +91,17 @@ class Format(Template):
         return replace(self, system=system, name=f"{self.name} with the system message {system!r}")
 
 
+def by_name(*formats):
+    """{name: Format}"""
+    return {format.name: format for format in formats}
+
+
 HUMAN = ("A chat between a curious human and an artificial intelligence assistant. "
          "The assistant gives helpful, detailed, and polite answers to the human's questions.")
 SEES = ("You are a helpful language and vision assistant. "
         "You are able to understand the visual content that the user provides, "
         "and assist the user with a variety of tasks using natural language.")
-LLAMA3 = "<|start_header_id|>{}<|end_header_id|>\n\n"
+HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
 
 
 def _vicuna(name, system):
@@ -102,17 +109,18 @@ def _vicuna(name, system):
 
 
 def _llama3(name, system):
-    question = LLAMA3.format("user") + "{}<|eot_id|>" + LLAMA3.format("assistant")
-    system_turn = LLAMA3.format("system") + "{}<|eot_id|>"
+    question = HEADER.format("user") + "{}<|eot_id|>" + HEADER.format("assistant")
+    system_turn = HEADER.format("system") + "{}<|eot_id|>"
     return Format(name, question, "{}", "<|eot_id|>", system=system, system_turn=system_turn)
 
 
-FORMATS = {format.name: format for format in (
-    Format("llava-hf", "USER: {} ASSISTANT:", " {}", " "),             # chat template of the llava-1.5-*-hf checkpoints
-    _vicuna("llava_v1", HUMAN),                    # LLaVA's own chat, and the llava-v1.6-vicuna-*-hf checkpoints
-    _vicuna("vicuna_v1", HUMAN.replace("human", "user")),              # its evaluations
-    Format("mistral", "[INST] {} [/INST]", " {}", "</s>", " "),        # llava-v1.6-mistral-7b-hf
-    Format("mistral_instruct", "[INST] {} [/INST]", " {} ", "</s>"),   # the same weights in LLaVA's own chat
-    _llama3("llama-3", ""),                        # llama3-llava-next-8b-hf
-    _llama3("llava_llama_3", SEES),                # its original
-    Format("phi-3", "<|user|>\n{}<|end|>\n<|assistant|>\n", "{}", "<|end|>\n", system_turn="<|system|>\n{}<|end|>\n"))}
+LLAVA_HF = Format("llava-hf", "USER: {} ASSISTANT:", " {}", " ")       # chat template of llava-1.5-*-hf
+LLAVA_V1 = _vicuna("llava_v1", HUMAN)              # LLaVA's own chat, and llava-v1.6-vicuna-*-hf
+VICUNA_V1 = _vicuna("vicuna_v1", HUMAN.replace("human", "user"))       # its evaluations
+MISTRAL = Format("mistral", "[INST] {} [/INST]", " {}", "</s>", " ")   # llava-v1.6-mistral-7b-hf
+INSTRUCT = Format("mistral_instruct", "[INST] {} [/INST]", " {} ", "</s>")         # the same weights in LLaVA's chat
+LLAMA_3 = _llama3("llama-3", "")                   # llama3-llava-next-8b-hf
+LLAVA_LLAMA_3 = _llama3("llava_llama_3", SEES)     # its original
+PHI_3 = Format("phi-3", "<|user|>\n{}<|end|>\n<|assistant|>\n", "{}", "<|end|>\n",
+               system_turn="<|system|>\n{}<|end|>\n")
+FORMATS = by_name(LLAVA_HF, LLAVA_V1, VICUNA_V1, MISTRAL, INSTRUCT, LLAMA_3, LLAVA_LLAMA_3, PHI_3)

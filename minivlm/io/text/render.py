@@ -16,6 +16,8 @@ from pathlib import Path
 
 from pruning.base import UserError
 
+# by its path: as a module it would import the package minivlm, and with it torch
+COMMAND = [sys.executable, str(Path(__file__).with_name("sandbox.py"))]
 LONGEST_TEMPLATE = 500_000             # characters; released ones have some thousands
 SECONDS = 20                           # that a text may take, with the start of the process
 
@@ -30,7 +32,7 @@ class _Process:
         self.lock = threading.Lock()
 
     def ask(self, question):
-        """The answer to a line; "" where none came in time."""
+        """The answer to a line; "" if none came in time."""
         with self.lock:
             if self.running is None or self.owner != os.getpid():
                 self._start()
@@ -50,9 +52,8 @@ class _Process:
             return answer
 
     def _start(self):
-        root = Path(__file__).resolve().parents[3]
-        self.running = subprocess.Popen([sys.executable, "-m", "minivlm.io.text.sandbox"], cwd=root, encoding="utf-8",
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.running = subprocess.Popen(COMMAND, encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL)
         self.owner = os.getpid()
 
     def _end(self):

@@ -1,8 +1,6 @@
 """What runs in the process that renders chat templates: lines of JSON in, lines of JSON out.
 
-It imports neither torch nor anything of ours.
-
-`render.py` starts it and ends it.
+It imports neither torch nor anything of ours. render.py starts it, by its path, and ends it.
 """
 
 import json
@@ -17,15 +15,15 @@ MEMORY = 2 ** 30                       # bytes of the process, where the system 
 def serve(questions, answer):
     """Answer each line of JSON, {"template", "variables"}, with {"text"} or {"error"}."""
     for line in questions:
-        asked = json.loads(line)
+        question = json.loads(line)
         try:
-            told = dict(text=_rendered(asked["template"], asked["variables"]))
+            result = dict(text=_rendered(question["template"], question["variables"]))
         except MemoryError:
-            told = dict(error="it takes too much memory")
+            result = dict(error="it takes too much memory")
         except Exception as error:                 # a template can raise whatever Python can
             sentence = " ".join(str(error).split())[:200]
-            told = dict(error=f"{type(error).__name__}: {sentence}")
-        answer(json.dumps(told))
+            result = dict(error=f"{type(error).__name__}: {sentence}")
+        answer(json.dumps(result))
 
 
 def _rendered(template, variables):

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from minivlm.families.internvl_config import CONTEXT, InternVLConfig
 from minivlm.io.files import read_bytes, read_json
-from minivlm.io.text.chatml import CHATML, QWEN
+from minivlm.io.text.chatml import CHATML, CONTEXT, QWEN
 from minivlm.io.text.formats import FORMATS, IMAGE, Template, marked
 from minivlm.io.text.render import LONGEST_TEMPLATE, render
 from pruning.base import UserError
@@ -35,11 +34,11 @@ class Jinja(Template):
     system: str | None = None
 
     def text(self, turns, images=1):
-        """The text of the turns. Raises UserError where the template cannot write them."""
+        """The text of the turns. Raises UserError if the template cannot write them."""
         marked([question for question, _ in turns], images)    # raises where marks and pictures do not match
         text = self._written(turns, images, self.parts)
         if text.count(IMAGE) != images + sum((answer or "").count(IMAGE) for _, answer in turns):
-            raise UserError(f"{self.name} does not write one {IMAGE} mark a picture: {CHOOSE}")
+            raise UserError(f"{self.name} does not write one {IMAGE} mark per picture: {CHOOSE}")
         return text
 
     @cached_property
@@ -58,7 +57,7 @@ class Jinja(Template):
         raise refused or UserError(f"{self.name} does not write a question and its picture: {CHOOSE}")
 
     def with_system(self, system):
-        """The same template with a system message, where it writes one."""
+        """The same template with a system message, if it writes one."""
         other = replace(self, system=system, name=f"{self.name} with the system message {system!r}")
         try:
             text = other.text([("Why?", None)], 0)
@@ -111,7 +110,7 @@ class Raw(Template):
 
 @dataclass(frozen=True)
 class Missing(Template):
-    """In place of a template that cannot be used: whoever asks in it is told why."""
+    """In place of a template that cannot be used: whoever uses it gets the sentence."""
 
     name: str                                      # the sentence
 
@@ -129,8 +128,8 @@ def template_of(folder, config, tokenizer=None):
 
     It never raises: one that is missing does when it is used.
     """
-    if isinstance(config, InternVLConfig) and config.original:
-        return config.template                     # config.json names it; the tokenizer's file has the decoder's
+    if config.original and config.template in CHATML:
+        return config.template                     # InternVL's own; the tokenizer's file has the decoder's
     try:
         return own_template(Path(folder), tokenizer) or _family(Path(folder), config, tokenizer)
     except UserError as error:
@@ -138,7 +137,7 @@ def template_of(folder, config, tokenizer=None):
 
 
 def own_template(folder, tokenizer=None):
-    """The Jinja of a folder's own chat template; None where it has none.
+    """The Jinja of a folder's own chat template; None if it has none.
 
     In transformers' order: the first one counts.
     """
@@ -151,7 +150,7 @@ def own_template(folder, tokenizer=None):
 
 
 def _source(path):
-    """The template in a file, in jinja or in JSON under "chat_template"; None where it has none."""
+    """The template in a file, in jinja or in JSON under "chat_template"; None if it has none."""
     if path.suffix != ".json":
         try:
             return read_bytes(path, 4 * LONGEST_TEMPLATE).decode("utf-8")
@@ -186,7 +185,7 @@ def _family(folder, config, tokenizer):
 
     Raises UserError for one that is not known.
     """
-    if tokenizer is None or isinstance(config, InternVLConfig):
+    if tokenizer is None or config.template in CHATML:     # InternVL
         return config.template
     telling = ("<|start_header_id|>", "<|im_start|>", "<|user|>", "</s>")
     has = {token for token in telling if tokenizer.fast.token_to_id(token) is not None}

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 
-from minivlm.families.internvl_config import CONTEXT
 from minivlm.io.files import read_json
-from minivlm.io.text.chatml import END
+from minivlm.io.text.chatml import CONTEXT, END
 from minivlm.io.text.formats import IMAGE, Template, marked
 from minivlm.io.text.template import TEMPLATES
 from minivlm.io.text.vocabulary import read_vocabulary
@@ -23,12 +22,12 @@ LONGEST_TEXT = 2_000_000               # characters: no model's context is that 
 
 
 def prompt(turns, images=1, template="llava-hf"):
-    """The text of a conversation: turns are (question, answer), the last answer None where the model shall give it.
+    """The text of a conversation: turns are (question, answer), the last answer None if the model shall give it.
 
     prompt([("What?", "A cat."), ("Old?", None)])
         -> "USER: <image>\\nWhat? ASSISTANT: A cat. USER: Old? ASSISTANT:"
-    Marks of `images` pictures stand before the first question, each on its own line, unless the questions hold them.
-    template: a name of TEMPLATES, or a Template. Raises UserError where marks and pictures do not match.
+    Marks of `images` pictures come before the first question, each on its own line, unless the questions hold them.
+    template: a name of TEMPLATES, or a Template. Raises UserError if marks and pictures do not match.
     """
     return named(template).text(turns, images)
 
@@ -36,11 +35,12 @@ def prompt(turns, images=1, template="llava-hf"):
 def next_turn(question, ended=False, images=0, template="llava-hf", turns=(("", ""),)):
     """The text that goes on after an answer of the model, up to the next answer.
 
-    turns: those before, (question, answer); a template of a checkpoint's own may write what it does because of them.
+    turns: those before, (question, answer); a checkpoint's own template may depend on them.
     `ended`: the answer's end token, </s> or <|im_end|>, has been read already; else it is in the text.
     Encode it as what goes on: next_turn("Old?") -> " USER: Old? ASSISTANT:"
     """
-    text = named(template).following(list(turns), marked([question], images)[0])
+    (question,) = marked([question], images)
+    text = named(template).following(list(turns), question)
     end = ENDS.match(text) if ended else None
     return text[end.end(1):] if end else text
 
@@ -55,11 +55,11 @@ def named(template):
 
 
 class Tokenizer:
-    """Text <-> ids, from the files of a folder (see vocabulary.py). Raises UserError where it has none.
+    """Text <-> ids, from the files of a folder (see vocabulary.py). Raises UserError if it has none.
 
-    bos, eos, image: the ids of <s> (None: texts start without), </s> and <image>. The last is `image_token_index` where
-    that is given, whatever id the file has for the mark: the original LLaVA's files have none. In InternVL it is that of
-    <IMG_CONTEXT>, <image> is short for <img><IMG_CONTEXT></img>, and eos is <|im_end|>, which closes a turn.
+    bos, eos, image: the ids of <s> (None: texts start without), </s> and <image>. The last is `image_token_index` if
+    that is given, whatever id the file has for the mark: the original LLaVA's files have none. In InternVL it is the id
+    of <IMG_CONTEXT>, <image> is short for <img><IMG_CONTEXT></img>, and eos is <|im_end|>, which closes a turn.
     """
 
     def __init__(self, folder, image_token_index=None, internvl=False):
@@ -68,52 +68,69 @@ class Tokenizer:
         settings = read_json(settings) if settings.is_file() else {}
         self.fast = read_vocabulary(self.folder, settings)
         self.bos = self._start(settings)
-        context = internvl or image_token_index is not None and self.fast.token_to_id(CONTEXT) == image_token_index
-        if context:
+        has_index = image_token_index is not None
+        if internvl or has_index and self.fast.token_to_id(CONTEXT) == image_token_index:
             self._check_marks()
-        elif image_token_index is not None and self.fast.token_to_id(IMAGE) is None:
-            self.fast.add_special_tokens([AddedToken(IMAGE, normalized=False)])
-        self.eos = self.fast.token_to_id(END) if context else self._named(settings, "eos_token", "</s>")
-        self._written = f"<img>{CONTEXT}</img>" if context else IMAGE
-        self._mark = self.fast.token_to_id(CONTEXT if context else IMAGE)
-        self.image = self._mark if image_token_index is None else image_token_index
-        self._special = {i for i, token in self.fast.get_added_tokens_decoder().items() if token.special}
+            self.eos = self.fast.token_to_id(END)
+            self._written = f"<img>{CONTEXT}</img>"
+            self._mark = self.fast.token_to_id(CONTEXT)
+        else:
+            if has_index and self.fast.token_to_id(IMAGE) is None:
+                self.fast.add_special_tokens([AddedToken(IMAGE, normalized=False)])
+            self.eos = self._named(settings, "eos_token", "</s>")
+            self._written = IMAGE
+            self._mark = self.fast.token_to_id(IMAGE)
+        self.image = image_token_index if has_index else self._mark
+        added = self.fast.get_added_tokens_decoder()
+        self._special = {id for id, token in added.items() if token.special}
 
     def _check_marks(self):
-        """Raises UserError where a mark of InternVL's is no token: its letters would be read in its place."""
+        """Raises UserError if a mark of InternVL's is no token: its letters would be read in its place."""
         marks = ("<img>", CONTEXT, "</img>", END)
         missing = [mark for mark in marks if self.fast.token_to_id(mark) is None]
         if missing:
             raise UserError(f"{self.folder}: the tokenizer has no {', '.join(missing)}: InternVL's own tokenizer "
-                            f"files are needed, "
-                            "with tokenizer_config.json or added_tokens.json, in place of the language model's")
+                            "files are needed, with tokenizer_config.json or added_tokens.json, in place of the "
+                            "language model's")
 
-    def _named(self, told, key, default):
-        name = told.get(key, default)
-        name = name.get("content") if isinstance(name, dict) else name
+    def _named(self, settings, key, default):
+        """The id of the token that the settings name; None if there is none."""
+        name = settings.get(key, default)
+        if isinstance(name, dict):
+            name = name.get("content")
+        if not isinstance(name, str):
+            return None
         try:
-            return self.fast.token_to_id(name) if isinstance(name, str) else None
+            return self.fast.token_to_id(name)
         except UnicodeError:                       # half of a character: no token
             return None
 
-    def _start(self, told):
-        bos, wanted = self._named(told, "bos_token", "<s>"), told.get("add_bos_token")
-        if wanted is None:                         # then the file tells by doing; LLaMA's class adds it in any case
-            wanted = bos in self.fast.encode("").ids or any(
-                name in str(told.get("tokenizer_class") or "Llama") for name in ("Llama", "InternLM2"))
-        return bos if wanted else None
+    def _start(self, settings):
+        """The id that texts start with, or None."""
+        bos = self._named(settings, "bos_token", "<s>")
+        adds = settings.get("add_bos_token")
+        if adds is None:
+            # not declared: encode a text and see; LLaMA's tokenizer class always adds it
+            kind = str(settings.get("tokenizer_class") or "Llama")
+            adds = bos in self.fast.encode("").ids or "Llama" in kind or "InternLM2" in kind
+        return bos if adds else None
 
     def encode(self, text, bos=True, after=""):
-        """Ids of the text, one a mark; <s> first, once.
+        """Ids of the text, one per mark; <s> first, once.
 
-        bos=False: for text that goes on after ids read before; `after`, the text of those: no space is put between.
+        bos=False: for text that continues ids read before; `after`, the text of those: no space is put between.
         """
         ids = self._ids(text)
         if bos:
-            return ids if self.bos in (None, *ids[:1]) else [self.bos, *ids]
-        before = self._ids(after) if after else []
-        whole = self._ids(after + text) if after else ids
-        return whole[len(before):] if whole[:len(before)] == before else ids
+            if self.bos is None or ids[:1] == [self.bos]:
+                return ids
+            return [self.bos, *ids]
+        if not after:
+            return ids
+        before = self._ids(after)
+        whole = self._ids(after + text)
+        start = len(before)
+        return whole[start:] if whole[:start] == before else ids
 
     def _ids(self, text):
         if len(text) > LONGEST_TEXT:
@@ -127,16 +144,17 @@ class Tokenizer:
         except BaseException as error:             # a piece without a token, where no token is for those; or a panic
             sentence = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.folder}: the tokenizer cannot encode {text[:200]!r} ({sentence}): use other "
-                            f"words") from error
+                            "words") from error
         if self.image not in (None, self._mark) and self.image in ids:
-            raise UserError(f"{self.folder}: the token {self.fast.id_to_token(self.image)} has the id {self.image}, "
-                            f"which config.json gives "
-                            "the image mark: leave it out of the text, or fetch the tokenizer's files of these weights")
+            token = self.fast.id_to_token(self.image)
+            raise UserError(f"{self.folder}: the token {token} has the id {self.image}, which config.json gives the "
+                            "image mark: leave it out of the text, or fetch the tokenizer's files of these weights")
         return [self.image if i == self._mark else i for i in ids]
 
     def decode(self, ids):
         """Text of the ids, without marks and without ids that the tokenizer does not know (a padded vocabulary)."""
-        return self.fast.decode([i for i in map(int, ids) if self.shows(i)])
+        known = [id for id in map(int, ids) if self.shows(id)]
+        return self.fast.decode(known)
 
     def shows(self, id):
         """Whether `decode` reads this id."""
@@ -148,21 +166,27 @@ class Tokenizer:
 
     def pieces(self, ids):
         """The piece of each id as the vocabulary writes it ("▁cat", "<0x0A>"), for display."""
-        return [IMAGE if i == self.image else self.fast.id_to_token(i) or f"<{i}>" for i in map(int, ids)]
+        pieces = []
+        for id in map(int, ids):
+            piece = self.fast.id_to_token(id) or f"<{id}>"
+            pieces.append(IMAGE if id == self.image else piece)
+        return pieces
 
 
 class Stream:
     """Text of ids that arrive one by one. What `push` gives is final: all pushes and `finish` joined equal `decode`.
 
-    Only the ids since the last text are decoded again, after one id of context: where the first one's "▁" is dropped,
-    that of the others is a space. Bytes wait for the next piece, since one wrong byte spoils the run of bytes it is in.
+    Only the ids since the last text are decoded again, after one id of context: the first one's "▁" is dropped, that of
+    the others is a space. Bytes wait for the next piece, since one wrong byte spoils the run of bytes it is in.
     """
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.ids, self.sent = tokenizer, [], 0         # sent: characters of ids[0] that are out already
+        self.tokenizer = tokenizer
+        self.ids = []
+        self.sent = 0                  # characters of ids[0] that are out already
 
     def push(self, id):
-        """The text that is certain now that this id came; "" where it is not yet."""
+        """The text that is certain now that this id came; "" if none is."""
         id = int(id)
         if not self.tokenizer.shows(id):
             return ""
@@ -170,12 +194,15 @@ class Stream:
         text = self.tokenizer.decode(self.ids)
         if re.fullmatch("<0x..>", self.tokenizer.fast.id_to_token(id)) or text.endswith("\ufffd"):
             return ""
-        text, self.ids = text[self.sent:], [id]
-        self.sent = len(self.tokenizer.decode([id]))
+        text = text[self.sent:]
+        self.ids = [id]
+        self.sent = len(self.tokenizer.decode(self.ids))
         return text
 
     def finish(self):
         """The rest of the text; then the stream is as new."""
-        text = self.tokenizer.decode(self.ids)[self.sent:]
-        self.ids, self.sent = [], 0
+        text = self.tokenizer.decode(self.ids)
+        text = text[self.sent:]
+        self.ids = []
+        self.sent = 0
         return text

@@ -81,7 +81,7 @@ def added_tokens(folder, settings):
 def _add(tokenizer, added):
     """Add the tokens that the tokenizer lacks, each with its id: ids in between are reserved.
 
-    Raises ValueError where that fails.
+    Raises ValueError if that fails.
     """
     there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for id, token in added.items():
@@ -128,7 +128,7 @@ def _from_pairs(folder, settings, data):
 
 
 def _bounded(tokenizer):
-    """Raises ValueError where the tokenizer could make something enormous of a short text, or of a few ids."""
+    """Raises ValueError if the tokenizer could make something enormous of a short text, or of a few ids."""
     longest = max(map(len, tokenizer.get_vocab()), default=0)
     if longest > LONGEST_PIECE:
         raise ValueError(f"a piece has {longest} letters, and at most {LONGEST_PIECE} are read")

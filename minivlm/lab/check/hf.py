@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 
-from minivlm.families.internvl_config import CONTEXT
-from minivlm.io.config_json import read_config
+from minivlm.families.registry import read_config
 from minivlm.io.files import folder_of, read_json
 from minivlm.io.image import local_file, open_image
+from minivlm.io.text.chatml import CONTEXT
 from minivlm.io.text.formats import IMAGE
 from minivlm.io.text.template import Missing, own_template, template_of
 from minivlm.io.text.tokenizer import Tokenizer, prompt as written

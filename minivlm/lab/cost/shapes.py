@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig, read_config
+from minivlm.families.registry import read_config
 from minivlm.io.files import folder_of
 from minivlm.lab.cli import options
 from minivlm.lab.cli.options import averaged, build, built, listed, share, takes_keep
+from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
+from minivlm.parts.sequence import places_on_tiles
 from pruning.base import Tokens, UserError
 
 
@@ -26,7 +28,7 @@ class Shape:
     @property
     def grid(self):
         """Visual tokens on a side of a tile: patches, or InternVL's squares of them."""
-        return self.config.vision.image_size // self.config.vision.patch_size // getattr(self.config, "join", 1)
+        return self.config.grid_side
 
     @property
     def n(self):
@@ -79,20 +81,15 @@ def shape_of(shape=None, model=None, layers=None):
 def _checkpoint(model):
     folder = folder_of(model)
     config = read_config(folder)
-    is_anyres = getattr(config, "image_aspect_ratio", "") == "anyres"
+    is_anyres = config.image_aspect_ratio == "anyres"
     return Shape(model, config, 5 if is_anyres else 1, folder)         # a square picture's tiles; no newline tokens
 
 
 def prompt(shape, text, hidden):
     """Tokens of a prompt whose embeddings are `hidden` (T, D): half of the `text` tokens, the image, the other half."""
-    per_tile = shape.n // shape.tiles
-    index = torch.arange(shape.n)                              # (n,)
-    place = index % per_tile
-    if shape.config.vision_feature_select_strategy == "full":
-        place = place - 1                                      # the class token: on no grid
-    row = place.div(shape.grid, rounding_mode="floor")
-    grid = torch.stack([index // per_tile, row, place % shape.grid], dim=1)        # (n, 3)
-    grid[place < 0, 1:] = -1
+    with_class = shape.config.vision_feature_select_strategy == "full"
+    grid = places_on_tiles(shape.tiles, shape.grid, with_class)                    # (n, 3)
+    index = torch.arange(len(grid))                            # (n,)
     visual = index + text // 2
     if hidden.is_meta:                                         # indices have values even if the stream has none
         return Tokens(hidden, visual, grid, index, torch.arange(len(hidden)), len(hidden))

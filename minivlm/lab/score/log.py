@@ -7,8 +7,8 @@ import json
 import os
 from pathlib import Path
 
-from minivlm.io.states import short
 from pruning.base import UserError
+from pruning.fields import shown
 
 ROW = {"contestant", "question"}
 ANSWERED = ROW | {"answers", "right", "visual", "evidence"}
@@ -113,5 +113,5 @@ def _check_same(path, other, own):
         raise UserError(f"{path} holds something else than the answers of a run: name another --out")
     for name in {**other, **own}:
         if other.get(name) != own.get(name):
-            raise UserError(f"{path} is of a run with {short(name)} {short(other.get(name))}, and this one has "
-                            f"{short(own.get(name))}: go on with the same options, or name another --out")
+            raise UserError(f"{path} is of a run with {name} {shown(other.get(name))}, and this one has "
+                            f"{shown(own.get(name))}: go on with the same options, or name another --out")

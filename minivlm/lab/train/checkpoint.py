@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from minivlm.io.atomic import save_tensors, written
-from minivlm.io.config_json import tower_folder
-from weights import LAYOUTS, find, named, skeleton
+from minivlm.io.files import tower_folder
+from minivlm.io.layouts import ORIGINAL
+from weights import find, skeleton
 
 DESCRIBING = ("config.json", "generation_config.json", "*processor_config.json", "tokenizer*", "special_tokens_map.json",
               "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")
@@ -19,7 +20,7 @@ def save(model, folder):
     found = find(skeleton(model.folder), model.folder)
     tensors = {}
     for name, tensor in found.items():                 # a tower that lay elsewhere comes along
-        key = tensor.key if tensor.file.parent == model.folder else named(LAYOUTS[-1], name)
+        key = tensor.key if tensor.file.parent == model.folder else ORIGINAL.stored_name(name)
         part = state[name].detach().to("cpu", tensor.dtype).contiguous()
         if tensor.cut is not None:                     # some rows of a tensor that holds several parameters
             rows = sum(other.shape[0] for other in found.values() if other.key == key)

@@ -1,10 +1,11 @@
-"""How the tiles of a high-resolution picture lie: LLaVA-NeXT's base tile, the whole picture made small, and its mosaic.
+"""How the tiles of a high-resolution picture lie, LLaVA-NeXT's way: a base tile and a grid of tiles.
 
-The other tiles are cut, row by row, from the picture made large, which lies in the middle of a grid of tiles. Their
-patches make one map. Rows or columns of the map that show nothing of the picture are not sent on; each row ends with a
-newline.
+The base tile, tile 0, is the whole picture made small. The grid of tiles is the picture made large and cut, row by row;
+it lies in the middle, and the patches beyond its edges are padding. Padding is not sent on, and each row of the grid
+ends with a newline.
 
-A place is a row of Tokens.grid: tile, row, column. The base tile is tile 0.
+A place is a row of Tokens.grid: tile, row, column. On the grid of tiles as a whole, which counts as tile 1, rows and
+columns are those of the grid.
 """
 
 from dataclasses import dataclass
@@ -14,43 +15,45 @@ import torch
 
 from pruning.base import whole_grid
 
-ON_NO_GRID = torch.tensor([1, -1, -1])                     # the place of the map's newlines and class tokens
+ON_NO_GRID = torch.tensor([1, -1, -1])                     # the place of the grid's newlines and class tokens
 
 
 @dataclass(frozen=True)
-class Mosaic:
-    """The tiles of one picture. Mosaic(24, (2, 2), (480, 640)): of 48 x 48 patches 6 rows above and 6 below show
-    nothing."""
+class TileGrid:
+    """The tiles of one picture. TileGrid(24, (2, 2), (480, 640)): of 48 x 48 patches 6 rows above and 6 below are
+    padding."""
 
     side: int                          # patches on each side of a tile
     grid: tuple                        # rows and columns of tiles, without the base tile
     size: tuple                        # height and width of the picture, in pixels
-    digits: int | None = 7             # of the picture's side on the map, before it is cut; None: not rounded
+    digits: int | None = 7             # of the picture's side in patches, before it is cut; None: not rounded
 
     @property
     def shape(self):
-        """(rows, columns) of patches of the whole map."""
+        """(rows, columns) of patches of the whole grid."""
+        side = self.side
         rows, columns = self.grid
-        return rows * self.side, columns * self.side
+        return rows * side, columns * side
 
     @cached_property
     def padding(self):
-        """(above, left): rows and columns of patches, on both sides of the map, that show nothing of the picture."""
+        """(above, left): rows and columns of padding, in patches; below and to the right there are as many."""
         rows, columns = self.shape
         height, width = self.size
         return padding(rows, columns, height, width, self.digits)
 
-    def lines(self):
-        """What is sent on unpruned: (n,) patches counted tile after tile, -1 a newline; their places (n, 3), the map
-        as tile 1."""
+    def unpruned(self):
+        """What is sent on unpruned: (n,) patches counted tile after tile, -1 a newline; and their places (n, 3)."""
         side = self.side
         rows, columns = self.shape
-        base = torch.arange(side * side)                                           # (P,)
-        # lay the tiles side by side
-        patch = torch.arange(rows * columns) + len(base)
+        base = torch.arange(side ** 2)                                             # (P,)
+        # lay the tiles beside each other
+        first = len(base)
+        patch = torch.arange(first, first + rows * columns)
         patch = patch.view(*self.grid, side, side)         # row of tiles, column of tiles, row, column
-        patch = patch.transpose(1, 2).reshape(rows, columns)
-        # leave out what shows nothing of the picture
+        patch = patch.transpose(1, 2)
+        patch = patch.reshape(rows, columns)
+        # leave out the padding
         above, left = self.padding
         below = rows - above
         right = columns - left
@@ -68,27 +71,29 @@ class Mosaic:
         place = torch.cat([base_place, place.flatten(0, 1)])                       # (n, 3)
         return patch, place
 
-    def on_map(self, place):
-        """Places on the tiles (m, 3), padding and all, as places on the base tile, 0, and on the map, 1. (m, 3)"""
+    def on_whole_grid(self, place):
+        """Places on the tiles (m, 3), padding too, as places on the base tile, 0, and on the whole grid, 1. (m, 3)"""
         tile, row, column = place.T
         _, columns = self.grid
-        # the map's patches above the tile, and to the left of it
-        before = tile - 1                                  # tiles before it, the base tile aside
+        # the patches of the grid above the tile, and to the left of it
+        before = tile - 1                                  # tiles before it, without the base tile
         above = before // columns * self.side
         left = before % columns * self.side
-        row_on_map = row + above
-        column_on_map = column + left
+        row = row + above
+        column = column + left
         tile_1 = torch.ones_like(tile)
-        on_map = torch.stack([tile_1, row_on_map, column_on_map], dim=1)           # (m, 3)
-        is_on_no_grid = row[:, None] < 0                                           # (m, 1)
-        on_map = torch.where(is_on_no_grid, ON_NO_GRID.to(place.device), on_map)
+        whole = torch.stack([tile_1, row, column], dim=1)                          # (m, 3)
+        # class tokens and the base tile stay as they are
+        is_on_no_grid = place[:, 1:2] < 0                                          # (m, 1)
+        on_no_grid = ON_NO_GRID.to(place.device)
+        whole = torch.where(is_on_no_grid, on_no_grid, whole)
         is_base = tile[:, None] == 0                                               # (m, 1)
-        return torch.where(is_base, place, on_map)
+        return torch.where(is_base, place, whole)
 
     def order(self, place):
-        """Indices of places on the tiles (m, 3): the base tile's as they are, the map's row by row, what is on no
+        """Indices of places on the tiles (m, 3): the base tile's as they are, the grid's row by row, what is on no
         grid last."""
-        tile, row, column = self.on_map(place).T
+        tile, row, column = self.on_whole_grid(place).T
         rows, columns = self.shape
         rank = row * columns + column
         last = rows * columns
@@ -97,26 +102,27 @@ class Mosaic:
         return rank.argsort(stable=True)
 
     def is_shown(self, place):
-        """(m,) bool: which places on the tiles (m, 3) are not in the padding of the map"""
-        tile, row, column = self.on_map(place).T
+        """(m,) bool: which places on the tiles (m, 3) are not padding."""
+        tile, row, column = self.on_whole_grid(place).T
         rows, columns = self.shape
         above, left = self.padding
         below = rows - above
         right = columns - left
-        is_on_map = (tile > 0) & (row >= 0)
-        is_shown = (row >= above) & (row < below)
+        can_be_padding = (tile > 0) & (row >= 0)
+        is_shown = row >= above
+        is_shown &= row < below
         is_shown &= column >= left
         is_shown &= column < right
-        return is_shown | ~is_on_map
+        return is_shown | ~can_be_padding
 
 
 def padding(rows, columns, height, width, digits=None):
-    """(above, left) of a map of rows x columns patches that shows a picture of height x width pixels in its middle."""
+    """(above, left) of a grid of rows x columns patches that shows a picture of height x width pixels in its middle."""
     if width / height > columns / rows:
-        # a wide picture touches the map's left and right
+        # a wide picture touches the left and the right edge
         rows_shown = cut(height * (columns / width), digits)
         return (rows - rows_shown) // 2, 0
-    # a high picture touches its top and bottom
+    # a high picture touches the upper and the lower one
     columns_shown = cut(width * (rows / height), digits)
     return 0, (columns - columns_shown) // 2
 

@@ -1,0 +1,46 @@
+"""Which family a checkpoint belongs to: how its config.json is read, its network, its picture processor."""
+
+from pathlib import Path
+
+from minivlm.families.anyres import LlavaNext
+from minivlm.families.anyres_image import LlavaNextProcessor
+from minivlm.families.internvl import InternVL
+from minivlm.families.internvl_config import InternVLConfig, read_internvl
+from minivlm.families.internvl_image import InternVLProcessor
+from minivlm.io.config_json import read_llava, require
+from minivlm.io.files import read_json
+from minivlm.io.image import ImageProcessor
+from minivlm.llava import Llava
+
+READERS = {                                        # by model_type
+    "llava": read_llava,
+    "llava_next": read_llava,
+    "llava_llama": read_llava,                     # the original LLaVA's own
+    "llava_mistral": read_llava,
+    "internvl": read_internvl,
+    "internvl_chat": read_internvl,                # OpenGVLab's own
+}
+
+
+def read_config(folder):
+    """The LlavaConfig or InternVLConfig of a checkpoint folder. UserError names the file and the key of what is not
+    supported."""
+    path = Path(folder) / "config.json"
+    raw = read_json(path)
+    require(path, {"model_type": None} | raw, model_type=READERS)
+    read = READERS[raw["model_type"]]
+    return read(path, raw)
+
+
+def model_class(config):
+    """The class of network that a configuration is of."""
+    if isinstance(config, InternVLConfig):
+        return InternVL
+    return LlavaNext if config.image_grid_pinpoints else Llava
+
+
+def processor_class(config):
+    """The class that turns pictures into pixels for it."""
+    if isinstance(config, InternVLConfig):
+        return InternVLProcessor
+    return LlavaNextProcessor if config.image_grid_pinpoints else ImageProcessor
