@@ -10,7 +10,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MINIVLM_DEBUG", "1")      # an exception that nobody foresaw fails a test: run.py hides none
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent), *(str(HERE / room) for room in ("model", "lab", "laws"))]
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)             # the models are tiny: threads would wait for each other
 
@@ -19,6 +19,8 @@ def pytest_configure(config):
     from minivlm import kernels                    # here: the path is set above
     kernels.use(config.getoption("--kernels"))
     config.addinivalue_line("markers", "live: compares with the installed transformers (every test that has the fixture)")
+    config.addinivalue_line("markers", "internal: holds how something is done (a private name, a buffer's address, the "
+                            "calls of torch, the place of a pixel), for a promise that no result shows")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,6 @@
 """A tiny random LLaVA, narrow but as deep as the real one, and methods that do as they are told."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 
 import torch
@@ -12,6 +12,8 @@ from minivlm.families.internvl import InternVL
 from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
 from minivlm.families.tiles import Tiles, best_grid
 from minivlm.io.config_json import LlavaConfig, TextConfig, VisionConfig
+from minivlm.lab.cost.shapes import Shape
+from minivlm.toy import student
 from minivlm.trace import Trace
 from pruning import EVERY, METHODS
 from pruning.atp import Thresholds
@@ -20,8 +22,24 @@ from pruning.readings import ATPPooled
 from weights import model_class
 
 GRIDS = (16, 32), (32, 16), (32, 32), (48, 16), (16, 48)       # of a tiny LLaVA-NeXT
+DEEP = 1e-4                                    # tolerance for values near 1 after 32 layers of float32
 MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words
 SETTINGS = settings(deadline=None, max_examples=25, derandomize=True, database=None)
+
+
+VISION = VisionConfig(hidden_size=6, intermediate_size=10, num_hidden_layers=3, num_attention_heads=2, image_size=12,
+                      patch_size=3)
+TEXT = TextConfig(vocab_size=50, hidden_size=8, intermediate_size=20, num_hidden_layers=4, num_attention_heads=4)
+SHAPE = Shape("tiny", LlavaConfig(VISION, TEXT))                       # 16 visual tokens, whose cost is counted by hand
+
+
+def toy_config(layers):
+    """The shipped model's shape with a width of 16."""
+    shape = student.config()
+    vision = replace(shape.vision, hidden_size=16, intermediate_size=16, num_attention_heads=2)
+    text = replace(shape.text, hidden_size=16, intermediate_size=16, num_attention_heads=2,
+                   num_key_value_heads=2, head_dim=8, num_hidden_layers=layers)
+    return replace(shape, vision=vision, text=text)
 
 
 @lru_cache(maxsize=8)

@@ -1,8 +1,6 @@
 """Text: the ids of the reference library, text that streams as it decodes, and Vicuna's prompts."""
 
 import json
-import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -10,10 +8,9 @@ from tokenizers import Tokenizer as FastTokenizer, decoders, models, pre_tokeniz
 
 from minivlm.io.text.chatml import INTERNVL2, INTERNVL2_5
 from minivlm.io.text.tokenizer import TEMPLATES, Stream, Tokenizer, next_turn, prompt
+from paths import CASES, PARITY
 from pruning.base import UserError
 
-PARITY = Path(__file__).parent.parent / "parity"
-CASES = sorted(path.parent.name for path in PARITY.glob("*/expected.json"))
 TEXTS = ["USER: <image>\nWhat is shown in this image? ASSISTANT:", "a<image>b", "<image>", "<image><image>\n", "", "\n",
          "the answer", "x</s>USER: y", "a  b\tc\n\n", "héllo 😀 日本語", "3.14 = ½?", "ends with space ", "<pad>", "<unk>x"]
 words = st.text(st.sampled_from("the image of aBcé日😀\n\t  ?.\u00a0"), max_size=25)

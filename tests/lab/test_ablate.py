@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from command import done
 from minivlm.lab.cost.flops import average
 from minivlm.lab.studies import ablation
 from minivlm.lab.studies.ablation import ROWS, Row, facts, lines, method, picture, study
@@ -15,7 +16,6 @@ from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder
 from minivlm.toy.student import config
 from pruning.readings import ATPFixedRatio
-from test_run import done
 from weights import load
 
 CHOSEN = [row for row in ROWS if row.name in ("adaptive", "fixed-1-2", "frozen")]

@@ -11,6 +11,7 @@ from PIL import Image
 
 import run
 import weights
+from command import done
 from live import live
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
@@ -22,9 +23,9 @@ from minivlm.lab.score.contestants import Oracle
 from minivlm.toy import scenes
 from minivlm.toy.benchmark import items
 from minivlm.toy.questions import FAMILIES, WORDS
+from paths import PICTURE
 from pruning import METHODS
 from pruning.base import Reduction
-from test_run import PICTURE, done
 
 ROWS = [json.loads(line) for line in (shipped.SAMPLES / "questions.jsonl").read_text().splitlines()]
 SCENE = str(shipped.SAMPLES / ROWS[0]["image"])

@@ -1,11 +1,12 @@
 """One budget for all: a number means the whole prompt's visual tokens, whatever a method counts, on tiles and on several images."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from command import done
 from minivlm.lab.cli.options import averaged, build, entering
+from paths import PARITY, PICTURE
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
@@ -13,10 +14,9 @@ from pruning.fastv import FastV
 from pruning.hired import HiRED
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
-from test_run import PICTURE, done
 from tiny import MARK, built, has_keep, ids, llava, next_llava, picture, prefill, refusal, tiled  # noqa: F401
 
-NEXT = str(Path(PICTURE).parents[1] / "next_vicuna")
+NEXT = PARITY / "next_vicuna"
 AT_MOST = {"hired", "downsample", "avgpool"}   # round down once more: shares of tiles, whole rows and columns
 
 

@@ -30,6 +30,7 @@ def test_append():
         assert cache.length == key.shape[2]
 
 
+@pytest.mark.internal
 def test_the_prefill_is_kept_as_it_came():
     """No copy until the first later token; then a buffer with half as much room again (256 where that is more), in which
     the next tokens are written in place."""
@@ -156,6 +157,7 @@ def attention_before(rows):
     return lambda tokens: tokens.before.attention(rows)
 
 
+@pytest.mark.internal
 @pytest.mark.parametrize("pruner, shapes", [
     (None, []), (FastV(keep=4), [(1, 28)] * 4), (FastVAllRows(keep=4), [(28, 28)] * 4),
     (Chosen({3: range(8), 9: [0, 7]}, look=attention_before("last")), [(4, 1, 28), (4, 1, 20)]),
@@ -174,6 +176,7 @@ def test_only_what_is_asked_for_is_explicit(pruner, shapes):
         assert spy.shapes == shapes
 
 
+@pytest.mark.internal
 def test_ranking_again_looks_at_one_row():
     """FastVRerank reads the newest token's row of layer K-1 and no other, one head after the other."""
     model, pruner = llava(), FastVRerank(keep=4)

@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import weights
+from command import done
 from live import live, transformers_or_skip
 from minivlm.attention import rope, rotate
 from minivlm.generate import Conversation
@@ -24,16 +24,12 @@ from minivlm.io.text.template import Missing
 from minivlm.lab.check import hf
 from minivlm.lab.check.recorded import NO_ROUNDING, distance, read_expected
 from minivlm.lab.check.stages import verify
+from paths import CASES, IMAGES, PARITY, ROOT
 from pruning.base import UserError
-from test_parity import failing
-from test_run import done
+from stages import failing
 
-PARITY = Path(__file__).parent.parent / "parity"
-CASES = sorted(path.parent.name for path in PARITY.glob("*/expected.json"))
 HUGGING_FACE = [case for case in CASES if not case.endswith(("_original", "_internlm2"))]
-PICTURES = sorted(PARITY.glob("images/*.png"))
-
-
+PICTURES = sorted(IMAGES.glob("*.png"))
 
 
 @live
@@ -266,7 +262,7 @@ def test_gate_can_be_forced(monkeypatch):
 
 def test_every_comparison_has_the_gate():
     """No test decides for itself whether transformers is there: the fixture of conftest.py does."""
-    own = [path.name for path in sorted(Path(__file__).parent.parent.rglob("*.py"))
+    own = [path.name for path in sorted((ROOT / "tests").rglob("*.py"))
            if re.search(r"(importorskip|find_spec)\(.transformers", path.read_text(encoding="utf-8"))]
     assert own == []
 

@@ -2,7 +2,6 @@
 images."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,9 +20,9 @@ from pruning.hired import HiRED
 from pruning.mosaic import Mosaic
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
+from paths import PARITY
 from tiny import MARK, Chosen, ids, llava, next_llava, tiled
 
-PARITY = Path(__file__).parent.parent / "parity"
 COUNTS = json.loads((PARITY / "next_counts.json").read_text())
 REAL = tuple(map(tuple, COUNTS["image_grid_pinpoints"]))
 # Height, width; tokens as transformers counts them, and as the original does.
@@ -119,7 +118,7 @@ def test_against_transformers(transformers):
         image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
         theirs = reference(images=image, text="<image>", return_tensors="pt")
         tiles = ours.pixels(image)
-        torch.testing.assert_close(tiles.pixels, theirs.pixel_values[0], rtol=0, atol=1e-6)
+        close(tiles.pixels, theirs.pixel_values[0], 1e-6)
         assert int((theirs.input_ids == mark).sum()) == len(Mosaic(24, tiles.grid, (height, width)).lines()[0])
 
 
