@@ -74,5 +74,6 @@ def plane(*degrees, length=1.):
 
 
 def close(ours, theirs, atol=1e-5, rtol=0):
-    """The two have one shape and agree to `atol`, however large they are; rtol: and to this share of their size more."""
+    """The two have one shape and agree to `atol`, however large they are; rtol: and to this share of their size
+    more."""
     torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs), atol=atol, rtol=rtol, check_dtype=False)

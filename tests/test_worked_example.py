@@ -6,8 +6,8 @@
             1 1 1 5
 
 The decoder has three layers without MLPs. Layer 0 writes nothing. Layer 1 does not either, but its last row attends to
-each token in proportion to its brightness: query (0, 2, 0, 0), key (0, ln b, 0, 0), so that query . key / sqrt(4) = ln b
-and exp(ln b) = b. Layer 2 attends to all tokens equally, and adds the mean of their ln b to the answer.
+each token in proportion to its brightness: query (0, 2, 0, 0), key (0, ln b, 0, 0), so that query . key / sqrt(4) = ln
+b and exp(ln b) = b. Layer 2 attends to all tokens equally, and adds the mean of their ln b to the answer.
 
 FastV before layer 2, keep 4, therefore ranks by brightness. The sum of all 19 is 31 (image) + 3 (text) = 34, and the
 patches get 6/34, 5/34, 4/34, 3/34, 2/34 and 1/34: it keeps the 6, 5, 4 and 3, which are patches 5, 15, 9 and 6.

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, strategies as st
 from PIL import Image
 from safetensors import safe_open
 
@@ -154,7 +154,6 @@ def test_box_by_hand(processor, size, box):
     assert processor.box(*size) == pytest.approx(box)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(30, 250), st.integers(30, 250), st.sampled_from(["crop", "pad"]), st.integers(14, 60), st.integers(0, 2))
 def test_box_says_where_each_pixel_came_from(width, height, mode, side, more):
     """A picture whose red is the column and whose green is the row: a pixel's colour is its place in the picture."""

@@ -159,9 +159,16 @@ def test_composed_and_scheduled():
     assert build("vispruner+fastv", "256+64", ["fastv.layer=3"]) == Both((VisPruner(keep=256), FastV(keep=64, layer=3)))
     assert build("fastv", schedule="4:136,14:.25") == Schedule(FastV(), (4, 14), (136, .25))
     assert build("vispruner+fastv", schedule="4:9").methods[1] == Schedule(FastV(), (4,), (9,))
-    for words in (["vispruner+fastv", "256"], ["fastv", None, [], "4"], ["fastv+vispruner"], ["divprune", None, [], "4:9"]):
-        with pytest.raises(UserError):
-            build(*words)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["vispruner+fastv", "256"], r"--keep 256: give one number for each of vispruner\+fastv, like 256\+64"),
+    (["fastv", None, [], "4"], "--schedule 4: write LAYER:KEEP,LAYER:KEEP"),
+    (["fastv+vispruner"], "compose in the order vision, embed, decoder; got decoder, vision"),
+    (["divprune", None, [], "4:9"], "DivPrune cannot be scheduled: only a decoder method with a layer and a keep")])
+def test_what_cannot_be_composed_or_scheduled(words, message):
+    with pytest.raises(UserError, match=message):
+        build(*words)
 
 
 @pytest.mark.parametrize("method, title", [

@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -417,7 +418,7 @@ def test_an_exception_that_nobody_foresaw(capsys, monkeypatch, error, status, to
     monkeypatch.setattr(tables, "main", broken(error))
     if status == 70:
         for words in (["tables"], ["tables", "--debug"]):
-            with pytest.raises(type(error)):
+            with pytest.raises(type(error), match=re.escape(str(error))):
                 run.main(words)
             monkeypatch.delenv("MINIVLM_DEBUG", raising=False)
     got, out, err = done(capsys, "tables")

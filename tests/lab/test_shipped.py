@@ -67,6 +67,7 @@ def test_recorded_accuracy_on_fresh_scenes(model):
         assert found[family] > recorded[family] - 4 * (recorded[family] * (1 - recorded[family]) / 40 + 1e-4) ** 0.5
 
 
+@pytest.mark.slow
 def test_the_background_alone_tells_the_scene_only(model):
     """Without the patches that show a thing: near chance, but for the scene. Chance: the share of the commonest answer."""
     chosen = items("heldout", 40, seed=6)
@@ -84,6 +85,7 @@ def test_the_background_alone_tells_the_scene_only(model):
         assert share < commonest + 0.25, family
 
 
+@pytest.mark.slow
 def test_the_things_alone_are_counted_as_in_the_whole_picture(model):
     """Half of the tokens, all that show a thing among them: without hidden blocks in its training the model would count too many."""
     chosen = [item for item in items("validation", 200) if item.family == "count"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -258,14 +259,22 @@ def toy_run(folder, monkeypatch, recipe=TOY):
     return train.Run(folder, recipe, dtype=torch.float32)
 
 
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def both_steps(tmp_path_factory):
     """The folder of a run after both of its steps."""
-    with torch.enable_grad():
-        toy = toy_run(tmp_path, monkeypatch)
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch, torch.enable_grad():
+        toy = toy_run(folder, patch)
         toy.step()
         toy.step()
     toy.save()
+    return folder
+
+
+@pytest.fixture
+def toy(both_steps, tmp_path):
+    """A copy of it."""
+    shutil.copytree(both_steps, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -348,6 +357,7 @@ def test_a_toy_loss_that_is_not_finite(tmp_path, monkeypatch):
 def test_the_best_network_is_missing(capsys, toy, monkeypatch):
     """The folder is not made of what is not there."""
     monkeypatch.setattr(train, "Recipe", lambda **options: TOY)
+    monkeypatch.setattr(train, "config", lambda: toy_config(2))
     status, _, err = done(capsys, "train", "toy", "--out", toy, "--resume")
     assert status == 2 and "best.safetensors: no run to resume" in err and not (toy / "model").exists()
 

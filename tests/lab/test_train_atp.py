@@ -332,23 +332,29 @@ def test_bfloat16(data, tmp_path):
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
-def test_two_processes_are_twice_the_accumulation(data, tmp_path):
-    """torchrun with two processes on gloo: losses and weights of one process that accumulates two batches a step."""
-    alone = [sys.executable, "run.py"]
+def torchrun(*argv):
+    """Standard output of run.py in two processes."""
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
     env = os.environ | dict(OMP_NUM_THREADS="1")
-    for start, out, accumulate in ((alone, "one", "4"), (two, "two", "2")):
-        command = start + atp_command(tmp_path, tmp_path / out, "--accumulate", accumulate)
-        ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-    texts = [(tmp_path / out / "log.jsonl").read_text() for out in ("one", "two")]
-    one, both = ([json.loads(line) for line in text.splitlines()] for text in texts)
-    assert len(one) == len(both) == 3
-    for a, b in zip(one, both):
+    ended = subprocess.run([*two, *argv], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_two_processes_are_twice_the_accumulation(data, tmp_path, capsys):
+    """torchrun with two processes on gloo: losses and weights of one process that accumulates two batches a step. One of
+    the two writes: each file once."""
+    status, printed_by_one, _ = done(capsys, *atp_command(tmp_path, tmp_path / "one", "--accumulate", "4"))
+    printed_by_two = torchrun(*atp_command(tmp_path, tmp_path / "two", "--accumulate", "2"))
+    assert status == 0 and printed_by_two.count("wrote ") == printed_by_one.count("wrote ") > 0
+    one, two = ([json.loads(line) for line in (tmp_path / out / "log.jsonl").read_text().splitlines()] for out in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two):
         assert a["kept"] == pytest.approx(b["kept"], rel=1e-5) and a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-    one, both = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
+    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
+    assert one.keys() == two.keys()
     for name, x in one.items():
-        close(x, both[name])
+        close(x, two[name])
 
 
 def test_the_folder_is_read_by_load_and_by_the_method(data, tmp_path, capsys):
@@ -462,14 +468,12 @@ def test_the_drawn_world(monkeypatch):
     assert len(rows) == 16 and all(picture.size == (96, 96) and len(turns) == 1 for picture, turns in rows)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_writes(data, tmp_path):
     """Under torchrun, and gone on with: the files of one process, whole, with the log of all steps."""
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
-    command = two + atp_command(tmp_path, tmp_path / "out", "--freeze-lm", steps=2)
-    env = os.environ | dict(OMP_NUM_THREADS="1")
+    words = atp_command(tmp_path, tmp_path / "out", "--freeze-lm", steps=2)
     for more in ([], ["--resume"]):
-        ended = subprocess.run(command + more, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert ended.returncode == 0 and ended.stdout.count("wrote ") == 1, ended.stderr
+        assert torchrun(*words, *more).count("wrote ") == 1
         names = sorted(path.name for path in (tmp_path / "out").iterdir())
         assert names == ["atp.safetensors", "log.jsonl", "state.safetensors"]
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2

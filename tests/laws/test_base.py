@@ -78,10 +78,11 @@ def test_image_at_either_end():
     assert rows(after) == [0, 2] and after.visual.tolist() == [0, 1] and after.next_position == 3
 
 
-# --- merging -----------------------------------------------------------------------------------------------------------
+# --- merging ----------------------------------------------------------------------------------------------------------
 
 def test_merged():
-    """Values 2, 4, 8. Row one stands at token 2 and is (2 + 4) / 2 = 3; row two at token 0 and is 8 / 4 + 3 * 2 / 4 = 3.5."""
+    """Values 2, 4, 8. Row one stands at token 2 and is (2 + 4) / 2 = 3; row two at token 0 and is 8 / 4 + 3 * 2 / 4 =
+    3.5."""
     weights = torch.tensor([[.5, .5, 0], [.75, 0, .25]])
     after = tokens("t vvv t", values=[2, 4, 8]).reduced(Reduction(torch.tensor([2, 0]), weights))
     assert rows(after) == [100, 3, 3.5, 101]
@@ -103,7 +104,8 @@ def test_merged_over_two_spans():
 
 
 def test_merged_in_float32():
-    """2000 sixteen times, with weight .06253 each: 2000.96, so 2001. In half precision the weight would be .0625: 2000."""
+    """2000 sixteen times, with weight .06253 each: 2000.96, so 2001. In half precision the weight would be .0625:
+    2000."""
     entering = tokens("t vvvvvvvvvvvvvvvv t", values=torch.full((16,), 2000.).half())
     after = entering.reduced(Reduction(torch.tensor([0]), torch.full((1, 16), .06253)))
     assert after.hidden.dtype == torch.float16 and rows(after) == [100, 2001, 101]
@@ -115,7 +117,7 @@ def test_merging_needs_dropping():
         tokens("t vv").reduced(Reduction(torch.tensor([0]), torch.ones(1, 2), drop=False))
 
 
-# --- positions, masks ----------------------------------------------------------------------------------------------------
+# --- positions, masks -------------------------------------------------------------------------------------------------
 
 def test_renumbered():
     """0, 1, .. over what is left, and the first generated token goes on from there."""
@@ -169,7 +171,7 @@ def test_the_views_are_forgotten(drop, positions):
     assert after.prompt is before.prompt and after.layer == 3
 
 
-# --- views ---------------------------------------------------------------------------------------------------------------
+# --- views ------------------------------------------------------------------------------------------------------------
 
 def test_nothing_to_look_at_before_layer_0():
     entering = tokens("t vv t")
@@ -188,7 +190,8 @@ def test_a_view_by_hand():
 
 
 def test_attention_of_queries_and_keys_by_hand():
-    """Dh = 1: logits of the last row 0, ln 2, 0: weights 1/4, 1/2, 1/4; the first row sees itself only. Two heads share one key."""
+    """Dh = 1: logits of the last row 0, ln 2, 0: weights 1/4, 1/2, 1/4; the first row sees itself only. Two heads share
+    one key."""
     key = torch.tensor([0., 2., 0.]).log1p().clamp(max=.6931472).view(1, 3, 1)
     entering = tokens("tvv", before=dict(query=torch.ones(2, 3, 1), key=key))
     weights = entering.before.attention("all")
@@ -206,7 +209,7 @@ def test_shapes_are_shown():
     assert repr(Reduction(torch.tensor([0]), torch.ones(1, 3))) == "Reduction(merges 3 into 1: [0])"
 
 
-# --- what a method may say -----------------------------------------------------------------------------------------------
+# --- what a method may say --------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Says(Pruner):
@@ -247,7 +250,7 @@ def test_what_can_be_applied():
         assert checked(Says(answer), tokens("t vvv t")) is answer
 
 
-# --- the rows that a method may ask for ------------------------------------------------------------------------------------
+# --- the rows that a method may ask for -------------------------------------------------------------------------------
 
 def test_query_rows():
     """t v v t v t t: "text" is what stands after the first image, the text between two images too."""
@@ -264,7 +267,7 @@ def test_query_rows_of_a_masked_sequence(keep):
     assert sorted(after.rows("visual").tolist()) == [2, 4] and after.rows("all").tolist() == [0, 2, 3, 4, 5, 6]
 
 
-# --- top, tokens_to_keep, Pruner -------------------------------------------------------------------------------------------
+# --- top, tokens_to_keep, Pruner --------------------------------------------------------------------------------------
 
 def test_top():
     """In sequence order; of equals the first; the -inf of a masked score is a score."""
@@ -294,7 +297,8 @@ def test_cosines(n):
 
 
 def test_tokens_to_keep():
-    """A float is a share, at least one token; an int a number. 576 * 0.1 = 57.6; half to even: 12.5 -> 12, 13.5 -> 14."""
+    """A float is a share, at least one token; an int a number. 576 * 0.1 = 57.6; half to even: 12.5 -> 12, 13.5 ->
+    14."""
     assert [tokens_to_keep(.1, 576, r) for r in ("floor", "round", "ceil")] == [57, 58, 58]
     assert tokens_to_keep(.25, 50, "round") == 12 and tokens_to_keep(.25, 54, "round") == 14
     assert tokens_to_keep(.29, 100) == 28                              # 100 * 0.29 is 28.999999999999996 in float64

@@ -35,6 +35,8 @@ SELECTING = [name for name in REDUCING if built(name).laws >= {"select", "ordere
 DROPPING = [name for name in SELECTING if built(name).site == "decoder"]
 
 every_prompt = pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+SOME = ("two images", "two images side by side", "tiles")              # text between the images, none, and rows on no grid
+some_prompts = pytest.mark.parametrize("prompt", [PROMPTS[name] for name in SOME], ids=SOME)
 
 
 def taken(name, prompt):
@@ -50,13 +52,13 @@ def images(prompt):
     return [picture(llava(), seed) for seed in range(prompt.count(MARK))]
 
 
-# --- dropped and masked ------------------------------------------------------------------------------------------------
+# --- dropped and masked -----------------------------------------------------------------------------------------------
 
-@every_prompt
+@some_prompts
 @pytest.mark.parametrize("name", DROPPING)
 def test_dropped_equals_masked(name, prompt):
-    """What is dropped before layer l may as well stay with its key masked in layers l.. : the same cache, the same logits,
-    in the prefill and after each step."""
+    """What is dropped before layer l may as well stay with its key masked in layers l.. : the same cache, the same
+    logits, in the prefill and after each step."""
     taken(name, prompt)
     model, pruner = prompt.model(), built(name)
     logits, cache, trace = prefill(model, prompt, images(prompt), pruner)
@@ -96,9 +98,9 @@ def test_two_reductions(first, second, positions):
     same_cache(cache, cache_now)
 
 
-# --- pruned and unpruned -----------------------------------------------------------------------------------------------
+# --- pruned and unpruned ----------------------------------------------------------------------------------------------
 
-@every_prompt
+@some_prompts
 @pytest.mark.parametrize("name", [name for name in SELECTING if has_keep(name)])
 def test_keeping_all_is_the_unpruned_model(name, prompt):
     """To the bit, in every layer."""
@@ -139,33 +141,34 @@ def test_text_is_never_dropped(name, prompt):
     assert trace.sources().shape == (trace.visual[-1], N)
 
 
-# --- cached and uncached -------------------------------------------------------------------------------------------------
+# --- cached and uncached ----------------------------------------------------------------------------------------------
 
-@every_prompt
+@some_prompts
 @pytest.mark.parametrize("name", [None, *METHODS])
 def test_cached_equals_uncached(name, prompt):
-    """Words one by one, then two at once, after the pruned prompt: as if the whole text had been there, pruned alike."""
+    """Two words at once, then one by one, after the pruned prompt: as if the whole text had been there, pruned
+    alike."""
     if name:
         taken(name, prompt)
     pruner = built(name) if name else None
     model = prompt.model()
     _, cache, trace = prefill(model, prompt, images(prompt), pruner)
-    for start, end in ((0, 1), (1, 2), (2, 4)):
-        stepped = model.step(WORDS[start:end], cache)
-        whole, cache_whole, _ = prefill(model, prompt + WORDS[:end], images(prompt), pruner and replay(pruner, trace))
-        close(stepped, whole, DEEP)
+    for words in (WORDS[:2], WORDS[2:3], WORDS[3:]):
+        stepped = model.step(words, cache)
+    whole, cache_whole, _ = prefill(model, prompt + WORDS, images(prompt), pruner and replay(pruner, trace))
+    close(stepped, whole, DEEP)
     assert cache.lengths == cache_whole.lengths
     same_cache(cache, cache_whole)
 
 
-# --- a sliding window ----------------------------------------------------------------------------------------------------
+# --- a sliding window -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pruner", [None, FastV(keep=5), FastVAllRows(keep=5), Chosen({2: range(0, 32, 3), 4: range(5)})],
                          ids=["unpruned", "last row", "all rows", "twice"])
 @pytest.mark.parametrize("window", [9, 30, 500])
 def test_sliding_window(pruner, window):
-    """Counted in position ids: what is dropped leaves a gap. Masked equals dropped, cached equals uncached; a window that reaches
-    further than the prompt is none."""
+    """Counted in position ids: what is dropped leaves a gap. Masked equals dropped, cached equals uncached; a window
+    that reaches further than the prompt is none."""
     model, prompt = llava(layers=6, window=window), PROMPTS["two images side by side"]
     logits, cache, trace = prefill(model, prompt, images(prompt), pruner)
     plain, _, _ = prefill(llava(layers=6), prompt, images(prompt), pruner and replay(pruner, trace))
@@ -181,7 +184,7 @@ def test_sliding_window(pruner, window):
     same_cache(cache, cache_whole)
 
 
-# --- the last row and all rows, seen and not seen ------------------------------------------------------------------------
+# --- the last row and all rows, seen and not seen ---------------------------------------------------------------------
 
 def test_last_row_alone():
     """The last layer need not compute the rows that nobody reads, but all keys and values; reduced before it or not."""
@@ -198,7 +201,8 @@ def test_last_row_alone():
 @pytest.mark.parametrize("drop", [True, False], ids=["dropped", "masked"])
 @pytest.mark.parametrize("window", [None, 30])
 def test_some_rows_equal_those_of_all(rows, drop, window):
-    """What a method sees of some query rows is what it sees of all in them, before and after a reduction, in both views."""
+    """What a method sees of some query rows is what it sees of all in them, before and after a reduction, in both
+    views."""
     prompt = PROMPTS["two images"]
 
     def look(tokens):
@@ -219,7 +223,8 @@ def test_some_rows_equal_those_of_all(rows, drop, window):
 @pytest.mark.parametrize("drop", [True, False], ids=["dropped", "masked"])
 @pytest.mark.parametrize("window", [None, 30])
 def test_here_is_what_the_layer_then_computes(drop, window):
-    """The attention that layer 3 will compute on the tokens that enter it, asked before it, is what layer 3 shows after it."""
+    """The attention that layer 3 will compute on the tokens that enter it, asked before it, is what layer 3 shows after
+    it."""
     prompt, first = PROMPTS["two images"], Reduction(torch.arange(0, 32, 3), drop=drop)
     here = Chosen({2: first, 3: range(11)}, look=lambda tokens: tokens.here.attention("text"))
     before = Chosen({2: first, 4: range(11)}, look=lambda tokens: tokens.before.attention("text"))
@@ -229,7 +234,8 @@ def test_here_is_what_the_layer_then_computes(drop, window):
 
 
 def test_a_view_shows_the_output_of_its_layer():
-    """softmax(logits + mask) value, of a view, through the layer's own output projection and MLP, is what enters the next layer."""
+    """softmax(logits + mask) value, of a view, through the layer's own output projection and MLP, is what enters the
+    next layer."""
     prompt, model = PROMPTS["one image"], llava(layers=6)
 
     def look(tokens):

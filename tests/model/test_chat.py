@@ -42,7 +42,7 @@ def uncached(ids, pruner=None, trace=None):
     return prefill(llava(), ids, [picture(llava())], method)[0]
 
 
-# --- the choice of a token ---------------------------------------------------------------------------------------------------
+# --- the choice of a token --------------------------------------------------------------------------------------------
 
 def drawn(count=4000, **options):
     """Share of each id among so many draws."""
@@ -56,7 +56,8 @@ def test_greedy_takes_the_likeliest():
 
 
 def test_temperature():
-    """At 1 the probabilities, .15 .5 .05 .3; at 1/2 their squares, .0225 .25 .0025 .09 of .365, at 1/1000 the likeliest."""
+    """At 1 the probabilities, .15 .5 .05 .3; at 1/2 their squares, .0225 .25 .0025 .09 of .365, at 1/1000 the
+    likeliest."""
     assert drawn(temperature=1) == pytest.approx([.15, .5, .05, .3], abs=.03)
     assert drawn(temperature=.5) == pytest.approx([.06, .685, .007, .247], abs=.03)
     assert drawn(100, temperature=.001) == [0, 1, 0, 0]
@@ -141,7 +142,7 @@ def test_rows_that_the_tokenizer_does_not_know():
         list(conversation.generate(1))
 
 
-# --- where an answer ends ------------------------------------------------------------------------------------------------------
+# --- where an answer ends ---------------------------------------------------------------------------------------------
 
 def test_greedy_answers_as_the_uncached_model():
     so_far = list(PROMPT)
@@ -177,16 +178,17 @@ def test_it_ends_with_the_context(context, count):
 
 
 def test_what_a_method_drops_makes_no_room():
-    """Positions are those of the unpruned prompt: with 4 of 16 tokens left the context ends where it did; dropped before
-    the decoder, they leave 12 more places."""
+    """Positions are those of the unpruned prompt: with 4 of 16 tokens left the context ends where it did; dropped
+    before the decoder, they leave 12 more places."""
     assert len(answer(talk(FastV(keep=4), context=31), 100)) == 4
 
 
-# --- turns --------------------------------------------------------------------------------------------------------------------
+# --- turns ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pruner", [None, FastV(keep=4), FastVMask(keep=4), FastVAllRows(layer=31, keep=.5)])
 def test_turns_equal_one_uncached_run(pruner):
-    """Three turns from one pruned cache; each time the logits are those of all the ids so far in one go, pruned alike."""
+    """Three turns from one pruned cache; each time the logits are those of all the ids so far in one go, pruned
+    alike."""
     conversation, ran = talk(pruner), list(PROMPT)
     for seed in (1, 2):
         ran += answer(conversation, 3)
@@ -262,7 +264,7 @@ def test_streamed_pieces_are_the_whole_answer():
     assert "".join(pieces).strip() == model.tokenizer.decode(tokens).strip()
 
 
-# --- what is left of a prompt ------------------------------------------------------------------------------------------------
+# --- what is left of a prompt -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("prompt, pruner", [([], None), ([MARK], Blind()), ([], VTW(1))])
 def test_a_prompt_of_which_nothing_is_left(prompt, pruner):
@@ -284,7 +286,8 @@ def test_a_prompt_that_fails_leaves_nothing_behind():
 
 @pytest.mark.parametrize("name", REDUCING)
 def test_the_last_token_of_an_image_that_ends_the_prompt(name):
-    """It predicts, so no method of the decoder drops it; those before the decoder decide what the image is; some ask for text."""
+    """It predicts, so no method of the decoder drops it; those before the decoder decide what the image is; some ask
+    for text."""
     pruner = built(name)
     try:
         logits, cache, trace = prefill(llava(), ids(3, MARK), [picture(llava())], pruner)
@@ -299,7 +302,8 @@ def test_the_last_token_of_an_image_that_ends_the_prompt(name):
 
 
 def test_the_token_that_predicts_is_added():
-    """Of 16 tokens FastV is to keep the first three, and the last: its logits are those of a run that kept these four."""
+    """Of 16 tokens FastV is to keep the first three, and the last: its logits are those of a run that kept these
+    four."""
     told, fair = (Around(FastV(keep=3), lambda tokens, keep=keep: Reduction(torch.tensor(keep))) for keep in ([0, 1, 2], [0, 1, 2, 15]))
     ours, theirs = (prefill(llava(), ids(3, MARK), [picture(llava())], pruner) for pruner in (told, fair))
     close(ours[0], theirs[0], DEEP)

@@ -150,7 +150,8 @@ def test_template_that_cannot_ask(tmp_path, template):
 
 @live
 def test_prompt_ids_are_compared():
-    """Another question than the one the reference was asked: only this line fails. A model without a template has no such line."""
+    """Another question than the one the reference was asked: only this line fails. A model without a template has no
+    such line."""
     for case, result in (("llava15_mha", ["prompt ids"]), ("llava15_full", [])):
         expected = hf.live(PARITY / case, PICTURES[0], "Why?")
         expected.prompts[0]["question"] = "How?"
@@ -158,7 +159,7 @@ def test_prompt_ids_are_compared():
         assert [row.stage for row in rows if not row.passed] == result
 
 
-# --- what rounding does ------------------------------------------------------------------------------------------------
+# --- what rounding does -----------------------------------------------------------------------------------------------
 
 def outlier(folder):
     """A copy of llava15_full one of whose channels enters the second layer's attention 150 times as large."""
@@ -172,7 +173,8 @@ def outlier(folder):
 
 @live
 def test_outlier_channel(tmp_path):
-    """Logits of the attention in the thousands cost float32 three digits: a right model passes, one wrong weight does not.
+    """Logits of the attention in the thousands cost float32 three digits: a right model passes, one wrong weight does
+    not.
 
     The fixed tolerance of 5e-5 failed the first; one that lets everything pass would miss the second, off by 0.1 %.
     """
@@ -198,7 +200,7 @@ def test_float64_one_module_at_a_time(case):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with hf.in_float64(model):
         ours = hf.stages(model, *run)
-        with pytest.raises(Exception):
+        with pytest.raises(Exception, match="[Ii]mage"):
             model(input_ids=ids[:, :2], **images)
     assert all(value.equal(before[name]) and value.dtype == before[name].dtype for name, value in model.state_dict().items())
     whole = hf.stages(copy.deepcopy(model).double(), *run)
@@ -207,7 +209,7 @@ def test_float64_one_module_at_a_time(case):
         assert distance(ours[stage], whole[stage]) < 1e-9, stage
 
 
-# --- which transformers -------------------------------------------------------------------------------------------------
+# --- which transformers -----------------------------------------------------------------------------------------------
 
 def installed(monkeypatch, version):
     """A stand-in for transformers of that version, without anything inside."""

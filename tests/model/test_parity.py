@@ -1,9 +1,8 @@
 """Is the model the model? Recorded outputs of the reference library at every level, in float32.
 
 tests/record_hf.py made the cases: all layouts, every dtype, grouped heads, biases, several images, padding. The
-tolerance is 1e-5 of the largest value in a token's row (at least 1e-5): rounding grows with the values, and two orders of
-summation in float32 cannot agree to 1e-5 where the values reach 10. Ids agree exactly, pixels to 1e-5.
-"""
+tolerance is 1e-5 of the largest value in a token's row (at least 1e-5): rounding grows with the values, and two orders
+of summation in float32 cannot agree to 1e-5 where the values reach 10. Ids agree exactly, pixels to 1e-5. """
 
 import copy
 import json
@@ -53,8 +52,9 @@ def test_every_stage(case):
 
 
 def test_cases_cover_what_they_should():
-    """Each layout once; heads all, grouped and one; each dtype; two images apart; a padded batch; text alone. LLaVA-NeXT with LLaMA
-    and with Mistral: every shape of picture, maps without rows and without columns, a batch of maps of several sizes."""
+    """Each layout once; heads all, grouped and one; each dtype; two images apart; a padded batch; text alone.
+    LLaVA-NeXT with LLaMA and with Mistral: every shape of picture, maps without rows and without columns, a batch of
+    maps of several sizes."""
     told = [json.loads((PARITY / case / "expected.json").read_text()) for case in CASES]
     assert {t["layout"] for t in told} == {*LAYOUTS, *tiny_internvl.LAYOUTS}
     models = [weights.load(PARITY / case) for case in CASES]
@@ -176,7 +176,7 @@ def test_original_with_its_tower_apart(tmp_path):
     assert len(rows) > 10 and failing(rows) == []
 
 
-# --- verify itself -----------------------------------------------------------------------------------------------------
+# --- verify itself ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("broken, first", [
     ("vision_tower.pre_layrnorm.bias", "vision_hidden_0"), ("vision_tower.layers.1.mlp.fc2.bias", "vision_hidden_m2"),

@@ -101,7 +101,8 @@ def test_rounding_before_it_is_cut(height, width, rounded, cut):
 
 
 def test_against_transformers(transformers):
-    """Pixels (so grid and fit) and number of marks of random sizes, small, common and extreme, as its processor has them.
+    """Pixels (so grid and fit) and number of marks of random sizes, small, common and extreme, as its processor has
+    them.
 
     Tiles of 24 x 24 pixels, a patch each: the counts are those of true size, and pictures may be small.
     """

@@ -59,8 +59,9 @@ def test_sources_times_values_are_the_survivors(kinds):
 
 
 def test_three_images_reduced_one_by_one():
-    """At the vision site each image has a reduction of its own; the tokens of the others stay as they are, in their order.
-    Images of tokens 0-1, 2-4 and 5: kept are 1; 2 and (3 + 4) / 2; 5. Then the decoder keeps the merged one and 5."""
+    """At the vision site each image has a reduction of its own; the tokens of the others stay as they are, in their
+    order. Images of tokens 0-1, 2-4 and 5: kept are 1; 2 and (3 + 4) / 2; 5. Then the decoder keeps the merged one and
+    5."""
     trace = Trace(grid=torch.zeros(6, 3))
     first, second, third = tokens("vv"), tokens("vvv"), tokens("v")
     trace.reduce("vision", 23, first, Reduction(torch.tensor([1])))
