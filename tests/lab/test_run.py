@@ -248,7 +248,7 @@ def test_a_terminal_that_lacks_a_character(monkeypatch, words, encoding):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(page, encoding=encoding))
     monkeypatch.setattr("minivlm.io.text.tokenizer.Stream.push", lambda stream, id: "\u263a")
     more = ["--model", MODEL, "--max-new-tokens", "2"] if words[0] != "methods" else []
-    assert run.main([*words, *more]) == 0
+    assert run.main([str(word) for word in (*words, *more)]) == 0
     sys.stdout.flush()
     text = page.getvalue().decode(encoding)
     assert words[0] == "methods" or ("\u263a" if encoding == "utf-8" else "?") in text
