@@ -8,15 +8,18 @@ import torch
 from pruning.base import LayerView, Tokens, whole_grid
 
 
-def tokens(kinds, attention=None, *, hidden=None, grid=None, layer=2, before=None, here=None, **fields):
+def tokens(kinds, attention=None, *, hidden=None, values=None, grid=None, layer=2, before=None, here=None, **fields):
     """Tokens of "t"ext and "v"isual rows: tokens("tvvvt", [[.1, .2, .5, .1, .1]]).
 
     attention: of layer - 1, (R, T) or (H, R, T); with fewer than T rows, those are the last ones.
-    hidden: (T, D) states; by default each row's is its own index. grid: (n, 3), or (rows, columns) of one image.
+    hidden: (T, D) states; by default each row's is its own index. values: (n,) those of the visual rows, with D = 1;
+    the text rows then hold 100, 101, and so on. grid: (n, 3), or (rows, columns) of one image.
     before, here: {name: matrix} for LayerView.of. fields: others of Tokens, such as prompt, masked or source.
     """
     kinds = kinds.replace(" ", "")
     visual = [row for row, kind in enumerate(kinds) if kind == "v"]
+    if values is not None:
+        hidden = numbered(kinds, torch.as_tensor(values))
     if hidden is None:
         hidden = torch.arange(len(kinds)).float()[:, None]
     if attention is not None:
@@ -24,6 +27,15 @@ def tokens(kinds, attention=None, *, hidden=None, grid=None, layer=2, before=Non
     views = {name: LayerView.of(**view) for name, view in (("before", before), ("here", here)) if view is not None}
     start = Tokens.start(hidden, visual, grid, layer=layer, **views)
     return replace(start, **fields) if fields else start
+
+
+def numbered(kinds, values):
+    """(T, 1) states: `values` in the visual rows; 100, 101, and so on in the text rows."""
+    is_visual = torch.tensor([kind == "v" for kind in kinds])                      # (T,)
+    hidden = torch.empty(len(kinds), dtype=values.dtype if values.is_floating_point() else torch.float32)
+    hidden[is_visual] = values.to(hidden.dtype)
+    hidden[~is_visual] = 100 + torch.arange(int((~is_visual).sum())).to(hidden.dtype)
+    return hidden[:, None]
 
 
 def tiles(hidden, attention=None, *, key=None, initial=None, here=None, grid=None, cls=False, layer=23):
@@ -61,6 +73,7 @@ def plane(*degrees, length=1.):
     return length * torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in degrees])
 
 
-def close(ours, theirs, atol=1e-5):
-    """The two agree to `atol`, however large they are."""
-    torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs), atol=atol, rtol=0, check_dtype=False)
+def close(ours, theirs, atol=1e-5, rtol=0):
+    """The two have one shape and agree to `atol`, however large they are; rtol: and to this share of their size
+    more."""
+    torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs), atol=atol, rtol=rtol, check_dtype=False)

@@ -5,8 +5,6 @@ is checked by the same tests. Each X.safetensors has a X.json beside it that exp
 """
 
 import json
-import os
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -15,15 +13,14 @@ from minivlm.cache import Cache
 from minivlm.llama import Decoder
 from minivlm.parts.config import TextConfig
 from minivlm.trace import Trace
+from paths import GOLDENS
 from pruning.base import Tokens
-
-FOLDER = Path(os.environ.get("MINIVLM_GOLDENS", Path(__file__).parent / "goldens"))
 
 
 def golden(name):
     """(tensors, facts) of one recording."""
-    tensors = load_file(FOLDER / f"{name}.safetensors")
-    facts = json.loads((FOLDER / f"{name}.json").read_text())
+    tensors = load_file(GOLDENS / f"{name}.safetensors")
+    facts = json.loads((GOLDENS / f"{name}.json").read_text())
     return tensors, facts
 
 
@@ -38,7 +35,7 @@ def tiny_decoder():
     config = TextConfig(vocab_size=1, hidden_size=32, intermediate_size=64, num_hidden_layers=6,
                         num_attention_heads=4, num_key_value_heads=4, head_dim=8, rms_norm_eps=1e-5)
     decoder = Decoder(config)
-    weights = load_file(FOLDER / "tiny_llama_weights.safetensors")
+    weights = load_file(GOLDENS / "tiny_llama_weights.safetensors")
     missing, spare = decoder.load_state_dict(weights, strict=False)
     assert missing == ["embed_tokens.weight"] and not spare
     return decoder

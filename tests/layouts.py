@@ -84,7 +84,8 @@ def shapes(c, layout, vision=True):
 
 
 def internvl_shapes(text, original=True):
-    """{name: shape} of an InternVL with the 300M tower and InternLM2's sizes `text`, in OpenGVLab's layout or the hub's -hf files."""
+    """{name: shape} of an InternVL with the 300M tower and InternLM2's sizes `text`, in OpenGVLab's layout or the hub's
+    -hf files."""
     C, D, M = 1024, text.hidden_size, text.intermediate_size
     q, kv = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
     if original:
@@ -124,7 +125,8 @@ def _both(name, *shape):
 
 
 def internvl_json(text, template):
-    """The config.json of OpenGVLab's InternVL2 and 2.5, or (template None) of a -hf checkpoint; no more than is read."""
+    """The config.json of OpenGVLab's InternVL2 and 2.5, or (template None) of a -hf checkpoint; no more than is
+    read."""
     llm = asdict(text) | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
     if template is None:
         return {"model_type": "internvl", "text_config": llm | {"model_type": "llama", "attention_bias": False}, "image_token_id": 92546,

@@ -15,7 +15,8 @@ live = pytest.mark.usefixtures("transformers")
 
 
 def transformers_or_skip():
-    """The module; skips the test that needs it, with the reason, unless the tests are known to run with this version."""
+    """The module; skips the test that needs it, with the reason, unless the tests are known to run with this
+    version."""
     try:
         module = hf.library("this test")
     except UserError as error:

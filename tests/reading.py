@@ -6,9 +6,9 @@ Code lines are neither blank, comment nor docstring; density is AST nodes per co
 import ast
 import sys
 from dataclasses import fields
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
+
 sys.path.insert(0, str(ROOT))
 PATH = [ROOT / name for name in (
     "pruning/base.py",

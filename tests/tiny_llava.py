@@ -1,4 +1,5 @@
-"""Tiny random LLaVA and LLaVA-NeXT checkpoints in every layout found on the hub: weights, config, tokenizer, image processor.
+"""Tiny random LLaVA and LLaVA-NeXT checkpoints in every layout found on the hub: weights, config, tokenizer, image
+processor.
 
 The tokenizer is LLaMA's in small: 500 pieces learned on the spot (byte pairs, byte fallback), then <image> and <pad>.
 transformers is imported only where a model is made.
@@ -165,7 +166,8 @@ def tokenizer_json(pieces, merges, pairs=False, marks=("<image>", "<pad>")):
 
 
 def sentencepiece_model(pieces, merges, space=True):
-    """The bytes of tokenizer.model: a protocol buffer; field 1 is a piece {1: text, 2: score, 3: type}, 2 and 3 settings.
+    """The bytes of tokenizer.model: a protocol buffer; field 1 is a piece {1: text, 2: score, 3: type}, 2 and 3
+    settings.
 
     `space`: whether one is put in front of a text.
     """
@@ -196,7 +198,8 @@ def preprocessor(size, pinpoints=None):
 
 
 def build(case, folder, reference):
-    """Write the checkpoint to `folder`, and to `reference` the form of it that transformers reads (where it is another)."""
+    """Write the checkpoint to `folder`, and to `reference` the form of it that transformers reads (where it is
+    another)."""
     from transformers import AutoConfig, AutoModelForImageTextToText
     fields, (pieces, merges) = config(case), bpe()
     write(reference / "config.json", fields)

@@ -24,12 +24,12 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
     assert path.read_text() == "new" and names(tmp_path) == ["table.json"]
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt("stopped")])
 def test_a_block_that_fails_leaves_nothing(tmp_path, error):
     """The old file stays as it was."""
     path = tmp_path / "table.json"
     path.write_text("old")
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error), match=str(error)):
         with written(path) as beside:
             beside.write_text("ne")
             raise error
@@ -58,10 +58,10 @@ def test_what_a_killed_run_left_is_cleared(tmp_path, kind):
 def test_a_new_folder_appears_when_it_is_whole(tmp_path):
     """Its parents are made too, and removed if it fails; in a folder that is there each file is written by itself."""
     path = tmp_path / "a" / "b" / "c"
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="stopped"):
         with written_folder(path) as place:
             (place / "1.txt").write_text("1")
-            raise ValueError
+            raise ValueError("stopped")
     assert names(tmp_path) == []
     with written_folder(path) as place:
         (place / "1.txt").write_text("1")
@@ -73,19 +73,19 @@ def test_a_new_folder_appears_when_it_is_whole(tmp_path):
 
 def test_a_folder_stays_if_something_is_in_it(tmp_path):
     """Only what was made is removed, and only if it is empty."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="stopped"):
         with filled(tmp_path / "a" / "b"):
-            raise ValueError
+            raise ValueError("stopped")
     assert names(tmp_path) == []
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="stopped"):
         with filled(tmp_path / "a" / "b") as folder:
             (folder / "state").write_text("x")
-            raise ValueError
+            raise ValueError("stopped")
     assert names(tmp_path / "a" / "b") == ["state"]
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="stopped"):
         with filled(tmp_path / "mine"):
-            raise ValueError
+            raise ValueError("stopped")
     assert (tmp_path / "mine").is_dir()
 
 

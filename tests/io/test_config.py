@@ -12,7 +12,9 @@ from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
 from minivlm.families.registry import read_config
 from minivlm.io.limits import LIMITS
 from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
+from paths import PARITY
 from pruning.base import UserError
+from tiny_internvl import CONTEXT
 
 # What the hub's files hold of their text_config and vision_config; all else is left to the defaults of the classes.
 HUB_TEXT = {"_name_or_path": "lmsys/vicuna-7b-v1.5", "model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
@@ -134,6 +136,38 @@ def test_original_crops_unless_it_says_pad(tmp_path):
     assert read(tmp_path, layouts.original_json(ORIGINAL_7B, image_aspect_ratio="square")).image_aspect_ratio == "crop"
 
 
+def internvl_chat(**more):
+    """config.json of the tiny original InternVL, with other fields."""
+    return json.loads((PARITY / "internvl_internlm2" / "config.json").read_text()) | more
+
+
+def internvl(**more):
+    """The same of the tiny -hf one."""
+    return json.loads((PARITY / "internvl_qwen2" / "config.json").read_text()) | more
+
+
+def test_config_of_an_original_internvl(tmp_path):
+    """Its own fields; dynamic rotary scaling, which begins where the context ends, is none; the mark's id is the
+    tokenizer's."""
+    c = read(tmp_path, internvl_chat())
+    assert (c.max_tiles, c.use_thumbnail, c.template, c.original, c.dtype) == (6, True, "internlm2-chat", True, "bfloat16")
+    assert c.text.rope_theta == 1e6 and not c.text.qkv_bias and c.vision.attention_bias and c.image_token_index == 92546
+    (tmp_path / "added_tokens.json").write_text(json.dumps({CONTEXT: 77}))
+    assert read(tmp_path, internvl_chat()).image_token_index == 77
+    assert read(tmp_path, internvl_chat(dynamic_image_size=False)).max_tiles == 1
+
+
+def test_config_of_a_hugging_face_internvl(tmp_path):
+    """Sides as lists or numbers; nothing said of qkv biases: none; nothing of the head: it may be tied."""
+    c = read(tmp_path, internvl())
+    assert (c.vision.image_size, c.vision.patch_size, c.vision.attention_bias, c.text.qkv_bias) == (28, 7, True, True)
+    raw = internvl(vision_config={"image_size": 56, "patch_size": 14})
+    del raw["tie_word_embeddings"], raw["text_config"]["tie_word_embeddings"]
+    c = read(tmp_path, raw)
+    assert (c.vision.image_size, c.vision.attention_bias, c.text.tie_word_embeddings) == (56, False, True)
+    assert (c.template, c.original, c.image_token_index) == ("internvl-hf", False, 500)
+
+
 REFUSED = {
     "wrong family": (HUB | {"model_type": "bert"}, "model_type 'bert'"),
     "no family": ({}, "model_type None"),
@@ -189,6 +223,19 @@ REFUSED = {
     "marks": (layouts.original_json(ORIGINAL_7B, mm_use_im_start_end=True), "mm_use_im_start_end True"),
     "tower": (layouts.original_json(ORIGINAL_7B, mm_vision_tower="openai/other"), "mm_vision_tower 'openai/other' is not known"),
     "no tower": (layouts.original_json(ORIGINAL_7B, mm_vision_tower=None), "mm_vision_tower must name"),
+    "InternVL: shuffle": (internvl_chat(ps_version="v1"), "ps_version 'v1' is not supported, only v2"),
+    "InternVL: no version": ({k: v for k, v in internvl_chat().items() if k != "ps_version"}, "ps_version 'v1'"),
+    "InternVL: template": (internvl_chat(template="phi3-chat"), "template 'phi3-chat' is not supported, only internlm2-chat or"),
+    "InternVL: decoder": (internvl_chat(llm_config={"model_type": "phi3"}), "model_type 'phi3' is not supported, only internlm2"),
+    "InternVL: biases": (internvl_chat(llm_config={"model_type": "internlm2", "bias": True}), "bias True"),
+    "InternVL: layer": (internvl_chat(select_layer=-4), "select_layer -4"),
+    "InternVL: ratio": (internvl(downsample_ratio=0.25), "downsample_ratio 0.25"),
+    "InternVL: 6B": (internvl_chat(vision_config=dict(internvl_chat()["vision_config"], qk_normalization=True)), "use_qk_norm True"),
+    "InternVL: 6B norms": (internvl(vision_config={"norm_type": "rms_norm"}), "norm_type 'rms_norm'"),
+    "InternVL: pooling": (internvl(vision_config={"use_mean_pooling": False}), "use_mean_pooling False"),
+    "InternVL: other side": (internvl_chat(force_image_size=224), "image_size 224 is not supported, only 28"),
+    "InternVL: quantised": (internvl(quantization_config={"bits": 4}), "quantization_config"),
+    "InternVL: rope": (internvl_chat(llm_config={"rope_scaling": {"type": "linear", "factor": 2.0}}), "type 'linear' is not supported"),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from command import done
 from minivlm.io.data import read_lines, read_text
 from minivlm.lab.check.recorded import read_expected
 from minivlm.lab.cli import shipped
@@ -15,9 +16,9 @@ from minivlm.lab.cli.options import build, own_settings
 from minivlm.lab.train import fit, modules
 from minivlm.lab.train.instruct import Instructions
 from minivlm.toy import benchmark
-from pruning.atp import ATP, Thresholds
+from paths import MODEL, PICTURE
+from pruning.atp import Thresholds
 from pruning.base import UserError
-from test_run import HERE, MODEL, PICTURE, done
 
 DEEP = "[" * 100_000
 TEXTS = ["", "{", "null", "3", '"x"', "[1]", "[null]", "[[]]", "NaN", DEEP, '{"image": ' + DEEP, "9" * 5000]
@@ -167,7 +168,7 @@ def test_a_file_of_modules(tmp_path):
 
 def test_a_recording(tmp_path):
     """verify: every field of a prompt, and every tensor, of another kind or shape: a line, or rows that fail, and no traceback."""
-    recording, tensors = json.loads((HERE / "llava15_mha" / "expected.json").read_text()), load_file(HERE / "llava15_mha" / "expected.safetensors")
+    recording, tensors = json.loads((MODEL / "expected.json").read_text()), load_file(MODEL / "expected.safetensors")
     recording["prompts"] = recording["prompts"][-1:]                               # a batch of two
     tensors = {name.replace("p4.", "p0."): x for name, x in tensors.items() if name.startswith("p4.")}
     recording["eos_list_case"] = None

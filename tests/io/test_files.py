@@ -96,6 +96,7 @@ def test_a_folder_is_no_file(tmp_path):
         stored(tmp_path)
 
 
+@pytest.mark.internal
 def test_a_file_that_tells_no_size_is_still_read_up_to_the_limit(tmp_path, monkeypatch):
     """As those of /proc: only reading shows how long they are."""
     (tmp_path / "file").write_bytes(b"12345")
@@ -105,6 +106,7 @@ def test_a_file_that_tells_no_size_is_still_read_up_to_the_limit(tmp_path, monke
         read_bytes(tmp_path / "file", 4)
 
 
+@pytest.mark.internal
 def test_a_file_without_permission_is_one_line(tmp_path, monkeypatch):
     def refused(*_):
         raise PermissionError(13, "Permission denied", "some.json")

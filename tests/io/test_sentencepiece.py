@@ -1,17 +1,15 @@
 """tokenizer.model without sentencepiece: files typed by hand, LLaMA's own ids, and the library itself where it is there."""
 
-import json
 import struct
-from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
 from minivlm.io.text.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, from_sentencepiece
 from minivlm.io.text.tokenizer import Tokenizer
+from paths import PARITY
 from pruning.base import UserError
 
-PARITY = Path(__file__).parent.parent / "parity"
 BPE, LLAMA = b"\x12\x02\x18\x02", b"\x1a\x04\x18\x01\x20\x00"          # trained as 2; a space in front, none squeezed
 START = [("<unk>", 0, UNKNOWN), ("<s>", 0, CONTROL), ("</s>", 0, CONTROL)]
 

@@ -99,6 +99,7 @@ def test_a_template_that_writes_no_prompt(source, told):
     assert "the file" in str(error.value) and "--template" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.internal
 @pytest.mark.parametrize("source", ["{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
                                     "{{ (range(9999) | list * 9999) | sort | length }}"])
 def test_a_template_without_an_end(monkeypatch, source):
@@ -309,6 +310,7 @@ def test_named_formats_are_their_names():
 
 # --- transformers ---------------------------------------------------------------------------------------------------
 
+@pytest.mark.internal
 @live
 @pytest.mark.parametrize("source", [LLAVA, CHATML, LLAMA3, BAKLLAVA, "  {% if true %}\n  a{{ messages | tojson }}\n {%- endif %}\n{% for m in messages %}"
                                     + TEXTS + "\n{% break %}{% endfor %}\n<image>"], ids=["llava", "chatml", "llama3", "bakllava", "blocks"])

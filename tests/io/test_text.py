@@ -1,19 +1,16 @@
 """Text: the ids of the reference library, text that streams as it decodes, and Vicuna's prompts."""
 
 import json
-import random
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from tokenizers import Tokenizer as FastTokenizer, decoders, models, pre_tokenizers
 
 from minivlm.io.text.chatml import INTERNVL2, INTERNVL2_5
 from minivlm.io.text.tokenizer import TEMPLATES, Stream, Tokenizer, next_turn, prompt
+from paths import CASES, PARITY
 from pruning.base import UserError
 
-PARITY = Path(__file__).parent.parent / "parity"
-CASES = sorted(path.parent.name for path in PARITY.glob("*/expected.json"))
 TEXTS = ["USER: <image>\nWhat is shown in this image? ASSISTANT:", "a<image>b", "<image>", "<image><image>\n", "", "\n",
          "the answer", "x</s>USER: y", "a  b\tc\n\n", "héllo 😀 日本語", "3.14 = ½?", "ends with space ", "<pad>", "<unk>x"]
 words = st.text(st.sampled_from("the image of aBcé日😀\n\t  ?.\u00a0"), max_size=25)
@@ -162,7 +159,6 @@ def byte_level(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["llama", "byte_level"])
-@settings(max_examples=400)
 @given(st.data())
 def test_a_stream_equals_decoding_at_once(name, request, data):
     """Whatever the ids: half characters, wrong bytes, lone spaces, marks, ids without a piece."""

@@ -223,6 +223,7 @@ def test_no_unknown_token(tmp_path, model):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.internal
 def test_a_text_without_end(tmp_path, monkeypatch):
     tokenizer = Tokenizer(stored(tmp_path, trained()))
     monkeypatch.setattr(text_module, "LONGEST_TEXT", 100)

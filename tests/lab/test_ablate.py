@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from command import done
 from minivlm.lab.cost.flops import average
 from minivlm.lab.studies import ablation
 from minivlm.lab.studies.ablation import ROWS, Row, facts, lines, method, picture, study
@@ -13,9 +14,8 @@ from minivlm.lab.train.modules import read
 from minivlm.lab.train.train_atp import Recipe
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder
-from minivlm.toy.student import config
 from pruning.readings import ATPFixedRatio
-from test_run import done
+from tiny import toy_config
 from weights import load
 
 CHOSEN = [row for row in ROWS if row.name in ("adaptive", "fixed-1-2", "frozen")]
@@ -32,7 +32,7 @@ def gradients():
 def model(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model")
-    folder.save(Llava(config()), path)
+    folder.save(Llava(toy_config(8)), path)
     return path
 
 

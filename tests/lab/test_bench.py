@@ -8,18 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
+from command import done
 from live import live
 from minivlm.lab.speed import clock, measure, verdict
-from minivlm.lab.speed.clock import Clock, Memory, Timed
 from minivlm.lab.speed.chart import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from minivlm.lab.speed.clock import Clock, Memory, Timed
 from minivlm.lab.speed.plot import plot
+from paths import MODEL, PARITY
 from pruning.base import UserError
 from pruning.compose import Both
 from pruning.fastv import FastV
 from pruning.prumerge import PruMergePlus
 from pruning.vispruner import VisPruner
-from test_count import TINY
-from test_run import MODEL, done
+from tiny import SHAPE
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,7 @@ class Slow(FastV):
 @pytest.fixture(scope="module")
 def told():
     pruners = {"fastv 4": FastV(keep=4), "slow 4": Slow(keep=4), "prumerge_plus": PruMergePlus()}
-    return measure.measure(TINY, pruners, text=10, steps=3, repeat=2)
+    return measure.measure(SHAPE, pruners, text=10, steps=3, repeat=2)
 
 
 def test_stages_add_up(told):
@@ -93,6 +94,7 @@ def test_freed_memory_is_not_had_for_nothing():
     assert len(taken()) == 40 and pin.sum() == 1000 and memory.peak() > 30e6
 
 
+@pytest.mark.internal
 def test_spread_by_hand():
     """The quartiles of 1 2 3 4 9 are 2 and 4."""
     assert measure.spread([9, 2, 1, 4, 3]) == 1 and measure.spread([7]) == 0
@@ -101,7 +103,7 @@ def test_spread_by_hand():
 def test_too_large_for_the_memory(monkeypatch):
     monkeypatch.setattr(measure, "available", lambda device: 1000)
     with pytest.raises(UserError, match="--layers"):
-        measure.random(TINY, torch.float32, CPU)
+        measure.random(SHAPE, torch.float32, CPU)
     assert clock.available(CPU) is None or clock.available(CPU) > 2 ** 20
 
 
@@ -131,6 +133,7 @@ def test_what_bounds_it_by_hand():
     assert "the weights count, and to read them for one alone takes 25% as long; encoding" in verdict.sentence(row, first, told)
 
 
+@pytest.mark.internal
 def test_picture():
     """x from 0 to 100 tokens, y from 0 to 1100 ms: a dot at 50 tokens and 800 ms, the line at half of both below it."""
     page = plot(made_up(prefill=.8))
@@ -149,7 +152,7 @@ def test_the_command(capsys, tmp_path):
 
 
 def test_internvl_is_timed_but_not_against_transformers(capsys):
-    model = MODEL.replace("llava15_mha", "internvl_internlm2")
+    model = PARITY / "internvl_internlm2"
     words = ["bench", "--model", model, "--method", "divprune", "--keep", "4", "--repeat", "1", "--steps", "1", "--threads", "1"]
     status, out, _ = done(capsys, *words)
     assert status == 0 and "divprune 4" in out

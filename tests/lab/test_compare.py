@@ -3,25 +3,25 @@
 import json
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from command import done
 from minivlm.lab.cli.options import build, build_all
 from minivlm.lab.compare import draw
 from minivlm.lab.compare.compare import Run, agreement
 from minivlm.lab.score.evidence import entering
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Step, Trace
+from paths import IMAGES, MODEL, PARITY, PICTURE
 from pruning import EVERY, METHODS, READINGS
 from pruning.base import Reduction, UserError
 from pruning.compose import Both, Schedule
 from pruning.fastv import FastV
 from pruning.fields import option
 from pruning.vispruner import VisPruner
-from test_run import MODEL, PICTURE, done
 
 COMPARE = ["compare", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "4"]
 
@@ -159,9 +159,16 @@ def test_composed_and_scheduled():
     assert build("vispruner+fastv", "256+64", ["fastv.layer=3"]) == Both((VisPruner(keep=256), FastV(keep=64, layer=3)))
     assert build("fastv", schedule="4:136,14:.25") == Schedule(FastV(), (4, 14), (136, .25))
     assert build("vispruner+fastv", schedule="4:9").methods[1] == Schedule(FastV(), (4,), (9,))
-    for words in (["vispruner+fastv", "256"], ["fastv", None, [], "4"], ["fastv+vispruner"], ["divprune", None, [], "4:9"]):
-        with pytest.raises(UserError):
-            build(*words)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["vispruner+fastv", "256"], r"--keep 256: give one number for each of vispruner\+fastv, like 256\+64"),
+    (["fastv", None, [], "4"], "--schedule 4: write LAYER:KEEP,LAYER:KEEP"),
+    (["fastv+vispruner"], "compose in the order vision, embed, decoder; got decoder, vision"),
+    (["divprune", None, [], "4:9"], "DivPrune cannot be scheduled: only a decoder method with a layer and a keep")])
+def test_what_cannot_be_composed_or_scheduled(words, message):
+    with pytest.raises(UserError, match=message):
+        build(*words)
 
 
 @pytest.mark.parametrize("method, title", [
@@ -193,7 +200,7 @@ def questions(folder):
     names = ["land_500x333.png", "gray_250x170.png"]
     rows = [dict(question_id=i, image=name, text="What is shown?") for i, name in enumerate(names)]
     (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return ["--questions", folder / "q.jsonl", "--images", Path(PICTURE).parent, "--model", MODEL]
+    return ["--questions", folder / "q.jsonl", "--images", IMAGES, "--model", MODEL]
 
 
 def test_ask_with_an_average(capsys):
@@ -212,7 +219,7 @@ def test_bytes_without_reduction_are_the_prompts(capsys, tmp_path):
     the vision site."""
     told = []
     for method in (["--method", "vispruner", "--keep", "20"], []):
-        status, _, _ = done(capsys, "ask", PICTURE, "What?", "--model", Path(MODEL).parent / "next_vicuna", "--max-new-tokens", "1",
+        status, _, _ = done(capsys, "ask", PICTURE, "What?", "--model", PARITY / "next_vicuna", "--max-new-tokens", "1",
                             *method, "--json", tmp_path / "a.json")
         told.append(json.loads((tmp_path / "a.json").read_text()))
     assert status == 0 and told[0]["visual_tokens"] == 80 and told[1]["visual_tokens"] == 70
@@ -222,7 +229,7 @@ def test_bytes_without_reduction_are_the_prompts(capsys, tmp_path):
 def test_average_of_tiles(capsys):
     """5 tiles of 16 patches: 41 on average are 9 of each tile for VisPruner, which counts them so, and 41 of all for DivPrune, of which
     the prompt has 70. One after the other they would count different things."""
-    next_ask = ["ask", PICTURE, "What is shown?", "--model", Path(MODEL).parent / "next_vicuna", "--max-new-tokens", "2"]
+    next_ask = ["ask", PICTURE, "What is shown?", "--model", PARITY / "next_vicuna", "--max-new-tokens", "2"]
     for method, left in (("vispruner", 45), ("divprune", 41)):
         status, out, _ = done(capsys, *next_ask, "--method", method, "--average", "41")
         assert status == 0 and f"{left} of them visual" in out

@@ -8,28 +8,35 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from command import done
 from minivlm.lab.cost import shapes
 from minivlm.lab.cost.cost import tera
 from minivlm.lab.cost.count import count, on_meta, weight_bytes
 from minivlm.lab.cost.flops import Formula, kv_bytes
-from minivlm.lab.cost.shapes import SHAPES, Shape
-from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
+from minivlm.lab.cost.shapes import SHAPES
+from paths import MODEL, PARITY
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
 from pruning.fastv import FastV
 from pruning.readings import FastVMask
 from pruning.vispruner import VisPruner
-from test_run import MODEL, done
+from tiny import SHAPE
 from weights import load
 
-D, M, L = 8, 20, 4
-VISION = VisionConfig(hidden_size=6, intermediate_size=10, num_hidden_layers=3, num_attention_heads=2, image_size=12, patch_size=3)
-TEXT = TextConfig(vocab_size=50, hidden_size=D, intermediate_size=M, num_hidden_layers=L, num_attention_heads=4)
-TINY = Shape("tiny", LlavaConfig(VISION, TEXT))        # 16 image tokens
+TEXT = SHAPE.config.text
+D = TEXT.hidden_size                   # 8
+M = TEXT.intermediate_size             # 20
+L = TEXT.num_hidden_layers             # 4
 
 
-@pytest.mark.parametrize("shape", [TINY, SHAPES["llava-1.5-7b"]], ids=["tiny", "7b"])
+@pytest.fixture(scope="module")
+def unpruned():
+    """The cost of the tiny shape without a method."""
+    return count(SHAPE, text=10)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, shapes.shape_of("llava-1.5-7b", layers=2)], ids=["tiny", "7b"])
 def test_counted_is_twice_the_formula(shape):
     """With a key head for each query head, three matrices, all tokens and no short cut in the last layer."""
     c, counted = shape.config.text, count(shape, text=10, last=False)
@@ -39,42 +46,43 @@ def test_counted_is_twice_the_formula(shape):
 
 def test_what_a_method_computes_is_not_counted():
     """FastV before layer 2: the layers on the tokens that enter them, and nothing for the row that it looks at."""
-    entering, pruned = [16, 16, 4, 4], count(TINY, FastV(keep=4), text=10, last=False)
+    entering, pruned = [16, 16, 4, 4], count(SHAPE, FastV(keep=4), text=10, last=False)
     assert pruned.visual == tuple(entering) and pruned.tokens == (26, 26, 14, 14)
     assert pruned.decoder == 2 * Formula(text=10).flops(entering, D, M)
 
 
-def test_the_last_layer_computes_one_token():
+def test_the_last_layer_computes_one_token(unpruned):
     """Query, output and MLP of 25 of 26 tokens are saved, and their rows of attention."""
-    saved = count(TINY, text=10, last=False).decoder - count(TINY, text=10).decoder
+    saved = count(SHAPE, text=10, last=False).decoder - unpruned.decoder
     assert saved == 2 * 25 * (2 * D * D + 3 * D * M + 2 * 26 * D)
 
 
-def test_shared_key_heads_cost_less():
+def test_shared_key_heads_cost_less(unpruned):
     """One key head for four query heads of width 2: keys and values have width 2, not 8."""
-    grouped = replace(TINY, config=replace(TINY.config, text=replace(TEXT, num_key_value_heads=1)))
-    saved = count(TINY, text=10).decoder - count(grouped, text=10).decoder
-    assert saved == 2 * 26 * D * (2 * 8 - 2 * 2) * L
-    assert count(grouped, text=10).kv_bytes == kv_bytes([26] * L, 1, 2) and count(TINY, text=10).kv_bytes == kv_bytes([26] * L, 4, 2)
+    shape = replace(SHAPE, config=replace(SHAPE.config, text=replace(TEXT, num_key_value_heads=1)))
+    grouped = count(shape, text=10)
+    assert unpruned.decoder - grouped.decoder == 2 * 26 * D * (2 * 8 - 2 * 2) * L
+    assert grouped.kv_bytes == kv_bytes([26] * L, 1, 2)
+    assert unpruned.kv_bytes == kv_bytes([26] * L, 4, 2)
 
 
-def test_tower_and_projector_by_hand():
-    """Two of three layers run, on 17 rows of width 6: patches of 27 numbers, 4 C^2 + 2 C I weights a row, 2 * 17 C for attention."""
-    counted = count(TINY)
-    assert counted.tower == 2 * (16 * 27 * 6 + 2 * (17 * (4 * 36 + 2 * 60) + 2 * 17 * 17 * 6))
-    assert counted.projector == 2 * 16 * (6 * D + D * D)
-    assert count(TINY, VisPruner(keep=4)).projector == 2 * 4 * (6 * D + D * D)
+def test_tower_and_projector_by_hand(unpruned):
+    """Two of three layers run, on 17 rows of width 6: patches of 27 numbers, 4 C^2 + 2 C I weights a row, 2 * 17 C for
+    attention."""
+    assert unpruned.tower == 2 * (16 * 27 * 6 + 2 * (17 * (4 * 36 + 2 * 60) + 2 * 17 * 17 * 6))
+    assert unpruned.projector == 2 * 16 * (6 * D + D * D)
+    assert count(SHAPE, VisPruner(keep=4)).projector == 2 * 4 * (6 * D + D * D)
 
 
-def test_masked_tokens_are_computed():
-    masked = count(TINY, FastVMask(keep=4), text=10)
-    assert masked.tokens == (26,) * 4 and masked.decoder > .99 * count(TINY, text=10).decoder
+def test_masked_tokens_are_computed(unpruned):
+    masked = count(SHAPE, FastVMask(keep=4), text=10)
+    assert masked.tokens == (26,) * 4 and masked.decoder > .99 * unpruned.decoder
 
 
 def test_composed_and_scheduled():
-    both, steps = count(TINY, Both((VisPruner(keep=8), FastV(keep=3)))), count(TINY, Schedule(FastV(), (1, 3), (9, 2)))
+    both, steps = count(SHAPE, Both((VisPruner(keep=8), FastV(keep=3)))), count(SHAPE, Schedule(FastV(), (1, 3), (9, 2)))
     assert both.visual == (8, 8, 3, 3) and steps.visual == (16, 9, 9, 2)
-    assert shapes.lineup("fastv", None, None, [], TINY, "1:9,3:2") == {"fastv 1:9,3:2": Schedule(FastV(), (1, 3), (9, 2))}
+    assert shapes.lineup("fastv", None, None, [], SHAPE, "1:9,3:2") == {"fastv 1:9,3:2": Schedule(FastV(), (1, 3), (9, 2))}
 
 
 @pytest.mark.parametrize("method", [None, FastV(keep=4), METHODS["random"](keep=4), METHODS["divprune"](keep=4), VisPruner(keep=4)])
@@ -94,6 +102,7 @@ def test_the_meta_device_counts_what_a_real_run_does(method):
     assert counter.get_total_flops() == counted.prefill + own and cache.bytes == counted.kv_bytes
 
 
+@pytest.mark.internal
 def test_units():
     assert tera(8.672e12) == "  8.672 T" and tera(5e10) == "  0.050 T" and tera(5e9) == "  5.000 G" and tera(3e5) == "  0.300 M"
 
@@ -101,7 +110,7 @@ def test_units():
 def test_weights():
     model, held = load(MODEL), weight_bytes(shapes.shape_of(model=MODEL), torch.float32)
     assert sum(held.values()) + 4 * model.language_model.norm.weight.numel() == sum(4 * p.numel() for p in model.parameters())
-    assert all(p.is_meta for p in on_meta(TINY).parameters())
+    assert all(p.is_meta for p in on_meta(SHAPE).parameters())
 
 
 def test_tiles():
@@ -117,15 +126,17 @@ def test_tiles():
 
 
 def test_a_next_checkpoint_has_five_tiles():
-    shape = shapes.shape_of(model=MODEL.replace("llava15_mha", "next_vicuna"))
+    shape = shapes.shape_of(model=PARITY / "next_vicuna")
     assert shape.tiles == 5 and count(shape, FastV(keep=4, layer=1), text=10).visual[-1] == 4 and count(shape).visual[0] == shape.n == 5 * shape.grid ** 2
 
 
 def test_the_command(capsys):
-    """FastV's first two layers keep all 576 tokens; more can be had from DivPrune, but not more than the bound."""
-    status, out, _ = done(capsys, "cost", "--method", "fastv,divprune", "--average", "192", "--layers", "32")
-    assert status == 0 and "2x576 30x167" in out and "32x192" in out and "at most" in out and "c=3, image tokens alone" in out
-    status, out, _ = done(capsys, "cost", "--method", "fastv", "--keep", "1", "--layers", "4", "--all-tokens", "--ffn", "2", "--json")
+    """FastV's first two of eight layers keep all 576 tokens, the others (8 * 192 - 2 * 576) / 6 = 64."""
+    status, out, _ = done(capsys, "cost", "--shape", "small", "--method", "fastv,divprune", "--average", "192",
+                          "--layers", "8")
+    assert status == 0 and "2x576 6x64" in out and "8x192" in out and "at most" in out and "c=3, image tokens alone" in out
+    status, out, _ = done(capsys, "cost", "--shape", "small", "--method", "fastv", "--keep", "1", "--layers", "4",
+                          "--all-tokens", "--ffn", "2", "--json")
     told = json.loads(out)
     row = told["rows"][1]
     assert status == 0 and told["layers"] == 4 and told["formula"].startswith("c=2, image and 64 text tokens")
@@ -141,6 +152,12 @@ def test_all_methods(capsys):
     assert status == 0 and rows["fastv 4"] == [16, 16, 4] and rows["vispruner 4"] == [4] * 3 and rows["blind"] == [0] * 3
     assert "train atp" in told["why_not"]["atp"] and "layer 8" in told["why_not"]["pyramiddrop"]
     assert len(rows) + len(told["why_not"]) == 1 + len(METHODS)
+
+
+def test_why_a_method_is_not_counted(capsys, monkeypatch):
+    """A registry of three, without a budget and with an average: a line for each that cannot be counted."""
+    three = {name: METHODS[name] for name in ("fastv", "blind", "prumerge")}
+    monkeypatch.setattr("minivlm.lab.cli.options.METHODS", three)
     status, out, _ = done(capsys, "cost", "--model", MODEL, "--method", "all")
     assert status == 0 and "prumerge does not run here: PruMerge: the prompt decides" in out
     status, out, _ = done(capsys, "cost", "--model", MODEL, "--method", "all", "--average", "12")
@@ -148,14 +165,14 @@ def test_all_methods(capsys):
 
 
 def test_among_several_one_without_a_keep_has_its_own_schedule():
-    made = shapes.lineup("fastv,vtw", "4,8", None, ["vtw.layer=2"], TINY)
-    assert list(made) == ["fastv 4", "fastv 8", "vtw"] and shapes.entering(made["vtw"], TINY) == [16, 16, 0, 0]
+    made = shapes.lineup("fastv,vtw", "4,8", None, ["vtw.layer=2"], SHAPE)
+    assert list(made) == ["fastv 4", "fastv 8", "vtw"] and shapes.entering(made["vtw"], SHAPE) == [16, 16, 0, 0]
 
 
 @pytest.mark.parametrize("words, told", [
-    (["--method", "prumerge"], "prompt decides"),
+    (["--method", "prumerge", "--model", MODEL], "prompt decides"),
     (["--method", "slowv"], "slowv"),
-    (["--method", "atp"], "train atp"),
+    (["--method", "atp", "--model", MODEL], "train atp"),
     (["--keep", "4"], "--method"),
     (["--schedule", "4:9"], "--method"),
     (["--method", "divprune", "--schedule", "4:9"], "cannot be scheduled"),
@@ -177,4 +194,4 @@ def test_bad_input_is_one_line(capsys, words, told):
 
 def test_fitted_methods_are_for_their_model():
     with pytest.raises(UserError, match="32 layers"):
-        count(TINY, METHODS["fitprune"]())
+        count(SHAPE, METHODS["fitprune"]())

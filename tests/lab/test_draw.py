@@ -1,6 +1,5 @@
 """The pictures, pixel by pixel: what is lit, dark, outlined, coloured, and what the words below say."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +13,10 @@ from minivlm.lab.compare.sheet import drawable, is_in_font, sheet, stack, words,
 from minivlm.trace import Trace
 from pruning.base import Reduction
 from pruning.hired import HiRED
+from paths import IMAGES
 from tiny import GRIDS, MARK, Chosen, ids, llava, next_llava, picture, prefill, tiled
 
-IMAGES = Path(__file__).parent.parent / "parity" / "images"
+pytestmark = pytest.mark.internal
 WHITE, PINK, GREY, BLACK = (255, 255, 255), (255, 0, 200), (150, 150, 150), (20, 20, 20)
 
 

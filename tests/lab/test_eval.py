@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from command import done
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import parallel
@@ -25,14 +25,13 @@ from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder
 from minivlm.toy.benchmark import Item
 from minivlm.toy.student import config
+from paths import MODEL, PARITY, ROOT
 from pruning import METHODS
 from pruning.base import Tokens, whole_grid, UserError
 from pruning.compose import Both, Schedule
 from pruning.controls import Random
-from test_run import MODEL as PARITY, done
 from weights import load
 
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +136,7 @@ def test_a_contestant_that_fails_on_one_question_does_not_run():
         facts(items, entered, rows)
 
 
+@pytest.mark.internal
 def test_picture():
     """FastV's dot stands at 10 of 10 tokens, half a step aside, and 10 %; each name of the legend has a line of its own."""
     page = curves(told_of(*made_up()))
@@ -219,7 +219,7 @@ def test_all_methods_with_reasons(model):
     assert {*METHODS} <= set(found) and not found["fastv"].why_not and found["vtw"].keep is None
     assert "run.py train atp" in found["atp"].why_not and "layer 16" in found["sparsevlm"].why_not
     assert "run.py train atp" in entered(model, "atp")[-1].why_not
-    tiles = load(Path(PARITY).parent / "next_vicuna")
+    tiles = load(PARITY / "next_vicuna")
     pixels = tiles.processor.pixels(Image.new("RGB", (96, 96)))
     found = {one.method: one.why_not for one in contestants(tiles, pixels, "all", "4", [])}
     assert not found["divprune"] and "keep 4 is out of range" in found["vispruner"], "4 of all tokens, but not one of each of five tiles"
@@ -278,6 +278,7 @@ def test_random_counts_by_its_share_of_right_draws(model, data):
     assert any(0 < row["right"] < 1 for row in rows) and all(row["visual"] == [72] * 8 for row in rows)
 
 
+@pytest.mark.internal
 def test_pictures_are_encoded_once(model, data, monkeypatch):
     """Once for all contestants, VisPruner too; and the answers are those of a conversation of its own."""
     items, calls = benchmark.read(data), Counter()
@@ -429,7 +430,7 @@ def test_bad_folders_are_one_line(capsys, model, tmp_path, line, told):
 
 def test_a_model_that_cuts_pictures_into_tiles(capsys, data, tmp_path):
     """Where its tokens lie in the drawn picture is not known, nor which are evidence; all else is."""
-    tiles = load(Path(PARITY).parent / "next_vicuna")
+    tiles = load(PARITY / "next_vicuna")
     status, _, err = done(capsys, *command(tiles, data, "--count", 1, "--set", "fastv.layer=1", "--out", tmp_path / "a.json"))
     assert status == 0, err
     fastv = json.loads((tmp_path / "a.json").read_text())["contestants"][-1]
@@ -476,7 +477,7 @@ def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):
 
 def test_two_processes_divide_the_rounds_of_a_benchmark(tmp_path):
     """Three rounds on two processes are three rounds, in one table."""
-    printed = started(*TORCHRUN, "run.py", "bench", "--model", PARITY, "--method", "fastv", "--keep", "4", "--repeat", "3", "--steps", "1",
+    printed = started(*TORCHRUN, "run.py", "bench", "--model", MODEL, "--method", "fastv", "--keep", "4", "--repeat", "3", "--steps", "1",
                       "--threads", "1", "--json", tmp_path / "a.json")
     told = json.loads((tmp_path / "a.json").read_text())
     assert told["processes"] == 2 and [len(row["times"]) for row in told["rows"]] == [3, 3]

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from command import done
 from minivlm.lab.speed import measure
 from minivlm.lab.speed.clock import Memory
 from minivlm.lab.studies import scaling
 from minivlm.llava import Llava
-from test_count import TINY
-from test_run import MODEL, done
+from paths import MODEL
+from tiny import SHAPE
 
 TOLD = dict(shape="made-up", layers=2, dtype="float32", device="cpu", threads=1, torch="2", repeat=1, prompts=50, held=2_000_000,
             rows=[dict(tokens=100, prefill=.5, attention=.1, token=.01, peak=1000), dict(tokens=200, prefill=1.4, attention=.4, token=.01, peak=3000)],
@@ -18,7 +19,7 @@ TOLD = dict(shape="made-up", layers=2, dtype="float32", device="cpu", threads=1,
 
 
 def model():
-    return measure.model_of(TINY, None, torch.float32, torch.device("cpu"))
+    return measure.model_of(SHAPE, None, torch.float32, torch.device("cpu"))
 
 
 def test_laws_by_hand():
@@ -35,7 +36,7 @@ def test_what_is_measured():
     told = scaling.measure(model(), [8, 16], decode=20, prompts=6, repeat=1)
     assert [row["tokens"] for row in told["rows"]] == [8, 16] and all(0 < row["attention"] and 0 < row["token"] for row in told["rows"])
     early, late = told["decode"]
-    c, layers = TINY.config.text, TINY.layers
+    c, layers = SHAPE.config.text, SHAPE.layers
     assert (early["first"], early["last"], late["first"], late["last"]) == (1, 2, 19, 20)
     assert late["bytes"] - early["bytes"] == 18 * 2 * layers * c.num_key_value_heads * c.head_dim * 4
 

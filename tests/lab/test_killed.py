@@ -1,7 +1,6 @@
 """A run that is killed at any rename and gone on with leaves the files of one that was not, to the byte."""
 
 import contextlib
-from dataclasses import replace
 from functools import cache, partial
 
 import pytest
@@ -9,13 +8,13 @@ import torch
 from PIL import Image
 
 import run
+from atp_runs import atp_command, write_instructions
 from minivlm.io import atomic
 from minivlm.lab.studies import ablation
 from minivlm.lab.train import instruct
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder, scenes, train
-from minivlm.toy.student import config
-from test_train_atp import arguments, written
+from tiny import toy_config
 
 
 class Killed(BaseException):
@@ -70,22 +69,13 @@ def check_every_rename(monkeypatch, tmp_path, command):
 @pytest.mark.parametrize("frozen, steps", [(True, 3), (False, 2)])
 def test_train_atp(monkeypatch, tmp_path, frozen, steps):
     """Killed before the last module, it once said "wrote" on --resume, and left the module of the save before."""
-    written(tmp_path)
+    write_instructions(tmp_path)
     more = ["--save-every", "1", *["--freeze-lm"] * frozen]
 
     def command(out, begun):
-        return run.main(arguments(tmp_path, out, *more, *["--resume"] * begun, steps=steps))
+        return run.main(atp_command(tmp_path, out, *more, *["--resume"] * begun, steps=steps))
     names = check_every_rename(monkeypatch, tmp_path, command)
     assert {"state.safetensors", "log.jsonl", "atp.safetensors"} <= names and ("model.safetensors" in names) != frozen
-
-
-def tiny(layers):
-    """The shipped model's shape with a width of 16."""
-    shape = config()
-    vision = replace(shape.vision, hidden_size=16, intermediate_size=16, num_attention_heads=2)
-    text = replace(shape.text, hidden_size=16, intermediate_size=16, num_attention_heads=2,
-                   num_key_value_heads=2, head_dim=8, num_hidden_layers=layers)
-    return replace(shape, vision=vision, text=text)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +93,7 @@ def test_train_toy(monkeypatch, tmp_path):
     """Three steps, a checkpoint each, and the folder that is made of the best, here without its samples."""
     recipe = partial(train.Recipe, vision_steps=1, vision_batch=2, joint_steps=2, joint_batch=2, warmup=1, whole=1 / 2)
     monkeypatch.setattr(train, "Recipe", recipe)
-    monkeypatch.setattr(train, "config", lambda: tiny(2))
+    monkeypatch.setattr(train, "config", lambda: toy_config(2))
     monkeypatch.setattr(train, "train", partial(train.train, every=1))
     monkeypatch.setattr(train.Run, "check", accuracy)
     monkeypatch.setattr(folder.benchmark, "write", lambda path, **options: path.mkdir())
@@ -119,7 +109,7 @@ def test_train_toy(monkeypatch, tmp_path):
 def model(tmp_path):
     """A checkpoint of a tiny model."""
     torch.manual_seed(0)
-    folder.save(Llava(tiny(8)), tmp_path / "model")
+    folder.save(Llava(toy_config(8)), tmp_path / "model")
     return tmp_path / "model"
 
 

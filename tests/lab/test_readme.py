@@ -4,18 +4,17 @@ import re
 import runpy
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 
 import pruning
 import run
 from build import tokens
+from paths import ROOT
 from minivlm.lab.check.hf import TESTED
 from pruning import EVERY, METHODS, READINGS
 from pruning.laws import LAWS, OF_ALL, broken
 
-ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "README.md").read_text()
 ROWS = re.findall(r"^\| `([^`]+)` \| \[([^\]]+)\]\(([^)]+)\) \| (\w+) \|", TEXT, re.M)
 

@@ -4,39 +4,28 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import run
+from command import done
 from minivlm.generate import Conversation, Sampling
 from minivlm.io.text.tokenizer import Tokenizer
 from minivlm.lab.cli import ending
 from minivlm.lab.studies import tables
 from minivlm.llava import Llava
+from paths import IMAGES, MODEL, PARITY, PICTURE, ROOT
 from pruning.base import UserError
 from weights import load
 
-ROOT = Path(__file__).parent.parent.parent
-HERE = ROOT / "tests" / "parity"
-MODEL, PICTURE = str(HERE / "llava15_mha"), str(HERE / "images" / "land_500x333.png")
 ASK = ["ask", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "6"]
-
-
-def done(capsys, *argv):
-    """Exit status, what was printed, and what was complained."""
-    try:
-        status = run.main(list(map(str, argv)))
-    except SystemExit as stop:
-        status = stop.code
-    out = capsys.readouterr()
-    return status, out.out, out.err
 
 
 @pytest.mark.parametrize("name", run.COMMANDS)
@@ -200,7 +189,7 @@ def test_without_a_tokenizer(capsys, tmp_path):
     folder = own(tmp_path / "m")
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    status, out, err = done(capsys, "verify", folder, "--images", Path(MODEL).parent / "images")
+    status, out, err = done(capsys, "verify", folder, "--images", IMAGES)
     assert status == 0 and "logits" in out and "FAIL" not in out, err
     status, out, _ = done(capsys, "inspect", folder)
     assert status == 0 and "has no tokenizer.json" in out
@@ -259,7 +248,7 @@ def test_a_terminal_that_lacks_a_character(monkeypatch, words, encoding):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(page, encoding=encoding))
     monkeypatch.setattr("minivlm.io.text.tokenizer.Stream.push", lambda stream, id: "\u263a")
     more = ["--model", MODEL, "--max-new-tokens", "2"] if words[0] != "methods" else []
-    assert run.main([*words, *more]) == 0
+    assert run.main([str(word) for word in (*words, *more)]) == 0
     sys.stdout.flush()
     text = page.getvalue().decode(encoding)
     assert words[0] == "methods" or ("\u263a" if encoding == "utf-8" else "?") in text
@@ -293,7 +282,7 @@ def test_inspect(capsys):
     status, out, _ = done(capsys, "inspect", MODEL, "--json")
     told = json.loads(out)
     size = sum(group["bytes"] for group in told["groups"])
-    assert 0 < (HERE / "llava15_mha" / "model.safetensors").stat().st_size - size < 20000              # all but the header
+    assert 0 < (MODEL / "model.safetensors").stat().st_size - size < 20000              # all but the header
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
@@ -307,25 +296,25 @@ def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
     status, out, _ = done(capsys, "verify", MODEL)
     assert status == 0 and "FAIL" not in out and "PASS  logits" in out
     for name in ("expected.json", "expected.safetensors"):
-        shutil.copyfile(HERE / "llava15_mha" / name, tmp_path / name)
+        shutil.copyfile(MODEL / name, tmp_path / name)
     told = json.loads((tmp_path / "expected.json").read_text())
     told["prompts"][0]["generated"][0][0] += 1
     (tmp_path / "expected.json").write_text(json.dumps(told))
-    status, out, _ = done(capsys, "verify", MODEL, "--expected", tmp_path / "expected.json", "--images", HERE / "images", "--json")
+    status, out, _ = done(capsys, "verify", MODEL, "--expected", tmp_path / "expected.json", "--images", IMAGES, "--json")
     rows = {row["stage"]: row["passed"] for row in json.loads(out)}
     assert status == 1 and not rows.pop("greedy ids") and all(rows.values())
 
 
 @pytest.mark.parametrize("argv, told", [
     (["ask", PICTURE, "What?", "--model", "no/such/dir"], "no/such/dir"),
-    (["ask", PICTURE, "What?", "--model", str(HERE)], "config.json"),
+    (["ask", PICTURE, "What?", "--model", PARITY], "config.json"),
     (["ask", PICTURE, "What?", "--model", PICTURE], "is a file"),
     (["ask", "nothing.png", "What?", "--model", MODEL], "nothing.png"),
     (["ask", "https://llava-vl.github.io/view.jpg", "What?", "--model", MODEL], "addresses are not read: download"),
     (["compare", "HTTP://a.b/view.jpg", "What?", "--model", MODEL], "addresses are not read: download"),
     (["chat", "data:image/png;base64," + "A" * 9999, "--model", MODEL], "AAA...: addresses are not read: download"),
     (["ask", "", "What?", "--model", MODEL], "name of a picture is empty"),
-    (["ask", str(HERE), "What?", "--model", MODEL], "Is a directory"),
+    (["ask", PARITY, "What?", "--model", MODEL], "Is a directory"),
     (["ask", "walk.MP4", "What?", "--model", MODEL], "is a video: give one of its frames"),
     (["ask", PICTURE, "--model", MODEL], "no question"),
     (["ask", PICTURE, "<image> and <image>?", "--model", MODEL], "2 <image> marks for 1"),
@@ -429,7 +418,7 @@ def test_an_exception_that_nobody_foresaw(capsys, monkeypatch, error, status, to
     monkeypatch.setattr(tables, "main", broken(error))
     if status == 70:
         for words in (["tables"], ["tables", "--debug"]):
-            with pytest.raises(type(error)):
+            with pytest.raises(type(error), match=re.escape(str(error))):
                 run.main(words)
             monkeypatch.delenv("MINIVLM_DEBUG", raising=False)
     got, out, err = done(capsys, "tables")

@@ -11,6 +11,7 @@ from PIL import Image
 
 import run
 import weights
+from command import done
 from live import live
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
@@ -22,9 +23,9 @@ from minivlm.lab.score.contestants import Oracle
 from minivlm.toy import scenes
 from minivlm.toy.benchmark import items
 from minivlm.toy.questions import FAMILIES, WORDS
+from paths import PICTURE
 from pruning import METHODS
 from pruning.base import Reduction
-from test_run import PICTURE, done
 
 ROWS = [json.loads(line) for line in (shipped.SAMPLES / "questions.jsonl").read_text().splitlines()]
 SCENE = str(shipped.SAMPLES / ROWS[0]["image"])
@@ -66,6 +67,7 @@ def test_recorded_accuracy_on_fresh_scenes(model):
         assert found[family] > recorded[family] - 4 * (recorded[family] * (1 - recorded[family]) / 40 + 1e-4) ** 0.5
 
 
+@pytest.mark.slow
 def test_the_background_alone_tells_the_scene_only(model):
     """Without the patches that show a thing: near chance, but for the scene. Chance: the share of the commonest answer."""
     chosen = items("heldout", 40, seed=6)
@@ -83,6 +85,7 @@ def test_the_background_alone_tells_the_scene_only(model):
         assert share < commonest + 0.25, family
 
 
+@pytest.mark.slow
 def test_the_things_alone_are_counted_as_in_the_whole_picture(model):
     """Half of the tokens, all that show a thing among them: without hidden blocks in its training the model would count too many."""
     chosen = [item for item in items("validation", 200) if item.family == "count"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import run
+from atp_runs import atp_command, write_instructions
+from command import done
 from minivlm.lab.score.answers import Contest
 from minivlm.lab.score.log import Log
 from minivlm.lab.train import modules, train_atp
 from minivlm.lab.train.train_atp import Recipe
 from minivlm.toy import train
 from pruning.base import UserError
-from test_killed import tiny
-from test_train_atp import arguments, done, written
+from tiny import toy_config
 
 WEIGHT = "weight.module.0.linear.weight"
 STUDENT = "student.llava.lm_head.weight"
@@ -101,9 +103,9 @@ def shared_changes(weight, at):
 def finished(tmp_path_factory):
     """A folder with data, and in out/ a run of two steps."""
     folder = tmp_path_factory.mktemp("atp")
-    written(folder)
+    write_instructions(folder)
     with torch.enable_grad():
-        assert run.main(arguments(folder, folder / "out", "--freeze-lm", steps=2)) == 0
+        assert run.main(atp_command(folder, folder / "out", "--freeze-lm", steps=2)) == 0
     return folder
 
 
@@ -119,7 +121,7 @@ def out(finished):
 def refused(capsys, out, words, *more):
     """Whether --resume is refused in one line, and every file stays as it is."""
     before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    status, _, err = done(capsys, *arguments(out.parent, out, "--freeze-lm", "--resume", *more, steps=2))
+    status, _, err = done(capsys, *atp_command(out.parent, out, "--freeze-lm", "--resume", *more, steps=2))
     lines = err.splitlines()
     assert status == 2 and len(lines) == 1 and lines[0].startswith(f"run.py: {out / 'state.safetensors'}"), err
     assert re.search(words, lines[0]), err
@@ -192,7 +194,7 @@ def test_what_follows_from_a_state_is_written_anew(capsys, out):
     results = {name: (out / name).read_bytes() for name in ("atp.safetensors", "log.jsonl")}
     (out / "atp.safetensors").write_bytes(b"old")
     (out / "log.jsonl").unlink()
-    status, _, err = done(capsys, *arguments(out.parent, out, "--freeze-lm", "--resume", steps=2))
+    status, _, err = done(capsys, *atp_command(out.parent, out, "--freeze-lm", "--resume", steps=2))
     assert status == 0, err
     assert {name: (out / name).read_bytes() for name in results} == results
 
@@ -212,15 +214,15 @@ def test_bounds_of_the_recipe(field, value):
                                    ["--target-tokens", "nan"], ["--images", "nowhere"]])
 def test_a_run_that_does_not_begin_leaves_no_folder(capsys, finished, tmp_path, words):
     """Nor its parents."""
-    status, _, err = done(capsys, *arguments(finished, tmp_path / "a" / "b"), *words)
+    status, _, err = done(capsys, *atp_command(finished, tmp_path / "a" / "b"), *words)
     assert status == 2 and [line for line in err.splitlines() if "run.py: " in line], err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_models_own_folder_is_not_trained_into(capsys, finished, tmp_path):
     """The trained model would take the place of the one that it was made from, and of its files."""
-    model = Path(arguments(finished, "x")[3])
-    argv = arguments(finished, model, steps=1)
+    model = Path(atp_command(finished, "x")[3])
+    argv = atp_command(finished, model, steps=1)
     status, _, err = done(capsys, *argv)
     assert status == 2 and "own folder" in err and not (model / "state.safetensors").exists()
 
@@ -235,7 +237,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, finished, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return step(self, batches)
         monkeypatch.setattr(train_atp.Run, "step", interrupted)
-    argv = arguments(finished, tmp_path / "out", "--freeze-lm", "--save-every", "1", steps=2)
+    argv = atp_command(finished, tmp_path / "out", "--freeze-lm", "--save-every", "1", steps=2)
     interrupted_at(0)
     status, _, err = done(capsys, *argv)
     assert status == 130 and err.endswith("run.py: interrupted; nothing was kept\n") and not (tmp_path / "out").exists()
@@ -253,18 +255,26 @@ TOY = train.Recipe(vision_steps=1, vision_batch=2, joint_steps=1, joint_batch=2,
 
 
 def toy_run(folder, monkeypatch, recipe=TOY):
-    monkeypatch.setattr(train, "config", lambda: tiny(2))
+    monkeypatch.setattr(train, "config", lambda: toy_config(2))
     return train.Run(folder, recipe, dtype=torch.float32)
 
 
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def both_steps(tmp_path_factory):
     """The folder of a run after both of its steps."""
-    with torch.enable_grad():
-        toy = toy_run(tmp_path, monkeypatch)
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch, torch.enable_grad():
+        toy = toy_run(folder, patch)
         toy.step()
         toy.step()
     toy.save()
+    return folder
+
+
+@pytest.fixture
+def toy(both_steps, tmp_path):
+    """A copy of it."""
+    shutil.copytree(both_steps, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -330,14 +340,14 @@ def test_an_unknown_way_of_hiding():
 @pytest.mark.parametrize("words", [["--minutes", "nan"], ["--minutes", "inf"], ["--minutes", "-1"], ["--seed", "-1"],
     ["--resume"]])
 def test_a_toy_run_that_does_not_begin_leaves_no_folder(capsys, tmp_path, monkeypatch, words):
-    monkeypatch.setattr(train, "config", lambda: tiny(2))
+    monkeypatch.setattr(train, "config", lambda: toy_config(2))
     status, _, err = done(capsys, "train", "toy", "--out", tmp_path / "a" / "b", *words)
     assert status == 2 and len([line for line in err.splitlines() if "run.py: " in line]) == 1, err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_toy_loss_that_is_not_finite(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "config", lambda: tiny(2))
+    monkeypatch.setattr(train, "config", lambda: toy_config(2))
     monkeypatch.setattr(train.Run, "step", lambda self, pool: (float("nan"), None))
     with pytest.raises(UserError, match="loss is not finite at step 0: go on from the last state"):
         train.train(tmp_path / "a", TOY)
@@ -347,6 +357,7 @@ def test_a_toy_loss_that_is_not_finite(tmp_path, monkeypatch):
 def test_the_best_network_is_missing(capsys, toy, monkeypatch):
     """The folder is not made of what is not there."""
     monkeypatch.setattr(train, "Recipe", lambda **options: TOY)
+    monkeypatch.setattr(train, "config", lambda: toy_config(2))
     status, _, err = done(capsys, "train", "toy", "--out", toy, "--resume")
     assert status == 2 and "best.safetensors: no run to resume" in err and not (toy / "model").exists()
 

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
+from command import done
 from minivlm.lab.cost.flops import Formula, agrees, fits, one_cut
 from minivlm.lab.studies.published import INTERN, NEXT, SEVEN
 from minivlm.lab.studies.recomputed import entries, parse
-from test_run import done
 
 
 def verdicts(paper, table):

@@ -15,7 +15,7 @@ from minivlm.toy.student import PATCHES, pixels
 from minivlm.toy.train import HIDING, Recipe, Run, train
 from pruning.base import Reduction, UserError
 import weights
-from test_scenes import slow
+from scene_answers import answer_by_loops
 
 MICRO = Recipe(seed=3, vision_steps=3, vision_batch=4, joint_steps=3, joint_batch=2, warmup=2)
 
@@ -102,7 +102,7 @@ def test_labels_are_what_is_left_to_see(hidden):
     for i in range(30):
         for q, family in enumerate(MIX):
             words = [WORDS[id] for id in text[i, block == q + 1].tolist()]
-            told = {slow(family, words[:words.index("assistant")], light, i) for light in lights}
+            told = {answer_by_loops(family, words[:words.index("assistant")], light, i) for light in lights}
             label = [WORDS[id] for id in labels[i, block == q + 1].tolist() if id >= 0]
             assert label == ([*told, "</s>"] if len(told) == 1 and told != {None} else []), words
 
@@ -134,6 +134,7 @@ def test_blocks_hold_neighbours_together():
     assert np.std(share[1]) > 1.2 * np.std(share[0])
 
 
+@pytest.mark.internal
 def test_nothing_is_hidden_where_nothing_is_to_be(tmp_path, monkeypatch):
     """How many patches the last steps hide, closed up or not, one by one or in a block, under each way of hiding."""
     seen = []

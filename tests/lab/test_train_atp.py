@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import run
+from atp_runs import PICTURES, atp_command, write_instructions
+from build import close
+from command import done
 from minivlm.cache import Cache
 from minivlm.io.text.template import Jinja
 from minivlm.io.text.tokenizer import prompt
@@ -22,38 +23,19 @@ from minivlm.lab.train.atp_student import Student, prepared
 from minivlm.lab.train.instruct import Instructions, batch, tokenised
 from minivlm.lab.train.train_atp import Recipe, Run
 from minivlm.trace import Trace
+from paths import IMAGES, MODEL, PARITY, ROOT
 from pruning.atp import ATP
 from pruning.base import UserError
 from pruning.readings import (ATP2D, ATPDetached, ATPFixedRatio, ATPMaskedSelf, ATPProbs, ATPRawScores,
                               ATPRenumbered)
 from weights import load
 
-ROOT = Path(__file__).parent.parent.parent
-PARITY = ROOT / "tests" / "parity"
-MODEL, IMAGES = PARITY / "llava15_mha", PARITY / "images"                          # 3 layers, 4 x 4 patches
-PICTURES = ("gray_250x170.png", "land_500x333.png", "port_333x500.png")
 RECIPE = Recipe(8., steps=6, batch=2, lr=1e-3, lr_module=1e-2, width=4)
-
-
-def said(*words):
-    """A conversation in LLaVA's format."""
-    turns = [dict(zip(("from", "value"), (("human", "gpt")[i % 2], word))) for i, word in enumerate(words)]
-    return turns
-
-
-def written(folder, count=12):
-    """An instruction file about three pictures, with a conversation that has none."""
-    nouns = ("boat", "lake", "sign", "small square", "dog")
-    talks = [said(f"<image>\nWhat is the {nouns[i % 5]}?", nouns[i % 4]) for i in range(count)]
-    rows = [dict(id=str(i), image=PICTURES[i % 3], conversations=talk) for i, talk in enumerate(talks)]
-    rows[1]["conversations"] += said("And which <image>color?", "white and bright")
-    (folder / "data.json").write_text(json.dumps([*rows, dict(id="text", conversations=said("Hi", "Hello"))]))
-    return folder / "data.json"
 
 
 @pytest.fixture
 def data(tmp_path):
-    return Instructions(written(tmp_path), IMAGES)
+    return Instructions(write_instructions(tmp_path), IMAGES)
 
 
 def model(**options):
@@ -176,7 +158,7 @@ def test_at_a_high_temperature_it_is_what_inference_does(data, kind, options):
         kept = [step.kept.tolist() for step in trace.steps]
         assert [m.nonzero().squeeze(1).tolist() for m in masks[:, i].round()] == kept and len(kept[-1]) < 16
         text, start = len(tokens.hidden) - 1 - int(tokens.visual[-1]), int(b.visual[i][-1]) + 1
-        torch.testing.assert_close(hidden[i, start:start + text], pruned[-text:], atol=1e-4, rtol=0)
+        close(hidden[i, start:start + text], pruned[-text:], 1e-4)
 
 
 def test_prompts_side_by_side_are_prompts_alone(data):
@@ -186,8 +168,8 @@ def test_prompts_side_by_side_are_prompts_alone(data):
     for i in range(2):
         b = batch(learner.llava, [data[i]], "llava-hf")
         hidden, masks = learner.hidden(b)
-        torch.testing.assert_close(both[0][i, :hidden.shape[1]], hidden[0], atol=1e-4, rtol=0)
-        torch.testing.assert_close(both[1][:, i], masks[:, 0], atol=1e-5, rtol=0)
+        close(both[0][i, :hidden.shape[1]], hidden[0], 1e-4)
+        close(both[1][:, i], masks[:, 0])
 
 
 def test_answers_decide_nothing(data):
@@ -243,7 +225,7 @@ def test_a_step_takes_the_mean_gradient_clipped_to_norm_1(data, tmp_path, factor
     run.step(batches)
     assert (norm > 2) == (factor == 1) and (norm < .5) == (factor < 1)
     for ours, theirs in zip(taken, grads):
-        torch.testing.assert_close(ours, theirs / norm.clamp_min(1), atol=1e-6, rtol=1e-3)
+        close(ours, theirs / norm.clamp_min(1), 1e-6, 1e-3)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -280,12 +262,12 @@ def test_a_threshold_that_does_not_count_is_not_trained(data, tmp_path, strategy
 def test_any_reading_is_trained(data, tmp_path, capsys, kind, name):
     """The thresholds move, and the folder is that of the reading: it is not gone on with as another."""
     out = tmp_path / "out"
-    assert done(capsys, *arguments(tmp_path, out, "--method", name, "--freeze-lm", "--set", "temperature=10"))[0] == 0
+    assert done(capsys, *atp_command(tmp_path, out, "--method", name, "--freeze-lm", "--set", "temperature=10"))[0] == 0
     trained_method = modules.read(out)
     assert type(trained_method) is kind
     fresh = prepared(model(), atp(kind), RECIPE).module.state_dict()
     assert all(not x.equal(fresh[name]) for name, x in trained_method.module.state_dict().items())
-    status, _, err = done(capsys, *arguments(tmp_path, out, "--freeze-lm", "--set", "temperature=10", "--resume"))
+    status, _, err = done(capsys, *atp_command(tmp_path, out, "--freeze-lm", "--set", "temperature=10", "--resume"))
     assert status == 2
     assert f"a run with method {name!r}, not 'atp'" in err
 
@@ -294,7 +276,7 @@ def test_a_pre_defined_ratio(data, tmp_path, capsys):
     """Table 2: as many are left as counts says, the model learns, and the folder says how it was trained."""
     out = tmp_path / "out"
     fixed = ["--method", "atp_fixed_ratio"]
-    assert done(capsys, *arguments(tmp_path, out, *fixed, "--set", "counts=6,3"))[0] == 0
+    assert done(capsys, *atp_command(tmp_path, out, *fixed, "--set", "counts=6,3"))[0] == 0
     assert [json.loads(line)["kept"] for line in (out / "log.jsonl").read_text().splitlines()] == [[6, 3]] * 3
     ask = ["ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", out, *fixed]
     assert "layer 2: 12 tokens, 3 of them visual" in done(capsys, *ask)[1]
@@ -350,41 +332,34 @@ def test_bfloat16(data, tmp_path):
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
-def arguments(folder, out, *more, steps=3):
-    return ["train", "atp", "--model", str(MODEL), "--data", str(folder / "data.json"), "--images", str(IMAGES),
-            "--target-tokens", "8", "--layers", "1,2", "--steps", str(steps), "--batch", "2", "--lr", "1e-3",
-            "--lr-module", "1e-2", "--width", "4", "--out", str(out), *more]
-
-
-def done(capsys, *argv):
-    with torch.enable_grad():
-        status = run.main(list(map(str, argv)))
-    out = capsys.readouterr()
-    return status, out.out, out.err
-
-
-def test_two_processes_are_twice_the_accumulation(data, tmp_path):
-    """torchrun with two processes on gloo: losses and weights of one process that accumulates two batches a step."""
-    alone = [sys.executable, "run.py"]
+def torchrun(*argv):
+    """Standard output of run.py in two processes."""
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
     env = os.environ | dict(OMP_NUM_THREADS="1")
-    for start, out, accumulate in ((alone, "one", "4"), (two, "two", "2")):
-        command = start + arguments(tmp_path, tmp_path / out, "--accumulate", accumulate)
-        ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-    texts = [(tmp_path / out / "log.jsonl").read_text() for out in ("one", "two")]
-    one, both = ([json.loads(line) for line in text.splitlines()] for text in texts)
-    assert len(one) == len(both) == 3
-    for a, b in zip(one, both):
+    ended = subprocess.run([*two, *argv], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_two_processes_are_twice_the_accumulation(data, tmp_path, capsys):
+    """torchrun with two processes on gloo: losses and weights of one process that accumulates two batches a step. One of
+    the two writes: each file once."""
+    status, printed_by_one, _ = done(capsys, *atp_command(tmp_path, tmp_path / "one", "--accumulate", "4"))
+    printed_by_two = torchrun(*atp_command(tmp_path, tmp_path / "two", "--accumulate", "2"))
+    assert status == 0 and printed_by_two.count("wrote ") == printed_by_one.count("wrote ") > 0
+    one, two = ([json.loads(line) for line in (tmp_path / out / "log.jsonl").read_text().splitlines()] for out in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two):
         assert a["kept"] == pytest.approx(b["kept"], rel=1e-5) and a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-    one, both = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
+    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
+    assert one.keys() == two.keys()
     for name, x in one.items():
-        torch.testing.assert_close(x, both[name], atol=1e-5, rtol=0)
+        close(x, two[name])
 
 
 def test_the_folder_is_read_by_load_and_by_the_method(data, tmp_path, capsys):
     """Without --freeze-lm the folder is a whole checkpoint, and --method atp finds its module in it."""
-    status, out, err = done(capsys, *arguments(tmp_path, tmp_path / "out"))
+    status, out, err = done(capsys, *atp_command(tmp_path, tmp_path / "out"))
     assert status == 0 and "step 3: loss" in out, err
     state = load_file(tmp_path / "out" / "state.safetensors")
     after = load(tmp_path / "out").state_dict()
@@ -398,7 +373,7 @@ def test_the_folder_is_read_by_load_and_by_the_method(data, tmp_path, capsys):
 
 
 def test_frozen_leaves_the_module_alone(data, tmp_path, capsys):
-    assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--freeze-lm", "--set", "temperature=50"))[0] == 0
+    assert done(capsys, *atp_command(tmp_path, tmp_path / "out", "--freeze-lm", "--set", "temperature=50"))[0] == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["atp.safetensors", "log.jsonl", "state.safetensors"]
     status, _, err = done(capsys, "ask", IMAGES / PICTURES[0], "What?", "--max-new-tokens", "2", "--model", MODEL,
@@ -410,7 +385,7 @@ def test_frozen_leaves_the_module_alone(data, tmp_path, capsys):
 def test_other_layouts_are_saved_whole(data, tmp_path, capsys, layout):
     """The original one, its tower in the file or in a folder of its own, one in three files: what is saved loads."""
     folder = parted(tmp_path / "in") if layout == "tower elsewhere" else PARITY / layout
-    argv = arguments(tmp_path, tmp_path / "out", steps=1)
+    argv = atp_command(tmp_path, tmp_path / "out", steps=1)
     argv[argv.index("--model") + 1], argv[argv.index("--layers") + 1] = str(folder), "1"
     status, _, err = done(capsys, *argv)
     assert status == 0, err
@@ -443,7 +418,7 @@ def parted(folder):
     (["--activation", "tanh"], "activation"), (["--images", "nowhere"], "nowhere"),
     (["--model", "nowhere"], "nowhere")])
 def test_bad_input_is_one_line(data, tmp_path, capsys, changed, words):
-    status, _, err = done(capsys, *arguments(tmp_path, tmp_path / "out"), *changed)
+    status, _, err = done(capsys, *atp_command(tmp_path, tmp_path / "out"), *changed)
     lines = [line for line in err.splitlines() if "run.py: " in line]
     assert status == 2 and len(lines) == 1 and words in lines[0], err
 
@@ -461,21 +436,21 @@ def test_bad_data_is_one_line(tmp_path, content, words):
 
 def test_another_run_in_the_folder(data, tmp_path, capsys):
     """A finished run is not written over, nor resumed with other options."""
-    assert done(capsys, *arguments(tmp_path, tmp_path / "out"))[0] == 0
-    assert "holds a run already" in done(capsys, *arguments(tmp_path, tmp_path / "out"))[2]
-    status, _, err = done(capsys, *arguments(tmp_path, tmp_path / "out", "--resume", "--lambda-atp", "0.1"))
+    assert done(capsys, *atp_command(tmp_path, tmp_path / "out"))[0] == 0
+    assert "holds a run already" in done(capsys, *atp_command(tmp_path, tmp_path / "out"))[2]
+    status, _, err = done(capsys, *atp_command(tmp_path, tmp_path / "out", "--resume", "--lambda-atp", "0.1"))
     assert status == 2 and "lambda_atp 0.05, not 0.1" in err
-    argv = arguments(tmp_path, tmp_path / "out", "--resume")
-    written(tmp_path, count=13)
+    argv = atp_command(tmp_path, tmp_path / "out", "--resume")
+    write_instructions(tmp_path, count=13)
     assert "samples 12, not 13" in done(capsys, *argv)[2]
-    written(tmp_path)
-    assert "layers" in done(capsys, *arguments(tmp_path, tmp_path / "out", "--resume", "--layers", "1"))[2]
-    assert done(capsys, *arguments(tmp_path, tmp_path / "out", "--resume"))[0] == 0
+    write_instructions(tmp_path)
+    assert "layers" in done(capsys, *atp_command(tmp_path, tmp_path / "out", "--resume", "--layers", "1"))[2]
+    assert done(capsys, *atp_command(tmp_path, tmp_path / "out", "--resume"))[0] == 0
 
 
 @pytest.mark.parametrize("folder", ["next_vicuna", "internvl_qwen2"])
 def test_a_model_that_cuts_pictures_into_tiles(data, tmp_path, capsys, folder):
-    argv = arguments(tmp_path, tmp_path / "out")
+    argv = atp_command(tmp_path, tmp_path / "out")
     argv[argv.index("--model") + 1] = str(PARITY / folder)
     status, _, err = done(capsys, *argv)
     assert status == 2 and "into tiles" in err
@@ -493,14 +468,12 @@ def test_the_drawn_world(monkeypatch):
     assert len(rows) == 16 and all(picture.size == (96, 96) and len(turns) == 1 for picture, turns in rows)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_writes(data, tmp_path):
     """Under torchrun, and gone on with: the files of one process, whole, with the log of all steps."""
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
-    command = two + arguments(tmp_path, tmp_path / "out", "--freeze-lm", steps=2)
-    env = os.environ | dict(OMP_NUM_THREADS="1")
+    words = atp_command(tmp_path, tmp_path / "out", "--freeze-lm", steps=2)
     for more in ([], ["--resume"]):
-        ended = subprocess.run(command + more, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert ended.returncode == 0 and ended.stdout.count("wrote ") == 1, ended.stderr
+        assert torchrun(*words, *more).count("wrote ") == 1
         names = sorted(path.name for path in (tmp_path / "out").iterdir())
         assert names == ["atp.safetensors", "log.jsonl", "state.safetensors"]
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2

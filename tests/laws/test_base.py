@@ -8,26 +8,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from build import tokens as typed
+from build import close, tokens
 from pruning.apply import checked
-from pruning.base import LayerView, Pruner, Reduction, Tokens, UserError
+from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import tokens_to_keep
 from pruning.ranked import cosines, top
-
-
-def sequence(*parts, dtype=torch.float32):
-    """Tokens of text (a number of tokens) and images (lists of values) in turn: sequence(1, [7., 8.], 2)."""
-    hidden, visual, text = [], [], 100.
-    for part in parts:
-        if isinstance(part, int):
-            hidden += [text + i for i in range(part)]
-            text += part
-        else:
-            visual += range(len(hidden), len(hidden) + len(part))
-            hidden += part
-    index = torch.arange(len(visual))
-    grid = torch.stack([0 * index, index // 2, index % 2], dim=1)
-    return Tokens.start(torch.tensor(hidden, dtype=dtype)[:, None], visual, grid)
 
 
 def rows(tokens):
@@ -39,135 +24,137 @@ def rows(tokens):
 
 def test_dropped():
     """Text, 4 visual tokens, text; 1 and 3 stay, with their positions (gaps and all), cells and origins."""
-    tokens = sequence(2, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3])))
-    assert rows(tokens) == [100, 101, 1, 3, 102]
-    assert tokens.position.tolist() == [0, 1, 3, 5, 6] and tokens.next_position == 7
-    assert tokens.visual.tolist() == [2, 3] and tokens.n == 2
-    assert tokens.grid.tolist() == [[0, 0, 1], [0, 1, 1]] and tokens.source.tolist() == [1, 3]
-    assert tokens.masked is None
+    after = tokens("tt vvvv t", values=range(4), grid=(2, 2)).reduced(Reduction(torch.tensor([1, 3])))
+    assert rows(after) == [100, 101, 1, 3, 102]
+    assert after.position.tolist() == [0, 1, 3, 5, 6] and after.next_position == 7
+    assert after.visual.tolist() == [2, 3] and after.n == 2
+    assert after.grid.tolist() == [[0, 0, 1], [0, 1, 1]] and after.source.tolist() == [1, 3]
+    assert after.masked is None
 
 
 def test_dropped_twice():
     """The second reduction counts among what the first left: of tokens 1, 3, 4 the last two stay."""
-    tokens = sequence(1, [0., 1., 2., 3., 4.], 1).reduced(Reduction(torch.tensor([1, 3, 4])))
-    tokens = tokens.reduced(Reduction(torch.tensor([1, 2])))
-    assert rows(tokens) == [100, 3, 4, 101]
-    assert tokens.position.tolist() == [0, 4, 5, 6] and tokens.source.tolist() == [3, 4] and tokens.next_position == 7
+    after = tokens("t vvvvv t", values=range(5)).reduced(Reduction(torch.tensor([1, 3, 4])))
+    after = after.reduced(Reduction(torch.tensor([1, 2])))
+    assert rows(after) == [100, 3, 4, 101]
+    assert after.position.tolist() == [0, 4, 5, 6] and after.source.tolist() == [3, 4] and after.next_position == 7
 
 
 def test_order_of_keep_inside_a_span():
     """keep = [3, 0, 2] puts the rows in this order; each keeps its own position id, grid and source."""
-    tokens = sequence(1, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([3, 0, 2])))
-    assert rows(tokens) == [100, 3, 0, 2, 101]
-    assert tokens.position.tolist() == [0, 4, 1, 3, 5] and tokens.source.tolist() == [3, 0, 2]
-    assert tokens.grid.tolist() == [[0, 1, 1], [0, 0, 0], [0, 1, 0]]
+    after = tokens("t vvvv t", values=range(4), grid=(2, 2)).reduced(Reduction(torch.tensor([3, 0, 2])))
+    assert rows(after) == [100, 3, 0, 2, 101]
+    assert after.position.tolist() == [0, 4, 1, 3, 5] and after.source.tolist() == [3, 0, 2]
+    assert after.grid.tolist() == [[0, 1, 1], [0, 0, 0], [0, 1, 0]]
 
 
 def test_two_spans():
     """Tokens 0-2 and 3-5 are two images with text between. keep = [5, 1, 3, 0]: each stays in its own image's span, and
     there in the order of keep: 1, 0 | 5, 3."""
-    tokens = sequence(1, [0., 1., 2.], 2, [3., 4., 5.], 1).reduced(Reduction(torch.tensor([5, 1, 3, 0])))
-    assert rows(tokens) == [100, 1, 0, 101, 102, 5, 3, 103]
-    assert tokens.visual.tolist() == [1, 2, 5, 6] and tokens.source.tolist() == [1, 0, 5, 3]
-    assert tokens.position.tolist() == [0, 2, 1, 4, 5, 8, 6, 9]
+    after = tokens("t vvv tt vvv t", values=range(6)).reduced(Reduction(torch.tensor([5, 1, 3, 0])))
+    assert rows(after) == [100, 1, 0, 101, 102, 5, 3, 103]
+    assert after.visual.tolist() == [1, 2, 5, 6] and after.source.tolist() == [1, 0, 5, 3]
+    assert after.position.tolist() == [0, 2, 1, 4, 5, 8, 6, 9]
 
 
 def test_one_of_two_images_gone():
     """All of the first image dropped: the text before and between joins."""
-    tokens = sequence(1, [0., 1.], 2, [2., 3.], 1).reduced(Reduction(torch.tensor([3])))
-    assert rows(tokens) == [100, 101, 102, 3, 103] and tokens.visual.tolist() == [3]
-    assert tokens.position.tolist() == [0, 3, 4, 6, 7]
+    after = tokens("t vv tt vv t", values=range(4)).reduced(Reduction(torch.tensor([3])))
+    assert rows(after) == [100, 101, 102, 3, 103] and after.visual.tolist() == [3]
+    assert after.position.tolist() == [0, 3, 4, 6, 7]
 
 
 def test_nothing_kept():
     """Zero visual tokens are a sequence of text, with the positions it had."""
-    tokens = sequence(1, [0., 1.], 2).reduced(Reduction(torch.empty(0, dtype=torch.long)))
-    assert rows(tokens) == [100, 101, 102] and tokens.n == 0 and tokens.grid.shape == (0, 3)
-    assert tokens.position.tolist() == [0, 3, 4] and tokens.next_position == 5
-    assert tokens.text().tolist() == [] and tokens.rows("last").tolist() == [2]
+    after = tokens("t vv tt", values=range(2)).reduced(Reduction(torch.empty(0, dtype=torch.long)))
+    assert rows(after) == [100, 101, 102] and after.n == 0 and after.grid.shape == (0, 3)
+    assert after.position.tolist() == [0, 3, 4] and after.next_position == 5
+    assert after.text().tolist() == [] and after.rows("last").tolist() == [2]
 
 
 def test_image_at_either_end():
     """No text before, none after."""
-    tokens = sequence([0., 1., 2.]).reduced(Reduction(torch.tensor([0, 2])))
-    assert rows(tokens) == [0, 2] and tokens.visual.tolist() == [0, 1] and tokens.next_position == 3
+    after = tokens("vvv", values=range(3)).reduced(Reduction(torch.tensor([0, 2])))
+    assert rows(after) == [0, 2] and after.visual.tolist() == [0, 1] and after.next_position == 3
 
 
-# --- merging -----------------------------------------------------------------------------------------------------------
+# --- merging ----------------------------------------------------------------------------------------------------------
 
 def test_merged():
-    """Values 2, 4, 8. Row one stands at token 2 and is (2 + 4) / 2 = 3; row two at token 0 and is 8 / 4 + 3 * 2 / 4 = 3.5."""
+    """Values 2, 4, 8. Row one stands at token 2 and is (2 + 4) / 2 = 3; row two at token 0 and is 8 / 4 + 3 * 2 / 4 =
+    3.5."""
     weights = torch.tensor([[.5, .5, 0], [.75, 0, .25]])
-    tokens = sequence(1, [2., 4., 8.], 1).reduced(Reduction(torch.tensor([2, 0]), weights))
-    assert rows(tokens) == [100, 3, 3.5, 101]
-    assert tokens.position.tolist() == [0, 3, 1, 4] and tokens.source.tolist() == [2, 0]
+    after = tokens("t vvv t", values=[2, 4, 8]).reduced(Reduction(torch.tensor([2, 0]), weights))
+    assert rows(after) == [100, 3, 3.5, 101]
+    assert after.position.tolist() == [0, 3, 1, 4] and after.source.tolist() == [2, 0]
 
 
 def test_what_weighs_nothing_is_not_read():
     """A token without weight may hold infinity: 0 times that would be NaN."""
     weights = torch.tensor([[.5, .5, 0]])
-    assert rows(sequence(1, [2., 4., float("inf")], 1).reduced(Reduction(torch.tensor([0]), weights))) == [100, 3, 101]
+    assert rows(tokens("t vvv t", values=[2, 4, float("inf")]).reduced(Reduction(torch.tensor([0]), weights))) == [100, 3, 101]
 
 
 def test_merged_over_two_spans():
     """Row 0 stands in the second image, row 1 in the first: each weight row lands where its token stands.
     Values 1, 2 | 4, 8: row 0 = 1 + 8 = 9 at token 3, row 1 = 2 + 4 = 6 at token 1."""
     weights = torch.tensor([[1., 0, 0, 1], [0, 1, 1, 0]])
-    tokens = sequence([1., 2.], 1, [4., 8.], 1).reduced(Reduction(torch.tensor([3, 1]), weights))
-    assert rows(tokens) == [6, 100, 9, 101]
+    after = tokens("vv t vv t", values=[1, 2, 4, 8]).reduced(Reduction(torch.tensor([3, 1]), weights))
+    assert rows(after) == [6, 100, 9, 101]
 
 
 def test_merged_in_float32():
-    """2000 sixteen times, with weight .06253 each: 2000.96, so 2001. In half precision the weight would be .0625: 2000."""
-    tokens = sequence(1, [2000.] * 16, 1, dtype=torch.float16)
-    tokens = tokens.reduced(Reduction(torch.tensor([0]), torch.full((1, 16), .06253)))
-    assert tokens.hidden.dtype == torch.float16 and rows(tokens) == [100, 2001, 101]
+    """2000 sixteen times, with weight .06253 each: 2000.96, so 2001. In half precision the weight would be .0625:
+    2000."""
+    entering = tokens("t vvvvvvvvvvvvvvvv t", values=torch.full((16,), 2000.).half())
+    after = entering.reduced(Reduction(torch.tensor([0]), torch.full((1, 16), .06253)))
+    assert after.hidden.dtype == torch.float16 and rows(after) == [100, 2001, 101]
 
 
 def test_merging_needs_dropping():
     """What stays in the sequence cannot be merged into another."""
     with pytest.raises(AssertionError, match="merged if they are dropped"):
-        sequence(1, [1., 2.]).reduced(Reduction(torch.tensor([0]), torch.ones(1, 2), drop=False))
+        tokens("t vv").reduced(Reduction(torch.tensor([0]), torch.ones(1, 2), drop=False))
 
 
-# --- positions, masks ----------------------------------------------------------------------------------------------------
+# --- positions, masks -------------------------------------------------------------------------------------------------
 
 def test_renumbered():
     """0, 1, .. over what is left, and the first generated token goes on from there."""
-    tokens = sequence(2, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3])), "renumber")
-    assert rows(tokens) == [100, 101, 1, 3, 102]
-    assert tokens.position.tolist() == [0, 1, 2, 3, 4] and tokens.next_position == 5
+    after = tokens("tt vvvv t", values=range(4)).reduced(Reduction(torch.tensor([1, 3])), "renumber")
+    assert rows(after) == [100, 101, 1, 3, 102]
+    assert after.position.tolist() == [0, 1, 2, 3, 4] and after.next_position == 5
 
 
 def test_masked():
-    """All rows stay; 0 and 2 of the visual tokens are dead, and the visual tokens are the other two."""
-    tokens = sequence(1, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3]), drop=False))
-    assert rows(tokens) == [100, 0, 1, 2, 3, 101]
-    assert tokens.masked.tolist() == [False, True, False, True, False, False]
-    assert tokens.visual.tolist() == [2, 4] and tokens.source.tolist() == [1, 3] and tokens.next_position == 6
-    assert tokens.position.tolist() == [0, 1, 2, 3, 4, 5]
+    """All rows stay; 0 and 2 of the visual tokens are masked, and the visual tokens are the other two."""
+    after = tokens("t vvvv t", values=range(4)).reduced(Reduction(torch.tensor([1, 3]), drop=False))
+    assert rows(after) == [100, 0, 1, 2, 3, 101]
+    assert after.masked.tolist() == [False, True, False, True, False, False]
+    assert after.visual.tolist() == [2, 4] and after.source.tolist() == [1, 3] and after.next_position == 6
+    assert after.position.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_masked_twice():
     """The second mask adds to the first: of 1, 3 only 3 stays."""
-    tokens = sequence(1, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3]), drop=False))
-    tokens = tokens.reduced(Reduction(torch.tensor([1]), drop=False))
-    assert tokens.masked.tolist() == [False, True, True, True, False, False] and tokens.visual.tolist() == [4]
+    after = tokens("t vvvv t", values=range(4)).reduced(Reduction(torch.tensor([1, 3]), drop=False))
+    after = after.reduced(Reduction(torch.tensor([1]), drop=False))
+    assert after.masked.tolist() == [False, True, True, True, False, False] and after.visual.tolist() == [4]
 
 
 def test_masked_then_dropped():
-    """Dead rows are no visual tokens any more: a later drop leaves them, dead, where they are."""
-    tokens = sequence(1, [0., 1., 2., 3.], 1).reduced(Reduction(torch.tensor([1, 3]), drop=False))
-    tokens = tokens.reduced(Reduction(torch.tensor([1])))
-    assert rows(tokens) == [100, 0, 2, 3, 101] and tokens.visual.tolist() == [3]
-    assert tokens.masked.tolist() == [False, True, True, False, False]
+    """Masked rows are no visual tokens any more: a later drop leaves them, masked, where they are."""
+    after = tokens("t vvvv t", values=range(4)).reduced(Reduction(torch.tensor([1, 3]), drop=False))
+    after = after.reduced(Reduction(torch.tensor([1])))
+    assert rows(after) == [100, 0, 2, 3, 101] and after.visual.tolist() == [3]
+    assert after.masked.tolist() == [False, True, True, False, False]
 
 
 def test_masked_and_renumbered():
     """The tokens that count get the ids that they would get had the others been dropped."""
     r = Reduction(torch.tensor([1, 3]), drop=False)
-    masked = sequence(2, [0., 1., 2., 3.], 1).reduced(r, "renumber")
-    dropped = sequence(2, [0., 1., 2., 3.], 1).reduced(replace(r, drop=True), "renumber")
+    masked = tokens("tt vvvv t", values=range(4)).reduced(r, "renumber")
+    dropped = tokens("tt vvvv t", values=range(4)).reduced(replace(r, drop=True), "renumber")
     assert masked.position[~masked.masked].equal(dropped.position) and masked.next_position == dropped.next_position == 5
 
 
@@ -175,53 +162,54 @@ def test_masked_and_renumbered():
 @pytest.mark.parametrize("positions", ["keep", "renumber"])
 def test_the_views_are_forgotten(drop, positions):
     """No stale matrix can be read: the views are gone, the prompt and the layer stay."""
-    before = typed("tvvt", [[0., .5, .4, .1]], layer=3)
+    before = tokens("tvvt", [[0., .5, .4, .1]], layer=3)
     before = replace(before, prompt=before, here=before.before)
-    tokens = before.reduced(Reduction(torch.tensor([1]), drop=drop), positions)
-    for view in (tokens.before, tokens.here):
+    after = before.reduced(Reduction(torch.tensor([1]), drop=drop), positions)
+    for view in (after.before, after.here):
         with pytest.raises(UserError, match="nothing to look at here, since a reduction has changed the sequence"):
             view.attention("last")
-    assert tokens.prompt is before.prompt and tokens.layer == 3
+    assert after.prompt is before.prompt and after.layer == 3
 
 
-# --- views ---------------------------------------------------------------------------------------------------------------
+# --- views ------------------------------------------------------------------------------------------------------------
 
 def test_nothing_to_look_at_before_layer_0():
-    tokens = sequence(1, [0., 1.], 1)
+    entering = tokens("t vv t")
     with pytest.raises(UserError, match="nothing to look at here, since no layer has run yet"):
-        tokens.before.mean_attention("last")
+        entering.before.mean_attention("last")
 
 
 def test_a_view_by_hand():
     """Two heads with the last rows .2 .6 .2 and .4 .2 .4: their mean is .3 .4 .3. The last row, by name or by index."""
-    tokens = typed("tvv", [[[.2, .6, .2]], [[.4, .2, .4]]])
+    entering = tokens("tvv", [[[.2, .6, .2]], [[.4, .2, .4]]])
     for rows in ("last", torch.tensor([2])):
-        torch.testing.assert_close(tokens.before.mean_attention(rows), torch.tensor([[.3, .4, .3]]))
-    assert tokens.before.attention("last").shape == (2, 1, 3)
+        close(entering.before.mean_attention(rows), [[.3, .4, .3]])
+    assert entering.before.attention("last").shape == (2, 1, 3)
     with pytest.raises(UserError, match="this view was made without query: give it to LayerView.of"):
-        tokens.before.query("last")
+        entering.before.query("last")
 
 
 def test_attention_of_queries_and_keys_by_hand():
-    """Dh = 1: logits of the last row 0, ln 2, 0: weights 1/4, 1/2, 1/4; the first row sees itself only. Two heads share one key."""
+    """Dh = 1: logits of the last row 0, ln 2, 0: weights 1/4, 1/2, 1/4; the first row sees itself only. Two heads share
+    one key."""
     key = torch.tensor([0., 2., 0.]).log1p().clamp(max=.6931472).view(1, 3, 1)
-    tokens = Tokens.start(torch.zeros(3, 1), [1, 2], before=LayerView.of(query=torch.ones(2, 3, 1), key=key))
-    weights = tokens.before.attention("all")
+    entering = tokens("tvv", before=dict(query=torch.ones(2, 3, 1), key=key))
+    weights = entering.before.attention("all")
     assert weights.shape == (2, 3, 3)
-    torch.testing.assert_close(weights[:, 2], torch.tensor([[.25, .5, .25]]).expand(2, -1), atol=1e-6, rtol=0)
-    torch.testing.assert_close(weights[:, 0], torch.tensor([[1., 0, 0]]).expand(2, -1), atol=1e-6, rtol=0)
-    torch.testing.assert_close(torch.stack(list(tokens.before.each_head("all"))), weights)
-    torch.testing.assert_close(tokens.before.mean_logits("all"), tokens.before.logits("all").mean(dim=0))
+    close(weights[:, 2], [[.25, .5, .25]] * 2, atol=1e-6)
+    close(weights[:, 0], [[1., 0, 0]] * 2, atol=1e-6)
+    close(torch.stack(list(entering.before.each_head("all"))), weights, atol=1e-6)
+    close(entering.before.mean_logits("all"), entering.before.logits("all").mean(dim=0), atol=1e-6)
 
 
 def test_shapes_are_shown():
-    tokens = sequence(1, [0., 1., 2.], 1)
-    assert repr(tokens) == "Tokens(layer 0, hidden (5, 1), 3 visual of 3)"
+    entering = tokens("t vvv t")
+    assert repr(entering) == "Tokens(layer 2, hidden (5, 1), 3 visual of 3)"
     assert repr(Reduction(torch.tensor([0, 2]))) == "Reduction(selects 2: [0, 2])"
     assert repr(Reduction(torch.tensor([0]), torch.ones(1, 3))) == "Reduction(merges 3 into 1: [0])"
 
 
-# --- what a method may say -----------------------------------------------------------------------------------------------
+# --- what a method may say --------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Says(Pruner):
@@ -253,33 +241,33 @@ class Says(Pruner):
 def test_what_cannot_be_applied(answer, message):
     """One line that names the method, what was expected and the remedy."""
     with pytest.raises(UserError, match=f"^Says: .*{message}"):
-        checked(Says(answer), sequence(1, [0., 1., 2.], 1))
+        checked(Says(answer), tokens("t vvv t"))
 
 
 def test_what_can_be_applied():
     merge = torch.tensor([[.5, .5, 0], [0, 0, 1]])
     for answer in (Reduction(torch.tensor([0, 2])), Reduction(torch.tensor([2, 0]), merge), Reduction(torch.empty(0, dtype=torch.long))):
-        assert checked(Says(answer), sequence(1, [0., 1., 2.], 1)) is answer
+        assert checked(Says(answer), tokens("t vvv t")) is answer
 
 
-# --- the rows that a method may ask for ------------------------------------------------------------------------------------
+# --- the rows that a method may ask for -------------------------------------------------------------------------------
 
 def test_query_rows():
     """t v v t v t t: "text" is what stands after the first image, the text between two images too."""
-    tokens = sequence(1, [0., 1.], 1, [2.], 2)
-    assert {which: tokens.rows(which).tolist() for which in ("last", "text", "visual", "all")} == {
+    entering = tokens("t vv t v tt")
+    assert {which: entering.rows(which).tolist() for which in ("last", "text", "visual", "all")} == {
         "last": [6], "text": [3, 5, 6], "visual": [1, 2, 4], "all": [0, 1, 2, 3, 4, 5, 6]}
 
 
 @pytest.mark.parametrize("keep", [[1, 2], [2, 1]])
 def test_query_rows_of_a_masked_sequence(keep):
-    """Dead rows ask nothing; what is text does not hang on the order of keep."""
-    tokens = sequence(1, [0., 1.], 1, [2.], 2).reduced(Reduction(torch.tensor(keep), drop=False))
-    assert tokens.rows("last").tolist() == [6] and tokens.rows("text").tolist() == [3, 5, 6]
-    assert sorted(tokens.rows("visual").tolist()) == [2, 4] and tokens.rows("all").tolist() == [0, 2, 3, 4, 5, 6]
+    """Masked rows are no query rows; the order of keep does not change which rows are text."""
+    after = tokens("t vv t v tt").reduced(Reduction(torch.tensor(keep), drop=False))
+    assert after.rows("last").tolist() == [6] and after.rows("text").tolist() == [3, 5, 6]
+    assert sorted(after.rows("visual").tolist()) == [2, 4] and after.rows("all").tolist() == [0, 2, 3, 4, 5, 6]
 
 
-# --- top, tokens_to_keep, Pruner -------------------------------------------------------------------------------------------
+# --- top, tokens_to_keep, Pruner --------------------------------------------------------------------------------------
 
 def test_top():
     """In sequence order; of equals the first; the -inf of a masked score is a score."""
@@ -309,7 +297,8 @@ def test_cosines(n):
 
 
 def test_tokens_to_keep():
-    """A float is a share, at least one token; an int a number. 576 * 0.1 = 57.6; half to even: 12.5 -> 12, 13.5 -> 14."""
+    """A float is a share, at least one token; an int a number. 576 * 0.1 = 57.6; half to even: 12.5 -> 12, 13.5 ->
+    14."""
     assert [tokens_to_keep(.1, 576, r) for r in ("floor", "round", "ceil")] == [57, 58, 58]
     assert tokens_to_keep(.25, 50, "round") == 12 and tokens_to_keep(.25, 54, "round") == 14
     assert tokens_to_keep(.29, 100) == 28                              # 100 * 0.29 is 28.999999999999996 in float64

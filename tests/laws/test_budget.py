@@ -1,11 +1,13 @@
-"""One budget for all: a number means the whole prompt's visual tokens, whatever a method counts, on tiles and on several images."""
+"""One budget for all: a number means the whole prompt's visual tokens, whatever a method counts, on tiles and on
+several images."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from command import done
 from minivlm.lab.cli.options import averaged, build, entering
+from paths import PARITY, PICTURE
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
@@ -13,15 +15,15 @@ from pruning.fastv import FastV
 from pruning.hired import HiRED
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
-from test_run import PICTURE, done
 from tiny import MARK, built, has_keep, ids, llava, next_llava, picture, prefill, refusal, tiled  # noqa: F401
 
-NEXT = str(Path(PICTURE).parents[1] / "next_vicuna")
+NEXT = PARITY / "next_vicuna"
 AT_MOST = {"hired", "downsample", "avgpool"}   # round down once more: shares of tiles, whole rows and columns
 
 
 def prompt(kind):
-    """The model, the ids and the images of a prompt: one picture of five tiles, two of five and three, or two without tiles."""
+    """The model, the ids and the images of a prompt: one picture of five tiles, two of five and three, or two without
+    tiles."""
     if kind == "two plain":
         model = llava(context=2048)
         return model, ids(3, MARK, 2, MARK, 4), [picture(model), picture(model, 1)]
@@ -63,7 +65,8 @@ def test_a_share_stays_a_share(name):
 
 
 def test_what_does_not_divide_is_left_over():
-    """Five tiles of 16: 23 tokens are 4 of each, and 3 are not given out; of 4 or 81 a tile would get none, or more than it has."""
+    """Five tiles of 16: 23 tokens are 4 of each, and 3 are not given out; of 4 or 81 a tile would get none, or more
+    than it has."""
     model, words, images = prompt("tiles")
     pruner, expected = budget(model, images, VisPruner(keep=23))
     _, _, trace = prefill(model, words, images, pruner)
@@ -81,7 +84,8 @@ def test_parts_are_tiles_or_images():
 
 
 def test_methods_one_after_the_other():
-    """VisPruner leaves 40 of the prompt, 8 a tile, and of these FastV 24; 24 is more than one tile's 8, and no error."""
+    """VisPruner leaves 40 of the prompt, 8 a tile, and of these FastV 24; 24 is more than one tile's 8, and no
+    error."""
     model, words, images = prompt("tiles")
     pruner, expected = budget(model, images, build("vispruner+fastv", "40+24"))
     _, _, trace = prefill(model, words, images, pruner)

@@ -1,4 +1,5 @@
-"""The law causal, for every method of the registry in a model: text stays causal whatever is masked, merged or dropped."""
+"""The law causal, for every method of the registry in a model: text stays causal whatever is masked, merged or
+dropped."""
 
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ every_method = pytest.mark.parametrize("name", REDUCING)
 
 
 def states(method, words, image):
-    """Hidden states as they enter the first layer before which the method drops, and the normed ones of what is left at the end."""
+    """Hidden states as they enter the first layer before which the method drops, and the normed ones of what is left at
+    the end."""
     model = llava()
     entering = []
 
@@ -35,8 +37,8 @@ def states(method, words, image):
 
 
 def causal_for_text(method, seed, place, step):
-    """Whether a changed text token after the image changes no row before it: all of them, as long as all tokens are there; and
-    of those before the image, the last states."""
+    """Whether a changed text token after the image changes no row before it: all of them, as long as all tokens are
+    there; and of those before the image, the last states."""
     words = ids(BEFORE, MARK, AFTER, seed=seed)
     changed = list(words)
     changed[BEFORE + 1 + place] = 3 + (words[BEFORE + 1 + place] - 3 + step) % 95

@@ -1,4 +1,5 @@
-"""What the methods of the registry promise: the laws of pruning/laws.py, on random tokens, one test for each method and law.
+"""What the methods of the registry promise: the laws of pruning/laws.py, on random tokens, one test for each method and
+law.
 
 Below, what all of them owe, declared or not, and how a broken law is explained.
 """
@@ -77,11 +78,12 @@ def test_shift_of_a_reading(name, data):
     assert shift_holds(name, data)
 
 
-# --- what all of them owe ------------------------------------------------------------------------------------------------
+# --- what all of them owe ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", EVERY)
 def test_declaration(name):
-    """A frozen dataclass with defaults, at a site that there is, with laws that there are; its file says what it does."""
+    """A frozen dataclass with defaults, at a site that there is, with laws that there are; its file says what it
+    does."""
     method = EVERY[name]
     pruner = method()
     assert is_dataclass(method) and method.__dataclass_params__.frozen and method.__doc__ and pruner == method()
@@ -172,7 +174,7 @@ def equal(a, b):
     return all(torch.equal(v, b[k]) if torch.is_tensor(v) else v is b[k] or v == b[k] for k, v in a.items())
 
 
-# --- a broken law is explained -------------------------------------------------------------------------------------------
+# --- a broken law is explained ----------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Broken(Pruner):
@@ -199,7 +201,8 @@ class Broken(Pruner):
 @pytest.mark.parametrize("mistake, law", [("none", None), ("unsorted", "ordered"), ("one too many", "budget"), ("first rows", "needle"),
                                           ("first rows", "shift"), ("merges", "select"), ("numbers", "scale")])
 def test_a_broken_law_says_so(mistake, law):
-    """Rows 2, 3, 4 of six are visual and get .1 .4 .3 from the last; each mistake breaks its law, and the sentence has case and remedy."""
+    """Rows 2, 3, 4 of six are visual and get .1 .4 .3 from the last; each mistake breaks its law, and the sentence has
+    case and remedy."""
     case = tokens("ttvvvt", [.05, .05, .1, .4, .3, .1])
     sentences = list(broken(Broken(mistake), case))
     if law is None:

@@ -74,7 +74,7 @@ def test_selection(case):
 
     r = method.reduce(tokens)
     close(gaussian(tokens.grid, method.sigma_correction).view(H, W), recorded["gaussian_mask"])
-    torch.testing.assert_close(r.score.view(H, W), recorded["corrected_scores"], atol=1e-8, rtol=1e-5)
+    close(r.score.view(H, W), recorded["corrected_scores"], 1e-8, 1e-5)
     assert method.budget(tokens.n) == facts["n_keep"]
     assert order(tokens, method) == recorded["order"].tolist()
     assert tokens.reduced(r).hidden[:, 0].long().tolist() == recorded["kept_global"].tolist()
@@ -428,6 +428,7 @@ def test_in_the_model():
     close(whole, prefill(model, ids(3, MARK, 4), pictures[:1])[0], atol=5e-5)
 
 
+@pytest.mark.internal
 def test_never_waits_for_a_pick():
     """Forty picks ask for no more values than two."""
     few, _ = waits(AdaptPrune(keep=2).reduce, drawn(7, 7))
@@ -435,6 +436,7 @@ def test_never_waits_for_a_pick():
     assert few == many > 0
 
 
+@pytest.mark.internal
 def test_no_loop_over_tokens():
     """Twenty picks of 256 tokens are as many calls of torch as twenty of 49; twenty more are a few calls each."""
     _, of_49 = waits(AdaptPrune(keep=20).reduce, drawn(7, 7))

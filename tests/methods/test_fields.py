@@ -78,7 +78,8 @@ def test_a_message_is_one_line_whatever_it_names(name, told):
 
 
 def test_numbers_of_other_libraries_and_lists():
-    """numpy's and torch's numbers become plain ones, and lists tuples, so that a method can be compared, hashed and written as JSON."""
+    """numpy's and torch's numbers become plain ones, and lists tuples, so that a method can be compared, hashed and
+    written as JSON."""
     method = METHODS["asap"](layer=np.int64(3), keep=torch.tensor(.5), salvage=np.bool_(True))
     assert method == METHODS["asap"](layer=3, keep=.5) and type(method.layer) is int and type(method.keep) is float
     assert hash(METHODS["pyramiddrop"](layers=[1, 2], ratios=[.5, .2]))
@@ -120,7 +121,8 @@ def test_a_method_of_ones_own_is_checked_too():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_takes_odd_values_or_refuses_them(name):
-    """Each option of each method, from Python and from the command line: a method, or one line that names the option's class."""
+    """Each option of each method, from Python and from the command line: a method, or one line that names the option's
+    class."""
     for field in annotations(METHODS[name]):
         trials = [lambda value=value: METHODS[name](**{field: value}) for value in VALUES]
         trials += [lambda text=text: build(name, settings=[f"{field}={text}"]) for text in ODD]

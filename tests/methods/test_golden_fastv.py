@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from build import close
-from golden import FOLDER, golden, prompt, run, tiny_decoder
+from golden import golden, prompt, run, tiny_decoder
+from paths import GOLDENS
 from pruning.base import LayerView
 from pruning.budget import tokens_to_keep
 from pruning.fastv import FastV
@@ -73,7 +74,7 @@ def held_once(facts, t):
 
 def test_budgets():
     """The recorded rounding table: floor (lmms-eval), half to even of n * (1 - R) (llava-hf), ceil."""
-    for row in json.loads((FOLDER / "budgets.json").read_text())["rows"]:
+    for row in json.loads((GOLDENS / "budgets.json").read_text())["rows"]:
         n = row["n"]
         keep = row["keep_ratio"]
         assert tokens_to_keep(keep, n, "floor") == max(1, row["lmms_int"])

@@ -10,8 +10,8 @@ from build import close, tiles
 from golden import golden
 from pruning.base import UserError
 from pruning.hired import HiRED
-from pruning.tiles import TileGrid
 from pruning.readings import HiREDGrid, HiREDSum
+from pruning.tiles import TileGrid
 from released import HiREDSwapped
 
 ONE, ONE_FACTS = golden("hired_llava15")

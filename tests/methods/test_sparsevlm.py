@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from build import close, tokens
-from golden import FOLDER, golden, prompt, run
+from golden import golden, prompt, run
 from minivlm.attention import rope, rotate
 from minivlm.cache import Cache
 from minivlm.llama import Decoder
 from minivlm.parts.config import TextConfig
+from paths import GOLDENS
 from pruning.base import Reduction, UserError
 from pruning.by_hand import GivenView
 from pruning.fastv import FastV
@@ -155,7 +156,7 @@ def decoder(weights, facts):
                                num_key_value_heads=heads, **sizes))
     not_recorded = ("embed_tokens", f"layers.{layers}.")
     zeros = {name: torch.zeros_like(p) for name, p in model.state_dict().items() if name.startswith(not_recorded)}
-    model.load_state_dict(load_file(FOLDER / f"{weights}.safetensors") | zeros)
+    model.load_state_dict(load_file(GOLDENS / f"{weights}.safetensors") | zeros)
     return model
 
 

@@ -12,8 +12,8 @@ import torch
 from build import close, plane, tiles
 from golden import golden
 from pruning.base import UserError
-from pruning.tiles import TileGrid
 from pruning.readings import VisionZipAverage
+from pruning.tiles import TileGrid
 from pruning.visionzip import VisionZip
 
 RECORDED, FACTS = golden("visionzip")

@@ -12,8 +12,8 @@ import torch
 from build import close, plane, tiles
 from golden import golden
 from pruning.base import UserError
-from pruning.tiles import TileGrid
 from pruning.ranked import cosines
+from pruning.tiles import TileGrid
 from pruning.vispruner import VisPruner
 
 SELECT, SELECT_FACTS = golden("vispruner_select")

@@ -36,7 +36,8 @@ def mask_of(query, key, hidden, causal):
 
 @st.composite
 def inputs(draw):
-    """query, key, value, hidden, causal: some queries (or one) at the end of some keys, heads in groups, hidden keys."""
+    """query, key, value, hidden, causal: some queries (or one) at the end of some keys, heads in groups, hidden
+    keys."""
     T, before, seed = draw(st.integers(1, 5)), draw(st.integers(0, 4)), draw(st.integers(0, 999))
     (H, Hk), B, causal = draw(st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1)])), draw(st.integers(1, 2)), draw(st.booleans())
     S = T + before if causal else draw(st.integers(1, 6))
@@ -48,7 +49,8 @@ def inputs(draw):
 @SETTINGS
 @given(inputs())
 def test_attention_is_what_its_definition_says(case):
-    """Fused, by definition, and one by one: softmax(query key^T / sqrt(Dh) + mask) value, heads in groups, keys hidden."""
+    """Fused, by definition, and one by one: softmax(query key^T / sqrt(Dh) + mask) value, heads in groups, keys
+    hidden."""
     query, key, value, hidden, causal = case
     mask = mask_of(query, key, hidden, causal)
     out = one_by_one(*case)
@@ -82,8 +84,8 @@ def test_a_gradient_reaches_the_mask():
 
 
 def test_a_mask_may_look_ahead():
-    """Two tokens with equal logits. Causal, the first sees itself only: value 1. With 0 above the diagonal it sees both:
-    (1 + 3) / 2 = 2; with log(1/3) there, weights 3/4 and 1/4: 1.5. The second row is (1 + 3) / 2 in each case."""
+    """Two tokens with equal logits. Causal, the first sees itself only: value 1. With 0 above the diagonal it sees
+    both: (1 + 3) / 2 = 2; with log(1/3) there, weights 3/4 and 1/4: 1.5. The second row is (1 + 3) / 2 in each case."""
     query, key, value = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.tensor([1., 3.]).view(1, 1, 2, 1)
     for above, first in ((-math.inf, 1.), (0., 2.), (math.log(1 / 3), 1.5)):
         close(attention(query, key, value, torch.tensor([[0., above], [0., 0.]])).flatten(), torch.tensor([first, 2.]))
@@ -119,7 +121,7 @@ def test_half_precision(dtype):
         close(out.float(), exact, atol=.03)
 
 
-# --- rotary embedding ----------------------------------------------------------------------------------------------------
+# --- rotary embedding -------------------------------------------------------------------------------------------------
 
 def test_rotation_by_hand():
     """Dh = 4, theta = 100: pairs (0, 2) and (1, 3) turn by position and position / 10. At position 10

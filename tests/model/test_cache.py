@@ -1,4 +1,5 @@
-"""The cache: how long each layer's is, how it grows, what it weighs; and that nothing of size T x T comes after the prefill."""
+"""The cache: how long each layer's is, how it grows, what it weighs; and that nothing of size T x T comes after the
+prefill."""
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def some(m, seed=0):
     return torch.randn(1, 2, m, 8, generator=torch.Generator().manual_seed(seed))
 
 
-# --- one layer -------------------------------------------------------------------------------------------------------------
+# --- one layer --------------------------------------------------------------------------------------------------------
 
 def test_append():
     """What is held is all that was given, in order, whether it fits the buffer or not."""
@@ -30,9 +31,10 @@ def test_append():
         assert cache.length == key.shape[2]
 
 
+@pytest.mark.internal
 def test_the_prefill_is_kept_as_it_came():
-    """No copy until the first later token; then a buffer with half as much room again (256 where that is more), in which
-    the next tokens are written in place."""
+    """No copy until the first later token; then a buffer with half as much room again (256 where that is more), in
+    which the next tokens are written in place."""
     cache, key, value = LayerCache(), some(600), some(600, 1)
     held, _ = cache.append(key, value)
     assert held.data_ptr() == key.data_ptr() and cache.value.data_ptr() == value.data_ptr()
@@ -66,7 +68,7 @@ def test_selected_tokens_keep_their_positions():
     assert cache.position.tolist() == [10, 13] and cache.length == cache.key.shape[2] == 2
 
 
-# --- the whole ---------------------------------------------------------------------------------------------------------------
+# --- the whole --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pruner, visual", [
     (None, [16] * 32), (FastV(layer=2, keep=4), [16] * 2 + [4] * 30), (FastV(layer=31, keep=.5), [16] * 31 + [8]),
@@ -93,8 +95,9 @@ def test_a_length_per_layer(pruner, visual):
     ({2: range(8), 5: range(4)}, "decoder", "renumber", [28] * 2 + [20] * 3 + [16] * 27),
     ([1, 2], "embed", "keep", [14] * 32)])
 def test_the_next_position(kept, site, positions, expected):
-    """A generated token goes on from the length of the unpruned prompt in every layer, however few tokens it holds; only
-    where positions are renumbered from what the layer holds. Before the decoder's first layer nothing was there to keep."""
+    """A generated token goes on from the length of the unpruned prompt in every layer, however few tokens it holds;
+    only where positions are renumbered from what the layer holds. Before the decoder's first layer nothing was there to
+    keep."""
     model = llava()
     _, cache, _ = prefill(model, PROMPT, [picture(model)], kept and Chosen(kept, site, positions))
     assert [layer.next_position for layer in cache.layers] == expected
@@ -116,8 +119,8 @@ def test_bytes(dtype, size):
 
 
 def test_the_prefill_is_not_copied():
-    """After the prefill each layer holds the tensors as they came from the projection, without a reserve; the first step
-    makes room."""
+    """After the prefill each layer holds the tensors as they came from the projection, without a reserve; the first
+    step makes room."""
     model = llava()
     _, cache, _ = prefill(model, PROMPT, [picture(model)], FastV(keep=4))
     for layer in cache.layers:
@@ -135,7 +138,7 @@ def test_a_prompt_that_was_pruned_is_not_held():
         assert (cache.tokens is not None) == (method is FastVRerank)
 
 
-# --- no explicit attention -----------------------------------------------------------------------------------------------
+# --- no explicit attention --------------------------------------------------------------------------------------------
 
 class Softmaxes(TorchFunctionMode):
     """The shapes of all explicit softmaxes, which torch's fused attention is not."""
@@ -156,6 +159,7 @@ def attention_before(rows):
     return lambda tokens: tokens.before.attention(rows)
 
 
+@pytest.mark.internal
 @pytest.mark.parametrize("pruner, shapes", [
     (None, []), (FastV(keep=4), [(1, 28)] * 4), (FastVAllRows(keep=4), [(28, 28)] * 4),
     (Chosen({3: range(8), 9: [0, 7]}, look=attention_before("last")), [(4, 1, 28), (4, 1, 20)]),
@@ -163,7 +167,8 @@ def attention_before(rows):
     (Chosen([1, 2], site="vision", look=lambda tokens: tokens.before.cls_attention()), [(4, 1, 17, 1)])],
     ids=["unpruned", "last row", "all rows", "two layers", "text rows", "no attention needed", "vision"])
 def test_only_what_is_asked_for_is_explicit(pruner, shapes):
-    """One softmax for each layer (and head) that a method looks at, over the rows that it names; after the prefill none at all."""
+    """One softmax for each layer (and head) that a method looks at, over the rows that it names; after the prefill none
+    at all."""
     model, conversation = llava(), Conversation(llava(), pruner)
     with Softmaxes() as spy:
         conversation.read(PROMPT, [picture(model)])
@@ -174,6 +179,7 @@ def test_only_what_is_asked_for_is_explicit(pruner, shapes):
         assert spy.shapes == shapes
 
 
+@pytest.mark.internal
 def test_ranking_again_looks_at_one_row():
     """FastVRerank reads the newest token's row of layer K-1 and no other, one head after the other."""
     model, pruner = llava(), FastVRerank(keep=4)

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
 
+from build import close
 from minivlm.generate import Conversation, Sampling
 from minivlm.io.image import open_image
 from minivlm.io.text.tokenizer import prompt as written
@@ -16,12 +16,12 @@ from pruning.controls import Blind
 from pruning.fastv import FastV
 from pruning.readings import FastVAllRows, FastVMask
 from pruning.vtw import VTW
+from paths import MODEL
 import weights
-from tiny import MARK, REDUCING, Around, built, ids, llava, picture, prefill
+from tiny import DEEP, MARK, REDUCING, Around, built, ids, llava, picture, prefill
 
 PROMPT = ids(5, MARK, 7)                       # 5 + 16 + 7 = 28 tokens
 LOGITS = torch.tensor([.15, .5, .05, .3]).log()
-CHECKPOINT = Path(__file__).parent.parent / "parity" / "llava15_mha"
 
 
 def talk(pruner=None, prompt=PROMPT, **fields):
@@ -35,10 +35,6 @@ def answer(conversation, count=6, sampling=None, eos=()):
     return list(conversation.generate(count, sampling, eos))
 
 
-def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-
-
 def uncached(ids, pruner=None, trace=None):
     """Next token's logits after all these ids in one go; with the decisions of `trace`, where it is given."""
     steps = iter(trace.steps if trace else ())
@@ -46,7 +42,7 @@ def uncached(ids, pruner=None, trace=None):
     return prefill(llava(), ids, [picture(llava())], method)[0]
 
 
-# --- the choice of a token ---------------------------------------------------------------------------------------------------
+# --- the choice of a token --------------------------------------------------------------------------------------------
 
 def drawn(count=4000, **options):
     """Share of each id among so many draws."""
@@ -60,7 +56,8 @@ def test_greedy_takes_the_likeliest():
 
 
 def test_temperature():
-    """At 1 the probabilities, .15 .5 .05 .3; at 1/2 their squares, .0225 .25 .0025 .09 of .365, at 1/1000 the likeliest."""
+    """At 1 the probabilities, .15 .5 .05 .3; at 1/2 their squares, .0225 .25 .0025 .09 of .365, at 1/1000 the
+    likeliest."""
     assert drawn(temperature=1) == pytest.approx([.15, .5, .05, .3], abs=.03)
     assert drawn(temperature=.5) == pytest.approx([.06, .685, .007, .247], abs=.03)
     assert drawn(100, temperature=.001) == [0, 1, 0, 0]
@@ -127,7 +124,7 @@ def test_what_fills_up_the_vocabulary_may_hold_anything(temperature, padding):
 
 def test_rows_that_the_tokenizer_does_not_know():
     """The checkpoint's head has more rows than the tokenizer has tokens: with NaN in these it answers as before."""
-    model = weights.load(CHECKPOINT)
+    model = weights.load(MODEL)
     rows, known = model.config.text.vocab_size, max(model.tokenizer.fast.get_vocab(with_added_tokens=True).values()) + 1
     assert known < rows
     answers = []
@@ -145,7 +142,7 @@ def test_rows_that_the_tokenizer_does_not_know():
         list(conversation.generate(1))
 
 
-# --- where an answer ends ------------------------------------------------------------------------------------------------------
+# --- where an answer ends ---------------------------------------------------------------------------------------------
 
 def test_greedy_answers_as_the_uncached_model():
     so_far = list(PROMPT)
@@ -181,16 +178,17 @@ def test_it_ends_with_the_context(context, count):
 
 
 def test_what_a_method_drops_makes_no_room():
-    """Positions are those of the unpruned prompt: with 4 of 16 tokens left the context ends where it did; dropped before
-    the decoder, they leave 12 more places."""
+    """Positions are those of the unpruned prompt: with 4 of 16 tokens left the context ends where it did; dropped
+    before the decoder, they leave 12 more places."""
     assert len(answer(talk(FastV(keep=4), context=31), 100)) == 4
 
 
-# --- turns --------------------------------------------------------------------------------------------------------------------
+# --- turns ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pruner", [None, FastV(keep=4), FastVMask(keep=4), FastVAllRows(layer=31, keep=.5)])
 def test_turns_equal_one_uncached_run(pruner):
-    """Three turns from one pruned cache; each time the logits are those of all the ids so far in one go, pruned alike."""
+    """Three turns from one pruned cache; each time the logits are those of all the ids so far in one go, pruned
+    alike."""
     conversation, ran = talk(pruner), list(PROMPT)
     for seed in (1, 2):
         ran += answer(conversation, 3)
@@ -198,7 +196,7 @@ def test_turns_equal_one_uncached_run(pruner):
         conversation.read(more)
         ran += more
         assert conversation.ids == ran and conversation.pending == []
-        close(conversation.logits, uncached(ran, pruner, conversation.trace))
+        close(conversation.logits, uncached(ran, pruner, conversation.trace), DEEP)
     assert len(conversation.trace.steps) == (pruner is not None)
     assert conversation.cache.lengths[0] == len(ran) + 15
 
@@ -210,7 +208,7 @@ def test_the_last_token_of_an_answer_is_run_with_the_next_turn():
     assert conversation.pending == [last] and conversation.ids == PROMPT + run
     conversation.read([7, 8])
     assert conversation.pending == [] and conversation.ids == PROMPT + run + [last, 7, 8]
-    close(conversation.logits, uncached(conversation.ids))
+    close(conversation.logits, uncached(conversation.ids), DEEP)
 
 
 def test_an_answer_that_is_not_read_to_its_end():
@@ -219,7 +217,7 @@ def test_an_answer_that_is_not_read_to_its_end():
     part = list(islice(conversation.generate(6, eos=()), 2))
     conversation.read([7])
     assert conversation.ids == PROMPT + part + [7]
-    close(conversation.logits, uncached(conversation.ids))
+    close(conversation.logits, uncached(conversation.ids), DEEP)
 
 
 def test_an_answer_that_goes_on():
@@ -253,8 +251,8 @@ def test_text_alone():
 
 def test_streamed_pieces_are_the_whole_answer():
     """From a checkpoint with its tokenizer: the pieces, one a token, add up to the answer decoded at once."""
-    model = weights.load(CHECKPOINT)
-    image = open_image(CHECKPOINT.parent / "images" / "land_500x333.png")
+    model = weights.load(MODEL)
+    image = open_image(MODEL.parent / "images" / "land_500x333.png")
     conversation, stream, tokens = Conversation(model, FastV(layer=1, keep=4)), model.tokenizer.stream(), []
     conversation.read(model.tokenizer.encode(written([("What is shown?", None)], 1, "llava-hf")), [model.processor.pixels(image)])
     pieces = []
@@ -266,7 +264,7 @@ def test_streamed_pieces_are_the_whole_answer():
     assert "".join(pieces).strip() == model.tokenizer.decode(tokens).strip()
 
 
-# --- what is left of a prompt ------------------------------------------------------------------------------------------------
+# --- what is left of a prompt -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("prompt, pruner", [([], None), ([MARK], Blind()), ([], VTW(1))])
 def test_a_prompt_of_which_nothing_is_left(prompt, pruner):
@@ -288,7 +286,8 @@ def test_a_prompt_that_fails_leaves_nothing_behind():
 
 @pytest.mark.parametrize("name", REDUCING)
 def test_the_last_token_of_an_image_that_ends_the_prompt(name):
-    """It predicts, so no method of the decoder drops it; those before the decoder decide what the image is; some ask for text."""
+    """It predicts, so no method of the decoder drops it; those before the decoder decide what the image is; some ask
+    for text."""
     pruner = built(name)
     try:
         logits, cache, trace = prefill(llava(), ids(3, MARK), [picture(llava())], pruner)
@@ -303,10 +302,11 @@ def test_the_last_token_of_an_image_that_ends_the_prompt(name):
 
 
 def test_the_token_that_predicts_is_added():
-    """Of 16 tokens FastV is to keep the first three, and the last: its logits are those of a run that kept these four."""
+    """Of 16 tokens FastV is to keep the first three, and the last: its logits are those of a run that kept these
+    four."""
     told, fair = (Around(FastV(keep=3), lambda tokens, keep=keep: Reduction(torch.tensor(keep))) for keep in ([0, 1, 2], [0, 1, 2, 15]))
     ours, theirs = (prefill(llava(), ids(3, MARK), [picture(llava())], pruner) for pruner in (told, fair))
-    close(ours[0], theirs[0])
+    close(ours[0], theirs[0], DEEP)
     assert ours[2].visual == theirs[2].visual == [16] * 2 + [4] * 30
 
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ import run
 import tiny_internvl
 import weights
 from build import close
+from caches import replay, same_cache
 from live import live
 from minivlm.families.internvl import pixel_shuffle
 from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
@@ -29,13 +29,13 @@ from minivlm.lab.cost import count, shapes
 from minivlm.lab.train import checkpoint
 from pruning import METHODS
 from pruning.base import UserError
+from paths import IMAGES, PARITY
 from tiny import MARK, Chosen, built, has_keep, ids, internvl, picture, prefill
-from tiny_internvl import CONTEXT, MARKS
+from tiny_internvl import MARKS
 
-PARITY = Path(__file__).parent.parent / "parity"
 HF = PARITY / "internvl_qwen2"
 ORIGINAL = PARITY / "internvl_internlm2"
-PICTURES = sorted(PARITY.glob("images/*.png"))
+PICTURES = sorted(IMAGES.glob("*.png"))
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
@@ -176,7 +176,6 @@ def test_every_method_of_the_other_sites_runs_on_tiles(name):
 @pytest.mark.parametrize("name", DROPPING)
 def test_dropped_equals_masked(name):
     """As in test_equivalence, on tiles: the cache, positions and masks of what is left are right."""
-    from test_equivalence import replay, same_cache
     model = internvl()
     pruner = built(name)
     images = [picture(model, tiles=3)]
@@ -350,69 +349,6 @@ def test_broken_checkpoint_is_one_line(tmp_path, what):
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-# --- config.json ------------------------------------------------------------------------------------------------------
-
-def read(folder, raw):
-    (folder / "config.json").write_text(json.dumps(raw))
-    return read_config(folder)
-
-
-def original(**more):
-    """The tiny original's config.json, with other fields."""
-    return json.loads((ORIGINAL / "config.json").read_text()) | more
-
-
-def hugging_face(**more):
-    """The tiny -hf one's."""
-    return json.loads((HF / "config.json").read_text()) | more
-
-
-def test_original_config(tmp_path):
-    """Its own fields; dynamic rotary scaling, which begins where the context ends, is none; the mark's id is the
-    tokenizer's."""
-    c = read(tmp_path, original())
-    assert (c.max_tiles, c.use_thumbnail, c.template, c.original, c.dtype) == (6, True, "internlm2-chat", True, "bfloat16")
-    assert c.text.rope_theta == 1e6 and not c.text.qkv_bias and c.vision.attention_bias and c.image_token_index == 92546
-    (tmp_path / "added_tokens.json").write_text(json.dumps({CONTEXT: 77}))
-    assert read(tmp_path, original()).image_token_index == 77
-    assert read(tmp_path, original(dynamic_image_size=False)).max_tiles == 1
-
-
-def test_hugging_face_config(tmp_path):
-    """Sides as lists or numbers; nothing said of qkv biases: none; nothing of the head: it may be tied."""
-    c = read(tmp_path, hugging_face())
-    assert (c.vision.image_size, c.vision.patch_size, c.vision.attention_bias, c.text.qkv_bias) == (28, 7, True, True)
-    raw = hugging_face(vision_config={"image_size": 56, "patch_size": 14})
-    del raw["tie_word_embeddings"], raw["text_config"]["tie_word_embeddings"]
-    c = read(tmp_path, raw)
-    assert (c.vision.image_size, c.vision.attention_bias, c.text.tie_word_embeddings) == (56, False, True)
-    assert (c.template, c.original, c.image_token_index) == ("internvl-hf", False, 500)
-
-
-REFUSED = {
-    "shuffle": (original(ps_version="v1"), "ps_version 'v1' is not supported, only v2"),
-    "no version": ({k: v for k, v in original().items() if k != "ps_version"}, "ps_version 'v1'"),
-    "template": (original(template="phi3-chat"), "template 'phi3-chat' is not supported, only internlm2-chat or"),
-    "decoder": (original(llm_config={"model_type": "phi3"}), "model_type 'phi3' is not supported, only internlm2"),
-    "biases": (original(llm_config={"model_type": "internlm2", "bias": True}), "bias True"),
-    "layer": (original(select_layer=-4), "select_layer -4"),
-    "ratio": (hugging_face(downsample_ratio=0.25), "downsample_ratio 0.25"),
-    "6B": (original(vision_config=dict(original()["vision_config"], qk_normalization=True)), "use_qk_norm True"),
-    "6B norms": (hugging_face(vision_config={"norm_type": "rms_norm"}), "norm_type 'rms_norm'"),
-    "pooling": (hugging_face(vision_config={"use_mean_pooling": False}), "use_mean_pooling False"),
-    "other side": (original(force_image_size=224), "image_size 224 is not supported, only 28"),
-    "quantised": (hugging_face(quantization_config={"bits": 4}), "quantization_config"),
-    "rope": (original(llm_config={"rope_scaling": {"type": "linear", "factor": 2.0}}), "type 'linear' is not supported")}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_refused_in_one_line_that_names_file_and_key(tmp_path, what):
-    raw, words = REFUSED[what]
-    with pytest.raises(UserError, match=words) as error:
-        read(tmp_path, raw)
-    assert "config.json" in str(error.value) and "\n" not in str(error.value)
-
-
 # --- what else is done with a model -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
@@ -432,6 +368,7 @@ def test_cost_is_counted():
     assert cost.projector == 2 * 4 * (128 * 32 + 32 * 32)
 
 
+@pytest.mark.internal
 def test_pictures_undo_the_tiles():
     """A picture of 3 x 2 tiles of 2 x 2 visual tokens: they lie on one map of 4 rows and 6 columns, the thumbnail
     beside it. Kept are the lower right token of tile 1, the upper left one of tile 5 and the last of the thumbnail."""

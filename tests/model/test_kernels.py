@@ -84,6 +84,7 @@ def test_a_few_rows_are_summed_one_by_one():
     assert kernels.sums_are_cheaper(torch.arange(9), cos_and_sin)
 
 
+@pytest.mark.internal
 def test_a_probe_decides_once(monkeypatch):
     """The form that takes less time is used from then on; more than one token is always the plain form's."""
     calls = []
@@ -98,5 +99,6 @@ def test_a_probe_decides_once(monkeypatch):
     assert (kernels.attention(query, key, key) != 7).any() and kernels.choices() == "plain forms"
 
 
+@pytest.mark.internal
 def test_the_probe_runs():
     assert kernels._probe(torch.float32, 4, 2, 8, tokens=16, rounds=1) in (True, False)

@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import weights
+from command import done
 from live import live, transformers_or_skip
 from minivlm.attention import rope, rotate
 from minivlm.generate import Conversation
@@ -24,16 +24,12 @@ from minivlm.io.text.template import Missing
 from minivlm.lab.check import hf
 from minivlm.lab.check.recorded import NO_ROUNDING, distance, read_expected
 from minivlm.lab.check.stages import verify
+from paths import CASES, IMAGES, PARITY, ROOT
 from pruning.base import UserError
-from test_parity import failing
-from test_run import done
+from stages import failing
 
-PARITY = Path(__file__).parent.parent / "parity"
-CASES = sorted(path.parent.name for path in PARITY.glob("*/expected.json"))
 HUGGING_FACE = [case for case in CASES if not case.endswith(("_original", "_internlm2"))]
-PICTURES = sorted(PARITY.glob("images/*.png"))
-
-
+PICTURES = sorted(IMAGES.glob("*.png"))
 
 
 @live
@@ -154,7 +150,8 @@ def test_template_that_cannot_ask(tmp_path, template):
 
 @live
 def test_prompt_ids_are_compared():
-    """Another question than the one the reference was asked: only this line fails. A model without a template has no such line."""
+    """Another question than the one the reference was asked: only this line fails. A model without a template has no
+    such line."""
     for case, result in (("llava15_mha", ["prompt ids"]), ("llava15_full", [])):
         expected = hf.live(PARITY / case, PICTURES[0], "Why?")
         expected.prompts[0]["question"] = "How?"
@@ -162,7 +159,7 @@ def test_prompt_ids_are_compared():
         assert [row.stage for row in rows if not row.passed] == result
 
 
-# --- what rounding does ------------------------------------------------------------------------------------------------
+# --- what rounding does -----------------------------------------------------------------------------------------------
 
 def outlier(folder):
     """A copy of llava15_full one of whose channels enters the second layer's attention 150 times as large."""
@@ -176,7 +173,8 @@ def outlier(folder):
 
 @live
 def test_outlier_channel(tmp_path):
-    """Logits of the attention in the thousands cost float32 three digits: a right model passes, one wrong weight does not.
+    """Logits of the attention in the thousands cost float32 three digits: a right model passes, one wrong weight does
+    not.
 
     The fixed tolerance of 5e-5 failed the first; one that lets everything pass would miss the second, off by 1 %.
     """
@@ -202,7 +200,7 @@ def test_float64_one_module_at_a_time(case):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with hf.in_float64(model):
         ours = hf.stages(model, *run)
-        with pytest.raises(Exception):
+        with pytest.raises(Exception, match="[Ii]mage"):
             model(input_ids=ids[:, :2], **images)
     assert all(value.equal(before[name]) and value.dtype == before[name].dtype for name, value in model.state_dict().items())
     whole = hf.stages(copy.deepcopy(model).double(), *run)
@@ -211,7 +209,7 @@ def test_float64_one_module_at_a_time(case):
         assert distance(ours[stage], whole[stage]) < 1e-9, stage
 
 
-# --- which transformers -------------------------------------------------------------------------------------------------
+# --- which transformers -----------------------------------------------------------------------------------------------
 
 def installed(monkeypatch, version):
     """A stand-in for transformers of that version, without anything inside."""
@@ -266,7 +264,7 @@ def test_gate_can_be_forced(monkeypatch):
 
 def test_every_comparison_has_the_gate():
     """No test decides for itself whether transformers is there: the fixture of conftest.py does."""
-    own = [path.name for path in sorted(Path(__file__).parent.parent.rglob("*.py"))
+    own = [path.name for path in sorted((ROOT / "tests").rglob("*.py"))
            if re.search(r"(importorskip|find_spec)\(.transformers", path.read_text(encoding="utf-8"))]
     assert own == []
 

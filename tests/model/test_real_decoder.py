@@ -15,9 +15,10 @@ import torch.nn.functional as F
 
 from minivlm.cache import Cache
 from pruning.base import Tokens
+from paths import ROOT
 from real_llama import real_llama
 
-ROWS = json.loads((Path(__file__).parent.parent / "smollm2_expected.json").read_text(encoding="utf-8"))
+ROWS = json.loads((ROOT / "tests" / "smollm2_expected.json").read_text(encoding="utf-8"))
 END = 2
 
 

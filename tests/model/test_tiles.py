@@ -2,7 +2,6 @@
 images."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +11,8 @@ from PIL import Image
 
 import weights
 from build import close
-from minivlm.families.registry import read_config
 from minivlm.families.anyres_image import Tiles, LlavaNextProcessor, best_grid
+from minivlm.families.registry import read_config
 from minivlm.lab.check import hf
 from minivlm.trace import Trace
 from pruning.base import whole_grid
@@ -21,9 +20,9 @@ from pruning.hired import HiRED
 from pruning.tiles import TileGrid
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
+from paths import PARITY
 from tiny import MARK, Chosen, ids, llava, next_llava, tiled
 
-PARITY = Path(__file__).parent.parent / "parity"
 COUNTS = json.loads((PARITY / "next_counts.json").read_text())
 REAL = tuple(map(tuple, COUNTS["image_grid_pinpoints"]))
 # Height, width; tokens as transformers counts them, and as the original does.
@@ -102,7 +101,8 @@ def test_rounding_before_it_is_cut(height, width, rounded, cut):
 
 
 def test_against_transformers(transformers):
-    """Pixels (so grid and fit) and number of marks of random sizes, small, common and extreme, as its processor has them.
+    """Pixels (so grid and fit) and number of marks of random sizes, small, common and extreme, as its processor has
+    them.
 
     Tiles of 24 x 24 pixels, a patch each: the counts are those of true size, and pictures may be small.
     """
@@ -119,7 +119,7 @@ def test_against_transformers(transformers):
         image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
         theirs = reference(images=image, text="<image>", return_tensors="pt")
         tiles = ours.pixels(image)
-        torch.testing.assert_close(tiles.pixels, theirs.pixel_values[0], rtol=0, atol=1e-6)
+        close(tiles.pixels, theirs.pixel_values[0], 1e-6)
         assert int((theirs.input_ids == mark).sum()) == len(TileGrid(24, tiles.grid, (height, width)).unpruned()[0])
 
 

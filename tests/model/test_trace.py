@@ -5,30 +5,30 @@ from dataclasses import replace
 import pytest
 import torch
 
+from build import tokens
 from minivlm.trace import Trace
 from pruning.base import Reduction
-from test_base import sequence
 from tiny import MARK, Chosen, ids, llava, picture, prefill
 
 
-def traced(tokens, *reductions):
-    """A trace of these reductions, one after the other, and the last sequence."""
-    trace = Trace(grid=tokens.grid)
+def traced(entering, *reductions):
+    """A trace of these reductions, one after the other, and the tokens after the last."""
+    trace = Trace(grid=entering.grid)
     for layer, r in enumerate(reductions):
-        trace.reduce("decoder", layer, tokens, r)
-        tokens = tokens.reduced(r)
-    return trace, tokens
+        trace.reduce("decoder", layer, entering, r)
+        entering = entering.reduced(r)
+    return trace, entering
 
 
 def test_selections():
     """4 tokens, then 1, 2, 3 of them, then of these the first and the last: tokens 1 and 3."""
-    trace, _ = traced(sequence(1, [0.] * 4, 1), Reduction(torch.tensor([1, 2, 3])), Reduction(torch.tensor([0, 2])))
+    trace, _ = traced(tokens("t vvvv t"), Reduction(torch.tensor([1, 2, 3])), Reduction(torch.tensor([0, 2])))
     assert trace.sources().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
     assert [step.kept.tolist() for step in trace.steps] == [[1, 2, 3], [1, 3]]
 
 
 def test_without_a_reduction():
-    trace, _ = traced(sequence(1, [0.] * 3, 1))
+    trace, _ = traced(tokens("t vvv t"))
     assert trace.N == 3 and trace.sources().equal(torch.eye(3))
 
 
@@ -36,40 +36,41 @@ def test_merges():
     """First a = (t0 + t1) / 2 in the place of t1, b = t3; then their merge with weights 1/4 and 3/4:
     t0 / 8 + t1 / 8 + 3 t3 / 4."""
     first = Reduction(torch.tensor([1, 3]), torch.tensor([[.5, .5, 0, 0], [0, 0, 0, 1]]))
-    trace, _ = traced(sequence(1, [0.] * 4, 1), first, Reduction(torch.tensor([1]), torch.tensor([[.25, .75]])))
+    trace, _ = traced(tokens("t vvvv t"), first, Reduction(torch.tensor([1]), torch.tensor([[.25, .75]])))
     assert trace.sources().tolist() == [[.125, .125, 0, .75]]
 
 
 def test_masks():
     """A masked token is gone for the trace as a dropped one is."""
     r = Reduction(torch.tensor([0, 2]), drop=False)
-    trace, _ = traced(sequence(1, [0.] * 3, 1), r, replace(r, keep=torch.tensor([1])))
+    trace, _ = traced(tokens("t vvv t"), r, replace(r, keep=torch.tensor([1])))
     assert trace.sources().tolist() == [[0, 0, 1]]
 
 
-@pytest.mark.parametrize("parts", [(1, [2., 3., 5., 7., 11.], 1), (1, [2., 3.], 1, [5., 7., 11.], 1)], ids=["one", "two"])
-def test_sources_times_values_are_the_survivors(parts):
+@pytest.mark.parametrize("kinds", ["t vvvvv t", "t vv t vvv t"])
+def test_sources_times_values_are_the_survivors(kinds):
     """Whatever the order of keep, over one image or two: the matrix times the first values gives what the rows hold."""
     first = Reduction(torch.tensor([4, 1, 2]), torch.tensor([[0, 0, 0, 0, 1.], [.5, .5, 0, 0, 0], [0, 0, .25, .75, 0]]))
-    start = sequence(*parts)
-    trace, tokens = traced(start, first, Reduction(torch.tensor([2, 0])))
+    start = tokens(kinds, values=[2, 3, 5, 7, 11])
+    trace, after = traced(start, first, Reduction(torch.tensor([2, 0])))
     values = trace.sources() @ start.hidden[start.visual]
-    held = dict(zip(tokens.source.tolist(), tokens.hidden[tokens.visual, 0].tolist()))
+    held = dict(zip(after.source.tolist(), after.hidden[after.visual, 0].tolist()))
     assert dict(zip(trace.steps[-1].kept.tolist(), values[:, 0].tolist())) == held
 
 
 def test_three_images_reduced_one_by_one():
-    """At the vision site each image has a reduction of its own; the tokens of the others stay as they are, in their order.
-    Images of tokens 0-1, 2-4 and 5: kept are 1; 2 and (3 + 4) / 2; 5. Then the decoder keeps the merged one and 5."""
+    """At the vision site each image has a reduction of its own; the tokens of the others stay as they are, in their
+    order. Images of tokens 0-1, 2-4 and 5: kept are 1; 2 and (3 + 4) / 2; 5. Then the decoder keeps the merged one and
+    5."""
     trace = Trace(grid=torch.zeros(6, 3))
-    first, second, third = sequence([0.] * 2), sequence([0.] * 3), sequence([0.])
+    first, second, third = tokens("vv"), tokens("vvv"), tokens("v")
     trace.reduce("vision", 23, first, Reduction(torch.tensor([1])))
     assert trace.sources().equal(torch.eye(6)[1:])
     trace.reduce("vision", 23, replace(second, source=second.source + 2),
                  Reduction(torch.tensor([0, 2]), torch.tensor([[1., 0, 0], [0, .5, .5]])))
     trace.reduce("vision", 23, replace(third, source=third.source + 5), Reduction(torch.tensor([0])))
     assert trace.sources().tolist() == [[0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, .5, .5, 0], [0, 0, 0, 0, 0, 1]]
-    left = replace(sequence([0.] * 4), source=torch.tensor([1, 2, 4, 5]))
+    left = replace(tokens("vvvv"), source=torch.tensor([1, 2, 4, 5]))
     trace.reduce("decoder", 2, left, Reduction(torch.tensor([2, 3])))
     assert trace.sources().tolist() == [[0, 0, 0, .5, .5, 0], [0, 0, 0, 0, 0, 1]]
 
