@@ -10,7 +10,12 @@ FRONT = (ROOT / "README.md").read_text()
 CARDS = (ROOT / "pruning" / "README.md").read_text()
 LAB = (ROOT / "minivlm" / "lab" / "README.md").read_text()
 TOY = (ROOT / "minivlm" / "toy" / "README.md").read_text()
-PAGES = {"README.md": FRONT, "pruning/README.md": CARDS, "minivlm/lab/README.md": LAB, "minivlm/toy/README.md": TOY}
+PAGES = {
+    "README.md": FRONT,
+    "pruning/README.md": CARDS,
+    "minivlm/lab/README.md": LAB,
+    "minivlm/toy/README.md": TOY,
+}
 
 
 def blocks_of(page):
@@ -21,19 +26,23 @@ def blocks_of(page):
 def table(page, heads):
     """The rows of the table whose line of heads begins so, each a list of cells."""
     text = page[page.index(f"\n{heads}"):].strip().split("\n\n")[0]
-    rows = text.splitlines()[2:]                           # after the heads and the line below them
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    rows = []
+    for line in text.splitlines()[2:]:                     # after the heads and the line below them
+        cells = line.strip("|").split("|")
+        rows.append([cell.strip() for cell in cells])
+    return rows
 
 
 def shown_by(block):
-    """What the comments next to a block's prints say that they print, up to a colon with an explanation."""
-    return re.findall(r"^print\(.*\) +# (.+?)(?:: .*)?$", block, re.M)
+    """What the comments next to a block's prints say that they print, up to a bracket and a colon."""
+    return re.findall(r"^print\(.*\) +# (.+?[\])])(?:: .*)?$", block, re.M)
 
 
 def check_block(block, capsys, tmp_path):
     """The block runs in an empty folder, on the repository's files, and prints what its comments say."""
-    program = re.sub(r'"(minivlm/[^"]+)"', lambda match: repr(str(ROOT / match[1])), block)
+    program = block.replace('"minivlm/', f'"{ROOT}/minivlm/')
     (tmp_path / "block.py").write_text(program)
     with contextlib.chdir(tmp_path):
         runpy.run_path("block.py")
-    assert capsys.readouterr().out.splitlines() == shown_by(block)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == shown_by(block), (printed, shown_by(block))

@@ -59,7 +59,7 @@ def test_card_links_to_its_file(names, card):
 
 @every_card
 def test_card_has_every_option_with_its_default(names, card):
-    """The last cell of an option's row is its default; methods that share a card share a row: there the first's counts."""
+    """The last cell of an option's row is its default. Methods on one card share a row, which has the first's."""
     shown = table_rows(card)
     defaults = {}
     for name in reversed(names):

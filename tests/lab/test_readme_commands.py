@@ -8,10 +8,13 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import run
 from pages import FRONT, LAB, PAGES, ROOT, TOY
+from record_picture import PICTURE, drawn
 
 MODEL = str(ROOT / "tests" / "parity" / "llava15_mha")     # 3 layers, 16 visual tokens
 SHIPPED = str(ROOT / "minivlm" / "toy")                    # 8 layers, 144 visual tokens, 80 words
@@ -180,3 +183,12 @@ def test_cost_prints_what_is_shown(capsys):
     assert run.main(shlex.split(command)[2:]) == 0
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert printed_below(LAB, command) == printed
+
+
+def test_picture_is_the_commands():
+    """Small, and what the command below it draws now; another machine may round a few pixels otherwise."""
+    assert PICTURE.stat().st_size < 60_000
+    stored = np.asarray(Image.open(PICTURE).convert("RGB"), dtype=float)
+    again = np.asarray(drawn().convert("RGB"), dtype=float)
+    assert stored.shape == again.shape
+    assert abs(stored - again).mean() < 1
