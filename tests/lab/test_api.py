@@ -14,14 +14,16 @@ from PIL import Image
 
 import minivlm
 import pruning
+import run
 from minivlm import Answer, Pruned, Trace, UserError, ask, prune, shipped
 from minivlm.lab.cli.shipped import SAMPLES
 from pruning import ATP, DivPrune, FastV, FitPrune, LayerView, Reduction, Tokens, VisPruner
 from pruning.controls import Blind
-from test_run import MODEL, PICTURE, done
 from weights import load
 
 ROOT = Path(__file__).parent.parent.parent
+MODEL = ROOT / "tests" / "parity" / "llava15_mha"      # 16 visual tokens
+PICTURE = ROOT / "tests" / "parity" / "images" / "land_500x333.png"
 SCENE = SAMPLES / "00003.png"
 QUESTION = "what shape is the red object ?"
 
@@ -38,13 +40,12 @@ def tiny():
     return load(MODEL)
 
 
-def test_answer_is_that_of_the_command(toy, capsys, tmp_path):
+def test_answer_is_that_of_the_command(toy, tmp_path):
     """The text and the kept indices are those that `ask --json` writes; 14 of 144 is a tenth, rounded down."""
     answer = ask(toy, SCENE, QUESTION, FastV(keep=0.1))
     file = tmp_path / "answer.json"
-    status, _, _ = done(capsys, "ask", SCENE, QUESTION, "--method", "fastv", "--keep", "0.1", "--json", file)
+    assert run.main(["ask", str(SCENE), QUESTION, "--method", "fastv", "--keep", "0.1", "--json", str(file)]) == 0
     written = json.loads(file.read_text())
-    assert status == 0
     assert answer.text == written["answer"] == "triangle"
     assert answer.kept.tolist() == written["reductions"][0]["kept"]
     assert answer.trace.visual == written["visual_entering_layer"] == [144, 144, 14, 14, 14, 14, 14, 14]
