@@ -120,7 +120,6 @@ class Llava(nn.Module):
             raise UserError(f"the prompt has {len(marks)} <image> marks for {len(images)} images: "
                             "write one mark per image")
         trace = Trace() if trace is None else trace        # it also counts the tiles and visual tokens so far
-        trace.grid = torch.empty(0, 3, dtype=torch.long)
         trace.unpruned = sum(self.visual_tokens(image) for image in images)
         # words and images in turn
         embed_tokens = self.language_model.embed_tokens

@@ -1,6 +1,7 @@
 """What happened to the visual tokens of one prompt: the evidence that pictures, cost tables and tests are made from."""
 
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from pruning.base import Reduction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """One reduction: where it acted, which tokens it was given, what the method said."""
 
@@ -22,8 +23,11 @@ class Step:
         """(k,) original indices of the tokens that remain, or whose place a merged one takes."""
         return self.source[self.reduction.keep]
 
+    def __repr__(self):
+        return f"Step({self.site}, before layer {self.layer}: {len(self.kept)} of {len(self.source)} tokens)"
 
-@dataclass
+
+@dataclass(repr=False)
 class Trace:
     """Filled during a prefill. `grid` (N, 3) says where in the picture each original visual token lies.
 
@@ -31,7 +35,7 @@ class Trace:
     for tiles: there are newlines, or patches that show nothing of the picture.
     """
 
-    grid: Tensor | None = None
+    grid: Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.long))
     images: list = field(default_factory=list)     # of each image: its range of original visual tokens
     padding: list = field(default_factory=list)    # of each image of tiles: rows above, columns left, off its map
     unpruned: int = 0                              # visual tokens that would enter the decoder without a method
@@ -64,24 +68,45 @@ class Trace:
         """Tiles of the images so far."""
         return int(self.grid[:, 0].max()) + 1 if self.N else 0
 
+    @property
+    def kept(self):
+        """(k,) original indices of the tokens after all reductions, or of those whose place a merged one takes."""
+        index = torch.arange(self.N)                       # (m,)
+        for step in self.steps:
+            left, right = _others(step, index)
+            index = torch.cat([index[left], step.kept, index[right]])
+        return index
+
     def sources(self):
         """(k, N) matrix: row i has the weights of the original visual tokens in surviving token i."""
         weights = torch.eye(self.N)                        # (m, N)  of the tokens so far
         index = torch.arange(self.N)                       # (m,)    the original token whose place each takes
         for step in self.steps:
-            rows = _rows_of(step.source, index)            # (n,)
-            before = weights[rows]                         # (n, N)
+            before = weights[_rows_of(step.source, index)]                         # (n, N)
             keep = step.reduction.keep
             merge = step.reduction.merge
             after = before[keep] if merge is None else merge.float() @ before      # (k, N)
-            # at the vision site the tokens of other images stay, on the left and on the right
-            is_other = ~torch.isin(index, step.source)
-            first = step.source.min() if len(rows) else 0
-            left = is_other & (index < first)
-            right = is_other & ~left
+            left, right = _others(step, index)
             weights = torch.cat([weights[left], after, weights[right]])
-            index = torch.cat([index[left], step.source[keep], index[right]])
+            index = torch.cat([index[left], step.kept, index[right]])
         return weights
+
+    def __repr__(self):
+        return f"Trace({self.N} visual tokens; entering the layers: {runs(self.visual)})"
+
+
+def runs(counts):
+    """runs([576, 576, 128]) -> "2x576 1x128"."""
+    return " ".join(f"{len(list(group))}x{count}" for count, group in groupby(counts))
+
+
+def _others(step, index):
+    """Two masks (m,) of other images' tokens, which stay at the vision site: before and after those of the step."""
+    is_other = ~torch.isin(index, step.source)
+    first = step.source.min() if len(step.source) else 0
+    left = is_other & (index < first)
+    right = is_other & ~left
+    return left, right
 
 
 def _rows_of(values, index):

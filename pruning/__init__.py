@@ -1,15 +1,28 @@
-"""Visual-token reduction methods: one file each, over the contract in base.py."""
+"""Methods that reduce the visual tokens: one file each, over the contract in base.py.
+
+    from pruning import FastV, LayerView, Tokens
+
+    attention = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.1, 0.7, 0.2]]         # two visual tokens, then one of text
+    tokens = Tokens.start(hidden=[[0.0]] * 3, visual=[0, 1], before=LayerView.of(attention=attention))
+    FastV(keep=1).reduce(tokens)                                            # Reduction(selects 1: [1])
+
+The classes of the papers' methods and the contract are imported from here; METHODS has every method by its name on the
+command line, the controls among them, and READINGS has other readings of the papers.
+"""
 
 from pruning import controls
 from pruning.adaptprune import AdaptPrune
 from pruning.asap import ASAP, FastVBiMask
 from pruning.atp import ATP
+from pruning.base import LayerView, Pruner, Reduction, Tokens, UserError
+from pruning.compose import Both, Schedule
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
 from pruning.fitprune import FitPrune, SingleFitPrune
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus
 from pruning.pyramiddrop import PyramidDrop
+from pruning.ranked import Ranked
 from pruning.readings import READINGS
 from pruning.sparsevlm import SparseVLM
 from pruning.visionzip import VisionZip
@@ -47,3 +60,6 @@ METHODS = {
 }
 
 EVERY = {**METHODS, **READINGS}         # what may be named on the command line
+
+__all__ = ["Both", "EVERY", "LayerView", "METHODS", "Pruner", "READINGS", "Ranked", "Reduction", "Schedule", "Tokens"]
+__all__ += ["UserError", *sorted({method.__name__ for method in METHODS.values()} & set(globals()))]

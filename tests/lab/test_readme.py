@@ -1,36 +1,103 @@
-"""The READMEs tell the truth: the table and the cards are the registry, links lead somewhere, blocks and commands run."""
+"""The READMEs tell the truth: the front page is short, tables are the registry's and the recorded results, links lead
+somewhere, and Python prints what is written next to it.
+"""
 
+import json
 import re
-import runpy
-import shlex
-import sys
+import subprocess
+from pathlib import Path
+from statistics import fmean
 
 import pytest
 
-import pruning
-import run
-from build import tokens
-from paths import ROOT
 from minivlm.lab.check.hf import TESTED
-from pruning import EVERY, METHODS, READINGS
-from pruning.laws import LAWS, OF_ALL, broken
+from minivlm.lab.studies.ablation import ROWS as ABLATED
+from pages import FRONT, PAGES, ROOT, TOY, blocks_of, check_block, table
+from pruning import METHODS
 
-TEXT = (ROOT / "README.md").read_text()
-ROWS = re.findall(r"^\| `([^`]+)` \| \[([^\]]+)\]\(([^)]+)\) \| (\w+) \|", TEXT, re.M)
+
+def test_front_page_is_short():
+    """It fits on a few screens."""
+    assert FRONT.count("\n") <= 160
+    assert len(FRONT.split()) <= 1600
+    assert FRONT.count("![") == 1
+    assert len(blocks_of(FRONT)) == 2
+
+
+def test_top_level_is_fixed():
+    """Whoever opens the repository sees these, and nothing else."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git repository, so nothing says which files belong to it")
+    names = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    shown = {name for name in names if not name.startswith(".")}
+    assert shown == {"README.md", "LICENSE", "requirements.txt", "minivlm", "pruning", "weights.py", "run.py", "tests"}
+
+
+ROWS = re.findall(r"^\| `([^`]+)` \| \[([^\]]+)\]\(([^)]+)\) \| (\w+) \|", FRONT, re.M)
+CONTROLS = [name for name, method in METHODS.items() if method.__module__ == "pruning.controls"]
 
 
 def test_table_is_the_registry():
-    assert sorted(name for name, *_ in ROWS) == sorted(METHODS)
+    """Every method of a paper has a row; the controls have one sentence, which counts them."""
+    assert sorted([name for name, *_ in ROWS] + CONTROLS) == sorted(METHODS)
+    assert len(CONTROLS) == 11 and "Eleven controls" in FRONT
 
 
 @pytest.mark.parametrize("name, file, link, site", ROWS)
 def test_row_names_the_file_and_the_site(name, file, link, site):
-    assert file == link == METHODS[name].__module__.replace(".", "/") + ".py" and site == METHODS[name].site
+    assert file == link == METHODS[name].__module__.replace(".", "/") + ".py"
+    assert site == METHODS[name].site
 
 
 def test_range_of_transformers_is_the_one_tested():
     lowest, highest = (version.rpartition(".")[0] for version in TESTED)
-    assert f"transformers ({lowest} to {highest};" in TEXT
+    assert f"transformers ({lowest} to {highest};" in FRONT
+
+
+def layout():
+    """The files and folders that the layout names. A line begins with a folder, and continues with what is in it."""
+    block = re.search(r"^## Layout\n\n(.*?)\n\n", FRONT, re.M | re.S).group(1)
+    places = []
+    home = Path()
+    for line in block.splitlines():
+        named = [Path(name) for name in re.findall(r"[\w/]+\.py|\w+/", line)]
+        if re.match(r" {4}\w+/", line):
+            home = named.pop(0)
+        elif re.match(r" {6}\w+/", line):
+            home = Path("minivlm") / named.pop(0)
+        places += [home, *(home / name for name in named)]
+    return places
+
+
+def test_layout_names_what_exists():
+    places = layout()
+    assert len(places) > 50
+    for place in places:
+        assert (ROOT / place).exists(), place
+
+
+@pytest.mark.parametrize("topic, file", [
+    ("rotary", "minivlm/attention.py"),
+    ("causal mask", "minivlm/attention.py"),
+    ("drops", "pruning/apply.py"),
+    ("order of tiles", "pruning/tiles.py"),
+    ("newlines", "minivlm/families/anyres.py"),
+    ("FLOPs", "minivlm/lab/cost/flops.py"),
+    ("prompts", "minivlm/io/text/formats.py"),
+    ("safetensors", "minivlm/io/tensors.py"),
+    ("questions", "minivlm/toy/questions.py"),
+    ("resum", "minivlm/io/states.py"),
+])
+def test_where_is_it(topic, file):
+    """A fresh reader who looks for it finds topic and file on one line of the front page."""
+    name = Path(file).stem
+    assert (ROOT / file).exists()
+    assert any(topic in line and re.search(rf"\b{name}\b", line) for line in FRONT.splitlines())
+
+
+
+# --- every page ------------------------------------------------------------------------------------------------------
 
 
 def anchors(text):
@@ -39,12 +106,11 @@ def anchors(text):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", ["README.md", "pruning/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     """To a file, or to a heading of a page."""
-    text = (ROOT / page).read_text()
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
-    assert len(links) > 10
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page])
+    assert len(links) > 5
     for link in links:
         file, _, anchor = link.partition("#")
         target = (ROOT / page).parent / file if file else ROOT / page
@@ -52,146 +118,88 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target.read_text()), link
 
 
-def test_commands_are_known():
-    """Each `python run.py ...` line of the README is understood by the command line's own parser."""
-    lines = [line.split("#")[0] for line in re.findall(r"^    python run\.py (.+)$", TEXT, re.M)]
-    assert lines
-    for line in filter(str.strip, lines):
-        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
-        assert run.parsed(words)
+@pytest.mark.parametrize("page", PAGES)
+def test_files_in_code_type_exist(page):
+    """From the page's folder or from the root; unusual.py is the reader's own."""
+    for name in re.findall(r"`([\w/]+\.(?:py|json|safetensors))`", PAGES[page]):
+        places = [(ROOT / page).parent / name, ROOT / name]
+        is_result = name in ("pruning/unusual.py", "atp.safetensors", "expected.json", "scores.json")
+        assert is_result or any(place.exists() for place in places), name
 
 
-def test_the_first_command_prints_what_is_shown(capsys, monkeypatch, tmp_path):
-    """Method, tokens in the layers and answer of each row that the README shows."""
-    monkeypatch.chdir(tmp_path)
-    assert run.main([]) == 0
-    row = re.compile(r"^ *(\w+) .* (\d+x\d+.*; \w+)$", re.M)
-    shown = row.findall(TEXT[:TEXT.index("## Where a method acts")])
-    assert len(shown) == 5 and set(shown) <= set(row.findall(capsys.readouterr().out))
+FRONT_BLOCKS = blocks_of(FRONT)
 
 
-# --- pruning/README.md: the cards ----------------------------------------------------------------------------------------
-
-FOLDER = ROOT / "pruning"
-METHODS_TEXT = (FOLDER / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", METHODS_TEXT, re.M | re.S)
-COMMANDS = re.findall(r"^    (python run\.py compare .+)$", METHODS_TEXT, re.M)
+@pytest.mark.parametrize("block", FRONT_BLOCKS, ids=range(len(FRONT_BLOCKS)))
+def test_front_block_prints_what_it_says(block, capsys, tmp_path):
+    check_block(block, capsys, tmp_path)
 
 
-def cards():
-    """{names of a card's methods: its text}. A heading has them in code type: "### ASAP with SG-BiMask: `asap`, .."."""
-    _, *sections = re.split(r"^(?=### )", METHODS_TEXT[:METHODS_TEXT.index("\n## Write your own")], flags=re.M)
-    return {tuple(re.findall(r"`(\w+)`", section.splitlines()[0])): section for section in sections}
+# --- the shipped model's tables --------------------------------------------------------------------------------------
+
+RESULTS = json.loads((ROOT / "minivlm" / "toy" / "results.json").read_text())
+FAMILIES = ("exist", "color", "shape", "count", "relpos", "read", "scene", "abspos")
 
 
-CARDS = [(names, card) for names, card in cards().items()]
-every_card = pytest.mark.parametrize("names, card", CARDS, ids=[names[0] for names, _ in CARDS])
+def average(by_family):
+    """Mean of the eight families, one decimal."""
+    return f"{fmean(by_family[family] for family in FAMILIES):.1f}"
 
 
-def table_rows(card):
-    """{first cell in code type: last cell} of all tables of a card."""
-    return dict(re.findall(r"^\| `(\w+)` \|.* \| (.*) \|$", card, re.M))
+def test_seeds():
+    rows = table(TOY, "| seed |")
+    assert [seed for seed, *_ in rows] == list(RESULTS["seeds"])
+    for seed, *cells in rows:
+        result = RESULTS["seeds"][seed]
+        validation, heldout, worst, pairs, *pruned, loss = cells
+        assert validation == f"{result['validation']['mean']:.1f}"
+        assert heldout == average(result["heldout"])
+        assert worst == f"{min(result['heldout'].values())}"
+        assert pairs == average(result["pairs"])
+        contestants = ("fastv before layer 2", "random before layer 2", "fastv before layer 3", "random before layer 3")
+        assert pruned == [f"{result['validation_pruned'][name]}" for name in contestants]
+        counting = result["validation_counting"]
+        assert loss == f"{counting['all'] - counting['things first']:.1f}"
 
 
-def test_every_method_has_a_card():
-    assert sorted(name for names, _ in CARDS for name in names) == sorted(METHODS)
+def test_accuracy():
+    """Of the shipped seed; 100.0 is written 100."""
+    shipped = RESULTS["seeds"][RESULTS["shipped"]]
+    rows = table(TOY, "| | exist |")
+    assert [name for name, *_ in rows] == ["held out", "unseen pairs"]
+    for (_, *cells), name in zip(rows, ("heldout", "pairs")):
+        numbers = [f"{shipped[name][family]:.1f}".replace("100.0", "100") for family in FAMILIES]
+        assert cells == [*numbers, average(shipped[name])]
 
 
-def test_every_reading_is_named():
-    """In the card of the method that it changes."""
-    cards_of = {METHODS[name]: card for names, card in CARDS for name in names}
-    for name, reading in READINGS.items():
-        card = next(cards_of[kind] for kind in reading.__mro__ if kind in cards_of)
-        assert f"`{name}`" in card, f"{name} is in no table of its card"
+def test_fewer_tokens():
+    """The controls at the place and share of each row, and the method that acts there."""
+    results = RESULTS["hiding"]["blocks"]
+    rows = table(TOY, "| dropped before |")
+    assert len(rows) == 4
+    for place, share, *cells, method in rows:
+        keep = int(share.split()[0]) / 100
+        at = " embed" if place == "layer 0" else ""
+        controls = [f"{name}{at} {keep}" for name in ("random", "uniform", "things", "background")]
+        assert cells == [average(results[control]) for control in controls]
+        name, number = method.split()
+        assert number == average(results[f"{name.lower()} {keep}"])
 
 
-def test_every_reading_that_is_named_exists():
-    words = set(re.findall(r"`(\w+)`", METHODS_TEXT))
-    readings = {word for word in words for name in METHODS if word.startswith(name + "_")}
-    assert readings and readings <= set(EVERY)
+def test_hiding():
+    rows = table(TOY, "| hidden in training |")
+    assert [name for name, *_ in rows] == ["nothing yet", "single patches", "blocks"]
+    for (_, *cells), name in zip(rows, ("before", "patches", "blocks")):
+        whole = RESULTS["hiding"][name]["none"]
+        things = RESULTS["hiding"][name]["things embed 0.5"]
+        assert cells == [f"{whole['count']:.0f}", f"{things['count']}", average(whole), average(things)]
 
 
-@every_card
-def test_card_links_to_its_file(names, card):
-    for name in names:
-        file = METHODS[name].__module__.rpartition(".")[2] + ".py"
-        assert f"[{file}]({file})" in card
-
-
-@every_card
-def test_card_has_every_option_with_its_default(names, card):
-    """The last cell of an option's row is its default; methods that share a card share a row: there the first's counts."""
-    shown = table_rows(card)
-    defaults = {}
-    for name in reversed(names):
-        method = METHODS[name]()
-        defaults |= {option: getattr(method, option) for option in method.__dataclass_fields__}
-    for option, default in defaults.items():
-        assert eval(shown[option].strip("`")) == default, f"{option} of {names}"
-    assert not set(shown) - set(defaults) - set(names), "an option that is gone"
-
-
-@every_card
-def test_card_has_the_laws(names, card):
-    """One line per method: "Laws of `fastv`: select, ordered, ..", or none."""
-    laws = dict(re.findall(r"^Laws of `(\w+)`: ([\w, ]+)\.$", card, re.M))
-    assert sorted(laws) == sorted(names)
-    for name, words in laws.items():
-        assert set(words.split(", ")) - {"none"} == METHODS[name]().laws
-        assert set(words.split(", ")) <= {"none", *LAWS} - set(OF_ALL)
-
-
-@every_card
-def test_card_has_a_command_that_draws_its_methods(names, card):
-    command, = re.findall(r"^    python run\.py compare .* --method (\S+) .*--out \w+\.png$", card, re.M)
-    assert set(command.split(",")) & set(names)
-
-
-def shown_by(block):
-    """What the comments beside a block's prints say that they print."""
-    return re.findall(r"^print\(.*\) +# (\w+\(.*?\))(?::|$)", block, re.M)
-
-
-@pytest.fixture
-def own_method(monkeypatch, tmp_path):
-    """The method of "Write your own", in pruning/ and in the registry."""
-    block, = [block for block in BLOCKS if "class Unusual" in block]
-    (tmp_path / "unusual.py").write_text(block)
-    monkeypatch.setattr(pruning, "__path__", [*pruning.__path__, str(tmp_path)])
-    from pruning.unusual import Unusual
-    monkeypatch.setitem(METHODS, "unusual", Unusual)
-    monkeypatch.setitem(EVERY, "unusual", Unusual)
-    yield Unusual
-    del sys.modules["pruning.unusual"]
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_block_prints_what_it_says(block, own_method, capsys, tmp_path):
-    (tmp_path / "block.py").write_text(block)
-    runpy.run_path(str(tmp_path / "block.py"))
-    assert capsys.readouterr().out.splitlines() == shown_by(block)
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=[command.split()[-1] for command in COMMANDS])
-def test_command_of_a_card_draws(command, capsys, monkeypatch, tmp_path):
-    """A picture, and a row of numbers for each method."""
-    check_drawing(command, capsys, monkeypatch, tmp_path)
-
-
-def check_drawing(command, capsys, monkeypatch, tmp_path):
-    """The command writes its picture, and every method runs."""
-    monkeypatch.chdir(tmp_path)
-    words = [str(ROOT / word) if (ROOT / word).is_file() else word for word in shlex.split(command)[2:]]
-    assert run.main(words) == 0
-    output = capsys.readouterr().out
-    for name in words[words.index("--method") + 1].split(","):
-        assert re.search(rf"^{name} +\d", output, re.M), output
-    assert (tmp_path / words[words.index("--out") + 1]).stat().st_size > 1000
-
-
-def test_own_method_keeps_its_laws_and_is_drawn(own_method, capsys, monkeypatch, tmp_path):
-    """Each law that it declares, on four tokens; then the command."""
-    example = tokens("tvvvt", [[.1, .2, .5, .1, .1]], hidden=[[0., 0.], [1., 0.], [1., .1], [0., 1.], [0., 0.]])
-    assert own_method(keep=1).laws <= set(LAWS) and not list(broken(own_method(keep=1), example))
-    command, = re.findall(r"^(python run\.py compare .* --method unusual.*)$", METHODS_TEXT, re.M)
-    check_drawing(command, capsys, monkeypatch, tmp_path)
+def test_ablated_rows_are_the_studys():
+    """Names, tables and the paper's figures; the first row is the unpruned model."""
+    unpruned, *rows = table(TOY, "| row |")
+    assert unpruned[0] == "none"
+    assert [name for name, *_ in rows] == [row.name for row in ABLATED]
+    for (_, tables, *_, paper), row in zip(rows, ABLATED):
+        assert tables.replace("1-5", "1 2 3 4 5") == row.tables
+        assert paper == ("" if row.paper is None else f"{row.paper:.2f}")

@@ -5,6 +5,7 @@ from itertools import groupby
 
 from torch import nn
 
+from minivlm.trace import runs  # noqa: F401 (the commands write token counts so)
 from pruning.compose import Both
 
 
@@ -18,12 +19,6 @@ def layer_lines(trace):
         lines.append(f"{name}: {tokens} tokens, {visual} of them visual")
         first = last + 1
     return lines
-
-
-def runs(counts):
-    """runs([576, 576, 128]) -> "2x576 1x128"."""
-    parts = [f"{len(list(group))}x{count}" for count, group in groupby(counts)]
-    return " ".join(parts)
 
 
 def title(name, pruner):
