@@ -5,7 +5,7 @@ import random
 from base64 import b64encode
 
 import pytest
-from tokenizers import AddedToken, Tokenizer as FastTokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer as FastTokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from live import live
 from minivlm.io.text import tokenizer as text_module

@@ -10,6 +10,7 @@ from reading import ROOT
 ROOMS = {
     "pruning/": set(),
     "minivlm/__init__.py": {"weights.py", "pruning/", "network", "minivlm/families/", "minivlm/io/", "minivlm/lab/"},
+    "minivlm/api.py": {"weights.py", "pruning/", "network", "minivlm/io/", "minivlm/lab/"},
     "minivlm/io/": {"pruning/", "network"},
     "minivlm/families/": {"pruning/", "network", "minivlm/io/"},
     "minivlm/toy/": {"pruning/", "network", "minivlm/io/"},

@@ -16,8 +16,7 @@ from tokenizers.models import WordLevel
 from minivlm.io.files import folder_of
 from minivlm.lab.cli import shipped
 from minivlm.lab.cli.arguments import add_json, add_model_first, model_of
-from minivlm.lab.cli.output import printed
-from minivlm.lab.compare.report import size
+from minivlm.lab.cli.output import printed, size
 from pruning.base import UserError
 from weights import find, skeleton, tokenizer_of
 

@@ -1,4 +1,4 @@
-"""Results of a command: checked before any work, written whole or not at all."""
+"""Results of a command: checked before any work, written whole or not at all, and words that several share."""
 
 import json
 import os
@@ -41,6 +41,20 @@ def save_json(path, data):
 def printed(data, lines, as_json):
     """Print the data as JSON, or the lines that say the same."""
     print(json.dumps(data, indent=1) if as_json else "\n".join(lines))
+
+
+def size(count):
+    """size(14_126_854_144) -> "14.1 GB": bytes, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+
+
+def refusals(why_not):
+    """A line for each method of {label: why it does not run here}, after an empty one."""
+    lines = [f"{label} does not run here: {reason}" for label, reason in why_not.items()]
+    return ["", *lines] if lines else []
 
 
 @contextmanager

@@ -6,12 +6,13 @@ from tqdm import tqdm
 
 from minivlm.generate import Conversation
 from minivlm.lab.cli.options import check
-from minivlm.lab.compare import draw, report
+from minivlm.lab.cli.output import size
+from minivlm.lab.compare import draw
 from minivlm.lab.compare.sheet import sheet
 from minivlm.lab.cost.flops import average, flops
 from minivlm.lab.score.evidence import entering, share
 from minivlm.toy.benchmark import on_patches
-from minivlm.trace import Trace
+from minivlm.trace import Trace, runs
 from pruning.base import Pruner, UserError
 
 LEGEND = (
@@ -121,13 +122,13 @@ def lines(rows):
 
 def line(row, wide):
     """One method's, its name so many characters wide."""
-    kv_bytes = report.size(row["kv_bytes"])
+    kv_bytes = size(row["kv_bytes"])
     cells = [f"{row['method']:{wide}}", f"{row['average']:7.1f}", f"{row['flops_share']:5.1%}", f"{kv_bytes:>8}"]
     if "evidence" in row:
         cells.append(f"{row['evidence_share']:8.0%}")
     answer = " ".join(row["answer"].split())
     cells.append(f"{row['agreement']:12}")
-    cells.append(f"{report.runs(row['visual'])}; {answer}")
+    cells.append(f"{runs(row['visual'])}; {answer}")
     return "  ".join(cells)
 
 

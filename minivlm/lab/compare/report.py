@@ -5,7 +5,7 @@ from itertools import groupby
 
 from torch import nn
 
-from minivlm.trace import runs  # noqa: F401 (the commands write token counts so)
+from minivlm.lab.cli.output import size
 from pruning.compose import Both
 
 
@@ -31,14 +31,6 @@ def title(name, pruner):
     return f"{name}, keep {'+'.join(known)}" if known else name
 
 
-def size(count):
-    """size(14_126_854_144) -> "14.1 GB": bytes, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-
-
 def unpruned_bytes(talk):
     """Bytes that the cache would hold if no visual token had been dropped."""
     layers = [layer for layer in talk.cache.layers if layer.length]
@@ -61,12 +53,6 @@ def cost_lines(talk):
     whole = unpruned_bytes(talk)
     share = "" if held == whole else f", {held / whole:.0%} of the {size(whole)} without reduction"
     return [*layer_lines(talk.trace), f"KV cache: {size(held)}{share}"]
-
-
-def refusals(why_not):
-    """A line for each method of {label: why it does not run here}, after an empty one."""
-    lines = [f"{label} does not run here: {reason}" for label, reason in why_not.items()]
-    return ["", *lines] if lines else []
 
 
 def facts(talk):

@@ -10,12 +10,12 @@ examples:
 import torch
 
 from minivlm.lab.cli.arguments import Number, add_dtype, add_json, within
-from minivlm.lab.cli.output import printed
-from minivlm.lab.compare.report import refusals, runs, size
+from minivlm.lab.cli.output import printed, refusals, size
 from minivlm.lab.cost.arguments import add_formula, add_lineup, add_shape
 from minivlm.lab.cost.count import able, count, least, weight_bytes
 from minivlm.lab.cost.flops import Formula, average
 from minivlm.lab.cost.shapes import lineup, shape_of
+from minivlm.trace import runs
 
 
 def add_arguments(parser):

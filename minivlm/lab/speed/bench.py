@@ -12,7 +12,6 @@ import torch
 
 from minivlm.lab.cli import output, parallel
 from minivlm.lab.cli.arguments import Number, Threads, add_device, add_dtype, within
-from minivlm.lab.compare.report import refusals
 from minivlm.lab.cost.arguments import add_lineup, add_shape
 from minivlm.lab.cost.count import able
 from minivlm.lab.cost.shapes import lineup, shape_of
@@ -55,7 +54,7 @@ def main(args):
     if rank:
         return
     table["why_not"] = why_not
-    print("\n".join([*verdict.lines(table), *refusals(why_not)]))
+    print("\n".join([*verdict.lines(table), *output.refusals(why_not)]))
     output.save_json(args.json, table)
     if args.out:
         output.save(args.out, plot(table).save)

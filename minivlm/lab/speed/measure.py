@@ -15,8 +15,8 @@ from minivlm import kernels
 from minivlm.clip import ClipVision
 from minivlm.lab.check import hf
 from minivlm.lab.cli.options import check
+from minivlm.lab.cli.output import size
 from minivlm.lab.cli.parallel import gathered
-from minivlm.lab.compare.report import size
 from minivlm.lab.cost.count import PromptDecides, count, on_meta, weight_bytes
 from minivlm.lab.cost.flops import average
 from minivlm.lab.speed.clock import Clock, Memory, Timed, available

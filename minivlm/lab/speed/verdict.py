@@ -1,6 +1,6 @@
 """A benchmark as text: the table of times and ratios, and for each contestant the sentence that says what bounds it."""
 
-from minivlm.lab.compare.report import size
+from minivlm.lab.cli.output import size
 from minivlm.lab.speed.machine import shares
 
 STAGES = {"encode": 11, "method": 11, "prefill": 16, "decode": 13, "total": 11}        # columns and their widths

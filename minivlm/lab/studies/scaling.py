@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from minivlm.kernels import attention
-from minivlm.lab.compare.report import size
+from minivlm.lab.cli.output import size
 from minivlm.lab.cost.count import bytes_of
 from minivlm.lab.speed.clock import Clock, Memory
 
