@@ -24,7 +24,7 @@ COMMANDS = {                           # name: (module in minivlm.lab, the first
     "bench": ("speed.bench", "Measure encoding, prefill, decoding and memory, unpruned and under methods."),
     "inspect": ("check.inspect", "Show a checkpoint: its configuration, and which stored tensor fills which module."),
     "verify": ("check.verify", "Compare every stage of a model with what transformers computes."),
-    "methods": ("cli.methods", "List the methods, or describe one with its options."),
+    "methods": ("check.methods", "List the methods, or describe one with its options."),
 }
 EXAMPLES = """examples:
   python run.py                              every method on a picture and question that are shipped

@@ -17,8 +17,8 @@ from minivlm.io.image import open_image
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli.options import check, entering
 from minivlm.lab.cli.shipped import FOLDER, checked
-from minivlm.lab.compare import draw
-from minivlm.lab.compare.sheet import sheet
+from minivlm.lab.draw import draw
+from minivlm.lab.draw.sheet import sheet
 from minivlm.trace import Trace
 from pruning.base import Pruner, UserError
 from weights import load

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from command import done
 from minivlm.io.data import read_lines, read_text
 from minivlm.lab.check.recorded import read_expected
-from minivlm.lab.cli import shipped
+from minivlm.lab.cli import modules, shipped
 from minivlm.lab.cli.options import build, own_settings
-from minivlm.lab.train import fit, modules
+from minivlm.lab.train import fit
 from minivlm.lab.train.instruct import Instructions
 from minivlm.toy import benchmark
 from paths import MODEL, PICTURE

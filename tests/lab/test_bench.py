@@ -10,8 +10,8 @@ from PIL import Image
 
 from command import done
 from live import live
+from minivlm.lab.draw.chart import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from minivlm.lab.speed import clock, measure, verdict
-from minivlm.lab.speed.chart import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from minivlm.lab.speed.clock import Clock, Memory, Timed
 from minivlm.lab.speed.plot import plot
 from paths import MODEL, PARITY

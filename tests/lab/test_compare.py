@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from command import done
+from minivlm.lab.cli.evidence import entering
 from minivlm.lab.cli.options import build, build_all
-from minivlm.lab.compare import draw
 from minivlm.lab.compare.compare import Run, agreement
-from minivlm.lab.score.evidence import entering
+from minivlm.lab.draw import draw
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Step, Trace
 from paths import IMAGES, MODEL, PARITY, PICTURE

@@ -8,8 +8,8 @@ from PIL import Image
 
 from minivlm.families.anyres_image import LlavaNextProcessor
 from minivlm.io.image import ImageProcessor, open_image
-from minivlm.lab.compare import draw
-from minivlm.lab.compare.sheet import drawable, is_in_font, sheet, stack, words, wrap
+from minivlm.lab.draw import draw
+from minivlm.lab.draw.sheet import drawable, is_in_font, sheet, stack, words, wrap
 from minivlm.trace import Trace
 from pruning.base import Reduction
 from pruning.hired import HiRED

@@ -15,12 +15,12 @@ from command import done
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import parallel
+from minivlm.lab.draw.chart import BOTTOM, COLORS, LEFT, RIGHT, TOP, WIDTH
 from minivlm.lab.score.accuracy import against, facts, lines, paired, wilson
 from minivlm.lab.score.answers import Contest, Remembering
 from minivlm.lab.score.contestants import CONTROLS, Contestant, contestants
 from minivlm.lab.score.curves import ASIDE, curves
 from minivlm.lab.score.log import Log
-from minivlm.lab.speed.chart import BOTTOM, COLORS, LEFT, RIGHT, TOP, WIDTH
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder
 from minivlm.toy.benchmark import Item

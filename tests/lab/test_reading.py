@@ -56,15 +56,15 @@ def test_the_reading_path_is_short():
 PICTURES = [ROOT / "minivlm" / "lab" / f"{name}.py" for name in (
     "cli/shipped",
     "compare/compare",
-    "compare/draw",
-    "compare/grid",
+    "draw/draw",
+    "draw/grid",
     "compare/report",
-    "compare/sheet",
-    "compare/view",
+    "draw/sheet",
+    "draw/view",
     "score/contestants",
     "score/curves",
-    "score/evidence",
-    "speed/chart",
+    "cli/evidence",
+    "draw/chart",
     "speed/plot",
 )]
 

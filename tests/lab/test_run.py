@@ -61,7 +61,7 @@ def test_a_command_imports_no_other():
     """`methods` needs no tokenizer, and none of the other commands."""
     code = "import sys, run; assert run.main(['methods', 'fastv']) == 0; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    others = [module for module, _ in run.COMMANDS.values() if module != "cli.methods"]
+    others = [module for module, _ in run.COMMANDS.values() if module != "check.methods"]
     assert not {f"minivlm.lab.{module}" for module in others} & set(modules.split())
 
 

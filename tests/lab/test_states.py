@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 import run
 from atp_runs import atp_command, write_instructions
 from command import done
+from minivlm.lab.cli import modules
 from minivlm.lab.score.answers import Contest
 from minivlm.lab.score.log import Log
-from minivlm.lab.train import modules, train_atp
+from minivlm.lab.train import train_atp
 from minivlm.lab.train.train_atp import Recipe
 from minivlm.toy import train
 from pruning.base import UserError

@@ -18,7 +18,8 @@ from command import done
 from minivlm.cache import Cache
 from minivlm.io.text.template import Jinja
 from minivlm.io.text.tokenizer import prompt
-from minivlm.lab.train import instruct, modules
+from minivlm.lab.cli import modules
+from minivlm.lab.train import instruct
 from minivlm.lab.train.atp_student import Student, prepared
 from minivlm.lab.train.instruct import Instructions, batch, tokenised
 from minivlm.lab.train.train_atp import Recipe, Run

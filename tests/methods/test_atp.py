@@ -12,8 +12,8 @@ from torch import nn
 from build import close, tokens
 from golden import golden
 from minivlm.attention import rope
+from minivlm.lab.cli import modules
 from minivlm.lab.cli.options import build, check
-from minivlm.lab.train import modules
 from pruning import READINGS
 from pruning.atp import ATP, Thresholds, budget_losses, full_loss
 from pruning.base import LayerView, UserError, whole_grid

@@ -23,9 +23,9 @@ from minivlm.io.text.chatml import CHATML
 from minivlm.io.text.tokenizer import Tokenizer, next_turn, prompt
 from minivlm.lab.cli import session
 from minivlm.lab.cli.options import build, check
-from minivlm.lab.compare import draw
-from minivlm.lab.compare.view import View
 from minivlm.lab.cost import count, shapes
+from minivlm.lab.draw import draw
+from minivlm.lab.draw.view import View
 from minivlm.lab.train import checkpoint
 from pruning import METHODS
 from pruning.base import UserError

@@ -1,1 +1,1 @@
-"""What commands share: options, the model and its method, processes, results, the end. And the command `methods`."""
+"""What commands share: options, the model and its method, processes, evidence, results, the end."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from minivlm.io.data import SMALL, read_json
-from minivlm.lab.train import modules
+from minivlm.lab.cli import modules
 from minivlm.llama import plan
 from pruning import EVERY, METHODS, READINGS
 from pruning.atp import ATP

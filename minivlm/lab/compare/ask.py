@@ -11,8 +11,9 @@ import os
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import output, session
 from minivlm.lab.cli.arguments import add_method, add_model, add_output, add_sampling
-from minivlm.lab.compare import draw, report
-from minivlm.lab.compare.sheet import sheet
+from minivlm.lab.compare import report
+from minivlm.lab.draw import draw
+from minivlm.lab.draw.sheet import sheet
 from pruning.base import UserError
 
 

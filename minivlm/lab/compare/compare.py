@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from minivlm.generate import Conversation
+from minivlm.lab.cli.evidence import entering, share
 from minivlm.lab.cli.options import check
 from minivlm.lab.cli.output import size
-from minivlm.lab.compare import draw
-from minivlm.lab.compare.sheet import sheet
 from minivlm.lab.cost.flops import average, flops
-from minivlm.lab.score.evidence import entering, share
+from minivlm.lab.draw import draw
+from minivlm.lab.draw.sheet import sheet
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Trace, runs
 from pruning.base import Pruner, UserError

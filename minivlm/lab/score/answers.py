@@ -15,8 +15,8 @@ from tqdm import tqdm
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import parallel
+from minivlm.lab.cli.evidence import share
 from minivlm.lab.score.contestants import Oracle
-from minivlm.lab.score.evidence import share
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
 from pruning.controls import Random, Random3x3

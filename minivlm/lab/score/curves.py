@@ -2,9 +2,9 @@
 
 from math import floor
 
-from minivlm.lab.compare.sheet import BLACK
+from minivlm.lab.draw.chart import COLORS, Chart, fifths
+from minivlm.lab.draw.sheet import BLACK
 from minivlm.lab.score.contestants import CONTROLS
-from minivlm.lab.speed.chart import COLORS, Chart, fifths
 
 GREYS = ((120, 120, 120), (175, 175, 175))
 PALE = (232, 232, 232)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from minivlm.lab.compare.sheet import BLACK
-from minivlm.lab.speed.chart import COLORS, Chart, fifths
+from minivlm.lab.draw.chart import COLORS, Chart, fifths
+from minivlm.lab.draw.sheet import BLACK
 from minivlm.lab.speed.verdict import predicted
 
 

@@ -16,13 +16,14 @@ import torch
 from minivlm.generate import Conversation
 from minivlm.io.atomic import filled, written
 from minivlm.io.text.tokenizer import prompt
-from minivlm.lab.compare import draw
-from minivlm.lab.compare.sheet import sheet
+from minivlm.lab.cli import modules
+from minivlm.lab.draw import draw
+from minivlm.lab.draw.sheet import sheet
 from minivlm.lab.score.accuracy import against, wilson
 from minivlm.lab.score.answers import Contest, mean
 from minivlm.lab.score.contestants import Contestant
 from minivlm.lab.score.log import Log
-from minivlm.lab.train import modules, train_atp
+from minivlm.lab.train import train_atp
 from minivlm.lab.train.atp_student import prepared
 from pruning.atp import ATP
 from pruning.base import UserError

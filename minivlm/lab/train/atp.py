@@ -13,10 +13,10 @@ examples:
 from pathlib import Path
 
 from minivlm.io.text.template import TEMPLATES
-from minivlm.lab.cli import output, parallel, session
+from minivlm.lab.cli import modules, output, parallel, session
 from minivlm.lab.cli.arguments import add_device, add_model_name, add_settings, within
 from minivlm.lab.cli.options import build
-from minivlm.lab.train import modules, train_atp
+from minivlm.lab.train import train_atp
 from minivlm.lab.train.instruct import Instructions
 from minivlm.lab.train.train_atp import Recipe
 from pruning.fields import FromOne, Positive

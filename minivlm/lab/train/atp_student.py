@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minivlm.attention import causal_mask, rope
-from minivlm.lab.train.modules import cuts_tiles
+from minivlm.lab.cli.modules import cuts_tiles
 from minivlm.llama import plan
 from minivlm.parts.masks import hidden_keys
 from minivlm.parts.views import DecoderView

@@ -26,8 +26,9 @@ from tqdm import tqdm
 from minivlm.io import states as training
 from minivlm.io.atomic import filled, write_text
 from minivlm.io.states import FINITE, check_bounds
+from minivlm.lab.cli import modules
 from minivlm.lab.score.answers import checksum
-from minivlm.lab.train import checkpoint, modules
+from minivlm.lab.train import checkpoint
 from minivlm.lab.train.atp_student import LOGGED, Student, prepared
 from minivlm.lab.train.instruct import batch
 from pruning.base import UserError

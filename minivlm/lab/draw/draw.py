@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from minivlm.lab.compare.sheet import BLACK, GREY, captioned, stack, words
-from minivlm.lab.compare.view import View
-from minivlm.lab.score.evidence import carried
+from minivlm.lab.cli.evidence import carried
+from minivlm.lab.draw.sheet import BLACK, GREY, captioned, stack, words
+from minivlm.lab.draw.view import View
 from minivlm.trace import Step
 from pruning.base import Reduction
 

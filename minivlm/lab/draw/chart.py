@@ -2,7 +2,7 @@
 
 from PIL import Image, ImageDraw
 
-from minivlm.lab.compare.sheet import BLACK, GREY, LARGE, SMALL, font, words
+from minivlm.lab.draw.sheet import BLACK, GREY, LARGE, SMALL, font, words
 
 WIDTH = 960                            # pixels
 HEIGHT = 640                           # more, if the legend needs it

@@ -7,7 +7,7 @@ InternVL, with the patches of all tiles and with those of the thumbnail.
 import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from minivlm.lab.compare.grid import Grid, joined
+from minivlm.lab.draw.grid import Grid, joined
 
 GAP = 12                               # pixels between the photographs of a panel
 DARK = 0.3                             # share of its light that a dark patch keeps
