@@ -141,8 +141,9 @@ class Decoder(nn.Module):
             tokens = replace(tokens, layer=l)
             if l in cuts and tokens.n:
                 # the method drops, merges or masks visual tokens
-                here = DecoderView(layer, tokens, rope, mask)
-                tokens = self.cut(replace(tokens, here=here), pruner, trace, cache)
+                here = DecoderView(layer, tokens, rope, mask, norm=self.norm)
+                tokens = replace(tokens, here=here)
+                tokens = self.cut(tokens, pruner, trace, cache)
                 rope, mask = self.shared(tokens)
             layer_mask = mask
             if l in masks and tokens.n:

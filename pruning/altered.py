@@ -79,16 +79,19 @@ class ShiftedView(LayerView):
         x = F.pad(x, (self.new, 0))
         return self._with_new_rows(x, rows)
 
-    def query(self, rows="all"):
-        query = self.view.query(self._old(rows))
+    def query(self, rows="all", rope=True):
+        query = self.view.query(self._old(rows), rope)
         return self._with_new_rows(query, rows)
 
-    def key(self):
-        return self._with_new_rows(self.view.key(), "all")
+    def key(self, rope=True):
+        return self._with_new_rows(self.view.key(rope), "all")
 
     def projected_key(self, norm=True):
         key = self.view.projected_key(norm)
         return self._with_new_rows(key, "all")
+
+    def final_normed(self):
+        return self._with_new_rows(self.view.final_normed(), "all")
 
     def mask(self, rows=None):
         if rows is None:

@@ -10,9 +10,10 @@ from pruning.base import LayerView, UserError
 class GivenView(LayerView):
     """What LayerView.of(..) makes. Matrices with fewer than T rows hold the last rows; masks are causal.
 
-    attention, logits: (T,), (T, T) or (H, T, T). query: (H, T, Dh). key: (Hk, T, Dh). projected_key, stream_key:
-    (T, Hk*Dh), what projected_key(norm=True) and (norm=False) give. Of a tower: cls_attention, (n,) or (H, n), and
-    blocks, {0: LayerView.of(..)}, the other views that a method may ask for.
+    attention, logits: (T,), (T, T) or (H, T, T). query, unrotated_query: (H, T, Dh). key, unrotated_key: (Hk, T, Dh),
+    what key() and key(rope=False) give. projected_key, stream_key: (T, Hk*Dh), what projected_key(norm=True) and
+    (norm=False) give. final_normed: (T, D). Of a tower: cls_attention, (n,) or (H, n), and blocks,
+    {0: LayerView.of(..)}, the other views that a method may ask for.
     """
 
     def __init__(
@@ -21,13 +22,28 @@ class GivenView(LayerView):
         logits=None,
         query=None,
         key=None,
+        unrotated_query=None,
+        unrotated_key=None,
         projected_key=None,
         stream_key=None,
+        final_normed=None,
         cls_attention=None,
         blocks=None,
     ):
-        by_head_given = {"attention": attention, "logits": logits, "query": query, "key": key}
-        others_given = {"projected_key": projected_key, "stream_key": stream_key, "cls_attention": cls_attention}
+        by_head_given = {
+            "attention": attention,
+            "logits": logits,
+            "query": query,
+            "key": key,
+            "unrotated_query": unrotated_query,
+            "unrotated_key": unrotated_key,
+        }
+        others_given = {
+            "projected_key": projected_key,
+            "stream_key": stream_key,
+            "final_normed": final_normed,
+            "cls_attention": cls_attention,
+        }
         self.given = {name: by_head(x) for name, x in by_head_given.items()}
         self.given |= {name: as_tensor(x) for name, x in others_given.items()}
         self.blocks = blocks or {}
@@ -45,14 +61,17 @@ class GivenView(LayerView):
         rows = self.tokens.rows(rows).clamp_min(missing)
         return x[:, rows - missing]
 
-    def query(self, rows="all"):
-        return self._rows(self._get("query"), rows)
+    def query(self, rows="all", rope=True):
+        return self._rows(self._get("query" if rope else "unrotated_query"), rows)
 
-    def key(self):
-        return self._get("key")
+    def key(self, rope=True):
+        return self._get("key" if rope else "unrotated_key")
 
     def projected_key(self, norm=True):
         return self._get("projected_key" if norm else "stream_key")
+
+    def final_normed(self):
+        return self._get("final_normed")
 
     def mask(self, rows=None):
         T = len(self.tokens.hidden)

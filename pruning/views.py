@@ -12,17 +12,21 @@ class LayerView:
 
     tokens = None                  # the Tokens that enter the layer
 
-    def query(self, rows="all"):
-        """(H, R, Dh) after RoPE"""
+    def query(self, rows="all", rope=True):
+        """(H, R, Dh) after RoPE; rope=False: before it (FEATHER)"""
         raise UserError(f"{self!r}: it has no queries")
 
-    def key(self):
-        """(Hk, T, Dh) after RoPE"""
+    def key(self, rope=True):
+        """(Hk, T, Dh) after RoPE; rope=False: before it"""
         raise UserError(f"{self!r}: it has no keys")
 
     def projected_key(self, norm=True):
         """(T, Hk*Dh) keys before RoPE; norm=False: of hidden states without the layer's norm (AdaptPrune's code)"""
         raise UserError(f"{self!r}: it has no projected keys")
+
+    def final_normed(self):
+        """(T, D) the residual stream that enters the layer, after the decoder's final norm (DART); tokens.here only"""
+        raise UserError(f"{self!r}: it has no final norm")
 
     def mask(self, rows=None):
         """(R, T) what the layer adds to the logits of these rows: 0 for keys that they see, else minus infinity

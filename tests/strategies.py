@@ -140,7 +140,8 @@ def decoder_view(tokens, noise, needle, dtype):
         logits = attention.clamp(min=1e-9).log()
     return LayerView.of(attention=attention, logits=logits.to(dtype), query=noise.heads(H, T).to(dtype),
                         key=noise.heads(HK, T).to(dtype), projected_key=noise.rows(T, HK * DH).to(dtype),
-                        stream_key=noise.rows(T, HK * DH).to(dtype))
+                        stream_key=noise.rows(T, HK * DH).to(dtype), unrotated_query=noise.heads(H, T).to(dtype),
+                        unrotated_key=noise.heads(HK, T).to(dtype), final_normed=noise.rows(T, H * DH).to(dtype))
 
 
 class Tower(LayerView):

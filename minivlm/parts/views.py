@@ -15,32 +15,41 @@ from pruning.base import NOT_YET, LayerView, NoView
 class DecoderView(LayerView):
     """One decoder layer on the tokens that enter it: what it computes, for the rows that a method asks for."""
 
-    def __init__(self, layer, tokens, rope, mask, cache=None):
+    def __init__(self, layer, tokens, rope, mask, cache=None, norm=None):
         self.layer = layer
         self.tokens = replace(tokens, before=NOT_YET, here=NOT_YET)        # or it would hold all views before it
         self.rope = rope
         self.given_mask = mask         # (T, T) or None: causal
         self.cache = cache             # of this layer: once it has run, it holds the keys
+        self.norm = norm               # the decoder's last one
 
-    def query(self, rows="all"):
+    def query(self, rows="all", rope=True):
         rows = self.tokens.rows(rows)
         attn = self.layer.self_attn
         x = self.layer.input_layernorm(self.tokens.hidden[rows])                   # (R, D)
         query = attn.heads(attn.q_proj(x))                                         # (H, R, Dh)
+        if not rope:
+            return query
         cos, sin = self.rope
         return rotate(query, (cos[rows], sin[rows]))
 
-    def key(self):
-        if self.cache is not None and self.cache.key is not None:
+    def key(self, rope=True):
+        has_run = self.cache is not None and self.cache.key is not None
+        if rope and has_run:
             return self.cache.key[0]
         key = self.layer.self_attn.heads(self.projected_key())                     # (Hk, T, Dh)
-        return rotate(key, self.rope)
+        return rotate(key, self.rope) if rope else key
 
     def projected_key(self, norm=True):
         x = self.tokens.hidden
         if norm:
             x = self.layer.input_layernorm(x)
         return self.layer.self_attn.k_proj(x)
+
+    def final_normed(self):
+        if self.norm is None:
+            return super().final_normed()
+        return self.norm(self.tokens.hidden)
 
     def mask(self, rows=None):
         T = len(self.tokens.hidden)
@@ -71,6 +80,7 @@ class StepView(DecoderView):
     def __init__(self, layer, hidden, rope, mask, cache):
         self.layer = layer
         self.cache = cache
+        self.norm = None
         self.newest = hidden[-1:]                                                  # (1, D)
         self.rope = tuple(part[-1:] for part in rope)
         self.given_mask = hidden.new_zeros(1, cache.length) if mask is None else mask[-1:]
