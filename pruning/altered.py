@@ -98,7 +98,8 @@ class ShiftedView(LayerView):
             T = len(self.tokens.hidden)
             rows = torch.arange(T, device=self.tokens.visual.device)
         mask = self.view.mask(self._old(rows))
-        return self._with_new(mask, rows)
+        mask = F.pad(mask, (self.new, 0), value=float("-inf"))
+        return self._with_new_rows(mask, rows)
 
     def rotated(self, x):
         rotated = self.view.rotated(x[self.new:])
