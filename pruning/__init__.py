@@ -18,6 +18,7 @@ from pruning.base import LayerView, Pruner, Reduction, Tokens, UserError
 from pruning.compose import Both, Schedule
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
+from pruning.feather import FEATHER
 from pruning.fitprune import FitPrune, SingleFitPrune
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge, PruMergePlus
@@ -43,6 +44,7 @@ METHODS = {
     "fitprune": FitPrune,
     "fitprune_single": SingleFitPrune,
     "pyramiddrop": PyramidDrop,
+    "feather": FEATHER,
     "adaptprune": AdaptPrune,
     "asap": ASAP,
     "atp": ATP,

@@ -17,6 +17,7 @@ from pruning.atp import ATP
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import staged, tokens_to_keep
 from pruning.fastv import FastV
+from pruning.feather import FEATHER, unrotated_logits
 from pruning.fields import Amount, Count, FromOne, NotNegative, Range, option
 from pruning.fitprune import SingleFitPrune, received
 from pruning.hired import HiRED
@@ -54,6 +55,14 @@ class FastVRerank(FastVMask):
     """The released token-mask variant with a cache: it ranks again at each generated token."""
 
     rerank_each_step = True
+
+
+@dataclass(frozen=True)
+class FastVUnrotated(FastV):
+    """FEATHER's criterion only, as a variant in its repository: attention without RoPE, softmax over the image only."""
+
+    laws = frozenset({"select", "ordered", "budget"})
+    score = FEATHER.criterion
 
 
 # --- ASAP: whose attention ranks, in which layers the mask acts, what is merged ---------------------------------------
@@ -318,6 +327,17 @@ class ATP2D(ATP):
         return replace(tokens, position=position, next_position=int(step.sum()))
 
 
+# --- FEATHER ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class FEATHERRow(FEATHER):
+    """The softmax is over the whole row, as in FastV: a head that looks at the text has a small vote."""
+
+    def criterion(self, tokens):
+        logits = unrotated_logits(tokens) + tokens.before.mask("last")             # (H, T)
+        return logits.softmax(dim=1).mean(dim=0)[tokens.visual]
+
+
 # --- PruMerge, HiRED, PyramidDrop, FitPrune, VTW, VisionZip -----------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -575,6 +595,7 @@ READINGS = {
     "fastv_mask": FastVMask,
     "fastv_rerank": FastVRerank,
     "fastv_bimask_last": FastVBiMaskLast,
+    "fastv_unrotated": FastVUnrotated,
     "asap_mask_last": ASAPMaskLast,
     "asap_mask_last_similar": ASAPMaskLastSimilar,
     "asap_saliency_rank": ASAPSaliencyRank,
@@ -598,6 +619,7 @@ READINGS = {
     "atp_fixed_ratio": ATPFixedRatio,
     "atp_renumbered": ATPRenumbered,
     "atp_2d": ATP2D,
+    "feather_row": FEATHERRow,
     "prumerge_average": PruMergeAverage,
     "prumerge_paper": PruMergePaper,
     "prumerge_plus_released": PruMergePlusReleased,

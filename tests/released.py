@@ -8,6 +8,7 @@ from pruning.adaptprune import AdaptPrune
 from pruning.base import Reduction
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
+from pruning.feather import FEATHER
 from pruning.hired import HiRED
 from pruning.ranked import cosines
 from pruning.readings import SparseVLMRank
@@ -19,6 +20,17 @@ class FastVRounded(FastV):
     """The llava-hf code rounds n * (1 - R), half to even."""
 
     rounding = "round"
+
+
+@dataclass(frozen=True)
+class FEATHERToNothing(FEATHER):
+    """The released code rounds its shares down to nothing: of a small image no token may be left."""
+
+    def first(self, n):
+        return int(self.keep * n)
+
+    def second(self, n, N):
+        return int(self.keep ** 2 * n)
 
 
 @dataclass(frozen=True)
