@@ -16,6 +16,7 @@ from pruning.asap import ASAP, FastVBiMask
 from pruning.atp import ATP
 from pruning.base import LayerView, Pruner, Reduction, Tokens, UserError
 from pruning.compose import Both, Schedule
+from pruning.dart import DART
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
 from pruning.feather import FEATHER
@@ -45,6 +46,7 @@ METHODS = {
     "fitprune_single": SingleFitPrune,
     "pyramiddrop": PyramidDrop,
     "feather": FEATHER,
+    "dart": DART,
     "adaptprune": AdaptPrune,
     "asap": ASAP,
     "atp": ATP,

@@ -16,6 +16,7 @@ from pruning.asap import ASAP, FastVBiMask, by_anchors, masses
 from pruning.atp import ATP
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import staged, tokens_to_keep
+from pruning.dart import DART
 from pruning.fastv import FastV
 from pruning.feather import FEATHER, unrotated_logits
 from pruning.fields import Amount, Count, FromOne, NotNegative, Range, option
@@ -327,7 +328,7 @@ class ATP2D(ATP):
         return replace(tokens, position=position, next_position=int(step.sum()))
 
 
-# --- FEATHER ----------------------------------------------------------------------------------------------------------
+# --- FEATHER, DART ----------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class FEATHERRow(FEATHER):
@@ -336,6 +337,29 @@ class FEATHERRow(FEATHER):
     def criterion(self, tokens):
         logits = unrotated_logits(tokens) + tokens.before.mask("last")             # (H, T)
         return logits.softmax(dim=1).mean(dim=0)[tokens.visual]
+
+
+@dataclass(frozen=True)
+class DARTReleased(DART):
+    """The released code: each pivot adds floor(keep / pivots) tokens, and the image's pivots come on top, so that 132
+    are left for 128. Pivots are visited in the order of a Python set of row numbers: a longer system prompt changes the
+    choice."""
+
+    laws = frozenset({"select", "ordered"})
+
+    def visited(self, pivots):
+        rows = set(pivots.tolist())
+        return pivots.new_tensor(list(rows))
+
+    def budget(self, n):
+        """If as many text tokens as text_pivots follow the image."""
+        pivots = self.image_pivots + self.text_pivots
+        each = super().budget(n) // pivots
+        return min(n, self.image_pivots + pivots * each)
+
+    def additions(self, k, image_pivots, pivots):
+        each = (k - image_pivots) // (self.image_pivots + self.text_pivots)
+        return [each] * pivots
 
 
 # --- PruMerge, HiRED, PyramidDrop, FitPrune, VTW, VisionZip -----------------------------------------------------------
@@ -620,6 +644,7 @@ READINGS = {
     "atp_renumbered": ATPRenumbered,
     "atp_2d": ATP2D,
     "feather_row": FEATHERRow,
+    "dart_released": DARTReleased,
     "prumerge_average": PruMergeAverage,
     "prumerge_paper": PruMergePaper,
     "prumerge_plus_released": PruMergePlusReleased,

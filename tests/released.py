@@ -6,12 +6,13 @@ import torch
 
 from pruning.adaptprune import AdaptPrune
 from pruning.base import Reduction
+from pruning.dart import DART
 from pruning.divprune import DivPrune
 from pruning.fastv import FastV
 from pruning.feather import FEATHER
 from pruning.hired import HiRED
 from pruning.ranked import cosines
-from pruning.readings import SparseVLMRank
+from pruning.readings import DARTReleased, SparseVLMRank
 from pruning.sparsevlm import SparseVLM, clusters_around_peaks, densities, distances
 
 
@@ -31,6 +32,14 @@ class FEATHERToNothing(FEATHER):
 
     def second(self, n, N):
         return int(self.keep ** 2 * n)
+
+
+@dataclass(frozen=True)
+class DARTSetOrder(DARTReleased):
+    """The pivots in the released order, but exactly `keep` tokens are left."""
+
+    budget = DART.budget
+    additions = DART.additions
 
 
 @dataclass(frozen=True)
