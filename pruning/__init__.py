@@ -15,6 +15,7 @@ from pruning.adaptprune import AdaptPrune
 from pruning.asap import ASAP, FastVBiMask
 from pruning.atp import ATP
 from pruning.base import LayerView, Pruner, Reduction, Tokens, UserError
+from pruning.cdpruner import CDPruner
 from pruning.compose import Both, Schedule
 from pruning.dart import DART
 from pruning.divprune import DivPrune
@@ -38,6 +39,7 @@ METHODS = {
     "visionzip": VisionZip,
     "hired": HiRED,
     "divprune": DivPrune,
+    "cdpruner": CDPruner,
     "fastv": FastV,
     "fastv_bimask": FastVBiMask,
     "sparsevlm": SparseVLM,

@@ -16,6 +16,8 @@ from pruning.asap import ASAP, FastVBiMask, by_anchors, masses
 from pruning.atp import ATP
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import staged, tokens_to_keep
+from pruning.cdpruner import CDPruner, most_diverse
+from pruning.controls import shares
 from pruning.dart import DART
 from pruning.fastv import FastV
 from pruning.feather import FEATHER, unrotated_logits
@@ -328,7 +330,7 @@ class ATP2D(ATP):
         return replace(tokens, position=position, next_position=int(step.sum()))
 
 
-# --- FEATHER, DART ----------------------------------------------------------------------------------------------------
+# --- FEATHER, DART, CDPruner ------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class FEATHERRow(FEATHER):
@@ -360,6 +362,38 @@ class DARTReleased(DART):
     def additions(self, k, image_pivots, pivots):
         each = (k - image_pivots) // (self.image_pivots + self.text_pivots)
         return [each] * pivots
+
+
+@dataclass(frozen=True)
+class CDPrunerUnconditioned(CDPruner):
+    """Section 3.2: diversity only, whatever is asked (Eq. 4 with the kernel of Eq. 3)."""
+
+    preconditions = frozenset()
+
+    def relevances(self, tokens, feature):
+        return torch.ones_like(feature[:, 0])
+
+
+@dataclass(frozen=True)
+class CDPrunerTiles(CDPruner):
+    """The released code: each tile by itself. Its share of the budget is that of its tokens."""
+
+    def picks(self, tokens, feature, r):
+        picked = []
+        for tile, k in shares(tokens.grid, self.budget(tokens.n)):                 # (m,) indices of each tile's tokens
+            picked.append(tile[most_diverse(feature[tile], r[tile], k)])
+        return torch.cat(picked)
+
+
+@dataclass(frozen=True)
+class CDPrunerTheta(CDPruner):
+    """A comment in the released code: how much relevance counts against diversity, exp(theta / (2 (1 - theta)) r)."""
+
+    theta: Annotated[float, Range(0, 0.99)] = option(0.5, "how much relevance counts; 0: diversity only")
+
+    def relevances(self, tokens, feature):
+        r = super().relevances(tokens, feature)                                    # (n,)
+        return torch.exp(self.theta / (2 * (1 - self.theta)) * r)
 
 
 # --- PruMerge, HiRED, PyramidDrop, FitPrune, VTW, VisionZip -----------------------------------------------------------
@@ -645,6 +679,9 @@ READINGS = {
     "atp_2d": ATP2D,
     "feather_row": FEATHERRow,
     "dart_released": DARTReleased,
+    "cdpruner_unconditioned": CDPrunerUnconditioned,
+    "cdpruner_tiles": CDPrunerTiles,
+    "cdpruner_theta": CDPrunerTheta,
     "prumerge_average": PruMergeAverage,
     "prumerge_paper": PruMergePaper,
     "prumerge_plus_released": PruMergePlusReleased,

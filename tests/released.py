@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
 from pruning.adaptprune import AdaptPrune
 from pruning.base import Reduction
@@ -40,6 +41,18 @@ class DARTSetOrder(DARTReleased):
 
     budget = DART.budget
     additions = DART.additions
+
+
+def clip_relevance(image_embeds, text_embeds):
+    """CDPruner's released relevance, (tiles, n): CLIP's cosine with each part of the text, negated, their mean brought
+    to [0, 1] over all tiles, and a little above 0. If all are equal it divides by zero; they are 1 then."""
+    image = F.normalize(image_embeds.double(), dim=-1)                             # (tiles, n, C)
+    text = F.normalize(text_embeds.double(), dim=-1)                               # (M, C)
+    r = -(image @ text.T).mean(dim=-1)                                             # (tiles, n)
+    spread = r.max() - r.min()
+    if spread <= 1e-9:
+        return torch.ones_like(r)
+    return (r - r.min() + 1e-6) / spread
 
 
 @dataclass(frozen=True)
