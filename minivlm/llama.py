@@ -12,7 +12,7 @@ from torch import nn
 
 from minivlm.attention import rope, rotate
 from minivlm.kernels import attention                  # that of attention.py, or a faster form of it
-from minivlm.parts.masks import prompt_mask, step_mask
+from minivlm.parts.sliding_window import prompt_mask, step_mask
 from minivlm.parts.views import DecoderView, StepView
 from minivlm.trace import Trace
 from pruning.apply import acting, checked, order, plan, with_last

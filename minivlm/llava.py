@@ -2,7 +2,7 @@
 
     pixels -> ViT -[vision]-> projector -> splice into the prompt -[embed]-> layer 0 .. -[decoder]-> .. -> next token
 
-LLaVA-NeXT, which cuts a picture into tiles, is in anyres.py.
+LLaVA-NeXT, which cuts a picture into tiles, is in families/llava_next.py.
 """
 
 from dataclasses import replace

@@ -207,6 +207,6 @@ class Pruner(Budgeted):
     def output_order(self, grid, tile_grid):
         """Vision site, several tiles: indices (k',) of the kept tokens (grid (k, 3)) to send to the decoder, in order.
 
-        By default all of them, in the order in which they lie in the picture, which tile_grid (tiles.py) knows.
+        By default all of them, in the order in which they lie in the picture, which tile_grid (tile_grid.py) knows.
         """
         return tile_grid.order(grid)

@@ -8,9 +8,9 @@ from hypothesis import settings
 from torch import nn
 
 from minivlm.cache import Cache
-from minivlm.families.anyres_image import Tiles, best_grid
 from minivlm.families.internvl import InternVL
 from minivlm.families.internvl_config import InternVLConfig, InternViTConfig
+from minivlm.families.llava_next_image import Tiles, best_grid
 from minivlm.families.registry import model_class
 from minivlm.lab.cost.shapes import Shape
 from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from minivlm.families.anyres import LlavaNext
-from minivlm.families.anyres_image import LlavaNextProcessor
 from minivlm.families.internvl import InternVL
 from minivlm.families.internvl_config import InternVLConfig, read_internvl
 from minivlm.families.internvl_image import InternVLProcessor
+from minivlm.families.llava_next import LlavaNext
+from minivlm.families.llava_next_image import LlavaNextProcessor
 from minivlm.io.config_json import read_llava, require
 from minivlm.io.files import read_json
 from minivlm.io.image import ImageProcessor

@@ -36,9 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from minivlm.io import states as training
+from minivlm.io import resume as training
 from minivlm.io.atomic import filled, write_text
-from minivlm.io.states import FINITE, check_bounds
+from minivlm.io.resume import FINITE, check_bounds
 from minivlm.toy import scenes
 from minivlm.toy.optimiser import Optimiser
 from minivlm.toy.packing import pack, score

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minivlm.families.anyres_image import LlavaNextProcessor
+from minivlm.families.llava_next_image import LlavaNextProcessor
 from minivlm.io.image import ImageProcessor, open_image
 from minivlm.lab.draw import draw
 from minivlm.lab.draw.sheet import drawable, is_in_font, sheet, stack, words, wrap

@@ -81,13 +81,13 @@ def test_layout_names_what_exists():
     ("rotary", "minivlm/attention.py"),
     ("causal mask", "minivlm/attention.py"),
     ("drops", "pruning/apply.py"),
-    ("order of tiles", "pruning/tiles.py"),
-    ("newlines", "minivlm/families/anyres.py"),
+    ("order of tiles", "pruning/tile_grid.py"),
+    ("newlines", "minivlm/families/llava_next.py"),
     ("FLOPs", "minivlm/lab/cost/flops.py"),
     ("prompts", "minivlm/io/text/formats.py"),
     ("safetensors", "minivlm/io/tensors.py"),
     ("questions", "minivlm/toy/questions.py"),
-    ("resum", "minivlm/io/states.py"),
+    ("resum", "minivlm/io/resume.py"),
 ])
 def test_where_is_it(topic, file):
     """A fresh reader who looks for it finds topic and file on one line of the front page."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from build import close, plane, tokens
 from golden import golden, of_case
 from minivlm.llama import RMSNorm
-from pruning.base import LayerView, UserError
+from pruning.base import UserError
 from pruning.dart import DART
 from pruning.laws import LAWS
 from pruning.readings import DARTReleased

@@ -11,7 +11,7 @@ from golden import golden
 from pruning.base import UserError
 from pruning.hired import HiRED
 from pruning.readings import HiREDGrid, HiREDSum
-from pruning.tiles import TileGrid
+from pruning.tile_grid import TileGrid
 from released import HiREDSwapped
 
 ONE, ONE_FACTS = golden("hired_llava15")

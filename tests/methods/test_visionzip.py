@@ -13,7 +13,7 @@ from build import close, plane, tiles
 from golden import golden
 from pruning.base import UserError
 from pruning.readings import VisionZipAverage
-from pruning.tiles import TileGrid
+from pruning.tile_grid import TileGrid
 from pruning.visionzip import VisionZip
 
 RECORDED, FACTS = golden("visionzip")

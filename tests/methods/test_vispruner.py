@@ -13,7 +13,7 @@ from build import close, plane, tiles
 from golden import golden
 from pruning.base import UserError
 from pruning.ranked import cosines
-from pruning.tiles import TileGrid
+from pruning.tile_grid import TileGrid
 from pruning.vispruner import VisPruner
 
 SELECT, SELECT_FACTS = golden("vispruner_select")

@@ -26,7 +26,7 @@ from minivlm.lab.cli.options import build, check
 from minivlm.lab.cost import count, shapes
 from minivlm.lab.draw import draw
 from minivlm.lab.draw.view import View
-from minivlm.lab.train import checkpoint
+from minivlm.lab.train import save_checkpoint
 from pruning import METHODS
 from pruning.base import UserError
 from paths import IMAGES, PARITY
@@ -354,7 +354,7 @@ def test_broken_checkpoint_is_one_line(tmp_path, what):
 @pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
 def test_saved_in_the_layout_it_was_read_from(tmp_path, folder):
     """Fused tensors are whole again: the files hold the same, under the same names."""
-    checkpoint.save(weights.load(folder), tmp_path)
+    save_checkpoint.save(weights.load(folder), tmp_path)
     before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path))
     assert before.keys() == after.keys() and all(after[name].equal(value) for name, value in before.items())
 

@@ -11,13 +11,13 @@ from PIL import Image
 
 import weights
 from build import close
-from minivlm.families.anyres_image import Tiles, LlavaNextProcessor, best_grid
+from minivlm.families.llava_next_image import Tiles, LlavaNextProcessor, best_grid
 from minivlm.families.registry import read_config
 from minivlm.lab.check import hf
 from minivlm.trace import Trace
 from pruning.base import whole_grid
 from pruning.hired import HiRED
-from pruning.tiles import TileGrid
+from pruning.tile_grid import TileGrid
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
 from paths import PARITY

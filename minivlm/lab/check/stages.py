@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from minivlm.families.anyres_image import Tiles
+from minivlm.families.llava_next_image import Tiles
 from minivlm.generate import Conversation
 from minivlm.io.image import open_image
 from minivlm.io.text.template import Missing

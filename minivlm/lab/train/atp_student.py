@@ -12,7 +12,7 @@ from torch import nn
 from minivlm.attention import causal_mask, rope
 from minivlm.lab.cli.modules import cuts_tiles
 from minivlm.llama import plan
-from minivlm.parts.masks import hidden_keys
+from minivlm.parts.sliding_window import hidden_keys
 from minivlm.parts.views import DecoderView
 from pruning.atp import Thresholds, budget_losses, full_loss
 from pruning.base import Tokens, UserError

@@ -23,12 +23,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from minivlm.io import states as training
+from minivlm.io import resume as training
 from minivlm.io.atomic import filled, write_text
-from minivlm.io.states import FINITE, check_bounds
+from minivlm.io.resume import FINITE, check_bounds
 from minivlm.lab.cli import modules
 from minivlm.lab.score.answers import checksum
-from minivlm.lab.train import checkpoint
+from minivlm.lab.train import save_checkpoint
 from minivlm.lab.train.atp_student import LOGGED, Student, prepared
 from minivlm.lab.train.instruct import batch
 from pruning.base import UserError
@@ -241,5 +241,5 @@ def train(model, atp, recipe, data, folder, save_every=100, resume=False, rank=0
             run.resume()
         run.train(save_every)
         if rank == 0 and not recipe.freeze_lm:
-            checkpoint.save(model, folder)
+            save_checkpoint.save(model, folder)
     return run.log

@@ -1,18 +1,18 @@
-"""LLaVA-NeXT: LLaVA on pictures of any resolution, each cut into Tiles (anyres_image.py); the network is LLaVA's.
+"""LLaVA-NeXT: LLaVA on pictures of any resolution, each cut into Tiles (llava_next_image.py); the network is LLaVA's.
 
-The patches of an image's Tiles lie on two grids, the base tile's and that of the other tiles (pruning/tiles.py). Each
-row of the second ends with a newline token, `image_newline`. A method of the vision site is given all tiles, padding
-too; no newline is put between the tokens that it keeps.
+The patches of an image's Tiles lie on two grids, the base tile's and that of the other tiles (pruning/tile_grid.py).
+Each row of the second ends with a newline token, `image_newline`. A method of the vision site is given all tiles,
+padding too; no newline is put between the tokens that it keeps.
 """
 
 import torch
 from torch import nn
 
-from minivlm.families.anyres_image import Tiles
+from minivlm.families.llava_next_image import Tiles
 from minivlm.llava import Llava
 from minivlm.parts.sequence import Part, counted_from
 from pruning.apply import checked, reordered
-from pruning.tiles import TileGrid
+from pruning.tile_grid import TileGrid
 
 
 class LlavaNext(Llava):

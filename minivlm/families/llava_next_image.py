@@ -2,8 +2,8 @@
 
 Of the grids that the model knows, the best shows most of the picture's pixels, and among equals has the least padding.
 The picture is resized to touch two edges of the grid and laid in its middle, on black; the grid is cut into tiles, row
-by row. The base tile comes before them: all of the picture, squeezed into a square. pruning/tiles.py says which patches
-are padding.
+by row. The base tile comes before them: all of the picture, squeezed into a square. pruning/tile_grid.py says which
+patches are padding.
 """
 
 import math
