@@ -19,10 +19,10 @@ from pruning.readings import ASAPMaskLast, FastVAllRows
 
 SIDE = 32
 TEXT = 32
-H = 32
+H = 64
 n = SIDE ** 2
 T = n + TEXT
-MAP = 4 * H * T ** 2                           # bytes of one layer's weights, 142 MB; all else takes about 10
+MAP = 4 * H * T ** 2                           # bytes of one layer's weights, 285 MB; all else takes about 20
 
 
 @cache
