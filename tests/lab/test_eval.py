@@ -475,6 +475,7 @@ def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):
         assert len(asked) == 4 * 16 and set(asked.values()) == {1}
 
 
+@pytest.mark.slow
 def test_two_processes_divide_the_rounds_of_a_benchmark(tmp_path):
     """Three rounds on two processes are three rounds, in one table."""
     printed = started(*TORCHRUN, "run.py", "bench", "--model", MODEL, "--method", "fastv", "--keep", "4", "--repeat", "3", "--steps", "1",

@@ -89,6 +89,7 @@ def accuracy(self, pool):
     return torch.full((8,), self.at / 10)
 
 
+@pytest.mark.slow
 def test_train_toy(monkeypatch, tmp_path):
     """Three steps, a checkpoint each, and the folder that is made of the best, here without its samples."""
     recipe = partial(train.Recipe, vision_steps=1, vision_batch=2, joint_steps=2, joint_batch=2, warmup=1, whole=1 / 2)
@@ -113,6 +114,7 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_ablate(monkeypatch, tmp_path, model):
     """One row that trains the decoder: what is trained, answered and drawn. Three questions."""
     items = benchmark.items

@@ -88,6 +88,7 @@ def test_unseen_pairs_are_in_the_last_set_alone():
             assert len(pairs) == (4 if name == "pairs" else 0)
 
 
+@pytest.mark.slow
 def test_answers_are_balanced():
     """No family can be answered from its question alone: the commonest answer is at most as common as here."""
     most = dict(exist=.55, color=.25, shape=.25, count=.40, relpos=.33, read=.12, scene=.25, abspos=.33)

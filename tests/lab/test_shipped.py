@@ -57,6 +57,7 @@ def test_the_folder_is_small_and_whole(model):
     assert len({row["image"] for row in ROWS}) == 4 and {row["family"] for row in ROWS} == set(FAMILIES)
 
 
+@pytest.mark.slow
 def test_recorded_accuracy_on_fresh_scenes(model):
     """320 questions of another seed: the mean within four standard errors of the recorded one, no family far below its own."""
     found = right(model, items("heldout", 40, seed=5))

@@ -35,6 +35,7 @@ def same(a, b):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.slow
 def test_loss_falls(tmp_path):
     """Over ten steps of each stage the mean of the last three is a tenth below that of the first three."""
     recipe = Recipe(vision_steps=10, vision_batch=16, joint_steps=10, joint_batch=4, warmup=2)
@@ -44,7 +45,7 @@ def test_loss_falls(tmp_path):
         assert sum(stage[-3:]) < 0.9 * sum(stage[:3]), stage
 
 
-@pytest.mark.parametrize("stop", [2, 3, 4])
+@pytest.mark.parametrize("stop", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_resumed_run_gives_the_same_bits(tmp_path, stop):
     """Interrupted in stage 1, between the stages, in stage 2; and run with threads or without."""
     whole = Run(tmp_path / "whole", MICRO)

@@ -342,6 +342,7 @@ def torchrun(*argv):
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_are_twice_the_accumulation(data, tmp_path, capsys):
     """torchrun with two processes on gloo: losses and weights of one process that accumulates two batches a step. One of
     the two writes: each file once."""
