@@ -389,6 +389,16 @@ def test_numbers_that_are_none(capsys, tmp_path, monkeypatch, command, option):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["", "a\0", "\udcff", "x" * 300])
+@pytest.mark.parametrize("command", ["ask", "fit", "eval", "scenes", "train toy", "train atp", "ablate", "bench"])
+def test_a_name_that_no_result_can_have(capsys, tmp_path, monkeypatch, command, name):
+    """Some wrote into the folder they were run in for an empty name; NUL was a traceback, the others a line after the work."""
+    monkeypatch.chdir(tmp_path)
+    status, out, err = done(capsys, *command.split(), *WORDS.get(command, []), "--out", name)
+    assert status == 2 and "can name no file" in err and len(err.splitlines()) == 1 and len(err) < 700 and not out
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("device", ["meta", "mps", "fpga", "mkldnn", "", "cpu:-1", "a\nb"])
 @pytest.mark.parametrize("words", [ASK, ["bench"], ["train", "toy", "--out", "run"], ["verify", MODEL]])
 def test_a_device_that_cannot_compute(capsys, tmp_path, monkeypatch, device, words):

@@ -1,6 +1,7 @@
 """What several commands read from the command line: numbers within bounds, and groups of options."""
 
 import argparse
+import errno
 import os
 from typing import Annotated, get_args
 
@@ -52,6 +53,27 @@ def within(annotation):
         return value
     number.__name__ = kind.__name__                    # argparse says "invalid int value"
     return number
+
+
+def new_name(text):
+    """The text itself, if it can be the name of what a command writes: the `type` of --out."""
+    wrong = _wrong_in_name(text)
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{text!r} can name no file and no folder ({wrong})")
+    return text
+
+
+def _wrong_in_name(text):
+    """Why neither the system nor the libraries that write take it as a name; "" if they do."""
+    if not text:
+        return "it is empty"
+    try:
+        os.lstat(text.encode() + b".")                 # one letter more: the name until it is whole, see io/atomic.py
+    except OSError as error:
+        return error.strerror if error.errno == errno.ENAMETOOLONG else ""
+    except ValueError as error:                        # a NUL, or bytes that are no UTF-8
+        return str(error)
+    return ""
 
 
 def check_device(name):
@@ -143,10 +165,10 @@ def add_length(parser, default=512):
 def add_output(parser, about):
     """A picture of what was kept, and a JSON file. about: what that file holds."""
     group = parser.add_argument_group("output")
-    group.add_argument("--out", metavar="PNG", help="draw which patches were kept")
+    group.add_argument("--out", type=new_name, metavar="PNG", help="draw which patches were kept")
     group.add_argument("--maps", action="store_true",
                        help="draw as well what a method ranked by, and what it merged")
-    group.add_argument("--json", metavar="FILE", help=f"write {about}")
+    group.add_argument("--json", type=new_name, metavar="FILE", help=f"write {about}")
 
 
 def add_json(parser):

@@ -11,7 +11,7 @@ examples:
 from pathlib import Path
 
 from minivlm.lab.cli import output, parallel, session
-from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, add_settings, within
+from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, add_settings, new_name, within
 from minivlm.lab.score import accuracy, answers
 from minivlm.lab.score.contestants import DEFAULT, contestants
 from minivlm.lab.score.curves import curves
@@ -87,7 +87,7 @@ def _add_run(parser):
     group.add_argument("--processes", type=within(Threads), metavar="N",
                        help="on this machine (default: one per core for a small model on the CPU, else 1); "
                             "or start it with torchrun")
-    group.add_argument("--out", metavar="JSON",
+    group.add_argument("--out", type=new_name, metavar="JSON",
                        help="write every number; next to it .png, accuracy against tokens, and .jsonl, every answer: "
                             "the same command continues from there after an interruption")
 

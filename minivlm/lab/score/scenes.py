@@ -10,7 +10,7 @@ example:
 import os
 from typing import Annotated
 
-from minivlm.lab.cli.arguments import Seed, within
+from minivlm.lab.cli.arguments import Seed, new_name, within
 from minivlm.toy import benchmark
 from minivlm.toy.scenes import SETS
 from pruning.base import UserError
@@ -21,7 +21,7 @@ Most = Annotated[int, Range(1, 10_000)]            # of each family: 80,000 ques
 
 def add_arguments(parser):
     """The folder and what is drawn."""
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--out", type=new_name, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--count", type=within(Most), default=300,
                         help="questions of each of the eight families, up to 10000 (default: 300)")
     parser.add_argument("--set", dest="name", choices=SETS, default="heldout",

@@ -11,7 +11,7 @@ examples:
 import torch
 
 from minivlm.lab.cli import output, parallel
-from minivlm.lab.cli.arguments import Number, Threads, add_device, add_dtype, within
+from minivlm.lab.cli.arguments import Number, Threads, add_device, add_dtype, new_name, within
 from minivlm.lab.cost.arguments import add_lineup, add_shape
 from minivlm.lab.cost.count import able
 from minivlm.lab.cost.shapes import lineup, shape_of
@@ -34,8 +34,8 @@ def add_arguments(parser):
     parser.add_argument("--steps", type=within(Number), default=10, help="tokens decoded in a round (default: 10)")
     add_dtype(parser)
     parser.add_argument("--threads", type=within(Threads), default=2, help="of the CPU (default: 2)")
-    parser.add_argument("--json", metavar="FILE", help="write every time")
-    parser.add_argument("--out", metavar="PNG",
+    parser.add_argument("--json", type=new_name, metavar="FILE", help="write every time")
+    parser.add_argument("--out", type=new_name, metavar="PNG",
                         help="draw the prefill's time against the tokens kept, with the line that FLOPs predict")
     add_device(parser)
 

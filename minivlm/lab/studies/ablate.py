@@ -11,7 +11,7 @@ examples:
 from pathlib import Path
 
 from minivlm.lab.cli import output, shipped
-from minivlm.lab.cli.arguments import Number, add_device, add_model_name, within
+from minivlm.lab.cli.arguments import Number, add_device, add_model_name, new_name, within
 from minivlm.lab.studies import ablation
 from minivlm.lab.train.instruct import Instructions
 from minivlm.lab.train.train_atp import Recipe
@@ -24,7 +24,7 @@ RECIPE = dict(steps=150, batch=16, lr=2e-4, lr_module=3e-3, seed=0)
 
 def add_arguments(parser):
     """The folder, the rows, the recipe, the model."""
-    parser.add_argument("--out", required=True, metavar="DIR",
+    parser.add_argument("--out", type=new_name, required=True, metavar="DIR",
                         help="the folder for all that is trained, and for the answers")
     parser.add_argument("--rows", metavar="A,B,..", help=f"of {', '.join(NAMES)} (default: all)")
     for name, default in RECIPE.items():

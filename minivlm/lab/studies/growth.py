@@ -12,7 +12,7 @@ import argparse
 import torch
 
 from minivlm.lab.cli import output
-from minivlm.lab.cli.arguments import Number, Threads, add_device, add_dtype, within
+from minivlm.lab.cli.arguments import Number, Threads, add_device, add_dtype, new_name, within
 from minivlm.lab.cost.arguments import add_shape
 from minivlm.lab.cost.shapes import shape_of
 from minivlm.lab.speed.measure import model_of
@@ -34,7 +34,7 @@ def add_arguments(parser):
     parser.add_argument("--repeat", type=within(Number), default=3, help="rounds; medians are shown (default: 3)")
     add_dtype(parser)
     parser.add_argument("--threads", type=within(Threads), default=2, help="of the CPU (default: 2)")
-    parser.add_argument("--json", metavar="FILE", help="write every number")
+    parser.add_argument("--json", type=new_name, metavar="FILE", help="write every number")
     add_device(parser)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minivlm.io.text.template import TEMPLATES
 from minivlm.lab.cli import modules, output, parallel, session
-from minivlm.lab.cli.arguments import add_device, add_model_name, add_settings, within
+from minivlm.lab.cli.arguments import add_device, add_model_name, add_settings, new_name, within
 from minivlm.lab.cli.options import build
 from minivlm.lab.train import train_atp
 from minivlm.lab.train.instruct import Instructions
@@ -43,7 +43,8 @@ def add_arguments(parser):
                        help="of the products; what is trained is float32")
     add_device(group)
     group = parser.add_argument_group("output")
-    group.add_argument("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")
+    group.add_argument("--out", type=new_name, required=True, metavar="DIR",
+                       help="the folder for checkpoints and results")
     group.add_argument("--resume", action="store_true", help="continue from the state in --out")
     group.add_argument("--save-every", type=within(FromOne), default=100, metavar="STEPS",
                        help="between two checkpoints (default: 100)")

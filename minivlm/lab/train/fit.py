@@ -19,7 +19,7 @@ from minivlm.io.data import check_pictures, check_row, read_lines
 from minivlm.io.image import open_image
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import output, session
-from minivlm.lab.cli.arguments import Number, add_model, within
+from minivlm.lab.cli.arguments import Number, add_model, new_name, within
 from minivlm.trace import Trace
 from pruning import fitprune, vtw
 from pruning.base import UserError
@@ -38,7 +38,7 @@ def add_arguments(parser):
                         help="fitprune: share of the FLOPs to save (default: 0.6)")
     parser.add_argument("--eta", type=within(NotNegative), default=0.003,
                         help="vtw: the divergence allowed (default: 0.003)")
-    parser.add_argument("--out", required=True, metavar="JSON", help="the file that --method reads")
+    parser.add_argument("--out", type=new_name, required=True, metavar="JSON", help="the file that --method reads")
     add_model(parser)
 
 

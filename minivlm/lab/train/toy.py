@@ -11,7 +11,7 @@ examples:
 from pathlib import Path
 
 from minivlm.lab.cli import output
-from minivlm.lab.cli.arguments import Seed, add_device, within
+from minivlm.lab.cli.arguments import Seed, add_device, new_name, within
 from minivlm.toy import folder, train
 from pruning.base import UserError
 from pruning.fields import NotNegative
@@ -19,7 +19,8 @@ from pruning.fields import NotNegative
 
 def add_arguments(parser):
     """The folder, the recipe, and how long."""
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder for checkpoints and results")
+    parser.add_argument("--out", type=new_name, required=True, metavar="DIR",
+                        help="the folder for checkpoints and results")
     parser.add_argument("--seed", type=within(Seed), default=0, help="of all randomness (default: 0)")
     parser.add_argument("--hide", choices=train.HIDING, default=train.HIDING[0],
                         help="what the last part of the training hides from the decoder: blocks of neighbours "
