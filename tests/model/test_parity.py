@@ -200,6 +200,29 @@ def test_verify_sees_not_a_number():
     assert [row.stage for row in verify(model, PARITY / "llava15_full") if not row.passed][:2] == ["final_hidden", "logits"]
 
 
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize("name", ["p0.projected", "p0.layer_out", "p4.logits"])
+def test_a_recording_that_is_not_finite_fails(name, number):
+    """Prompt 0's row was once replaced by the next prompt's, since nothing is larger than NaN; infinity allowed itself."""
+    folder = PARITY / "llava15_mha"
+    expected = read_expected(folder / "expected.json")
+    expected.tensors[name].fill_(float(number))
+    failed = {row.stage.partition(" ")[0] for row in verify(weights.load(folder), folder, expected) if not row.passed}
+    assert failed == {name[3:]}
+
+
+def test_a_recording_without_ids_or_tokens():
+    """Without input_ids that row is missing; a prompt of nothing but padding is a line. Both were tracebacks."""
+    folder = PARITY / "llava15_mha"
+    expected = read_expected(folder / "expected.json")
+    tensors = {name: x for name, x in expected.tensors.items() if not name.endswith("input_ids")}
+    stages = [row.stage for row in verify(weights.load(folder), folder, Expected(expected.prompts[:1], tensors))]
+    assert "logits" in stages and "input_ids" not in stages
+    expected.tensors["p0.attention_mask"].zero_()
+    with pytest.raises(UserError, match="prompt 0 of the recording has no token"):
+        list(expected.samples())
+
+
 def changed(**fields):
     """The recording of llava15_full with other fields in its only prompt."""
     expected = read_expected(PARITY / "llava15_full" / "expected.json")

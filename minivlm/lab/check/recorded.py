@@ -54,6 +54,8 @@ class Expected:
         shares = _shares(tensors, prompt) if len(texts) > 1 else {}
         for b, text in enumerate(texts):
             valid = tensors["attention_mask"][b].bool()
+            if not valid.any():
+                raise UserError(f"prompt {n} of the recording has no token in its attention_mask: record it again")
             own = {name: _own(name, value, b, valid, shares.get(name)) for name, value in tensors.items()}
             own.update(prompt, text=text, generated=prompt["generated"][b])
             if len(texts) == 1:

@@ -12,7 +12,7 @@ gives the same figure, if the model is small enough to be held twice. Without ei
 import copy
 from dataclasses import replace
 from itertools import zip_longest
-from math import isfinite
+from math import inf, isfinite, isnan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,8 +49,8 @@ class Row(NamedTuple):
 
     @property
     def passed(self):
-        """False for a difference that is not a number, too."""
-        return self.difference <= self.tolerance
+        """False for a difference that is infinite or not a number, too: the tolerance is then none either."""
+        return isfinite(self.difference) and self.difference <= self.tolerance
 
 
 def verify(model, folder, expected=None, images=None):
@@ -66,7 +66,7 @@ def verify(model, folder, expected=None, images=None):
     worst = {}
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):     # else a GPU rounds pixels to 10 bits
         for row in _rows(model, _twin(model), expected, places):
-            if row.stage not in worst or not _ratio(row) <= _ratio(worst[row.stage]):
+            if row.stage not in worst or _ratio(row) > _ratio(worst[row.stage]):
                 worst[row.stage] = row
     return list(worst.values())
 
@@ -90,7 +90,9 @@ def facts(rows):
 
 
 def _ratio(row):
-    return row.difference / row.tolerance if row.tolerance else row.difference
+    """The difference over the tolerance; infinite for one that is not a number, so that no later prompt hides it."""
+    ratio = row.difference / row.tolerance if row.tolerance else row.difference
+    return inf if isnan(ratio) else ratio
 
 
 def _twin(model):
@@ -136,7 +138,7 @@ def _prompt(model, sample, places, where, own):
     dtype = model.lm_head.weight.dtype
     for name, ours in computed(model, sample, places):
         stage, _, layer = name.partition(" ")
-        if stage == "input_ids":
+        if stage == "input_ids" and stage in sample:
             yield _ids(stage, ours, sample[stage].tolist(), where)
         elif stage in sample:
             recorded = sample[stage]
