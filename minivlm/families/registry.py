@@ -11,6 +11,7 @@ from minivlm.io.config_json import read_llava, require
 from minivlm.io.files import read_json
 from minivlm.io.image import ImageProcessor
 from minivlm.llava import Llava
+from pruning.base import UserError
 
 READERS = {                                        # by model_type
     "llava": read_llava,
@@ -27,6 +28,11 @@ def read_config(folder):
     supported."""
     path = Path(folder) / "config.json"
     raw = read_json(path)
+    kind = raw.get("model_type")
+    has_original_keys = any(key.startswith("mm_") for key in raw)
+    if has_original_keys and isinstance(kind, str) and kind not in READERS:
+        raise UserError(f"{path}: the original layout is not read with model_type {kind}: give the same weights in "
+                        "Hugging Face's layout, as llava-hf/llava-next-72b-hf has those of a llava_qwen")
     require(path, {"model_type": None} | raw, model_type=READERS)
     read = READERS[raw["model_type"]]
     return read(path, raw)

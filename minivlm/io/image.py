@@ -50,6 +50,8 @@ def open_image(image):
             if is_path:
                 check_file(image, BYTES)
             with Image.open(image) as opened:
+                if opened.format == "EPS":
+                    raise ValueError("Pillow would run Ghostscript on it")
                 return _rgb(opened)
     except Exception as error:                     # a damaged file can raise anything in a decoder
         reason = reason_of(error).splitlines()[0]

@@ -221,6 +221,8 @@ REFUSED = {
     "aspect": (layouts.original_json(ORIGINAL_7B, image_aspect_ratio=1), "image_aspect_ratio must be text or null"),
     "projector": (layouts.original_json(ORIGINAL_7B, mm_projector_type="linear"), "mm_projector_type 'linear'"),
     "marks": (layouts.original_json(ORIGINAL_7B, mm_use_im_start_end=True), "mm_use_im_start_end True"),
+    "kind": (layouts.original_json(ORIGINAL_7B, model_type="llava_qwen"),
+             "not read with model_type llava_qwen: give the same weights in Hugging Face's layout"),
     "tower": (layouts.original_json(ORIGINAL_7B, mm_vision_tower="openai/other"), "mm_vision_tower 'openai/other' is not known"),
     "no tower": (layouts.original_json(ORIGINAL_7B, mm_vision_tower=None), "mm_vision_tower must name"),
     "InternVL: shuffle": (internvl_chat(ps_version="v1"), "ps_version 'v1' is not supported, only v2"),

@@ -117,6 +117,7 @@ def encoded(kind):
 @pytest.mark.parametrize("content, told", [
     (None, "No such file"), ("folder", "Is a directory"), (b"", "cannot identify"), (b"hello", "cannot identify"),
     (encoded("PNG")[:900], "truncated"), (encoded("JPEG")[:700], "truncated"), (encoded("GIF")[:900], "truncated"),
+    (encoded("EPS"), "Ghostscript on it); give a PNG or JPEG file"),
     (png(30000, 30000), "scale it down"), (png(0, 5), ""), (png(9, 9, b"garbage"), "broken data")], ids=str)
 def test_a_bad_file_is_one_line_that_names_it(tmp_path, content, told):
     path = tmp_path / "photo.jpg"
