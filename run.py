@@ -44,7 +44,10 @@ def main(argv):
     if argv[-1:] in (["-h"], ["--help"]) and group in GROUPS:
         print(overview(group))
         return 0
-    from minivlm.lab.cli.ending import exit_status
+    try:
+        from minivlm.lab.cli.ending import exit_status         # it imports torch, which takes seconds
+    except KeyboardInterrupt:
+        return 130
     return exit_status(run, argv)
 
 

@@ -435,6 +435,15 @@ def test_an_exception_that_nobody_foresaw(capsys, monkeypatch, error, status, to
     assert got == status and told in err and len(err.splitlines()) == 1 and not out
 
 
+def test_ctrl_c_while_torch_is_imported(capsys, monkeypatch):
+    """It was a traceback."""
+    class Importing:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+    monkeypatch.setitem(sys.modules, "minivlm.lab.cli.ending", Importing())
+    assert done(capsys, "methods") == (130, "", "")
+
+
 def test_a_warning_is_shown_where_the_command_succeeds(monkeypatch):
     monkeypatch.setattr(tables, "main", lambda args: warnings.warn("a library's remark"))
     with pytest.warns(UserWarning, match="a library's remark"):
