@@ -1,4 +1,5 @@
-"""Scoring a task: intervals against worked and published figures, contestants and their controls, resumed and shared runs, bad input."""
+"""Scoring a task: intervals against worked and published figures, contestants and their controls,
+resumed and shared runs, bad input."""
 
 import json
 import os
@@ -33,7 +34,6 @@ from pruning.controls import Random
 from weights import load
 
 
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A checkpoint of the shipped model's shape, with random weights so large that answers differ."""
@@ -51,22 +51,25 @@ def data(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     benchmark.write(path, count=2)
     rows = [json.loads(line) for line in (path / "questions.jsonl").read_text().splitlines()]
-    told = Contest(model, benchmark.read(path), [Contestant("none")], "llava-hf", max_new_tokens=1).run(Log(None, {}))
-    lines = [json.dumps(row | dict(answer=seen["answers"][0])) for row, seen in zip(rows, told)]
+    contest = Contest(model, benchmark.read(path), [Contestant("none")], "llava-hf", max_new_tokens=1)
+    results = contest.run(Log(None, {}))
+    lines = [json.dumps(row | dict(answer=result["answers"][0])) for row, result in zip(rows, results)]
     (path / "questions.jsonl").write_text("\n".join(lines))
     return path
 
 
 def command(model, data, *more):
     """One word an answer, FastV at a tenth."""
-    return list(map(str, ["eval", "--model", model.folder, "--data", data, "--method", "fastv", "--keep", "0.1", "--max-new-tokens", 1,
-                          "--processes", 1, *more]))
+    words = ["eval", "--model", model.folder, "--data", data, "--method", "fastv", "--keep", "0.1",
+             "--max-new-tokens", 1, "--processes", 1, *more]
+    return [str(word) for word in words]
 
 
-# --- intervals ---------------------------------------------------------------------------------------------------------------
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 def test_wilson_by_hand():
-    """All of n: from n / (n + z^2), with z^2 = 3.8415; half of ten: .5 -+ sqrt(.025 z^2 + z^4 / 400) / (1 + z^2 / 10)."""
+    """All of n: from n / (n + z^2), with z^2 = 3.8415; half of ten:
+    .5 -+ sqrt(.025 z^2 + z^4 / 400) / (1 + z^2 / 10)."""
     assert wilson(1, 10) == (pytest.approx(10 / 13.8415, abs=1e-5), pytest.approx(1))
     assert wilson(0, 10) == (0, pytest.approx(3.8415 / 13.8415, abs=1e-5))
     assert wilson(.5, 10) == pytest.approx((.5 - .36460 / 1.38415, .5 + .36460 / 1.38415), abs=1e-4)
@@ -78,7 +81,8 @@ def test_paired_as_published():
 
 
 def test_paired_by_hand():
-    """Ten questions alike: 0 -+ z sqrt(2 / 12 / 12). Thirds, 2/3 and -1/3: 1/3 in the middle of four, squares 5/9 + 2."""
+    """Ten questions alike: 0 -+ z sqrt(2 / 12 / 12). Thirds, 2/3 and -1/3:
+    1/3 in the middle of four, squares 5/9 + 2."""
     assert paired([0] * 10) == pytest.approx((-1.959964 * (1 / 72) ** .5, 1.959964 * (1 / 72) ** .5))
     half = 1.959964 * ((23 / 9 / 4 - (1 / 12) ** 2) / 4) ** .5
     assert paired([2 / 3, -1 / 3]) == pytest.approx((1 / 12 - half, 1 / 12 + half))
@@ -87,32 +91,42 @@ def test_paired_by_hand():
 
 def test_a_difference_is_ours_less_theirs():
     """Two lost, one won, of four; a third of a question lost where one of three draws was wrong."""
-    told = against([0, 0, 1, 1], [1, 1, 0, 1])
-    assert (told["difference"], told["won"], told["lost"]) == (-.25, 1, 2) and sum(told["interval"]) < 0
+    result = against([0, 0, 1, 1], [1, 1, 0, 1])
+    assert (result["difference"], result["won"], result["lost"]) == (-.25, 1, 2) and sum(result["interval"]) < 0
     assert against([2 / 3], [1])["lost"] == pytest.approx(1 / 3)
 
 
-# --- results -----------------------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 def made_up(fastv=lambda i: i % 10 == 0, n=40):
-    """No pruning is always right, random tokens half of the time, FastV as told; a method that does not run."""
+    """No pruning is always right, random tokens half of the time, FastV as `fastv` says; ATP does not run."""
     items = [Item(i, None, "ab"[i % 2], "?", "yes", ()) for i in range(n)]
-    entered = [Contestant("none"), *(Contestant(name, "0.1", METHODS[name](keep=.1)) for name in ("random", "fastv")), Contestant("atp", why_not="no module")]
-    row = lambda label, i, right: dict(contestant=label, question=i, right=float(right), visual=[14., 6.], evidence=.5 if i % 2 else None)
+    entered = [
+        Contestant("none"),
+        *(Contestant(name, "0.1", METHODS[name](keep=0.1)) for name in ("random", "fastv")),
+        Contestant("atp", why_not="no module"),
+    ]
+    row = lambda label, i, right: dict(
+        contestant=label, question=i, right=float(right), visual=[14.0, 6.0], evidence=0.5 if i % 2 else None
+    )
     right = {"none": lambda i: 1, "random 0.1": lambda i: .5, "fastv 0.1": fastv}
     return items, entered, [row(label, i, of(i)) for label, of in right.items() for i in range(n)]
 
 
-def told_of(items, entered, rows):
+def report_of(items, entered, rows):
     recipe = dict(model="M", task="scenes", data=None, split=None, dtype="float32")
     return dict(recipe=recipe, questions=len(items), contestants=facts(items, entered, rows))
 
 
 def test_numbers_of_a_contestant():
-    """FastV is right where i is 0, 10, 20 or 30, which are even: four of the twenty of family a, none of b, where evidence is known."""
+    """FastV is right if i is 0, 10, 20 or 30, which are even: four of the twenty of family a, and none of b.
+    Evidence is known for b."""
     none, random, fastv, atp = facts(*made_up())
-    assert (fastv["all"]["accuracy"], fastv["families"]["a"]["accuracy"], fastv["families"]["b"]["accuracy"]) == (.1, .2, 0)
-    assert fastv["families"]["b"]["evidence"] == .5 and fastv["families"]["a"]["evidence"] is None and fastv["tokens"] == 10
+    assert fastv["all"]["accuracy"] == .1
+    assert [fastv["families"][family]["accuracy"] for family in "ab"] == [.2, 0]
+    assert fastv["families"]["b"]["evidence"] == .5
+    assert fastv["families"]["a"]["evidence"] is None
+    assert fastv["tokens"] == 10
     assert fastv["all"]["interval"] == wilson(.1, 40) and fastv["families"]["b"]["interval"] == wilson(0, 20)
     against = fastv["all"]["against"]
     assert against["none"]["difference"] == -.9 and against["random 0.1"]["difference"] == pytest.approx(-.4)
@@ -121,16 +135,17 @@ def test_numbers_of_a_contestant():
 
 def test_worse_than_random_is_said():
     """At one in ten against a half; not at four in ten, which may be chance."""
-    text = "\n".join(lines(told_of(*made_up())))
+    text = "\n".join(lines(report_of(*made_up())))
     assert "fastv 0.1 is worse than random" in text and "atp" in text and "does not run here: no module" in text
-    assert "worse" not in "\n".join(lines(told_of(*made_up(lambda i: i % 5 < 2))))
+    assert "worse" not in "\n".join(lines(report_of(*made_up(lambda i: i % 5 < 2))))
 
 
 def test_a_contestant_that_fails_on_one_question_does_not_run():
     items, entered, rows = made_up()
     rows[50] = dict(contestant="random 0.1", question=10, why_not="too few tokens")
-    told = facts(items, entered, rows)
-    assert told[1] == dict(contestant="random 0.1", method="random", keep="0.1", why_not="too few tokens") and set(told[2]["all"]["against"]) == {"none"}
+    report = facts(items, entered, rows)
+    assert report[1] == dict(contestant="random 0.1", method="random", keep="0.1", why_not="too few tokens")
+    assert set(report[2]["all"]["against"]) == {"none"}
     rows[3] = dict(contestant="none", question=3, why_not="too long")
     with pytest.raises(UserError, match="too long"):
         facts(items, entered, rows)
@@ -138,102 +153,131 @@ def test_a_contestant_that_fails_on_one_question_does_not_run():
 
 @pytest.mark.internal
 def test_picture():
-    """FastV's dot stands at 10 of 10 tokens, half a step aside, and 10 %; each name of the legend has a line of its own."""
-    page = curves(told_of(*made_up()))
+    """FastV's dot stands at 10 of 10 tokens, half a step aside, and 10 %;
+    each name of the legend has a line of its own."""
+    page = curves(report_of(*made_up()))
     x, y = WIDTH - RIGHT - ASIDE // 2, round(TOP + (page.height - TOP - BOTTOM) * .9)
     assert [i for i in range(WIDTH - RIGHT + 20) if page.getpixel((i, y)) == COLORS[0]] == list(range(x - 5, x + 6))
     assert page.getpixel((LEFT + 50, TOP + 1)) == (20, 20, 20), "no pruning lies on top, at 100 %"
     right = page.crop((WIDTH - RIGHT + 45, TOP, WIDTH, TOP + 120)).convert("L")
     inked = [min(right.crop((0, y, right.width, y + 1)).tobytes()) < 200 for y in range(right.height)]
-    assert [any(inked[30 * i:30 * i + 24]) for i in range(4)] == [True, True, True, False] and not any(inked[y] for y in (25, 55, 85))
+    assert [any(inked[30 * i:30 * i + 24]) for i in range(4)] == [True, True, True, False]
+    assert not any(inked[y] for y in (25, 55, 85))
 
 
-# --- contestants -------------------------------------------------------------------------------------------------------------
+# --- contestants ------------------------------------------------------------------------------------------------------
 
 def entered(model, names, keeps="0.1", settings=()):
     return contestants(model, torch.zeros(1, 3, 96, 96), names, keeps, settings)
 
 
 def test_controls_are_always_there(model):
-    """At the site of each method and at each budget, once, whatever was asked for; a method's rival is random at its site."""
-    assert [one.label for one in entered(model, "fastv")] == ["none", "random 0.1", "uniform 0.1", "fastv 0.1"]
-    assert [one.label for one in entered(model, "none")] == ["none", "random 0.1", "uniform 0.1"]
-    found = {one.label: one for one in entered(model, "vispruner,fastv,random", "0.5,9")}
-    assert set(found) == {"none", *(f"{name}{site} {keep}" for name in CONTROLS for site in ("", " embed") for keep in ("0.5", "9")),
-                          "vispruner 0.5", "vispruner 9", "fastv 0.5", "fastv 9"}
-    assert found["fastv 9"].rival == "random 9" and found["vispruner 0.5"].rival == "random embed 0.5"
-    assert found["random embed 9"].pruner == Random(keep=9, site="embed") and found["random 0.5"].pruner == Random(keep=.5)
+    """At the site of each method and at each budget, once, whatever --method names.
+    The rival of a method is random at its site."""
+    assert [entrant.label for entrant in entered(model, "fastv")] == ["none", "random 0.1", "uniform 0.1", "fastv 0.1"]
+    assert [entrant.label for entrant in entered(model, "none")] == ["none", "random 0.1", "uniform 0.1"]
+    entrants = {entrant.label: entrant for entrant in entered(model, "vispruner,fastv,random", "0.5,9")}
+    assert set(entrants) == {
+        "none",
+        *(f"{name}{site} {keep}" for name in CONTROLS for site in ("", " embed") for keep in ("0.5", "9")),
+        "vispruner 0.5", "vispruner 9", "fastv 0.5", "fastv 9",
+    }
+    assert entrants["fastv 9"].rival == "random 9" and entrants["vispruner 0.5"].rival == "random embed 0.5"
+    assert entrants["random embed 9"].pruner == Random(keep=9, site="embed")
+    assert entrants["random 0.5"].pruner == Random(keep=.5)
 
 
 def test_controls_act_at_the_layer_of_each_method(model):
-    """FastV moved to layer 3, ASAP at 2, DivPrune before layer 0: a control at each, the rival of the one that acts there."""
-    found = {one.label: one for one in entered(model, "fastv,asap,divprune", settings=["fastv.layer=3"])}
-    assert list(found) == ["none", "random 0.1", "uniform 0.1", "random@3 0.1", "uniform@3 0.1", "random embed 0.1", "uniform embed 0.1",
-                           "fastv 0.1", "asap 0.1", "divprune 0.1"]
-    assert [found[f"{name} 0.1"].rival for name in ("fastv", "asap", "divprune")] == ["random@3 0.1", "random 0.1", "random embed 0.1"]
-    assert found["random@3 0.1"].pruner == Random(keep=.1, layer=3) and found["uniform@3 0.1"].pruner.layer == 3
-    assert [one.label for one in entered(model, "fastv", settings=["layer=3"])] == ["none", "random@3 0.1", "uniform@3 0.1", "fastv 0.1"]
-    assert [one.label for one in entered(model, "fastv", settings=["layer=99"])] == ["none", "random 0.1", "uniform 0.1", "fastv 0.1"]
+    """FastV moved to layer 3, ASAP at 2, DivPrune before layer 0:
+    a control at each, the rival of the one that acts there."""
+    entrants = {entrant.label: entrant for entrant in entered(model, "fastv,asap,divprune", settings=["fastv.layer=3"])}
+    assert list(entrants) == [
+        "none", "random 0.1", "uniform 0.1", "random@3 0.1", "uniform@3 0.1", "random embed 0.1",
+        "uniform embed 0.1", "fastv 0.1", "asap 0.1", "divprune 0.1",
+    ]
+    assert [entrants[f"{name} 0.1"].rival for name in ("fastv", "asap", "divprune")] == [
+        "random@3 0.1", "random 0.1", "random embed 0.1"
+    ]
+    assert entrants["random@3 0.1"].pruner == Random(keep=.1, layer=3) and entrants["uniform@3 0.1"].pruner.layer == 3
+    assert [entrant.label for entrant in entered(model, "fastv", settings=["layer=3"])] == [
+        "none", "random@3 0.1", "uniform@3 0.1", "fastv 0.1"
+    ]
+    assert [entrant.label for entrant in entered(model, "fastv", settings=["layer=99"])] == [
+        "none", "random 0.1", "uniform 0.1", "fastv 0.1"
+    ]
 
 
 def test_a_method_of_several_cuts_has_controls_of_its_own(model):
-    """PyramidDrop before layers 2, 4 and 6 of 8 leaves 72, 36 and 18 of 144 tokens, and so do random and uniform ones."""
-    found = {one.label: one for one in entered(model, "pyramiddrop", settings=["layers=2,4,6"])}
-    assert list(found) == ["none", "random 0.1", "uniform 0.1", "random as pyramiddrop", "uniform as pyramiddrop", "pyramiddrop"]
+    """PyramidDrop before layers 2, 4 and 6 of 8 leaves 72, 36 and 18 of 144 tokens,
+    and so do random and uniform ones."""
+    entrants = {entrant.label: entrant for entrant in entered(model, "pyramiddrop", settings=["layers=2,4,6"])}
+    assert list(entrants) == [
+        "none", "random 0.1", "uniform 0.1", "random as pyramiddrop", "uniform as pyramiddrop", "pyramiddrop"
+    ]
     counts = [144, 144, 72, 72, 36, 36, 18, 18]
-    assert found["pyramiddrop"].pruner.schedule(144, 8) == counts
-    assert found["pyramiddrop"].rival == "random as pyramiddrop"
-    assert [found[f"{name} as pyramiddrop"].pruner.schedule(144, 8) for name in CONTROLS] == [counts, counts]
+    assert entrants["pyramiddrop"].pruner.schedule(144, 8) == counts
+    assert entrants["pyramiddrop"].rival == "random as pyramiddrop"
+    assert [entrants[f"{name} as pyramiddrop"].pruner.schedule(144, 8) for name in CONTROLS] == [counts, counts]
 
 
 def test_controls_of_a_plus_b(model):
     """64 of 144 tokens before the decoder, 16 of them before layer 3; a setting of A or of B needs no other name."""
     for setting in ("fastv.layer=3", "vispruner+fastv.fastv.layer=3"):
-        found = {one.label: one for one in entered(model, "vispruner+fastv", "64+16", settings=[setting])}
-        assert list(found) == ["none", "random as vispruner+fastv 64+16", "uniform as vispruner+fastv 64+16", "vispruner+fastv 64+16"]
+        entrants = {
+            entrant.label: entrant for entrant in entered(model, "vispruner+fastv", "64+16", settings=[setting])
+        }
+        assert list(entrants) == [
+            "none", "random as vispruner+fastv 64+16", "uniform as vispruner+fastv 64+16",
+            "vispruner+fastv 64+16",
+        ]
         counts = [64] * 3 + [16] * 5
-        assert found["vispruner+fastv 64+16"].pruner.schedule(144, 8) == counts
-        rival = found[found["vispruner+fastv 64+16"].rival].pruner
+        assert entrants["vispruner+fastv 64+16"].pruner.schedule(144, 8) == counts
+        rival = entrants[entrants["vispruner+fastv 64+16"].rival].pruner
         assert rival.schedule(144, 8) == counts and {type(method) for method in rival.methods} == {Random, Schedule}
 
 
 def test_controls_of_what_leaves_no_choice(model):
     """VTW leaves no token and the prompt decides for PruMerge: no random tokens can be compared with them."""
-    labels = [one.label for one in entered(model, "vtw,prumerge", settings=["vtw.layer=7"])]
+    labels = [entrant.label for entrant in entered(model, "vtw,prumerge", settings=["vtw.layer=7"])]
     assert labels == ["none", "random embed 0.1", "uniform embed 0.1", "vtw", "prumerge 0.1"]
 
 
 def test_settings(model, tmp_path):
-    """Those given go to a method or a control; those of the model's methods.json to a method that is built with none."""
-    found = {one.label: one.pruner for one in entered(model, "fastv", settings=["layer=3", "random.layer=3"])}
-    assert found["fastv 0.1"].layer == found["random@3 0.1"].layer == 3
+    """Those of --set go to a method or a control. A method without any takes those of the model's methods.json."""
+    pruners = {
+        entrant.label: entrant.pruner for entrant in entered(model, "fastv", settings=["layer=3", "random.layer=3"])
+    }
+    assert pruners["fastv 0.1"].layer == pruners["random@3 0.1"].layer == 3
     (model.folder / "methods.json").write_text(json.dumps({"fastv": ["layer=4"], "pyramiddrop": ["layers=2,4,6"]}))
-    found = {one.label: one.pruner for one in entered(model, "fastv,pyramiddrop")}
+    pruners = {entrant.label: entrant.pruner for entrant in entered(model, "fastv,pyramiddrop")}
     (model.folder / "methods.json").unlink()
-    assert found["fastv 0.1"].layer == 4 and found["pyramiddrop"].layers == (2, 4, 6)
+    assert pruners["fastv 0.1"].layer == 4 and pruners["pyramiddrop"].layers == (2, 4, 6)
 
 
 def test_all_methods_with_reasons(model):
     """Each is there, with a budget where it has one; those that cannot run say why, also if they were named."""
-    found = {one.method: one for one in entered(model, "all")}
-    assert {*METHODS} <= set(found) and not found["fastv"].why_not and found["vtw"].keep is None
-    assert "run.py train atp" in found["atp"].why_not and "layer 16" in found["sparsevlm"].why_not
+    entrants = {entrant.method: entrant for entrant in entered(model, "all")}
+    assert {*METHODS} <= set(entrants) and not entrants["fastv"].why_not and entrants["vtw"].keep is None
+    assert "run.py train atp" in entrants["atp"].why_not and "layer 16" in entrants["sparsevlm"].why_not
     assert "run.py train atp" in entered(model, "atp")[-1].why_not
     tiles = load(PARITY / "next_vicuna")
     pixels = tiles.processor.pixels(Image.new("RGB", (96, 96)))
-    found = {one.method: one.why_not for one in contestants(tiles, pixels, "all", "4", [])}
-    assert not found["divprune"] and "keep 4 is out of range" in found["vispruner"], "4 of all tokens, but not one of each of five tiles"
+    reasons = {entrant.method: entrant.why_not for entrant in contestants(tiles, pixels, "all", "4", [])}
+    # 4 of all tokens are possible, but not 4 shared evenly by five tiles
+    assert not reasons["divprune"] and "keep 4 is out of range" in reasons["vispruner"]
     with pytest.raises(UserError, match="keep 4 is out of range"):
         contestants(tiles, pixels, "vispruner", "4", [])
 
 
-# --- asking ------------------------------------------------------------------------------------------------------------------
+# --- asking -----------------------------------------------------------------------------------------------------------
 
 def test_random_methods_are_drawn_anew_for_each_question(model):
     """Three seeds a question, no two the same; what has no seed of its own, once."""
     contest = Contest(model, [], [], "llava-hf")
     seeds = [pruner.seed for i in range(5) for pruner in contest.drawn(Random(seed=7), i)]
-    assert len(set(seeds)) == 15 and contest.drawn(None, 3) == [None] and contest.drawn(METHODS["sparsevlm"](), 0) == [METHODS["sparsevlm"]()]
+    assert len(set(seeds)) == 15
+    assert contest.drawn(None, 3) == [None]
+    assert contest.drawn(METHODS["sparsevlm"](), 0) == [METHODS["sparsevlm"]()]
 
 
 def test_what_is_random_in_a_schedule_or_composition_is_drawn_anew(model):
@@ -256,14 +300,21 @@ def test_controls_of_a_schedule_leave_as_many(model, data):
 
 
 def test_oracles_know_where_the_things_are(model):
-    """14 of 144 tokens: with 20 patches of things 14 of them, or none; with 5, these and 9 others; drawn anew for each question."""
+    """14 of 144 tokens: of 20 patches of things 14 or none, of 5 all and 9 others. Drawn anew for each question."""
     many, few = range(40, 60), (3, 4, 5, 77, 143)
     items = [Item(0, None, "scene", "", "", (), tuple(many)), Item(1, None, "scene", "", "", (), few)]
     entered = contestants(model, torch.zeros(1, 3, 96, 96), "divprune", "0.1", [], oracles=True)
     contest = Contest(model, items, entered, "llava-hf")
     tokens = Tokens.start(torch.zeros(150, 4), torch.arange(3, 147), whole_grid(12, 12))
-    first, last = (next(one.pruner for one in entered if one.label == f"{name} embed 0.1") for name in ("things", "background"))
-    kept = [[set(p.reduce(tokens).keep.tolist()) for p in contest.drawn(pruner, i)] for pruner in (first, last) for i in (0, 1)]
+    first, last = (
+        next(entrant.pruner for entrant in entered if entrant.label == f"{name} embed 0.1")
+        for name in ("things", "background")
+    )
+    kept = [
+        [set(p.reduce(tokens).keep.tolist()) for p in contest.drawn(pruner, i)]
+        for pruner in (first, last)
+        for i in (0, 1)
+    ]
     assert all(keep == set(many[:14]) for keep in kept[0]) and kept[2][0] != kept[2][1]
     assert all(keep > set(few) and len(keep) == 14 for keep in kept[1])
     assert not any(keep & set(many) for keep in kept[2]) and not any(keep & set(few) for keep in kept[3])
@@ -274,7 +325,10 @@ def test_random_counts_by_its_share_of_right_draws(model, data):
     items = benchmark.read(data)
     entered = [Contestant("random embed", "0.5", Random(keep=.5, site="embed"))]
     rows = Contest(model, items, entered, "llava-hf", max_new_tokens=1).run(Log(None, {}))
-    assert all(len(row["answers"]) == 3 and row["right"] == sum(a == items[row["question"]].answer for a in row["answers"]) / 3 for row in rows)
+    for row in rows:
+        right = [answer == items[row["question"]].answer for answer in row["answers"]]
+        assert len(right) == 3
+        assert row["right"] == sum(right) / 3
     assert any(0 < row["right"] < 1 for row in rows) and all(row["visual"] == [72] * 8 for row in rows)
 
 
@@ -284,39 +338,59 @@ def test_pictures_are_encoded_once(model, data, monkeypatch):
     items, calls = benchmark.read(data), Counter()
     entered = contestants(model, torch.zeros(1, 3, 96, 96), "vispruner,divprune,fastv", "0.5,0.1", [])
     forward = type(model.vision_tower).forward
-    monkeypatch.setattr(type(model.vision_tower), "forward", lambda self, *args: calls.update([args[1]]) or forward(self, *args))
+    monkeypatch.setattr(
+        type(model.vision_tower), "forward", lambda self, *args: calls.update([args[1]]) or forward(self, *args)
+    )
     rows = Contest(model, items, entered, "llava-hf", draws=1, max_new_tokens=2).run(Log(None, {}))
-    assert list(calls.values()) == [len({item.image for item in items})] and not isinstance(model.vision_tower, Remembering)
+    assert list(calls.values()) == [len({item.image for item in items})]
+    assert not isinstance(model.vision_tower, Remembering)
     for row in rows[::7]:
-        pruner = next(one.pruner for one in entered if one.label == row["contestant"])
-        talk, item = Conversation(model, Contest(model, [], [], "", draws=1).drawn(pruner, row["question"])[0]), items[row["question"]]
+        pruner = next(entrant.pruner for entrant in entered if entrant.label == row["contestant"])
+        drawn, = Contest(model, [], [], "", draws=1).drawn(pruner, row["question"])
+        talk = Conversation(model, drawn)
+        item = items[row["question"]]
         talk.read(model.tokenizer.encode(prompt([(item.question, None)], 1)), [model.processor.pixels(item.picture)])
         assert row["answers"] == (model.tokenizer.decode(list(talk.generate(2))).strip(),), row
 
 
-# --- the command -------------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 def test_the_command(capsys, model, data, tmp_path):
-    """No pruning gives its own answers, always; FastV keeps 14 of 144 from layer 2 of 8 on; table, JSON and picture agree."""
+    """No pruning gives its own answers, always; FastV keeps 14 of 144 from layer 2 of 8 on;
+    table, JSON and picture agree."""
     status, out, err = done(capsys, *command(model, data, "--out", tmp_path / "a.json"))
     assert status == 0, err
-    told = json.loads((tmp_path / "a.json").read_text())
-    none, random, uniform, fastv = told["contestants"]
-    assert told["questions"] == 16 and none["all"]["accuracy"] == 1 and none["all"]["evidence"] == 1 and none["tokens"] == 144
-    assert fastv["tokens"] == (2 * 144 + 6 * 14) / 8 and 0 < fastv["all"]["evidence"] < .5 and len(fastv["families"]) == 8
+    report = json.loads((tmp_path / "a.json").read_text())
+    none, random, uniform, fastv = report["contestants"]
+    assert report["questions"] == 16
+    assert none["all"]["accuracy"] == 1
+    assert none["all"]["evidence"] == 1
+    assert none["tokens"] == 144
+    assert fastv["tokens"] == (2 * 144 + 6 * 14) / 8
+    assert 0 < fastv["all"]["evidence"] < .5
+    assert len(fastv["families"]) == 8
     assert fastv["all"]["against"]["none"]["difference"] == fastv["all"]["accuracy"] - 1 < 0
-    assert told["recipe"]["fastv 0.1"].startswith("FastV(layer=2, keep=0.1")
-    assert f"{100 * fastv['all']['accuracy']:.1f} " in next(line for line in out.splitlines() if line.startswith("fastv 0.1"))
-    assert Image.open(tmp_path / "a.png").width == WIDTH and len((tmp_path / "a.jsonl").read_text().splitlines()) == 1 + 4 * 16
+    assert report["recipe"]["fastv 0.1"].startswith("FastV(layer=2, keep=0.1")
+    fastv_line = next(line for line in out.splitlines() if line.startswith("fastv 0.1"))
+    assert f"{100 * fastv['all']['accuracy']:.1f} " in fastv_line
+    assert Image.open(tmp_path / "a.png").width == WIDTH
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1 + 4 * 16
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.jsonl", "a.png"]
 
 
 def test_questions_drawn_here_are_those_of_a_folder(capsys, model, tmp_path):
-    """The same set, by its seed, or written by `scenes` and read; a folder's first question of each family where one is asked for."""
-    options = ["--max-new-tokens", 1, "--processes", 1, "--method", "none", "--draws", 1, "--model", model.folder, "--keep", "9"]
+    """Drawn by its seed, or written by `scenes` and read, the set is the same. --count 1 takes a folder's first
+    question of each family."""
+    options = [
+        "--max-new-tokens", 1, "--processes", 1, "--method", "none", "--draws", 1, "--model", model.folder,
+        "--keep", "9",
+    ]
     benchmark.write(tmp_path / "scenes", "pairs", 2, seed=5)
-    for out, more in (("drawn", ["--split", "pairs", "--seed", 5, "--count", 2]), ("read", ["--data", tmp_path / "scenes"]),
-                      ("less", ["--data", tmp_path / "scenes", "--count", 1])):
+    for out, more in (
+        ("drawn", ["--split", "pairs", "--seed", 5, "--count", 2]),
+        ("read", ["--data", tmp_path / "scenes"]),
+        ("less", ["--data", tmp_path / "scenes", "--count", 1]),
+    ):
         assert done(capsys, "eval", *options, *more, "--out", tmp_path / f"{out}.json")[0] == 0
     drawn, read, less = (json.loads((tmp_path / f"{out}.json").read_text()) for out in ("drawn", "read", "less"))
     assert drawn["contestants"] == read["contestants"] and less["questions"] == 8
@@ -336,14 +410,16 @@ def interrupted(monkeypatch, after):
 
 
 def test_interrupted_and_gone_on_with(capsys, model, data, tmp_path, monkeypatch):
-    """After 20 answers three questions are done, six answers each, and the fourth has none's alone; the rest is asked, no answer twice."""
+    """After 20 answers three questions are done, six answers each, and the fourth has only that of `none`.
+    The rest is asked, and no question twice."""
     assert done(capsys, *command(model, data, "--out", tmp_path / "whole.json"))[0] == 0
     again = command(model, data, "--out", tmp_path / "part.json")
     _, answer = interrupted(monkeypatch, 20)
     assert done(capsys, *again)[0] == 130
     lines = (tmp_path / "part.jsonl").read_text().splitlines()
     assert len(lines) == 1 + 3 * 4 + 1 and not (tmp_path / "part.json").exists()
-    (tmp_path / "part.jsonl").write_text("\n".join(lines)[:-9])                    # the last line cut short: asked again
+    # the last line is cut short: its question is asked again
+    (tmp_path / "part.jsonl").write_text("\n".join(lines)[:-9])
     monkeypatch.setattr(Contest, "answer", answer)
     calls, _ = interrupted(monkeypatch, 1000)
     assert done(capsys, *again)[0] == 0 and len(calls) == 16 * 6 - 3 * 6
@@ -353,12 +429,17 @@ def test_interrupted_and_gone_on_with(capsys, model, data, tmp_path, monkeypatch
 
 
 def test_another_recipe_is_refused(capsys, model, data, tmp_path):
-    """Other options, or other questions or weights under the same names; and a file that is none of ours is not touched."""
+    """Other options, or other questions or weights under the same names. A file of another kind is not touched."""
     again = command(model, data, "--out", tmp_path / "a.json")
     assert done(capsys, *again)[0] == 0
-    for words, told in ((["--draws", 2], "draws 3"), (["--keep", "0.2"], "random 0.1"), (["--set", "fastv.layer=3"], "random 0.1"), (["--count", 1], "count None")):
+    for words, message in (
+        (["--draws", 2], "draws 3"),
+        (["--keep", "0.2"], "random 0.1"),
+        (["--set", "fastv.layer=3"], "random 0.1"),
+        (["--count", 1], "count None"),
+    ):
         status, out, err = done(capsys, *again, *words)
-        assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+        assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
     lines = (data / "questions.jsonl").read_text()
     (data / "questions.jsonl").write_text(lines.replace("is there", "is here", 1))
     assert "run with questions" in done(capsys, *again)[2]
@@ -378,7 +459,7 @@ def test_weights_are_part_of_the_recipe(model):
     assert before["weights"] != after["weights"] and before | dict(weights=0) == after | dict(weights=0)
 
 
-@pytest.mark.parametrize("words, told", [
+@pytest.mark.parametrize("words, message", [
     (["--task", "pope"], "invalid choice"),
     (["--data", "nowhere"], "nowhere/questions.jsonl"),
     (["--split", "pairs"], "--split and --seed"),
@@ -398,32 +479,39 @@ def test_weights_are_part_of_the_recipe(model):
     (["--out", "/no/such/folder/a.json"], "/no/such/folder"),
     (["--model", "nowhere"], "nowhere"),
 ])
-def test_bad_input_is_one_line(capsys, model, data, words, told):
+def test_bad_input_is_one_line(capsys, model, data, words, message):
     status, out, err = done(capsys, *command(model, data), *words)
-    assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+    assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
 
 
-@pytest.mark.parametrize("words, told", [(["--split", "test"], "set 'test'"), (["--seed", "-1"], "seed -1")])
-def test_bad_sets_are_one_line(capsys, model, words, told):
+@pytest.mark.parametrize("words, message", [(["--split", "test"], "set 'test'"), (["--seed", "-1"], "seed -1")])
+def test_bad_sets_are_one_line(capsys, model, words, message):
     status, out, err = done(capsys, "eval", "--model", model.folder, *words)
-    assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+    assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
 
 
 GOOD = dict(image="00000.png", family="exist", question="is it ?", answer="yes", evidence=[3])
 
 
-@pytest.mark.parametrize("line, told", [
-    ("{", "line 2: no question in JSON"), ("[1]", "line 2: no question in JSON"), ("5", "line 2"),
-    (json.dumps({name: x for name, x in GOOD.items() if name != "answer"}), "line 2: there is no 'answer'"),
-    (json.dumps(GOOD | dict(image="none.png")), "none.png"), (json.dumps(GOOD | dict(image="questions.jsonl")), "no picture"),
-    (json.dumps(GOOD | dict(answer=3)), "line 2: image, family, question and answer are words"),
-    (json.dumps(GOOD | dict(evidence=[144])), "below 144"), (json.dumps(GOOD | dict(evidence=3)), "line 2"),
-])
-def test_bad_folders_are_one_line(capsys, model, tmp_path, line, told):
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "line 2: no question in JSON"),
+        ("[1]", "line 2: no question in JSON"),
+        ("5", "line 2"),
+        (json.dumps({name: x for name, x in GOOD.items() if name != "answer"}), "line 2: there is no 'answer'"),
+        (json.dumps(GOOD | dict(image="none.png")), "none.png"),
+        (json.dumps(GOOD | dict(image="questions.jsonl")), "no picture"),
+        (json.dumps(GOOD | dict(answer=3)), "line 2: image, family, question and answer are words"),
+        (json.dumps(GOOD | dict(evidence=[144])), "below 144"),
+        (json.dumps(GOOD | dict(evidence=3)), "line 2"),
+    ],
+)
+def test_bad_folders_are_one_line(capsys, model, tmp_path, line, message):
     Image.new("RGB", (96, 96)).save(tmp_path / "00000.png")
     (tmp_path / "questions.jsonl").write_text(json.dumps(GOOD) + "\n" + line)
     status, out, err = done(capsys, *command(model, tmp_path))
-    assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+    assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
     (tmp_path / "questions.jsonl").write_text("\n")
     assert "no question in it" in done(capsys, *command(model, tmp_path))[2]
 
@@ -431,17 +519,25 @@ def test_bad_folders_are_one_line(capsys, model, tmp_path, line, told):
 def test_a_model_that_cuts_pictures_into_tiles(capsys, data, tmp_path):
     """Where its tokens lie in the drawn picture is not known, nor which are evidence; all else is."""
     tiles = load(PARITY / "next_vicuna")
-    status, _, err = done(capsys, *command(tiles, data, "--count", 1, "--set", "fastv.layer=1", "--out", tmp_path / "a.json"))
+    status, _, err = done(
+        capsys, *command(tiles, data, "--count", 1, "--set", "fastv.layer=1", "--out", tmp_path / "a.json")
+    )
     assert status == 0, err
     fastv = json.loads((tmp_path / "a.json").read_text())["contestants"][-1]
     assert fastv["method"] == "fastv" and fastv["all"]["evidence"] is None and fastv["tokens"] > 16
 
 
-# --- several processes -------------------------------------------------------------------------------------------------------
+# --- several processes ------------------------------------------------------------------------------------------------
 
 def started(*argv, env=None):
     """A process of its own that has ended well."""
-    ended = subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, *map(str, argv)],
+        cwd=ROOT,
+        env=os.environ | dict(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -464,7 +560,8 @@ def test_processes_end_with_the_first_that_fails():
 
 
 def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):
-    """Under torchrun and by --processes: the same JSON to the byte, printed and written once, of answers that are all asked once."""
+    """Under torchrun and by --processes: the same JSON to the byte, printed and written once. Each question is asked
+    once."""
     assert done(capsys, *command(model, data, "--out", tmp_path / "one.json"))[0] == 0
     for out, start, more in (("torchrun", TORCHRUN, []), ("spread", [], ["--processes", "2"])):
         printed = started(*start, "run.py", *command(model, data, "--out", tmp_path / f"{out}.json", *more))
@@ -478,8 +575,10 @@ def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):
 @pytest.mark.slow
 def test_two_processes_divide_the_rounds_of_a_benchmark(tmp_path):
     """Three rounds on two processes are three rounds, in one table."""
-    printed = started(*TORCHRUN, "run.py", "bench", "--model", MODEL, "--method", "fastv", "--keep", "4", "--repeat", "3", "--steps", "1",
-                      "--threads", "1", "--json", tmp_path / "a.json")
-    told = json.loads((tmp_path / "a.json").read_text())
-    assert told["processes"] == 2 and [len(row["times"]) for row in told["rows"]] == [3, 3]
+    printed = started(
+        *TORCHRUN, "run.py", "bench", "--model", MODEL, "--method", "fastv", "--keep", "4", "--repeat", "3",
+        "--steps", "1", "--threads", "1", "--json", tmp_path / "a.json",
+    )
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["processes"] == 2 and [len(row["times"]) for row in report["rows"]] == [3, 3]
     assert printed.count("2 processes at once") == 1 and printed.count("wrote ") == 1
