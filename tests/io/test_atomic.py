@@ -15,7 +15,7 @@ def names(folder):
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
-    """While it is made the old one stays; afterwards nothing hidden is left."""
+    """While it is written the old one stays; afterwards no hidden file is left."""
     path = tmp_path / "table.json"
     path.write_text("old")
     with written(path) as beside:
@@ -56,7 +56,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path, kind):
 
 
 def test_a_new_folder_appears_when_it_is_whole(tmp_path):
-    """Its parents are made too, and removed if it fails; in a folder that is there each file is written by itself."""
+    """Its parents are created too, and removed if it fails; in an existing folder each file is written by itself."""
     path = tmp_path / "a" / "b" / "c"
     with pytest.raises(ValueError, match="stopped"):
         with written_folder(path) as place:
@@ -72,7 +72,7 @@ def test_a_new_folder_appears_when_it_is_whole(tmp_path):
 
 
 def test_a_folder_stays_if_something_is_in_it(tmp_path):
-    """Only what was made is removed, and only if it is empty."""
+    """Only created folders are removed, and only empty ones."""
     with pytest.raises(ValueError, match="stopped"):
         with filled(tmp_path / "a" / "b"):
             raise ValueError("stopped")

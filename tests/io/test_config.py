@@ -17,14 +17,17 @@ from pruning.base import UserError
 from tiny_internvl import CONTEXT
 
 # What the hub's files hold of their text_config and vision_config; all else is left to the defaults of the classes.
-HUB_TEXT = {"_name_or_path": "lmsys/vicuna-7b-v1.5", "model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-            "torch_dtype": "float16", "vocab_size": 32064}
+HUB_TEXT = {"_name_or_path": "lmsys/vicuna-7b-v1.5", "model_type": "llama", "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5, "torch_dtype": "float16", "vocab_size": 32064}
 HUB_VISION = {"hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model",
-              "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768, "vocab_size": 32000}
-HUB = {"architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100, "image_token_index": 32000, "model_type": "llava",
-       "pad_token_id": 32001, "projector_hidden_act": "gelu", "text_config": HUB_TEXT, "vision_config": HUB_VISION,
-       "tie_word_embeddings": False, "torch_dtype": "float16", "vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
-WIDE = {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40, "num_hidden_layers": 40, "num_key_value_heads": 40}
+              "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768,
+              "vocab_size": 32000}
+HUB = {"architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100, "image_token_index": 32000,
+       "model_type": "llava", "pad_token_id": 32001, "projector_hidden_act": "gelu", "text_config": HUB_TEXT,
+       "vision_config": HUB_VISION, "tie_word_embeddings": False, "torch_dtype": "float16",
+       "vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
+WIDE = {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40, "num_hidden_layers": 40,
+        "num_key_value_heads": 40}
 
 
 def read(tmp_path, raw):
@@ -40,10 +43,12 @@ def test_hub_configs_are_partial(tmp_path):
 
 
 def test_hub_configs_of_llava_next(tmp_path):
-    """Mistral's text_config is partial too; the grids may be missing; a pad token is not told. Prompts are those of the decoder."""
-    raw = {k: v for k, v in HUB.items() if k != "pad_token_id"} | {"model_type": "llava_next", "image_grid_pinpoints": layouts.GRIDS}
-    mistral = {"model_type": "mistral", "intermediate_size": 14336, "max_position_embeddings": 32768, "num_key_value_heads": 8,
-               "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None, "vocab_size": 32064}
+    """Mistral's text_config is partial too; grids and pad token may be missing. Prompts are those of the decoder."""
+    raw = {k: v for k, v in HUB.items() if k != "pad_token_id"}
+    raw |= {"model_type": "llava_next", "image_grid_pinpoints": layouts.GRIDS}
+    mistral = {"model_type": "mistral", "intermediate_size": 14336, "max_position_embeddings": 32768,
+               "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None,
+               "vocab_size": 32064}
     assert read(tmp_path, raw) == NEXT_7B
     assert read(tmp_path, raw | {"text_config": mistral}) == NEXT_MISTRAL
     del raw["image_grid_pinpoints"]
@@ -61,7 +66,8 @@ def test_original_llava_next_reads_its_grids_as_width_and_height(tmp_path):
 def test_nothing_written_means_the_classes_defaults(tmp_path):
     """Without a vision_config the tower is ViT-L/14-336; within one, a missing size is ViT-B/32's."""
     assert read(tmp_path, {"model_type": "llava"}) == LlavaConfig()
-    assert read(tmp_path, {"model_type": "llava", "vision_config": {}}).vision == VisionConfig(768, 3072, 12, 12, 224, 32)
+    empty = {"model_type": "llava", "vision_config": {}}
+    assert read(tmp_path, empty).vision == VisionConfig(768, 3072, 12, 12, 224, 32)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
@@ -79,8 +85,8 @@ def test_text_defaults_are_the_reference_classes(tmp_path, kind, transformers):
 
 def test_vision_defaults_are_the_reference_classes(tmp_path, transformers):
     reference = transformers.LlavaConfig(vision_config={"patch_size": 14}).vision_config
-    ours = read(tmp_path, {"model_type": "llava", "vision_config": {"patch_size": 14}}).vision
-    assert asdict(ours) == {name: getattr(reference, name) for name in asdict(ours)}
+    vision = read(tmp_path, {"model_type": "llava", "vision_config": {"patch_size": 14}}).vision
+    assert asdict(vision) == {name: getattr(reference, name) for name in asdict(vision)}
 
 
 def test_old_and_new_keys_say_the_same(tmp_path):
@@ -90,7 +96,7 @@ def test_old_and_new_keys_say_the_same(tmp_path):
 
 
 def test_null_window_is_none_and_a_missing_one_is_mistrals(tmp_path):
-    """Not the same: the released LLaVA-NeXT says null. Qwen2's window is that of some layers, so its context ends there."""
+    """They differ: the released LLaVA-NeXT says null. Qwen2's window is that of some layers: its context ends there."""
     text = {"model_type": "mistral", "max_position_embeddings": 32768, "rope_theta": 1e6}
     missing = read(tmp_path, HUB | {"text_config": text}).text
     null = read(tmp_path, HUB | {"text_config": text | {"sliding_window": None}}).text
@@ -99,7 +105,8 @@ def test_null_window_is_none_and_a_missing_one_is_mistrals(tmp_path):
     qwen = {"model_type": "qwen2", "sliding_window": 1024, "use_sliding_window": True}
     some = read(tmp_path, HUB | {"text_config": qwen}).text
     assert (some.sliding_window, some.max_position_embeddings) == (None, 1024)
-    assert read(tmp_path, HUB | {"text_config": qwen | {"use_sliding_window": False}}).text.max_position_embeddings == 32768
+    whole = read(tmp_path, HUB | {"text_config": qwen | {"use_sliding_window": False}})
+    assert whole.text.max_position_embeddings == 32768
 
 
 def test_llama_attention_bias_is_on_all_four_projections(tmp_path):
@@ -126,7 +133,8 @@ def test_original_takes_the_tower_from_its_folder(tmp_path, kind, place):
     """By its name beside or inside the checkpoint; the whole CLIP's config has the tower's in a section."""
     vision = asdict(TINY.vision) | {"model_type": "clip_vision_model"}
     (tmp_path / place).mkdir(parents=True)
-    (tmp_path / place / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision} if kind == "clip" else vision))
+    config = {"model_type": "clip", "vision_config": vision} if kind == "clip" else vision
+    (tmp_path / place / "config.json").write_text(json.dumps(config))
     (tmp_path / "checkpoint").mkdir(exist_ok=True)
     c = read(tmp_path / "checkpoint", layouts.original_json(TINY, mm_vision_tower="openai/my-clip"))
     assert c.vision == TINY.vision and c.vision_tower == "openai/my-clip"
@@ -150,7 +158,8 @@ def test_config_of_an_original_internvl(tmp_path):
     """Its own fields; dynamic rotary scaling, which begins where the context ends, is none; the mark's id is the
     tokenizer's."""
     c = read(tmp_path, internvl_chat())
-    assert (c.max_tiles, c.use_thumbnail, c.template, c.original, c.dtype) == (6, True, "internlm2-chat", True, "bfloat16")
+    assert (c.max_tiles, c.use_thumbnail) == (6, True)
+    assert (c.template, c.original, c.dtype) == ("internlm2-chat", True, "bfloat16")
     assert c.text.rope_theta == 1e6 and not c.text.qkv_bias and c.vision.attention_bias and c.image_token_index == 92546
     (tmp_path / "added_tokens.json").write_text(json.dumps({CONTEXT: 77}))
     assert read(tmp_path, internvl_chat()).image_token_index == 77
@@ -171,17 +180,26 @@ def test_config_of_a_hugging_face_internvl(tmp_path):
 REFUSED = {
     "wrong family": (HUB | {"model_type": "bert"}, "model_type 'bert'"),
     "no family": ({}, "model_type None"),
-    "any resolution": (layouts.original_json(ORIGINAL_NEXT, image_aspect_ratio="anyres_max_9"), "image_aspect_ratio 'anyres_max_9'"),
+    "any resolution": (layouts.original_json(ORIGINAL_NEXT, image_aspect_ratio="anyres_max_9"),
+                       "image_aspect_ratio 'anyres_max_9'"),
     "merge type": (layouts.original_json(ORIGINAL_NEXT, mm_patch_merge_type="flat"), "mm_patch_merge_type 'flat'"),
     "no merge type": (layouts.original_json(ORIGINAL_7B, image_aspect_ratio="anyres"), "mm_patch_merge_type 'flat'"),
-    "no grids": (layouts.original_json(ORIGINAL_NEXT, image_grid_pinpoints="(1x1),...,(6x6)"), "image_grid_pinpoints must be pairs"),
-    "grids": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": [[336, 600]]}, "pairs of multiples of image_size 336"),
-    "grid of one side": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": [[336]]}, "image_grid_pinpoints must be pairs"),
-    "tiles with class tokens": (HUB | {"model_type": "llava_next", "vision_feature_select_strategy": "full"}, "the class token"),
-    "rope, old": (HUB | {"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}}, "type 'linear' is not supported"),
-    "rope, new": (HUB | {"text_config": {"rope_parameters": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
-    "text family": (HUB | {"text_config": {"model_type": "gemma"}}, "model_type 'gemma' is not supported, only llama or mistral or qwen2"),
-    "vision family": (HUB | {"vision_config": {"model_type": "siglip_vision_model"}}, "model_type 'siglip_vision_model'"),
+    "no grids": (layouts.original_json(ORIGINAL_NEXT, image_grid_pinpoints="(1x1),...,(6x6)"),
+                 "image_grid_pinpoints must be pairs"),
+    "grids": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": [[336, 600]]},
+              "pairs of multiples of image_size 336"),
+    "grid of one side": (HUB | {"model_type": "llava_next", "image_grid_pinpoints": [[336]]},
+                         "image_grid_pinpoints must be pairs"),
+    "tiles with class tokens": (HUB | {"model_type": "llava_next", "vision_feature_select_strategy": "full"},
+                                "the class token"),
+    "rope, old": (HUB | {"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
+                  "type 'linear' is not supported"),
+    "rope, new": (HUB | {"text_config": {"rope_parameters": {"rope_type": "yarn"}}},
+                  "rope_type 'yarn' is not supported"),
+    "text family": (HUB | {"text_config": {"model_type": "gemma"}},
+                    "model_type 'gemma' is not supported, only llama or mistral or qwen2"),
+    "vision family": (HUB | {"vision_config": {"model_type": "siglip_vision_model"}},
+                      "model_type 'siglip_vision_model'"),
     "text act": (HUB | {"text_config": {"hidden_act": "gelu"}}, "hidden_act 'gelu' is not supported, only silu"),
     "vision act": (HUB | {"vision_config": {"hidden_act": "mish"}}, "hidden_act 'mish'"),
     "projector act": (HUB | {"projector_hidden_act": "mish"}, "projector_hidden_act 'mish'"),
@@ -199,7 +217,7 @@ REFUSED = {
                   "type 'linear' is not supported"),
     "two thetas": (HUB | {"text_config": {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"rope_theta": 1e6}}},
                    "rope_parameters and rope_scaling differ"),
-    "part of a rope": (HUB | {"text_config": {"rope_parameters": {"partial_rotary_factor": .5}}},
+    "part of a rope": (HUB | {"text_config": {"rope_parameters": {"partial_rotary_factor": 0.5}}},
                        "partial_rotary_factor 0.5"),
     "ropes of layers": (HUB | {"text_config": {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}},
                         "differ from layer to layer"),
@@ -223,30 +241,35 @@ REFUSED = {
     "marks": (layouts.original_json(ORIGINAL_7B, mm_use_im_start_end=True), "mm_use_im_start_end True"),
     "kind": (layouts.original_json(ORIGINAL_7B, model_type="llava_qwen"),
              "not read with model_type llava_qwen: give the same weights in Hugging Face's layout"),
-    "tower": (layouts.original_json(ORIGINAL_7B, mm_vision_tower="openai/other"), "mm_vision_tower 'openai/other' is not known"),
+    "tower": (layouts.original_json(ORIGINAL_7B, mm_vision_tower="openai/other"),
+              "mm_vision_tower 'openai/other' is not known"),
     "no tower": (layouts.original_json(ORIGINAL_7B, mm_vision_tower=None), "mm_vision_tower must name"),
     "InternVL: shuffle": (internvl_chat(ps_version="v1"), "ps_version 'v1' is not supported, only v2"),
     "InternVL: no version": ({k: v for k, v in internvl_chat().items() if k != "ps_version"}, "ps_version 'v1'"),
-    "InternVL: template": (internvl_chat(template="phi3-chat"), "template 'phi3-chat' is not supported, only internlm2-chat or"),
-    "InternVL: decoder": (internvl_chat(llm_config={"model_type": "phi3"}), "model_type 'phi3' is not supported, only internlm2"),
+    "InternVL: template": (internvl_chat(template="phi3-chat"),
+                           "template 'phi3-chat' is not supported, only internlm2-chat or"),
+    "InternVL: decoder": (internvl_chat(llm_config={"model_type": "phi3"}),
+                          "model_type 'phi3' is not supported, only internlm2"),
     "InternVL: biases": (internvl_chat(llm_config={"model_type": "internlm2", "bias": True}), "bias True"),
     "InternVL: layer": (internvl_chat(select_layer=-4), "select_layer -4"),
     "InternVL: ratio": (internvl(downsample_ratio=0.25), "downsample_ratio 0.25"),
-    "InternVL: 6B": (internvl_chat(vision_config=dict(internvl_chat()["vision_config"], qk_normalization=True)), "use_qk_norm True"),
+    "InternVL: 6B": (internvl_chat(vision_config=dict(internvl_chat()["vision_config"], qk_normalization=True)),
+                     "use_qk_norm True"),
     "InternVL: 6B norms": (internvl(vision_config={"norm_type": "rms_norm"}), "norm_type 'rms_norm'"),
     "InternVL: pooling": (internvl(vision_config={"use_mean_pooling": False}), "use_mean_pooling False"),
     "InternVL: other side": (internvl_chat(force_image_size=224), "image_size 224 is not supported, only 28"),
     "InternVL: quantised": (internvl(quantization_config={"bits": 4}), "quantization_config"),
-    "InternVL: rope": (internvl_chat(llm_config={"rope_scaling": {"type": "linear", "factor": 2.0}}), "type 'linear' is not supported"),
+    "InternVL: rope": (internvl_chat(llm_config={"rope_scaling": {"type": "linear", "factor": 2.0}}),
+                       "type 'linear' is not supported"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused_in_one_line_that_names_file_and_key(tmp_path, what):
     raw, words = REFUSED[what]
-    with pytest.raises(UserError, match=words) as told:
+    with pytest.raises(UserError, match=words) as error:
         read(tmp_path, raw)
-    assert "config.json" in str(told.value) and "\n" not in str(told.value)
+    assert "config.json" in str(error.value) and "\n" not in str(error.value)
 
 
 PLACES = {                                         # a layout: what its config.json is, and where its sections are
@@ -284,7 +307,8 @@ def test_what_is_no_size_is_refused_by_its_name(tmp_path, layout, section, key):
     """Text, a fraction, a list, an object, too large, negative; and true, where a number is meant."""
     flags = ("multimodal_projector_bias", "dynamic_image_size", "use_thumbnail")
     named = {"image_token_id": "image_token_index", "mm_vision_select_layer": "vision_feature_layer",
-             "force_image_size": "image_size", "min_dynamic_patch": "min_tiles", "max_dynamic_patch": "max_tiles"}.get(key, key)
+             "force_image_size": "image_size", "min_dynamic_patch": "min_tiles",
+             "max_dynamic_patch": "max_tiles"}.get(key, key)
     for value in [*NO_SIZE, 1 if key in flags else True]:
         with pytest.raises(UserError, match=f"config.json: {named} ") as error:
             read(tmp_path, written(layout, section, key, value))
@@ -341,14 +365,14 @@ def test_tiles_of_internvl_that_cannot_be(tmp_path, change, words):
         read(tmp_path, PLACES["internvl_chat"][0] | change)
 
 
-@pytest.mark.parametrize("name, told, words", [
+@pytest.mark.parametrize("name, content, words", [
     ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder must be an object"),
     ("tokenizer.json", {"added_tokens": {"a": 1}}, "added_tokens must be a list"),
     ("added_tokens.json", {"<IMG_CONTEXT>": "x"}, "id must be a number, and is 'x'"),
     ("tokenizer.json", {"added_tokens": [1, {"content": [], "id": 5}, {"content": "<IMG_CONTEXT>", "id": 5.5}]},
      "and is 5.5")])
-def test_tokenizer_files_of_internvl_of_a_wrong_kind(tmp_path, name, told, words):
-    (tmp_path / name).write_text(json.dumps(told))
+def test_tokenizer_files_of_internvl_of_a_wrong_kind(tmp_path, name, content, words):
+    (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"{name}: .*{words}"):
         read(tmp_path, PLACES["internvl_chat"][0])
 

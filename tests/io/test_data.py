@@ -22,7 +22,8 @@ from pruning.base import UserError
 
 DEEP = "[" * 100_000
 TEXTS = ["", "{", "null", "3", '"x"', "[1]", "[null]", "[[]]", "NaN", DEEP, '{"image": ' + DEEP, "9" * 5000]
-VALUES = [None, True, 0, -1, 1.5, float("nan"), float("inf"), 10 ** 30, "", "word", [], [[]], [None], ["x"], [0], [True], {}, {"a": 1}]
+VALUES = [None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**30, "", "word", [], [[]], [None], ["x"], [0],
+          [True], {}, {"a": 1}]
 QUESTION = dict(image="a.png", family="exist", question="is it ?", answer="yes", evidence=[3], things=[1])
 TALK = dict(image="a.png", conversations=[{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}])
 
@@ -52,15 +53,23 @@ def changes(good):
 
 def readers(folder):
     """(what reads, its words) of every kind of file, in a folder where each has the same text."""
-    return [(Instructions, folder / "a.json"), (build, str(folder / "a.json")), (fit.questions_of, folder / "a.json", folder),
-            (benchmark.read, folder), (read_expected, folder / "a.json"), (own_settings, folder), (modules.read, folder / "a.json")]
+    return [
+        (Instructions, folder / "a.json"),
+        (build, str(folder / "a.json")),
+        (fit.questions_of, folder / "a.json", folder),
+        (benchmark.read, folder),
+        (read_expected, folder / "a.json"),
+        (own_settings, folder),
+        (modules.read, folder / "a.json"),
+    ]
 
 
 def test_what_is_no_file(tmp_path):
-    """A folder, a pipe, a device, a link to one, and names that no file can have: none is waited for, or read without an end."""
+    """A folder, a pipe, a device, a link to one, and names that no file can have: each is refused at once."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
-    for path in (tmp_path, tmp_path / "pipe", "/dev/zero", tmp_path / "zero", tmp_path / "none", "a\0b", "x" * 5000, "\ud800"):
+    for path in (tmp_path, tmp_path / "pipe", "/dev/zero", tmp_path / "zero", tmp_path / "none",
+                 "a\0b", "x" * 5000, "\ud800"):
         assert "no question" in said(read_text, path, "question")
         for read in (Instructions, modules.read, read_expected):
             said(read, path)
@@ -99,7 +108,8 @@ def test_fields_of_another_kind(tmp_path):
         (tmp_path / "questions.jsonl").write_text(json.dumps(row))
         harmless(benchmark.read, tmp_path)
         harmless(fit.questions_of, tmp_path / "questions.jsonl", tmp_path)
-    talks = [TALK | dict(conversations=[turn, TALK["conversations"][1]]) for turn in [*changes(TALK["conversations"][0]), *VALUES]]
+    first, second = TALK["conversations"]
+    talks = [TALK | dict(conversations=[turn, second]) for turn in [*changes(first), *VALUES]]
     for row in [*changes(TALK), *talks]:
         (tmp_path / "a.json").write_text(json.dumps([row]))
         harmless(Instructions, tmp_path / "a.json")
@@ -110,9 +120,10 @@ def test_fields_of_another_kind(tmp_path):
         harmless(build, str(tmp_path / "a.json"))
 
 
-@pytest.mark.parametrize("read, name, content, told", [
+@pytest.mark.parametrize("read, name, content, message", [
     (benchmark.read, "questions.jsonl", QUESTION | dict(image="none.png"), "line 1: there is no picture"),
-    (benchmark.read, "questions.jsonl", QUESTION | dict(evidence=[float("inf")]), "line 1: no question in JSON .Infinity is no number"),
+    (benchmark.read, "questions.jsonl", QUESTION | dict(evidence=[float("inf")]),
+     "line 1: no question in JSON .Infinity is no number"),
     (benchmark.read, "questions.jsonl", QUESTION | dict(evidence="12"), "numbers of patches"),
     (Instructions, "a.json", [TALK | dict(image="none.png")], "conversation 0: there is no picture"),
     (Instructions, "a.json", [TALK | dict(image=["a.png"])], "conversation 0: image is a word or none; got"),
@@ -122,20 +133,21 @@ def test_fields_of_another_kind(tmp_path):
     (own_settings, "methods.json", dict(fastv=[3]), "METHOD.*OPTION=VALUE"),
     (own_settings, "methods.json", dict(slowv=["layer=3"]), "methods.json: .*'slowv' is not known"),
     (own_settings, "methods.json", dict(fastv=["layer=0"]), "methods.json: FastV: layer must be at least 1"),
-    (build, "a.json", dict(method="fitprune", options=dict(table={})), "holds no method.*FitPrune: table is a list"),
+    (build, "a.json", dict(method="fitprune", options=dict(table={})),
+     "holds no method.*FitPrune: table is a list"),
     (build, "a.json", dict(method=["fitprune"], options={}), "holds no method"),
 ])
-def test_the_line_names_what_is_wrong(tmp_path, read, name, content, told):
-    """A picture that is not there is found before the first step, not when its batch comes."""
+def test_the_line_names_what_is_wrong(tmp_path, read, name, content, message):
+    """A missing picture is an error before the first step, not when its batch comes."""
     shutil.copy(PICTURE, tmp_path / "a.png")
     (tmp_path / name).write_text(json.dumps(content))
     place = tmp_path if read in (benchmark.read, own_settings) else tmp_path / name
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read(str(place) if read is build else place)
 
 
 def test_questions_beside_a_picture_may_be_of_another_kind(tmp_path):
-    """compare looks at questions.jsonl beside the picture, which need not be one of ours: then it tells nothing."""
+    """compare looks for the picture in questions.jsonl of its folder. A file of another kind is ignored."""
     file = tmp_path / "questions.jsonl"
     for row in [QUESTION, *changes(QUESTION)]:
         file.write_text(json.dumps(row))
@@ -157,9 +169,17 @@ def test_a_file_of_modules(tmp_path):
     good = module()[0]
     save_file(good, tmp_path / "good.safetensors", module()[1])
     assert modules.read(tmp_path / "good.safetensors").module[0].N == 4
-    bad = [module(options=text) for text in (*TEXTS, '{"layers": {}}', '{"layers": [4], "nothing": 1}', '{"module": 1}', '{"eps": NaN}')]
-    bad += [module(activation="tanh"), module({"999999999.linear.weight": torch.zeros(2, 8)}), module({"linear.weight": torch.zeros(2, 8)})]
-    bad += [module(good | {name: value}) for name in good for value in (torch.zeros(3), torch.tensor(1.), good[name] * torch.nan, good[name].long())]
+    bad = [
+        module(options=text)
+        for text in (*TEXTS, '{"layers": {}}', '{"layers": [4], "nothing": 1}', '{"module": 1}', '{"eps": NaN}')
+    ]
+    bad += [module(activation="tanh"), module({"999999999.linear.weight": torch.zeros(2, 8)}),
+            module({"linear.weight": torch.zeros(2, 8)})]
+    bad += [
+        module(good | {name: value})
+        for name in good
+        for value in (torch.zeros(3), torch.tensor(1.0), good[name] * torch.nan, good[name].long())
+    ]
     bad += [module({name: x for name, x in good.items() if name != left}) for left in good]
     for tensors, metadata in bad:
         save_file(tensors, tmp_path / "a.safetensors", metadata)
@@ -167,7 +187,7 @@ def test_a_file_of_modules(tmp_path):
 
 
 def test_a_recording(tmp_path):
-    """verify: every field of a prompt, and every tensor, of another kind or shape: a line, or rows that fail, and no traceback."""
+    """verify: every field of a prompt and every tensor of another kind or shape is one line or a row that fails."""
     recording, tensors = json.loads((MODEL / "expected.json").read_text()), load_file(MODEL / "expected.safetensors")
     recording["prompts"] = recording["prompts"][-1:]                               # a batch of two
     tensors = {name.replace("p4.", "p0."): x for name, x in tensors.items() if name.startswith("p4.")}
@@ -183,7 +203,9 @@ def test_a_recording(tmp_path):
     for prompt in changes(recording["prompts"][0]):
         path.write_text(json.dumps(recording | dict(prompts=[prompt])))
         harmless(sampled)
-    for changed in changes(dict(prompts=recording["prompts"], eos_list_case=dict(prompt=0, eos_token_id=[2], generated=[[1]]))):
+    for changed in changes(
+        dict(prompts=recording["prompts"], eos_list_case=dict(prompt=0, eos_token_id=[2], generated=[[1]]))
+    ):
         path.write_text(json.dumps(recording | changed))
         harmless(sampled)
     path.write_text(json.dumps(recording))
@@ -193,18 +215,19 @@ def test_a_recording(tmp_path):
             harmless(sampled)
 
 
-@pytest.mark.parametrize("argv, told", [
+@pytest.mark.parametrize("argv, message", [
     (["fit", "vtw", "--questions", "q.jsonl", "--out", "o.json", "--model", MODEL], "line 1: there is no picture"),
     (["eval", "--data", ".", "--out", "o.json", "--model", MODEL], "there is no picture"),
-    (["train", "atp", "--data", "d.json", "--target-tokens", "9", "--layers", "1", "--out", "o", "--model", MODEL], "there is no picture"),
+    (["train", "atp", "--data", "d.json", "--target-tokens", "9", "--layers", "1", "--out", "o", "--model", MODEL],
+     "there is no picture"),
     (["verify", MODEL, "--expected", "q.jsonl"], "no recording"),
 ])
-def test_a_command_that_is_refused_leaves_nothing(capsys, tmp_path, monkeypatch, argv, told):
+def test_a_command_that_is_refused_leaves_nothing(capsys, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d.json").write_text(json.dumps([TALK]))
     for name in ("q.jsonl", "questions.jsonl"):
         (tmp_path / name).write_text(json.dumps(QUESTION))
     before = sorted(tmp_path.iterdir())
     status, out, err = done(capsys, *argv)
-    assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+    assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
     assert sorted(tmp_path.iterdir()) == before

@@ -53,7 +53,7 @@ def no_file(path, kind):
         path.mkdir()
     elif kind == "link":
         path.symlink_to(path)
-    else:                                          # its size is told, and no byte is stored
+    else:                                          # only its size is given, and no byte is stored
         with open(path, "wb") as file:
             file.truncate(2 ** 40)
 
@@ -133,12 +133,12 @@ def test_a_header_that_is_none(tmp_path, head):
         stored(tmp_path)
 
 
-@pytest.mark.parametrize("told, base", [
+@pytest.mark.parametrize("config, base", [
     ({"base_model_name_or_path": "liuhaotian/llava-v1.5-7b"}, "liuhaotian/llava-v1.5-7b"),
     ({}, "another model"), ({"base_model_name_or_path": None}, "another model")])
-def test_an_adapter_is_no_model(tmp_path, told, base):
+def test_an_adapter_is_no_model(tmp_path, config, base):
     """A LoRA folder, with and without its config.json; merged, it is a model like any other."""
-    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=f"holds an adapter of {base}, and no model: merge it"):
         folder_of(tmp_path)
     (tmp_path / "config.json").write_text("{}")

@@ -1,4 +1,5 @@
-"""From a picture to pixels: equal to the reference library's, whatever preprocessor_config.json says, and back by box."""
+"""From a picture to pixels: equal to the reference library's, whatever preprocessor_config.json says,
+and back by box."""
 
 import json
 import warnings
@@ -32,11 +33,11 @@ def config(side, **fields):
     return LlavaConfig(vision=VisionConfig(image_size=side, patch_size=14), **fields)
 
 
-def hugging_face(told, image):
-    """(1, 3, S, S) of the reference library's Pillow processor, made from the same keys."""
+def hugging_face(settings, image):
+    """(1, 3, S, S) of the reference library's Pillow processor with the same keys."""
     from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
-    cls = LlavaImageProcessorPil if "Llava" in told.get("image_processor_type", "") else CLIPImageProcessorPil
-    return torch.as_tensor(np.array(cls(**told)(image)["pixel_values"]), dtype=torch.float32)
+    cls = LlavaImageProcessorPil if "Llava" in settings.get("image_processor_type", "") else CLIPImageProcessorPil
+    return torch.as_tensor(np.array(cls(**settings)(image)["pixel_values"]), dtype=torch.float32)
 
 
 @live
@@ -45,10 +46,10 @@ def hugging_face(told, image):
 @pytest.mark.parametrize("mode", ["crop", "pad"])
 def test_pixels_equal_the_reference_library(width, height, side, mode):
     """Bit by bit, not only to 1e-5."""
-    told = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    told |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True} if mode == "pad" else {}
+    settings = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True} if mode == "pad" else {}
     image = noise(width, height)
-    assert ImageProcessor(side, mode).pixels(image).equal(hugging_face(told, image))
+    assert ImageProcessor(side, mode).pixels(image).equal(hugging_face(settings, image))
 
 
 @live
@@ -58,8 +59,8 @@ def test_every_mode_of_eight_bits_equals_the_reference_library(mode):
     image = rgba.convert("LA").convert("La") if mode == "La" else _converted(rgba, mode)
     reference = image.convert("LA") if mode == "La" else image.convert("RGBA") if mode == "RGBa" else image
     assert image.mode == mode
-    told = {"size": {"shortest_edge": 28}, "crop_size": 28}
-    assert ImageProcessor(28).pixels(image).equal(hugging_face(told, reference))
+    settings = {"size": {"shortest_edge": 28}, "crop_size": 28}
+    assert ImageProcessor(28).pixels(image).equal(hugging_face(settings, reference))
 
 
 def _converted(rgba, mode):
@@ -72,7 +73,7 @@ def _converted(rgba, mode):
 
 
 @live
-@pytest.mark.parametrize("told", [
+@pytest.mark.parametrize("settings", [
     {}, {"size": 28, "crop_size": 28}, {"size": [28, 28]}, {"size": {"height": 40, "width": 31}},
     {"size": {"height": 28, "width": 28}, "do_center_crop": False}, {"size": {"shortest_edge": 60}},
     {"size": {"shortest_edge": 17}}, {"size": {"height": 19, "width": 50}}, {"do_resize": False}, {"resample": 2},
@@ -82,10 +83,12 @@ def _converted(rgba, mode):
     ids=str)
 @pytest.mark.parametrize("size", [(50, 33), (20, 31)])
 @pytest.mark.parametrize("nested", [False, True])
-def test_preprocessor_config_is_followed(tmp_path, told, size, nested):
+def test_preprocessor_config_is_followed(tmp_path, settings, size, nested):
     """Each key means what it means to the reference library; transformers 5 writes them into processor_config.json."""
-    given = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}} | told
-    name, content = ("processor_config.json", {"image_processor": given}) if nested else ("preprocessor_config.json", given)
+    given = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}} | settings
+    name, content = "preprocessor_config.json", given
+    if nested:
+        name, content = "processor_config.json", {"image_processor": given}
     (tmp_path / name).write_text(json.dumps(content))
     image = noise(*size)
     pixels = ImageProcessor.from_folder(tmp_path, config(28)).pixels(image)
@@ -124,14 +127,16 @@ def test_pad_keeps_all_of_it_between_bands_of_the_mean_colour():
 
 
 def test_a_picture_smaller_than_the_crop_gets_black_edges():
-    """2 x 1 on 4 x 4 without resizing: of 3 missing rows two stand above (as the reference library has it), one below."""
+    """2 x 1 on 4 x 4 without resizing: of 3 missing rows two are above, as in the reference library, and one below."""
     pixels = ImageProcessor(4, resize=None, rescale=1.0, normalize=False).pixels(Image.new("RGB", (2, 1), "white"))
     assert pixels[0, 0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 0]]
 
 
 def test_original_checkpoints_pad_and_silent_folders_get_clips_numbers(tmp_path):
-    assert ImageProcessor.from_folder(tmp_path, config(28, image_aspect_ratio="pad")) == ImageProcessor(28, "pad", resize=28)
-    assert ImageProcessor.from_folder(tmp_path, config(336)).pixels(noise(9, 9)).equal(ImageProcessor().pixels(noise(9, 9)))
+    padded = ImageProcessor.from_folder(tmp_path, config(28, image_aspect_ratio="pad"))
+    assert padded == ImageProcessor(28, "pad", resize=28)
+    usual = ImageProcessor.from_folder(tmp_path, config(336))
+    assert usual.pixels(noise(9, 9)).equal(ImageProcessor().pixels(noise(9, 9)))
 
 
 def test_an_original_checkpoint_takes_its_towers_numbers(tmp_path):
@@ -154,7 +159,9 @@ def test_box_by_hand(processor, size, box):
     assert processor.box(*size) == pytest.approx(box)
 
 
-@given(st.integers(30, 250), st.integers(30, 250), st.sampled_from(["crop", "pad"]), st.integers(14, 60), st.integers(0, 2))
+@given(
+    st.integers(30, 250), st.integers(30, 250), st.sampled_from(["crop", "pad"]), st.integers(14, 60), st.integers(0, 2)
+)
 def test_box_says_where_each_pixel_came_from(width, height, mode, side, more):
     """A picture whose red is the column and whose green is the row: a pixel's colour is its place in the picture."""
     column, row = np.meshgrid(np.arange(width), np.arange(height))
@@ -171,16 +178,25 @@ def test_box_says_where_each_pixel_came_from(width, height, mode, side, more):
     assert (pixels[0] - x[None])[inside].abs().max() <= 1 and (pixels[1] - y[:, None])[inside].abs().max() <= 1
 
 
-@pytest.mark.parametrize("text, told", [
-    ('{"image_processor_type": "SiglipImageProcessor"}', "SiglipImageProcessor is not known; known are CLIPImageProcessor"),
+@pytest.mark.parametrize("text, message", [
+    ('{"image_processor_type": "SiglipImageProcessor"}',
+     "SiglipImageProcessor is not known; known are CLIPImageProcessor"),
     ('{"feature_extractor_type": "ViTFeatureExtractor"}', "ViTFeatureExtractor is not known"),
-    ('{"crop_size": 224}', "side 224"), ('{"crop_size": {"height": 28, "width": 14}}', "square"),
-    ('{"size": {"longest_edge": 28}}', "shortest_edge"), ('{"size": "big"}', "shortest_edge"), ('{"size": 0}', "shortest_edge"),
-    ('{"image_mean": [0.5]}', "three"), ('{"image_std": ["a", 1, 1]}', "image_std|float"), ('{"resample": 99}', "99"),
-    ('{"do_resize": false, "do_center_crop": false}', "square"), ("{", "JSON"), ("[]", "list")])
-def test_a_preprocessor_config_that_cannot_be_followed(tmp_path, text, told):
+    ('{"crop_size": 224}', "side 224"),
+    ('{"crop_size": {"height": 28, "width": 14}}', "square"),
+    ('{"size": {"longest_edge": 28}}', "shortest_edge"),
+    ('{"size": "big"}', "shortest_edge"),
+    ('{"size": 0}', "shortest_edge"),
+    ('{"image_mean": [0.5]}', "three"),
+    ('{"image_std": ["a", 1, 1]}', "image_std|float"),
+    ('{"resample": 99}', "99"),
+    ('{"do_resize": false, "do_center_crop": false}', "square"),
+    ("{", "JSON"),
+    ("[]", "list"),
+])
+def test_a_preprocessor_config_that_cannot_be_followed(tmp_path, text, message):
     (tmp_path / "preprocessor_config.json").write_text(text)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         ImageProcessor.from_folder(tmp_path, config(28))
     assert str(tmp_path) in str(error.value)
 
@@ -208,22 +224,22 @@ def test_values_of_a_wrong_kind_are_refused_by_name(tmp_path, key, value, nested
     assert f"{name}: " in str(error.value) and len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("told, words", [
+@pytest.mark.parametrize("settings, words", [
     ({"image_processor": [1]}, "processor_config.json: image_processor must be an object or null"),
     ({"image_processor": "CLIP"}, "image_processor must be an object")])
-def test_a_processor_config_of_a_wrong_kind(tmp_path, told, words):
-    (tmp_path / "processor_config.json").write_text(json.dumps(told))
+def test_a_processor_config_of_a_wrong_kind(tmp_path, settings, words):
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=words):
         ImageProcessor.from_folder(tmp_path, config(28))
 
 
-@pytest.mark.parametrize("told, words", [
+@pytest.mark.parametrize("settings, words", [
     ({"max_patches": 10 ** 6}, "max_patches must be a positive number"), ({"max_patches": "12"}, "max_patches must be"),
     ({"min_patches": True}, "min_patches must be"),
     ({"min_patches": 9, "max_patches": 8}, "min_patches 9 is more than max_patches 8"),
     ({"image_std": 0}, "image_std must be"), ({"size": "448"}, "size must be")])
-def test_tiles_of_a_wrong_kind(tmp_path, told, words):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+def test_tiles_of_a_wrong_kind(tmp_path, settings, words):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=f"preprocessor_config.json: {words}"):
         InternVLProcessor.from_folder(tmp_path, InternVLConfig())
 

@@ -77,7 +77,7 @@ def test_an_animation_gives_its_first_frame(tmp_path):
     (1, "rgb/ykw"), (2, "bgr/wky"), (3, "wky/bgr"), (4, "ykw/rgb"), (5, "ry/gk/bw"), (6, "yr/kg/wb"), (7, "wb/kg/yr"),
     (8, "bw/gk/ry")])
 def test_the_exif_orientation_is_applied(tmp_path, tag, columns):
-    """Stored: rgb over ykw. 6, a camera held upright: turned clockwise, so the left column (r, y) is the top row y r."""
+    """Stored: rgb over ykw. 6, a camera held upright, turns it clockwise: the left column (r, y) is the top row y r."""
     letters = {c: ImageColor.getrgb(name) for c, name in zip("rgbykw", "red lime blue yellow black white".split())}
     image = Image.new("RGB", (3, 2))
     image.putdata([letters[c] for c in "rgbykw"])
@@ -86,7 +86,8 @@ def test_the_exif_orientation_is_applied(tmp_path, tag, columns):
     image.save(tmp_path / "turned.png", exif=exif)
     opened, rows = open_image(tmp_path / "turned.png"), columns.split("/")
     assert opened.size == (len(rows[0]), len(rows))
-    assert [opened.getpixel((x, y)) for y in range(len(rows)) for x in range(len(rows[0]))] == [letters[c] for c in "".join(rows)]
+    pixels = [opened.getpixel((x, y)) for y in range(len(rows)) for x in range(len(rows[0]))]
+    assert pixels == [letters[c] for c in "".join(rows)]
     assert open_image(opened).size == opened.size                      # once is enough
 
 
@@ -114,12 +115,12 @@ def encoded(kind):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("content, told", [
+@pytest.mark.parametrize("content, message", [
     (None, "No such file"), ("folder", "Is a directory"), (b"", "cannot identify"), (b"hello", "cannot identify"),
     (encoded("PNG")[:900], "truncated"), (encoded("JPEG")[:700], "truncated"), (encoded("GIF")[:900], "truncated"),
     (encoded("EPS"), "Ghostscript on it); give a PNG or JPEG file"),
     (png(30000, 30000), "scale it down"), (png(0, 5), ""), (png(9, 9, b"garbage"), "broken data")], ids=str)
-def test_a_bad_file_is_one_line_that_names_it(tmp_path, content, told):
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, content, message):
     path = tmp_path / "photo.jpg"
     if content == "folder":
         path.mkdir()
@@ -128,13 +129,13 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, content, told):
     with pytest.raises(UserError) as error:
         open_image(path)
     assert str(error.value).count(path.name) in (1, 2) and str(error.value).startswith(str(path))
-    assert told in str(error.value) and "Errno" not in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "Errno" not in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-@pytest.mark.parametrize("kind, told", [("pipe", "a pipe or a device"), ("device", "a pipe or a device"),
-                                        ("large", "larger than 256 MiB")])
-def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch, kind, told):
+@pytest.mark.parametrize("kind, message", [("pipe", "a pipe or a device"), ("device", "a pipe or a device"),
+                                           ("large", "larger than 256 MiB")])
+def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch, kind, message):
     """A pipe that nobody writes to would be waited for, and /dev/zero never ends."""
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("it was opened"))
     path = tmp_path / "photo.png"
@@ -146,7 +147,7 @@ def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch, kind, told):
         with open(path, "wb") as file:
             file.truncate(2 ** 28 + 1)
     for name in path, str(path):
-        with pytest.raises(UserError, match=f"photo.png: no picture that can be read .*{told}"):
+        with pytest.raises(UserError, match=f"photo.png: no picture that can be read .*{message}"):
             open_image(name)
 
 
@@ -181,13 +182,20 @@ def test_a_file_address_is_the_local_file(tmp_path):
         assert open_image(name).size == (2, 3)
 
 
-@pytest.mark.parametrize("name, told", [
-    ("https://a.b/c.png", "https://a.b/c.png: addresses are not read: download"), ("s3://a/b.png", "addresses are not read"),
-    ("file://far/c.png", "addresses are not read"), ("http://[a/b.png", "addresses are not read"),
-    ("data:image/png;base64," + "A" * 999, "addresses are not read"), ("", "is empty"), (".", "Is a directory"), ("a.mov", "a.mov is a video"),
-    ("file:///no/such/d%20e.png", "/no/such/d e.png"), (Path("no/e.png"), "no/e.png")])
-def test_what_is_no_pictures_file(name, told):
-    with pytest.raises(UserError, match=re.escape(told)) as caught:
+@pytest.mark.parametrize("name, message", [
+    ("https://a.b/c.png", "https://a.b/c.png: addresses are not read: download"),
+    ("s3://a/b.png", "addresses are not read"),
+    ("file://far/c.png", "addresses are not read"),
+    ("http://[a/b.png", "addresses are not read"),
+    ("data:image/png;base64," + "A" * 999, "addresses are not read"),
+    ("", "is empty"),
+    (".", "Is a directory"),
+    ("a.mov", "a.mov is a video"),
+    ("file:///no/such/d%20e.png", "/no/such/d e.png"),
+    (Path("no/e.png"), "no/e.png"),
+])
+def test_what_is_no_pictures_file(name, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         open_image(name)
     assert len(str(caught.value)) < 200
 

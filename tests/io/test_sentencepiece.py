@@ -1,4 +1,4 @@
-"""tokenizer.model without sentencepiece: files typed by hand, LLaMA's own ids, and the library itself where it is there."""
+"""tokenizer.model without sentencepiece: files typed by hand, LLaMA's own ids, and the library if it is installed."""
 
 import struct
 
@@ -42,7 +42,7 @@ def test_the_best_score_is_merged_first():
 
 
 def test_bytes_unknown_and_marks():
-    """é is C3 A9: bytes where the file has them all, else <unk>, once for a run. Marks cut the text, "<0x41>" is a word."""
+    """é is C3 A9: bytes if the file has them all, else one <unk> for a run. Marks cut the text; "<0x41>" is a word."""
     letters = [(c, -1, NORMAL) for c in ["▁", "a", "<", "0", "x", "4", "1", ">", "<0", "<0x", "<0x4", "<0x41"]]
     spelled = START + [(f"<0x{b:02X}>", 0, BYTE) for b in range(256)] + letters
     assert ids(spelled, "aé") == [259, 260, 3 + 0xC3, 3 + 0xA9]
@@ -65,17 +65,17 @@ def test_llamas_own_ids():
 
     Scores fall with the id; only runs of spaces are merged last of all.
     """
-    real = {298: "▁h", 3610: "él", 417: "lo", 8981: "▁№", 259: "▁▁", 29871: "▁", 29896: "1", 29906: "2", 29941: "3", 29946: "4",
-            29945: "5", 29953: "6", 29955: "7", 29947: "8", 29929: "9", 29900: "0", 29889: ".", 30325: "日", 30346: "本",
-            30968: "語", 30226: "½"}
+    real = {298: "▁h", 3610: "él", 417: "lo", 8981: "▁№", 259: "▁▁", 29871: "▁", 29896: "1", 29906: "2", 29941: "3",
+            29946: "4", 29945: "5", 29953: "6", 29955: "7", 29947: "8", 29929: "9", 29900: "0", 29889: ".",
+            30325: "日", 30346: "本", 30968: "語", 30226: "½"}
     other = dict(zip(range(31000, 31005), "hélo№"))                    # characters of no id of their own here
     named = START + [(f"<0x{b:02X}>", 0, BYTE) for b in range(256)]
     names = [(real | other).get(id, f"<{id}>") for id in range(259, 32000)]
     pieces = named + [(name, -1e9 if name == "▁▁" else -n, NORMAL) for n, name in enumerate(names)]
-    assert ids(pieces, "héllo 😀 日本語 ½ №") == [298, 3610, 417, 29871, 243, 162, 155, 131, 29871, 30325, 30346, 30968, 29871,
-                                             30226, 8981]
-    assert ids(pieces, "1234567890 3.14") == [29871, 29896, 29906, 29941, 29946, 29945, 29953, 29955, 29947, 29929, 29900,
-                                              29871, 29941, 29889, 29896, 29946]
+    assert ids(pieces, "héllo 😀 日本語 ½ №") == [298, 3610, 417, 29871, 243, 162, 155, 131, 29871, 30325, 30346, 30968,
+                                              29871, 30226, 8981]
+    assert ids(pieces, "1234567890 3.14") == [29871, 29896, 29906, 29941, 29946, 29945, 29953, 29955, 29947, 29929,
+                                              29900, 29871, 29941, 29889, 29896, 29946]
     assert ids(pieces, " ") == [259] and ids(pieces, "\n") == [29871, 13]
 
 
@@ -93,22 +93,29 @@ def test_the_library_gives_the_same_ids(tmp_path, byte_fallback):
     sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
     (tmp_path / "text").write_text("the image of a man and the images of the answer, an answer\n" * 9)
     sentencepiece.SentencePieceTrainer.train(
-        input=tmp_path / "text", model_prefix=tmp_path / "tokenizer", model_type="bpe", vocab_size=60 + 256 * byte_fallback,
-        byte_fallback=byte_fallback, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2)
+        input=tmp_path / "text", model_prefix=tmp_path / "tokenizer", model_type="bpe",
+        vocab_size=60 + 256 * byte_fallback, byte_fallback=byte_fallback,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )
     library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     tokenizer = Tokenizer(tmp_path)
     for text in "the man", "  an  image ", "é the\n", "theanswerimage", "<0x0A>":
         assert tokenizer.encode(text, bos=False) == library.encode(text)
 
 
-@pytest.mark.parametrize("content, told", [
-    (model(START, b"\x12\x02\x18\x01" + LLAMA), "not byte-pair"), (b"", "not byte-pair"),
-    (model(START, BPE + field(3, field(2, b"rules") + b"\x20\x00")), "rewrites"), (model(START, BPE + b"\x1a\x02\x18\x01"), "rewrites"),
+@pytest.mark.parametrize("content, message", [
+    (model(START, b"\x12\x02\x18\x01" + LLAMA), "not byte-pair"),
+    (b"", "not byte-pair"),
+    (model(START, BPE + field(3, field(2, b"rules") + b"\x20\x00")), "rewrites"),
+    (model(START, BPE + b"\x1a\x02\x18\x01"), "rewrites"),
     (model(START + [("a" * 100_000, -1, NORMAL)]), "a piece has 100000 bytes, and at most 500"),
-    (model(START)[:-3], "damaged"), (model(START)[:1], "index"), (b"hello", "damaged|no SentencePiece"),
-    (b"\x08" + b"\xff" * 20, "a number has more than 64 bits")], ids=lambda value: str(value)[:60])
-def test_what_cannot_be_read_is_one_line(tmp_path, content, told):
+    (model(START)[:-3], "damaged"),
+    (model(START)[:1], "index"),
+    (b"hello", "damaged|no SentencePiece"),
+    (b"\x08" + b"\xff" * 20, "a number has more than 64 bits"),
+], ids=lambda value: str(value)[:60])
+def test_what_cannot_be_read_is_one_line(tmp_path, content, message):
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         Tokenizer(tmp_path)
     assert "tokenizer.model" in str(error.value) and "\n" not in str(error.value)

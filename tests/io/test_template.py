@@ -1,4 +1,5 @@
-"""The checkpoint's own chat template: where it is found, what it is given, what it may not do; and the formats known by name."""
+"""The checkpoint's own chat template: which file it comes from, what it is given, what it may not do;
+and the formats known by name."""
 
 import json
 import subprocess
@@ -19,17 +20,21 @@ from pruning.base import UserError
 IMAGES = "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
 TEXTS = "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
 LLAVA = ("{% for m in messages %}{{ m['role'].upper() + ': ' }}" + IMAGES
-         + "{% for c in m['content'] if c['type'] == 'text' %}{% if m['role'] == 'assistant' %}{% generation %}{{ c['text'] + ' ' }}"
-         "{% endgeneration %}{% else %}{{ c['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+         + "{% for c in m['content'] if c['type'] == 'text' %}"
+         "{% if m['role'] == 'assistant' %}{% generation %}{{ c['text'] + ' ' }}{% endgeneration %}"
+         "{% else %}{{ c['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
          "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}")
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}" + IMAGES + TEXTS + "{{ '<|im_end|>\n' }}{% endfor %}"
+CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}" + IMAGES + TEXTS
+          + "{{ '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-LLAMA3 = ("{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}" + IMAGES + TEXTS
-          + "{{ '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+LLAMA3 = ("{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+          + IMAGES + TEXTS + "{{ '<|eot_id|>' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
 BAKLLAVA = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}" + IMAGES + TEXTS + "{{ ' [/INST]' }}"
             "{% else %}{{ ' ' }}" + TEXTS + "{{ '<\\\\s> ' }}{% endif %}{% endfor %}")
 STRINGS = ("{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-           "{{ raise_exception('roles must alternate') }}{% endif %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+           "{{ raise_exception('roles must alternate') }}{% endif %}"
+           "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
            "{% else %}{{ m['content'] | trim + eos_token }}{% endif %}{% endfor %}")
 TURNS = [("What?", "A cat."), ("Old?", None)]
 
@@ -50,18 +55,24 @@ def files(folder, **contents):
 
 @pytest.mark.parametrize("source, expected", [
     (LLAVA, "USER: <image>\nWhat? ASSISTANT: A cat. USER: Old? ASSISTANT:"),
-    (CHATML, "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
-             "<|im_start|>user\nOld?<|im_end|>\n<|im_start|>assistant\n"),
+    (
+        CHATML,
+        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
+        "<|im_start|>user\nOld?<|im_end|>\n<|im_start|>assistant\n",
+    ),
     (BAKLLAVA, "[INST] <image>\nWhat? [/INST] A cat.<\\s> [INST] Old? [/INST]"),
-    (STRINGS, "<s>[INST] <image>\nWhat? [/INST]A cat.</s>[INST] Old? [/INST]")], ids=["llava", "chatml", "bakllava", "strings"])
+    (STRINGS, "<s>[INST] <image>\nWhat? [/INST]A cat.</s>[INST] Old? [/INST]"),
+], ids=["llava", "chatml", "bakllava", "strings"])
 def test_turns_by_the_letter(source, expected):
-    """One picture, one answered question, one that is not: the whole text, the first prompt, and what goes on after the answer."""
+    """One picture, an answered question and an open one: the whole text, the first prompt, and the text after the
+    answer."""
     template = jinja(source, bos_token="<s>", eos_token="</s>")
     assert prompt(TURNS, 1, template) == expected
     asked, _, rest = expected.partition("A cat.")
     assert asked.startswith(prompt([("What?", None)], 1, template))
     assert next_turn("Old?", template=template, turns=TURNS[:1]) == rest
-    assert "".join([asked, *template.around([("What?", "A cat."), ("Old?", "Yes.")])[1:]]).startswith(expected.replace("A cat.", ""))
+    around = template.around([("What?", "A cat."), ("Old?", "Yes.")])
+    assert "".join([asked, *around[1:]]).startswith(expected.replace("A cat.", ""))
 
 
 def test_marks_and_pictures():
@@ -82,19 +93,28 @@ def test_internvls_mark():
 
 
 def test_blocks_are_trimmed_as_transformers_trims_them():
-    assert prompt([("What?", None)], 1, jinja("  {% if true %}\n" + CHATML + "\n  {% endif %}\n")) == prompt([("What?", None)], 1, "chatml")
+    indented = jinja("  {% if true %}\n" + CHATML + "\n  {% endif %}\n")
+    assert prompt([("What?", None)], 1, indented) == prompt([("What?", None)], 1, "chatml")
 
 
-@pytest.mark.parametrize("source, told", [
-    ("{{ messages[0]['content'] | length }}", "does not write"), ("nothing", "does not write a question and its picture"),
-    ("{{ raise_exception('only\ntools') }}", "only tools"), ("{% if %}", "TemplateSyntaxError"), ("{{ ''.__class__.__mro__ }}", "SecurityError"),
-    ("{{ messages.clear() }}", "SecurityError"), ("{{ 'a' * 10 ** 11 }}", "memory"),
-    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "Recursion"), ("{{ range(10 ** 9) | list }}", "MAX_RANGE"),
-    ("{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}", "memory"),
-    ("{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "more than 4000000 characters"), ("x" * 600_000, "600000 characters"),
-    ("{% include 'file' %}", "cannot be used")], ids=range(13))
-def test_a_template_that_writes_no_prompt(source, told):
-    with pytest.raises(UserError, match=told) as error:
+@pytest.mark.parametrize("source, message", [
+    ("{{ messages[0]['content'] | length }}", "does not write"),
+    ("nothing", "does not write a question and its picture"),
+    ("{{ raise_exception('only\ntools') }}", "only tools"),
+    ("{% if %}", "TemplateSyntaxError"),
+    ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+    ("{{ messages.clear() }}", "SecurityError"),
+    ("{{ 'a' * 10 ** 11 }}", "memory"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "Recursion"),
+    ("{{ range(10 ** 9) | list }}", "MAX_RANGE"),
+    ("{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+     "memory"),
+    ("{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "more than 4000000 characters"),
+    ("x" * 600_000, "600000 characters"),
+    ("{% include 'file' %}", "cannot be used"),
+], ids=range(13))
+def test_a_template_that_writes_no_prompt(source, message):
+    with pytest.raises(UserError, match=message) as error:
         prompt([("What?", None)], 1, jinja(source))
     assert "the file" in str(error.value) and "--template" in str(error.value) and "\n" not in str(error.value)
 
@@ -115,7 +135,9 @@ def test_the_process_that_renders_imports_no_torch(tmp_path):
     """It is started for every checkpoint with a template: torch alone would take seconds and hundreds of megabytes."""
     python, *file = render.COMMAND
     question = json.dumps(dict(template="{{ 1 + 1 }}", variables={}))
-    done = subprocess.run([python, "-X", "importtime", *file], input=question, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [python, "-X", "importtime", *file], input=question, capture_output=True, text=True, cwd=tmp_path
+    )
     assert json.loads(done.stdout) == dict(text="2")
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "jinja2" in imported
@@ -132,7 +154,7 @@ def test_a_template_that_rewrites_earlier_turns_ends_a_chat():
         jinja(silent).around(TURNS)
 
 
-# --- where it is found ----------------------------------------------------------------------------------------------
+# --- which file it comes from ---------------------------------------------------------------------------------------
 
 def test_the_first_of_four_files_counts(tmp_path):
     """As in transformers: the processor's own key, the older JSON file, the jinja file, the tokenizer's key."""
@@ -148,8 +170,11 @@ def test_the_first_of_four_files_counts(tmp_path):
     assert own_template(tmp_path).source == "one"
 
 
-@pytest.mark.parametrize("value, source", [([dict(name="rag", template="no"), dict(name="default", template="yes")], "yes"),
-                                           (dict(default="yes", tool="no"), "yes"), (None, None)])
+@pytest.mark.parametrize("value, source", [
+    ([dict(name="rag", template="no"), dict(name="default", template="yes")], "yes"),
+    (dict(default="yes", tool="no"), "yes"),
+    (None, None),
+])
 def test_several_templates(tmp_path, value, source):
     files(tmp_path, tokenizer_config__json=dict(chat_template=value))
     own = own_template(tmp_path)
@@ -158,10 +183,11 @@ def test_several_templates(tmp_path, value, source):
 
 @pytest.mark.parametrize("value", [5, [], [5], [dict(name="rag", template="no")], True])
 def test_no_template_among_what_is_there(tmp_path, value):
-    """A model is opened all the same; who asks without --template is told."""
+    """A model is opened all the same; a question without --template is refused."""
     files(tmp_path, tokenizer_config__json=dict(chat_template=value))
     template = template_of(tmp_path, LlavaConfig())
-    with pytest.raises(UserError, match="tokenizer_config.json: chat_template holds no template named default.*--template"):
+    unnamed = "tokenizer_config.json: chat_template holds no template named default.*--template"
+    with pytest.raises(UserError, match=unnamed):
         prompt([("What?", None)], 1, template)
 
 
@@ -185,29 +211,37 @@ def test_special_tokens(tmp_path):
 
 def tokenizer(*pieces):
     """What is asked of a tokenizer: its pieces by name."""
-    fast = SimpleNamespace(token_to_id=lambda name: pieces.index(name) if name in pieces else None, id_to_token=lambda id: pieces[id])
+    fast = SimpleNamespace(token_to_id={name: id for id, name in enumerate(pieces)}.get,
+                           id_to_token=lambda id: pieces[id])
     return SimpleNamespace(fast=fast, bos=None, eos=None)
 
 
 @pytest.mark.parametrize("raw, original, pieces, name", [
-    (dict(text_config=dict(model_type="llama")), False, ["</s>"], "llava-hf"), (dict(text_config={}), False, ["</s>"], "llava-hf"),
+    (dict(text_config=dict(model_type="llama")), False, ["</s>"], "llava-hf"),
+    (dict(text_config={}), False, ["</s>"], "llava-hf"),
     (dict(text_config=dict(model_type="mistral")), False, ["</s>"], "mistral"),
-    (dict(model_type="llava_mistral"), True, ["</s>"], "mistral_instruct"), (dict(model_type="llava"), True, ["</s>"], "llava-hf"),
+    (dict(model_type="llava_mistral"), True, ["</s>"], "mistral_instruct"),
+    (dict(model_type="llava"), True, ["</s>"], "llava-hf"),
     (dict(text_config=dict(model_type="llama")), False, ["<|start_header_id|>"], "llama-3"),
     (dict(model_type="llava_llama"), True, ["<|start_header_id|>"], "llava_llama_3"),
     (dict(text_config=dict(model_type="qwen2")), False, ["<|im_start|>"], "chatml"),
     (dict(text_config=dict(model_type="llama")), False, ["</s>", "<|im_start|>"], "chatml"),
-    (dict(model_type="llava"), True, ["</s>", "<|im_start|>"], "chatml_direct"), (dict(model_type="qwen2"), True, ["<|im_start|>"], "qwen_1_5"),
-    (dict(text_config=dict(model_type="llama")), False, ["</s>", "<|user|>"], "phi-3")], ids=str)
+    (dict(model_type="llava"), True, ["</s>", "<|im_start|>"], "chatml_direct"),
+    (dict(model_type="qwen2"), True, ["<|im_start|>"], "qwen_1_5"),
+    (dict(text_config=dict(model_type="llama")), False, ["</s>", "<|user|>"], "phi-3"),
+], ids=str)
 def test_family_of_a_folder_without_a_template(tmp_path, raw, original, pieces, name):
     files(tmp_path, config__json=raw)
     assert template_of(tmp_path, LlavaConfig(original=original), tokenizer(*pieces)) == name
 
 
-@pytest.mark.parametrize("kind, pieces", [("qwen2", ["<|endoftext|>"]), ("llama", ["<|endoftext|>"]), ("gemma", ["</s>"])])
+@pytest.mark.parametrize(
+    "kind, pieces", [("qwen2", ["<|endoftext|>"]), ("llama", ["<|endoftext|>"]), ("gemma", ["</s>"])]
+)
 def test_another_family_is_not_asked_in_vicunas_words(tmp_path, kind, pieces):
     files(tmp_path, config__json=dict(text_config=dict(model_type=kind)))
-    with pytest.raises(UserError, match="no chat template, and its tokenizer is of no family that is known: choose one with --template"):
+    unknown = "no chat template, and its tokenizer is of no family that is known: choose one with --template"
+    with pytest.raises(UserError, match=unknown):
         prompt([("What?", None)], 1, template_of(tmp_path, LlavaConfig(), tokenizer(*pieces)))
 
 
@@ -220,16 +254,21 @@ def test_internvls_own_config_names_its_template(tmp_path):
 
 def test_formats_by_the_letter():
     asked = {
-        "llama-3": "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "llama-3": "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
         "phi-3": "<|user|>\n<image>\nWhat?<|end|>\n<|assistant|>\n",
         "chatml": "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n",
-        "chatml_direct": "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nWhat?<|im_end|><|im_start|>assistant\n",
+        "chatml_direct": "<|im_start|>system\nAnswer the questions.<|im_end|>"
+        "<|im_start|>user\n<image>\nWhat?<|im_end|><|im_start|>assistant\n",
         "qwen_1_5": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-                    "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n"}
+        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n",
+    }
     for name, text in asked.items():
         assert prompt([("What?", None)], template=name) == text
-    assert prompt([("What?", None)], template="llava_llama_3").startswith("<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful")
-    assert next_turn("Old?", template="llama-3").startswith("<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nOld?<|eot_id|>")
+    first = prompt([("What?", None)], template="llava_llama_3")
+    assert first.startswith("<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful")
+    second = next_turn("Old?", template="llama-3")
+    assert second.startswith("<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nOld?<|eot_id|>")
     assert prompt(TURNS, 1, "phi-3").endswith("\nA cat.<|end|>\n<|user|>\nOld?<|end|>\n<|assistant|>\n")
 
 
@@ -239,7 +278,8 @@ def test_going_on_is_the_rest_of_the_whole(name):
     going_on = next_turn("Old?", template=name, turns=TURNS[:1])
     assert whole.startswith(asked) and whole[len(asked):].strip() == ("A cat." + going_on).strip()
     assert name == "llava-hf" or ENDS.match(going_on)
-    assert next_turn("Old?", ended=True, template=name) == (going_on if name == "llava-hf" else going_on[ENDS.match(going_on).end(1):])
+    rest = going_on if name == "llava-hf" else going_on[ENDS.match(going_on).end(1):]
+    assert next_turn("Old?", ended=True, template=name) == rest
 
 
 # --- what the command line chooses ----------------------------------------------------------------------------------
@@ -254,7 +294,8 @@ def model(tmp_path):
 
 
 def test_a_template_from_a_file(tmp_path, model):
-    files(tmp_path, own__jinja=LLAMA3, own__json=dict(chat_template=CHATML), tokenizer_config__json=dict(bos_token="<|begin|>"))
+    files(tmp_path, own__jinja=LLAMA3, own__json=dict(chat_template=CHATML),
+          tokenizer_config__json=dict(bos_token="<|begin|>"))
     own = session.template(arguments(template=str(tmp_path / "own.jinja")), model)
     assert prompt([("What?", None)], 1, own) == "<|begin|>" + prompt([("What?", None)], 1, "llama-3")
     own = session.template(arguments(template=str(tmp_path / "own.json")), model)
@@ -268,9 +309,12 @@ def test_a_template_that_is_none(model, name):
 
 
 @pytest.mark.parametrize("name, expected", [
-    ("llava_v1", "Be brief. USER: <image>\nWhat? ASSISTANT:"), ("llama-3", "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"),
-    ("phi-3", "<|system|>\nBe brief.<|end|>\n<|user|>\n"), ("internvl-hf", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user"),
-    ("Hermes-2", "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user")])
+    ("llava_v1", "Be brief. USER: <image>\nWhat? ASSISTANT:"),
+    ("llama-3", "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"),
+    ("phi-3", "<|system|>\nBe brief.<|end|>\n<|user|>\n"),
+    ("internvl-hf", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user"),
+    ("Hermes-2", "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user"),
+])
 def test_a_system_message(model, name, expected):
     """In place of the format's own."""
     template = session.template(arguments(template=name, system="Be brief."), model)
@@ -279,7 +323,12 @@ def test_a_system_message(model, name, expected):
     assert prompt(TURNS, 1, own) == "<|im_start|>system\nBe brief.<|im_end|>\n" + prompt(TURNS, 1, "chatml")
 
 
-@pytest.mark.parametrize("template", ["llava-hf", "mistral", jinja(STRINGS, bos_token="", eos_token=""), jinja(BAKLLAVA.replace("{% else %}", "{% elif 0 %}"))])
+@pytest.mark.parametrize("template", [
+    "llava-hf",
+    "mistral",
+    jinja(STRINGS, bos_token="", eos_token=""),
+    jinja(BAKLLAVA.replace("{% else %}", "{% elif 0 %}")),
+])
 def test_a_template_without_a_place_for_a_system_message(template):
     with pytest.raises(UserError, match="has no place for a system message: leave --system out"):
         session.template(arguments(system="Be brief."), SimpleNamespace(config=LlavaConfig(template=template)))
@@ -298,7 +347,11 @@ def test_raw(model):
 
 
 def test_a_missing_template_says_why():
-    for use in (lambda t: prompt([("What?", None)], 1, t), lambda t: t.with_system("Be brief."), lambda t: next_turn("Old?", template=t)):
+    for use in (
+        lambda t: prompt([("What?", None)], 1, t),
+        lambda t: t.with_system("Be brief."),
+        lambda t: next_turn("Old?", template=t),
+    ):
         with pytest.raises(UserError, match="because"):
             use(Missing("because"))
 
@@ -312,14 +365,21 @@ def test_named_formats_are_their_names():
 
 @pytest.mark.internal
 @live
-@pytest.mark.parametrize("source", [LLAVA, CHATML, LLAMA3, BAKLLAVA, "  {% if true %}\n  a{{ messages | tojson }}\n {%- endif %}\n{% for m in messages %}"
-                                    + TEXTS + "\n{% break %}{% endfor %}\n<image>"], ids=["llava", "chatml", "llama3", "bakllava", "blocks"])
+@pytest.mark.parametrize("source", [
+    LLAVA, CHATML, LLAMA3, BAKLLAVA,
+    "  {% if true %}\n  a{{ messages | tojson }}\n {%- endif %}\n"
+    "{% for m in messages %}" + TEXTS + "\n{% break %}{% endfor %}\n<image>",
+], ids=["llava", "chatml", "llama3", "bakllava", "blocks"])
 def test_transformers_writes_the_same(source):
     from transformers.utils.chat_template_utils import render_jinja_template
     def message(role, text, images=0):
         return dict(role=role, content=[dict(type="image")] * images + [dict(type="text", text=text)])
     template = jinja(source, bos_token="<s>", eos_token="</s>")
     conversation = [message("user", "What? <é>", 1), message("assistant", "A cat."), message("user", "Old?")]
-    for turns, messages in (([("What? <é>", None)], conversation[:1]), ([("What? <é>", "A cat."), ("Old?", None)], conversation)):
-        written = render_jinja_template(conversations=[messages], chat_template=source, add_generation_prompt=True, bos_token="<s>", eos_token="</s>")
+    for turns, messages in (
+        ([("What? <é>", None)], conversation[:1]),
+        ([("What? <é>", "A cat."), ("Old?", None)], conversation),
+    ):
+        written = render_jinja_template(conversations=[messages], chat_template=source, add_generation_prompt=True,
+                                        bos_token="<s>", eos_token="</s>")
         assert template._written(turns, 1, True) == written[0][0]

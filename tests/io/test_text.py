@@ -52,7 +52,10 @@ def test_recorded_ids(case):
     assert prompts
     for p in prompts:
         batch = isinstance(p["text"], list)
-        for text, ids in zip(p["text"] if batch else [p["text"]], p["ids_unexpanded"] if batch else [p["ids_unexpanded"]]):
+        texts, rows = p["text"], p["ids_unexpanded"]
+        if not batch:
+            texts, rows = [texts], [rows]
+        for text, ids in zip(texts, rows):
             assert tokenizer.encode(text) == ids
 
 
@@ -89,7 +92,8 @@ def test_a_text_begins_with_bos_once(folder, settings, bos, post_processor):
         changed(folder, "tokenizer.json", post_processor=None)
     tokenizer = Tokenizer(folder)
     bos = ([1] if post_processor else []) if bos == "the file's" else bos
-    assert tokenizer.encode("the") == bos + tokenizer.encode("the", bos=False) and 1 not in tokenizer.encode("the", bos=False)
+    assert tokenizer.encode("the") == bos + tokenizer.encode("the", bos=False)
+    assert 1 not in tokenizer.encode("the", bos=False)
     assert tokenizer.encode("<s>the") == [1] + tokenizer.encode("the", bos=False)
 
 
@@ -128,8 +132,13 @@ def test_another_token_with_the_id_of_the_mark(folder):
 def test_a_stored_truncation_or_padding_is_not_applied(folder):
     """tokenizer.json may have been saved by a training script that cut and padded."""
     ids = Tokenizer(folder).encode("the answer is")
-    changed(folder, "tokenizer.json", truncation=dict(max_length=2, strategy="LongestFirst", stride=0, direction="Right"),
-            padding=dict(strategy={"Fixed": 40}, direction="Left", pad_to_multiple_of=None, pad_id=0, pad_type_id=0, pad_token="<unk>"))
+    changed(
+        folder,
+        "tokenizer.json",
+        truncation=dict(max_length=2, strategy="LongestFirst", stride=0, direction="Right"),
+        padding=dict(strategy={"Fixed": 40}, direction="Left", pad_to_multiple_of=None, pad_id=0, pad_type_id=0,
+                     pad_token="<unk>"),
+    )
     assert Tokenizer(folder).encode("the answer is") == ids
 
 
@@ -192,8 +201,9 @@ def test_pieces_come_at_once_and_bytes_when_they_are_sure(llama):
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 def test_templates_by_the_letter():
-    human = ("A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-             "polite answers to the human's questions. USER: <image>\nWhat? ASSISTANT:")
+    human = ("A chat between a curious human and an artificial intelligence assistant. "
+             "The assistant gives helpful, detailed, and polite answers to the human's questions. "
+             "USER: <image>\nWhat? ASSISTANT:")
     assert prompt([("What?", None)]) == "USER: <image>\nWhat? ASSISTANT:"
     assert prompt([("What?", None)], template="llava_v1") == human
     assert prompt([("What?", None)], template="vicuna_v1") == human.replace("human", "user")
@@ -206,7 +216,8 @@ def test_further_turns_as_the_released_templates_write_them():
     turns = [("What?", "A cat."), ("Old?", "Yes."), ("Sure?", None)]
     assert prompt(turns) == "USER: <image>\nWhat? ASSISTANT: A cat. USER: Old? ASSISTANT: Yes. USER: Sure? ASSISTANT:"
     assert prompt(turns[:1]) == "USER: <image>\nWhat? ASSISTANT: A cat. "
-    assert prompt(turns, template="vicuna_v1").endswith("What? ASSISTANT: A cat.</s>USER: Old? ASSISTANT: Yes.</s>USER: Sure? ASSISTANT:")
+    end = "What? ASSISTANT: A cat.</s>USER: Old? ASSISTANT: Yes.</s>USER: Sure? ASSISTANT:"
+    assert prompt(turns, template="vicuna_v1").endswith(end)
 
 
 def test_a_question_may_place_its_marks_itself():
@@ -220,8 +231,11 @@ def test_internvls_templates_by_the_letter():
     asked = "<|im_start|>user\n<image>\nWhat?<|im_end|>{0}<|im_start|>assistant\n"
     two, two_five = INTERNVL2, INTERNVL2_5
     assert prompt([("What?", None)], template="internvl-hf") == asked.format("\n")
-    assert prompt([("What?", None)], template="internlm2-chat") == f"<|im_start|>system\n{two}<|im_end|>" + asked.format("")
-    assert prompt([("What?", None)], template="internvl2_5") == f"<|im_start|>system\n{two_five}<|im_end|>\n" + asked.format("\n")
+    question = [("What?", None)]
+    expected = f"<|im_start|>system\n{two}<|im_end|>" + asked.format("")
+    assert prompt(question, template="internlm2-chat") == expected
+    expected = f"<|im_start|>system\n{two_five}<|im_end|>\n" + asked.format("\n")
+    assert prompt(question, template="internvl2_5") == expected
     assert prompt([("What?", None)], template="Hermes-2") == prompt([("What?", None)], template="internlm2-chat")
     assert "商汤" in two and "书生·万象" in two_five
 
@@ -257,8 +271,9 @@ def test_an_unknown_template_lists_the_known():
         prompt([("What?", None)], template="alpaca")
 
 
-@pytest.mark.parametrize("template, ended", [("llava-hf", False), ("llava_v1", False), ("llava_v1", True), ("mistral", False),
-                                             ("mistral", True)])
+@pytest.mark.parametrize("template, ended", [
+    ("llava-hf", False), ("llava_v1", False), ("llava_v1", True), ("mistral", False), ("mistral", True)
+])
 def test_going_on_equals_reading_all_again(llama, template, ended):
     """First prompt, answer as generated (with or without its </s>), next turn: the ids of the whole conversation."""
     asked = prompt([("What?", None)], template=template)
@@ -271,14 +286,17 @@ def test_going_on_equals_reading_all_again(llama, template, ended):
 
 # --- what cannot be read --------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, content, told", [
-    ("README.md", b"", "no tokenizer.json, no tokenizer.model and no vocab.json"), ("tokenizer.json", b"{", "tokenizer.json"),
+@pytest.mark.parametrize("name, content, message", [
+    ("README.md", b"", "no tokenizer.json, no tokenizer.model and no vocab.json"),
+    ("tokenizer.json", b"{", "tokenizer.json"),
     ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", "tokenizer.json"),
     ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "no SentencePiece file"),
-    ("tokenizer.model", b"", "not byte-pair"), ("tokenizer_config.json", b"{", "JSON")], ids=str)
-def test_a_bad_folder_is_one_line_that_names_it(tmp_path, name, content, told):
+    ("tokenizer.model", b"", "not byte-pair"),
+    ("tokenizer_config.json", b"{", "JSON"),
+], ids=str)
+def test_a_bad_folder_is_one_line_that_names_it(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         Tokenizer(tmp_path, 500)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 

@@ -1,4 +1,5 @@
-"""Tokenizer files: byte pairs from vocab.json and merges.txt, tokens that other files add, and files that ask for too much."""
+"""Tokenizer files: byte pairs from vocab.json and merges.txt, tokens that other files add,
+and files that ask for too much."""
 
 import json
 import random
@@ -16,16 +17,17 @@ from pruning.base import UserError
 
 WORDS = "What is shown in this image? How many boats are on the lake? It's 3.14, they're 42\nsystem user assistant\n\n"
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<IMG_CONTEXT>", "<img>", "</img>")
-LETTERS = ["the", " lake", " What", "é", "e\u0301", "日本", "😀", "\n", "\n\n", " ", "  ", "\t", "'s", "'RE", "3", "42", ".", "?!", "<", "|", "\u00a0",
-           "<img>", "<IMG>", "<|im_end|>", "<|im_start|>user\n"]
+LETTERS = ["the", " lake", " What", "é", "e\u0301", "日本", "😀", "\n", "\n\n", " ", "  ", "\t", "'s", "'RE", "3",
+           "42", ".", "?!", "<", "|", "\u00a0", "<img>", "<IMG>", "<|im_end|>", "<|im_start|>user\n"]
 
 
 def trained():
     """Byte pairs over bytes, 300 pieces."""
     fast = FastTokenizer(models.BPE())
     fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    fast.train_from_iterator([WORDS] * 2, trainers.BpeTrainer(vocab_size=300, show_progress=False,
-                                                              initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False, initial_alphabet=alphabet)
+    fast.train_from_iterator([WORDS] * 2, trainer)
     return fast
 
 
@@ -61,7 +63,8 @@ def texts(seed=0, count=200):
 # --- vocab.json and merges.txt --------------------------------------------------------------------------------------
 
 def test_qwen2_by_the_letter(tmp_path):
-    """Digits one by one, a contraction for itself, é in one spelling; marks are one id; nothing in front; the text comes back."""
+    """Digits one by one, a contraction for itself, é in one spelling; marks are one id; nothing in front;
+    the text comes back."""
     tokenizer = Tokenizer(pairs(tmp_path), 303)
     pieces = tokenizer.pieces(tokenizer.encode("lake's 42é\n"))
     assert pieces[-3:] == ["Ã", "©", "Ċ"] and pieces[-6:-3] == ["Ġ", "4", "2"]
@@ -90,27 +93,43 @@ def test_pairs_as_transformers_reads_them(tmp_path, kind, newer):
     assert tokenizer.decode(range(303)) == reference.decode(range(303), skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("change, told", [
-    (lambda f: (f / "merges.txt").unlink(), "merges.txt is not beside it"), (lambda f: (f / "merges.txt").write_text("a b c\n"), "no pair: 'a b c'"),
-    (lambda f: (f / "merges.txt").write_text("qq zz\n"), "qq"), (lambda f: (f / "merges.txt").write_bytes(b"\xff \xfe\n"), "merges.txt|decode"),
-    (lambda f: (f / "vocab.json").write_text("[1, 2]"), "vocab.json cannot be read"), (lambda f: (f / "vocab.json").write_text('{"a": "b"}'), "vocab.json cannot be read"),
-    (lambda f: (f / "vocab.json").write_text("{"), "vocab.json cannot be read"), (lambda f: pairs(f, "CodeGenTokenizer"), "tokenizer_class CodeGenTokenizer is not known"),
+@pytest.mark.parametrize("change, message", [
+    (lambda f: (f / "merges.txt").unlink(), "merges.txt is not beside it"),
+    (lambda f: (f / "merges.txt").write_text("a b c\n"), "no pair: 'a b c'"),
+    (lambda f: (f / "merges.txt").write_text("qq zz\n"), "qq"),
+    (lambda f: (f / "merges.txt").write_bytes(b"\xff \xfe\n"), "merges.txt|decode"),
+    (lambda f: (f / "vocab.json").write_text("[1, 2]"), "vocab.json cannot be read"),
+    (lambda f: (f / "vocab.json").write_text('{"a": "b"}'), "vocab.json cannot be read"),
+    (lambda f: (f / "vocab.json").write_text("{"), "vocab.json cannot be read"),
+    (lambda f: pairs(f, "CodeGenTokenizer"), "tokenizer_class CodeGenTokenizer is not known"),
     (lambda f: (f / "added_tokens.json").write_text('{"<img>": "x"}'), "are no tokens with ids"),
     (lambda f: (f / "added_tokens.json").write_text('{"<img>": null}'), "are no tokens with ids"),
     (lambda f: (f / "added_tokens.json").write_text('{"<img>": 7}'), "'<img>' is added as 7, and here it is 300"),
-    (lambda f: (f / "added_tokens.json").write_text('{"<img>": 1000000000}'), "is added as 1000000000, and there are 300 before it"),
-    (lambda f: pairs(f, added_tokens_decoder=[1]), "are no tokens with ids"), (lambda f: pairs(f, added_tokens_decoder={"300": "<img>"}), "are no tokens with ids"),
-    (lambda f: pairs(f, added_tokens_decoder={"300": {"content": 5}}), "are no tokens with ids")], ids=range(15))
-def test_pairs_that_cannot_be_read(tmp_path, change, told):
+    (lambda f: (f / "added_tokens.json").write_text('{"<img>": 1000000000}'),
+     "is added as 1000000000, and there are 300 before it"),
+    (lambda f: pairs(f, added_tokens_decoder=[1]), "are no tokens with ids"),
+    (lambda f: pairs(f, added_tokens_decoder={"300": "<img>"}), "are no tokens with ids"),
+    (lambda f: pairs(f, added_tokens_decoder={"300": {"content": 5}}), "are no tokens with ids"),
+], ids=range(15))
+def test_pairs_that_cannot_be_read(tmp_path, change, message):
     change(pairs(tmp_path))
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         Tokenizer(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("settings", [dict(bos_token=5), dict(bos_token="\ud800"), dict(bos_token=[]), dict(bos_token={}), dict(eos_token=dict(content=5)),
-                                      dict(tokenizer_class=5), dict(tokenizer_class=["x"]), dict(additional_special_tokens=5), dict(chat_template=5),
-                                      dict(additional_special_tokens=[5, {}])], ids=ascii)
+@pytest.mark.parametrize("settings", [
+    dict(bos_token=5),
+    dict(bos_token="\ud800"),
+    dict(bos_token=[]),
+    dict(bos_token={}),
+    dict(eos_token=dict(content=5)),
+    dict(tokenizer_class=5),
+    dict(tokenizer_class=["x"]),
+    dict(additional_special_tokens=5),
+    dict(chat_template=5),
+    dict(additional_special_tokens=[5, {}]),
+], ids=ascii)
 def test_settings_of_a_wrong_kind_are_none(tmp_path, settings):
     """They name no token; the file's own are enough."""
     fast = trained()
@@ -133,7 +152,14 @@ def test_which_files_are_a_tokenizer(tmp_path):
 # --- tokens that other files add ------------------------------------------------------------------------------------
 
 @live
-@pytest.mark.parametrize("flags", [dict(), dict(special=False), dict(special=False, normalized=True), dict(lstrip=True), dict(rstrip=True), dict(single_word=True)])
+@pytest.mark.parametrize("flags", [
+    dict(),
+    dict(special=False),
+    dict(special=False, normalized=True),
+    dict(lstrip=True),
+    dict(rstrip=True),
+    dict(single_word=True),
+])
 def test_the_configs_tokens_beside_a_tokenizer_json(tmp_path, flags):
     """The file has none of them; a space beside them belongs to them, or not; as in transformers."""
     from transformers import AutoTokenizer
@@ -153,7 +179,8 @@ def test_a_token_of_the_config_keeps_its_id(tmp_path):
     assert tokenizer.encode("<a>", bos=False) == [310]
     fast = trained()
     fast.add_special_tokens([AddedToken("<b>", normalized=False)])
-    assert Tokenizer(stored(tmp_path, fast, added_tokens_decoder=added("<b>", start=300))).encode("<b>", bos=False) == [300]
+    tokenizer = Tokenizer(stored(tmp_path, fast, added_tokens_decoder=added("<b>", start=300)))
+    assert tokenizer.encode("<b>", bos=False) == [300]
     with pytest.raises(UserError, match="'Ġ' is added as 310, and here it is"):
         Tokenizer(stored(tmp_path, fast, added_tokens_decoder=added("Ġ", start=310)))
 
@@ -169,9 +196,10 @@ def test_a_piece_that_the_config_calls_a_token(tmp_path):
 
 @pytest.mark.parametrize("missing", ["<img>", "</img>", "<IMG_CONTEXT>", "<|im_end|>"])
 def test_internvl_without_one_of_its_marks(tmp_path, missing):
-    """The language model's own tokenizer beside InternVL's weights: the letters of the mark would be read in its place."""
+    """The language model's own tokenizer with InternVL's weights would read the letters of the mark."""
     folder = pairs(tmp_path, marks=[mark for mark in MARKS if mark != missing])
-    with pytest.raises(UserError, match=f"the tokenizer has no {missing.replace('|', '[|]')}: InternVL's own tokenizer files"):
+    message = f"the tokenizer has no {missing.replace('|', '[|]')}: InternVL's own tokenizer files"
+    with pytest.raises(UserError, match=message):
         Tokenizer(folder, 303, internvl=True)
 
 
@@ -195,12 +223,13 @@ def test_rules_that_make_a_text_enormous(tmp_path, name):
     fast = trained()
     for part, rule in EXPLODING[name].items():
         setattr(fast, part, rule)
-    with pytest.raises(UserError, match="tokenizer.json cannot be read as a tokenizer .its rules can make a text [0-9]+ times longer"):
+    message = "tokenizer.json cannot be read as a tokenizer .its rules can make a text [0-9]+ times longer"
+    with pytest.raises(UserError, match=message):
         Tokenizer(stored(tmp_path, fast))
 
 
 def test_rules_for_characters(tmp_path):
-    """SentencePiece's, of which the file of a T5 or XLM has some thousands; none of them writes more than some letters."""
+    """SentencePiece's rules: the file of a T5 or XLM has some thousands, and none writes more than a few letters."""
     from minivlm.io.text.vocabulary import _growths
     assert list(_growths([{"type": "Precompiled", "precompiled_charsmap": charsmap(18)}])) == [18]
     assert list(_growths([{"type": "Precompiled", "precompiled_charsmap": charsmap(10 ** 6)}])) == [10 ** 6]
@@ -212,8 +241,10 @@ def test_a_piece_of_100_000_letters(tmp_path):
         Tokenizer(stored(tmp_path, fast))
 
 
-@pytest.mark.parametrize("model", [models.WordLevel({"a": 0}), models.WordLevel({"a": 0}, unk_token="<u>"), models.WordPiece({"a": 0}, unk_token="<u>"),
-                                   models.Unigram([("a", 0.0)])], ids=["words", "words, unnamed", "word pieces", "unigram"])
+@pytest.mark.parametrize("model", [
+    models.WordLevel({"a": 0}), models.WordLevel({"a": 0}, unk_token="<u>"),
+    models.WordPiece({"a": 0}, unk_token="<u>"), models.Unigram([("a", 0.0)])
+], ids=["words", "words, unnamed", "word pieces", "unigram"])
 def test_no_unknown_token(tmp_path, model):
     """What is in no vocabulary is a sentence."""
     tokenizer = Tokenizer(stored(tmp_path, FastTokenizer(model)))

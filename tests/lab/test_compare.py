@@ -33,7 +33,9 @@ def test_every_method_in_one_table_and_on_one_sheet(capsys, tmp_path):
     rows = {row["method"]: row for row in json.loads((tmp_path / "a.json").read_text())}
     assert set(rows) == {"none", *METHODS}
     assert rows["none"]["agreement"] == "same" and rows["none"]["flops_share"] == 1 and rows["none"]["average"] == 16
-    assert rows["fastv"]["visual"] == [16, 16, 4] and rows["fastv"]["average"] == 12 and .8 < rows["fastv"]["flops_share"] < .9
+    assert rows["fastv"]["visual"] == [16, 16, 4]
+    assert rows["fastv"]["average"] == 12
+    assert .8 < rows["fastv"]["flops_share"] < .9
     assert rows["divprune"]["visual"] == [4, 4, 4]
     tokens = 16 * rows["none"]["kv_bytes"] // rows["none"]["visual"][0] // 16
     assert rows["divprune"]["kv_bytes"] < rows["fastv"]["kv_bytes"] < rows["none"]["kv_bytes"] and tokens
@@ -41,7 +43,7 @@ def test_every_method_in_one_table_and_on_one_sheet(capsys, tmp_path):
 
 
 def test_maps_of_each_method(capsys, tmp_path):
-    """Below what each kept a row of what ASAP and AdaptPrune ranked by, and one of what ASAP merged; `last` has neither."""
+    """Below the kept patches is a row of scores of ASAP and AdaptPrune, and one of ASAP's merges; `last` has none."""
     high = {}
     for methods in ("last", "last,adaptprune", "last,adaptprune,asap"):
         for maps in ([], ["--maps"]):
@@ -55,17 +57,21 @@ def test_maps_of_each_method(capsys, tmp_path):
 
 def test_one_average_for_all(capsys, tmp_path):
     """On average 12 of 16 in three layers: FastV keeps 4 from layer 2 on, DivPrune 12 in all."""
-    status, _, _ = done(capsys, *COMPARE, "--method", "fastv,divprune", "--average", "12", "--json", tmp_path / "a.json")
+    status, _, _ = done(
+        capsys, *COMPARE, "--method", "fastv,divprune", "--average", "12", "--json", tmp_path / "a.json"
+    )
     rows = {row["method"]: row for row in json.loads((tmp_path / "a.json").read_text())}
     assert status == 0 and rows["fastv"]["visual"] == [16, 16, 4] and rows["divprune"]["visual"] == [12] * 3
 
 
 def test_one_average_for_all_methods_that_solve(capsys, tmp_path):
-    """Without --method: those without a budget to solve for have their reason, the unpruned model comes first, the others are solved."""
+    """Without --method: the unpruned model comes first, methods without a budget say why, the others are solved."""
     status, _, _ = done(capsys, *COMPARE, "--average", "12", "--json", tmp_path / "a.json")
     rows = {row["method"]: row for row in json.loads((tmp_path / "a.json").read_text())}
     assert status == 0 and list(rows)[0] == "none" and set(rows) == {"none", *METHODS}
-    assert rows["none"]["visual"] == [16] * 3 and rows["fastv"]["visual"] == [16, 16, 4] and rows["vispruner"]["visual"] == [12] * 3
+    assert rows["none"]["visual"] == [16] * 3
+    assert rows["fastv"]["visual"] == [16, 16, 4]
+    assert rows["vispruner"]["visual"] == [12] * 3
     assert "no keep to solve for" in rows["blind"]["why_not"] and "no keep to solve for" in rows["atp"]["why_not"]
 
 
@@ -73,7 +79,8 @@ def test_one_average_for_all_methods_that_solve(capsys, tmp_path):
 def test_what_is_named_twice_is_refused(capsys, words):
     """Its two rows would have one name, and one would be lost; so would two of one budget."""
     status, out, err = done(capsys, *words, "--model", MODEL, "--method", "asap,fastv,asap")
-    assert status == 2 and "--method asap,fastv,asap: asap is there twice" in err and len(err.splitlines()) == 1 and not out
+    assert "--method asap,fastv,asap: asap is there twice" in err
+    assert status == 2 and len(err.splitlines()) == 1 and not out
     if words[0] != "compare":
         status, out, err = done(capsys, *words, "--model", MODEL, "--method", "fastv", "--keep", "0.5,4,0.5")
         assert status == 2 and "--keep 0.5,4,0.5: 0.5 is there twice" in err and len(err.splitlines()) == 1 and not out
@@ -84,22 +91,22 @@ def test_a_setting_of_one_method(capsys):
     assert status == 0 and "1x16 2x4" in out and "3x4" in out
 
 
-@pytest.mark.parametrize("words, told", [
+@pytest.mark.parametrize("words, message", [
     (["--method", "fastv,slowv"], "slowv"),
     (["--keep", "4", "--average", "12"], "not both"),
     (["--method", "fastv", "--average", "1"], "out of reach"),
     (["--method", "fastv", "--set", "layer=1"], "METHOD.OPTION"),
     (["--method", "fastv", "--keep", "99"], "keep 99"),
 ])
-def test_bad_comparisons(capsys, words, told):
+def test_bad_comparisons(capsys, words, message):
     status, out, err = done(capsys, *COMPARE, *words)
-    assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+    assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
 
 
 def test_evidence_is_where_the_picture_says(capsys, tmp_path):
-    """Patches 1 and 26 of 12 x 12 lie on cells (0, 0) of a grid of 4 x 4; 12 r + 11 on its last column. None is invented.
+    """Patches 1 and 26 of 12 x 12 lie on cell (0, 0) of a grid of 4 x 4, and 12 r + 11 on its last column.
 
-    Before the first of these cells stands the class token, which is on no patch: the indices move on by one.
+    Before the first of these cells comes the class token, which is on no patch: the indices move on by one.
     """
     cells = torch.tensor([(0, -1, -1), *((0, r, c) for r in range(4) for c in range(4))])
     trace = Trace(cells, visual=[3])
@@ -111,8 +118,8 @@ def test_evidence_is_where_the_picture_says(capsys, tmp_path):
     Image.open(PICTURE).save(tmp_path / "a.png")
     row = dict(image="a.png", question="What is shown?", answer="noise", evidence=[0, 143])
     (tmp_path / "questions.jsonl").write_text(json.dumps(row))
-    words = ["compare", tmp_path / "a.png", *COMPARE[2:], "--method", "last", "--keep", "4", "--json", tmp_path / "a.json"]
-    status, out, _ = done(capsys, *words)
+    words = ["compare", tmp_path / "a.png", *COMPARE[2:], "--method", "last", "--keep", "4"]
+    status, out, _ = done(capsys, *words, "--json", tmp_path / "a.json")
     assert status == 0 and "What is shown?  (right: noise)" in out
     unpruned, last = json.loads((tmp_path / "a.json").read_text())
     assert unpruned["evidence"] == [2, 2, 2] and last["evidence"] == [2, 2, 1]
@@ -133,19 +140,20 @@ def test_the_table_says_how_to_read_it(capsys, tmp_path):
 
 def test_agreement():
     """The ids of the unpruned answer 1 2 3 4 up to the first that differs; an answer that stops early agrees so far."""
-    told = Run("none", None, (1, 2, 3, 4))
-    assert agreement(Run("a", None, (1, 2, 3, 4)), told) == "same"
-    assert agreement(Run("a", None, (1, 2, 9, 4)), told) == "2 of 4 ids"
-    assert agreement(Run("a", None, (1, 2)), told) == "2 of 4 ids"
+    unpruned = Run("none", None, (1, 2, 3, 4))
+    assert agreement(Run("a", None, (1, 2, 3, 4)), unpruned) == "same"
+    assert agreement(Run("a", None, (1, 2, 9, 4)), unpruned) == "2 of 4 ids"
+    assert agreement(Run("a", None, (1, 2)), unpruned) == "2 of 4 ids"
 
 
 def test_all_leaves_out_what_cannot():
-    """With "all" a method that cannot meet the budget is reported; among several one without a keep has its own schedule, alone it is asked for."""
-    made = build_all("all", "4", None, [], 16, 3)
+    """With "all" a method that cannot meet the budget is reported. Among several a method without a keep has its own
+    schedule; named by itself it refuses --keep."""
+    pruners = build_all("all", "4", None, [], 16, 3)
     assert isinstance(build_all("all", "99", None, [], 16, 3)["fastv"], UserError)
     assert isinstance(build_all("all", None, 1.0, [], 16, 3)["fastv"], UserError)
-    assert made["vtw"] == METHODS["vtw"]() and made["fastv"] == FastV(keep=4)
-    assert build_all("vtw,fastv", "4", None, [], 16, 3) == {name: made[name] for name in ("vtw", "fastv")}
+    assert pruners["vtw"] == METHODS["vtw"]() and pruners["fastv"] == FastV(keep=4)
+    assert build_all("vtw,fastv", "4", None, [], 16, 3) == {name: pruners[name] for name in ("vtw", "fastv")}
     with pytest.raises(UserError, match="keep"):
         build_all("vtw", "4", None, [], 16, 3)
 
@@ -182,8 +190,13 @@ def test_ask_names_method_and_budget_on_the_picture(capsys, monkeypatch, tmp_pat
     """Below every panel."""
     titles = []
     captioned = draw.captioned
-    monkeypatch.setattr(draw, "captioned", lambda picture, title, text: titles.append(title) or captioned(picture, title, text))
-    status, _, err = done(capsys, "ask", PICTURE, "What?", "--model", MODEL, "--max-new-tokens", "1", *method, "--out", tmp_path / "a.png")
+    def recording(picture, title, text):
+        titles.append(title)
+        return captioned(picture, title, text)
+
+    monkeypatch.setattr(draw, "captioned", recording)
+    words = ["ask", PICTURE, "What?", "--model", MODEL, "--max-new-tokens", "1", *method]
+    status, _, err = done(capsys, *words, "--out", tmp_path / "a.png")
     assert status == 0, err
     assert titles and set(titles) == {title}
 
@@ -208,27 +221,33 @@ def test_ask_with_an_average(capsys):
     ask = ["ask", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "2"]
     status, out, _ = done(capsys, *ask, "--method", "fastv", "--average", "12")
     assert status == 0 and "layer 2" in out and "4 of them visual" in out
-    for words, told in ((["--average", "12"], "--method"), (["--method", "fastv", "--average", "12", "--keep", "4"], "not both"),
-                        (["--method", "fitprune"], "run.py fit"), (["--method", "pyramiddrop"], "layer 8")):
+    for words, message in (
+        (["--average", "12"], "--method"),
+        (["--method", "fastv", "--average", "12", "--keep", "4"], "not both"),
+        (["--method", "fitprune"], "run.py fit"),
+        (["--method", "pyramiddrop"], "layer 8"),
+    ):
         status, out, err = done(capsys, *ask, *words)
-        assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+        assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
 
 
 def test_bytes_without_reduction_are_the_prompts(capsys, tmp_path):
-    """Of tiles the tower gives 80 patches, of which 70 tokens would enter the decoder, newlines and all: with and without a method of
-    the vision site."""
-    told = []
+    """Of tiles the tower gives 80 patches, of which 70 tokens would enter the decoder, newlines and all: with and
+    without a method of the vision site."""
+    reports = []
     for method in (["--method", "vispruner", "--keep", "20"], []):
         status, _, _ = done(capsys, "ask", PICTURE, "What?", "--model", PARITY / "next_vicuna", "--max-new-tokens", "1",
                             *method, "--json", tmp_path / "a.json")
-        told.append(json.loads((tmp_path / "a.json").read_text()))
-    assert status == 0 and told[0]["visual_tokens"] == 80 and told[1]["visual_tokens"] == 70
-    assert told[0]["kv_bytes_unpruned"] == told[1]["kv_bytes_unpruned"] == told[1]["kv_bytes"] > told[0]["kv_bytes"]
+        reports.append(json.loads((tmp_path / "a.json").read_text()))
+    assert status == 0 and reports[0]["visual_tokens"] == 80 and reports[1]["visual_tokens"] == 70
+    pruned, unpruned = reports
+    assert pruned["kv_bytes_unpruned"] == unpruned["kv_bytes_unpruned"] == unpruned["kv_bytes"]
+    assert pruned["kv_bytes"] < unpruned["kv_bytes"]
 
 
 def test_average_of_tiles(capsys):
-    """5 tiles of 16 patches: 41 on average are 9 of each tile for VisPruner, which counts them so, and 41 of all for DivPrune, of which
-    the prompt has 70. One after the other they would count different things."""
+    """5 tiles of 16 patches: 41 on average are 9 of each tile for VisPruner, which counts them so, and 41 of all for
+    DivPrune, of which the prompt has 70. One after the other they would count different things."""
     next_ask = ["ask", PICTURE, "What is shown?", "--model", PARITY / "next_vicuna", "--max-new-tokens", "2"]
     for method, left in (("vispruner", 45), ("divprune", 41)):
         status, out, _ = done(capsys, *next_ask, "--method", method, "--average", "41")
@@ -237,7 +256,9 @@ def test_average_of_tiles(capsys):
     assert status == 2 and "counts the tokens of each tile: give --keep for both" in err
 
 
-@pytest.mark.parametrize("name, counted", [("vispruner", "each tile"), ("hired", "each image"), ("fastv", "a prompt together")])
+@pytest.mark.parametrize(
+    "name, counted", [("vispruner", "each tile"), ("hired", "each image"), ("fastv", "a prompt together")]
+)
 def test_methods_says_what_keep_counts(capsys, name, counted):
     assert re.search(f"keep counts .*{counted}", done(capsys, "methods", name)[1])
 
@@ -259,7 +280,8 @@ def test_methods_describes_each(capsys):
     ("prumerge_paper", "prumerge"), ("prumerge_plus_released", "prumerge_plus"), ("hired_grid", "hired"),
 ])
 def test_methods_names_what_a_reading_reads(capsys, name, reads):
-    """The nearest method above it: fastv_rerank changes fastv_mask, itself a reading, and so reads fastv. Its paper is shown."""
+    """The nearest method above it: fastv_rerank changes fastv_mask, itself a reading, and so reads fastv.
+    Its paper is shown."""
     shown = done(capsys, "methods", name)[1].splitlines()
     assert shown[0].startswith(f"{name} (pruning/readings.py): A reading of {reads}. ")
     assert shown[1] == done(capsys, "methods", reads)[1].splitlines()[1]
@@ -278,20 +300,21 @@ class Bare(FastV):
     """A method of one's own."""
 
     plain: int = 3
-    made: tuple[int, ...] = field(default_factory=tuple)
+    built: tuple[int, ...] = field(default_factory=tuple)
     wide: tuple[int, ...] = option((1, 2), "two numbers")
     about: str = "# no comment"
 
 
 def test_methods_describes_fields_that_do_not_say_what_they_mean(capsys, monkeypatch):
-    """The field and its default, and no more: a text that is not there was a traceback; so was a default that is made."""
+    """The field and its default, and no more: a missing text was a traceback, and so was a default built by a call."""
     monkeypatch.setitem(METHODS, "bare", Bare)
     monkeypatch.setitem(EVERY, "bare", Bare)
     status, out, err = done(capsys, "methods", "bare")
     assert status == 0, err
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert {"plain=3", "made=()", "wide=(1, 2) two numbers", "about=# no comment"} <= set(lines)
-    assert done(capsys, "methods")[0] == done(capsys, "methods", "--json")[0] == done(capsys, "methods", "bare", "--json")[0] == 0
+    assert {"plain=3", "built=()", "wide=(1, 2) two numbers", "about=# no comment"} <= set(lines)
+    for words in (["methods"], ["methods", "--json"], ["methods", "bare", "--json"]):
+        assert done(capsys, *words)[0] == 0
 
 
 @pytest.mark.parametrize("method, options", [("vtw", ["--eta", "0.5"]), ("fitprune", ["--ratio", "0.1"])])
@@ -307,10 +330,13 @@ def test_fit_writes_what_method_reads(capsys, tmp_path, method, options):
 def test_bad_fits(capsys, tmp_path):
     good = questions(tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"text": "no picture"}')
-    for words, told in ((["fastv", *good], "fastv"), (["vtw", "--questions", tmp_path / "bad.jsonl", "--model", MODEL], "line 1"),
-                        (["vtw", "--questions", tmp_path / "none.jsonl", "--model", MODEL], "none.jsonl")):
+    for words, message in (
+        (["fastv", *good], "fastv"),
+        (["vtw", "--questions", tmp_path / "bad.jsonl", "--model", MODEL], "line 1"),
+        (["vtw", "--questions", tmp_path / "none.jsonl", "--model", MODEL], "none.jsonl"),
+    ):
         status, _, err = done(capsys, "fit", *words, "--out", tmp_path / "a.json")
-        assert status == 2 and told in err and len(err.splitlines()) == 1 and not (tmp_path / "a.json").exists()
+        assert status == 2 and message in err and len(err.splitlines()) == 1 and not (tmp_path / "a.json").exists()
     (tmp_path / "b.json").write_text("{}")
     with pytest.raises(UserError, match="b.json"):
         build(str(tmp_path / "b.json"))

@@ -1,4 +1,5 @@
-"""Counted FLOPs: against the formula where they must agree, by hand, and against a real run; what the cost command says."""
+"""Counted FLOPs: against the formula where they must agree, by hand, and against a real run;
+what the cost command says."""
 
 import json
 from dataclasses import replace
@@ -80,20 +81,25 @@ def test_masked_tokens_are_computed(unpruned):
 
 
 def test_composed_and_scheduled():
-    both, steps = count(SHAPE, Both((VisPruner(keep=8), FastV(keep=3)))), count(SHAPE, Schedule(FastV(), (1, 3), (9, 2)))
-    assert both.visual == (8, 8, 3, 3) and steps.visual == (16, 9, 9, 2)
-    assert shapes.lineup("fastv", None, None, [], SHAPE, "1:9,3:2") == {"fastv 1:9,3:2": Schedule(FastV(), (1, 3), (9, 2))}
+    schedule = Schedule(FastV(), (1, 3), (9, 2))
+    assert count(SHAPE, Both((VisPruner(keep=8), FastV(keep=3)))).visual == (8, 8, 3, 3)
+    assert count(SHAPE, schedule).visual == (16, 9, 9, 2)
+    assert shapes.lineup("fastv", None, None, [], SHAPE, "1:9,3:2") == {"fastv 1:9,3:2": schedule}
 
 
-@pytest.mark.parametrize("method", [None, FastV(keep=4), METHODS["random"](keep=4), METHODS["divprune"](keep=4), VisPruner(keep=4)])
+@pytest.mark.parametrize(
+    "method", [None, FastV(keep=4), METHODS["random"](keep=4), METHODS["divprune"](keep=4), VisPruner(keep=4)]
+)
 def test_the_meta_device_counts_what_a_real_run_does(method):
-    """A real prefill of a tiny checkpoint under the counter, which does not know the CPU's fused attention: with the plain one.
+    """A real prefill of a tiny checkpoint under the counter, with the plain attention: it does not know the CPU's fused
+    one.
 
     FastV's view of layer 1 asks for one query, a product of the width with itself, and for its products with each key.
     """
     model = load(MODEL, torch.float32)
     ids = [1, 5, model.config.image_token_index, *range(6, 14)]
-    tokens = model.embed(ids, [torch.zeros(1, 3, model.config.vision.image_size, model.config.vision.image_size)], method)
+    side = model.config.vision.image_size
+    tokens = model.embed(ids, [torch.zeros(1, 3, side, side)], method)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         _, cache = model.prefill(tokens, method)
     counted = count(shapes.shape_of(model=MODEL), method, text=10, dtype=torch.float32)
@@ -104,54 +110,68 @@ def test_the_meta_device_counts_what_a_real_run_does(method):
 
 @pytest.mark.internal
 def test_units():
-    assert tera(8.672e12) == "  8.672 T" and tera(5e10) == "  0.050 T" and tera(5e9) == "  5.000 G" and tera(3e5) == "  0.300 M"
+    assert tera(8.672e12) == "  8.672 T"
+    assert tera(5e10) == "  0.050 T"
+    assert tera(5e9) == "  5.000 G"
+    assert tera(3e5) == "  0.300 M"
 
 
 def test_weights():
     model, held = load(MODEL), weight_bytes(shapes.shape_of(model=MODEL), torch.float32)
-    assert sum(held.values()) + 4 * model.language_model.norm.weight.numel() == sum(4 * p.numel() for p in model.parameters())
+    last_norm = 4 * model.language_model.norm.weight.numel()
+    assert sum(held.values()) + last_norm == sum(4 * p.numel() for p in model.parameters())
     assert all(p.is_meta for p in on_meta(SHAPE).parameters())
 
 
 def test_tiles():
     """NeXT's five tiles of 576; a whole image's 960 are 192 of each tile for a method that keeps some of each."""
     shape = SHAPES["next-7b"]
-    made = shapes.lineup("vispruner,fastv", "960", None, [], shape)
-    assert shape.n == 2880 and made["vispruner 960"].keep == 192 and made["fastv 960"].keep == 960
-    assert shapes.entering(made["vispruner 960"], shape) == [960] * 32
-    made = shapes.lineup("vispruner,divprune", None, "640", [], shape)
-    assert made["vispruner average 640"].keep == 128 and made["divprune average 640"].keep == 640
+    pruners = shapes.lineup("vispruner,fastv", "960", None, [], shape)
+    assert shape.n == 2880 and pruners["vispruner 960"].keep == 192 and pruners["fastv 960"].keep == 960
+    assert shapes.entering(pruners["vispruner 960"], shape) == [960] * 32
+    pruners = shapes.lineup("vispruner,divprune", None, "640", [], shape)
+    assert pruners["vispruner average 640"].keep == 128 and pruners["divprune average 640"].keep == 640
     cell = shapes.prompt(shape, 4, torch.empty(2884, 8)).grid
     assert cell[577].tolist() == [1, 0, 1] and cell[-1].tolist() == [4, 23, 23]
 
 
 def test_a_next_checkpoint_has_five_tiles():
     shape = shapes.shape_of(model=PARITY / "next_vicuna")
-    assert shape.tiles == 5 and count(shape, FastV(keep=4, layer=1), text=10).visual[-1] == 4 and count(shape).visual[0] == shape.n == 5 * shape.grid ** 2
+    assert shape.tiles == 5
+    assert count(shape, FastV(keep=4, layer=1), text=10).visual[-1] == 4
+    assert count(shape).visual[0] == shape.n == 5 * shape.grid ** 2
 
 
 def test_the_command(capsys):
     """FastV's first two of eight layers keep all 576 tokens, the others (8 * 192 - 2 * 576) / 6 = 64."""
     status, out, _ = done(capsys, "cost", "--shape", "small", "--method", "fastv,divprune", "--average", "192",
                           "--layers", "8")
-    assert status == 0 and "2x576 6x64" in out and "8x192" in out and "at most" in out and "c=3, image tokens alone" in out
+    assert status == 0
+    assert "2x576 6x64" in out
+    assert "8x192" in out
+    assert "at most" in out
+    assert "c=3, image tokens alone" in out
     status, out, _ = done(capsys, "cost", "--shape", "small", "--method", "fastv", "--keep", "1", "--layers", "4",
                           "--all-tokens", "--ffn", "2", "--json")
-    told = json.loads(out)
-    row = told["rows"][1]
-    assert status == 0 and told["layers"] == 4 and told["formula"].startswith("c=2, image and 64 text tokens")
-    assert 1 < row["first_token_speedup"] < row["prefill_speedup"] and row["first_token_speedup"] < row["first_token_bound"] < 2
+    report = json.loads(out)
+    row = report["rows"][1]
+    assert status == 0 and report["layers"] == 4 and report["formula"].startswith("c=2, image and 64 text tokens")
+    assert 1 < row["first_token_speedup"] < row["prefill_speedup"]
+    assert row["first_token_speedup"] < row["first_token_bound"] < 2
     assert done(capsys, "cost", "--model", MODEL, "--method", "fastv", "--keep", "4")[0] == 0
 
 
 def test_all_methods(capsys):
     """At one budget those that have one, the others as they are, and for those that cannot be counted the reason."""
     status, out, _ = done(capsys, "cost", "--model", MODEL, "--method", "all", "--keep", "4", "--json")
-    told = json.loads(out)
-    rows = {row["method"]: row["image_tokens"] for row in told["rows"]}
-    assert status == 0 and rows["fastv 4"] == [16, 16, 4] and rows["vispruner 4"] == [4] * 3 and rows["blind"] == [0] * 3
-    assert "train atp" in told["why_not"]["atp"] and "layer 8" in told["why_not"]["pyramiddrop"]
-    assert len(rows) + len(told["why_not"]) == 1 + len(METHODS)
+    report = json.loads(out)
+    rows = {row["method"]: row["image_tokens"] for row in report["rows"]}
+    assert status == 0
+    assert rows["fastv 4"] == [16, 16, 4]
+    assert rows["vispruner 4"] == [4] * 3
+    assert rows["blind"] == [0] * 3
+    assert "train atp" in report["why_not"]["atp"] and "layer 8" in report["why_not"]["pyramiddrop"]
+    assert len(rows) + len(report["why_not"]) == 1 + len(METHODS)
 
 
 def test_why_a_method_is_not_counted(capsys, monkeypatch):
@@ -165,11 +185,11 @@ def test_why_a_method_is_not_counted(capsys, monkeypatch):
 
 
 def test_among_several_one_without_a_keep_has_its_own_schedule():
-    made = shapes.lineup("fastv,vtw", "4,8", None, ["vtw.layer=2"], SHAPE)
-    assert list(made) == ["fastv 4", "fastv 8", "vtw"] and shapes.entering(made["vtw"], SHAPE) == [16, 16, 0, 0]
+    pruners = shapes.lineup("fastv,vtw", "4,8", None, ["vtw.layer=2"], SHAPE)
+    assert list(pruners) == ["fastv 4", "fastv 8", "vtw"] and shapes.entering(pruners["vtw"], SHAPE) == [16, 16, 0, 0]
 
 
-@pytest.mark.parametrize("words, told", [
+@pytest.mark.parametrize("words, message", [
     (["--method", "prumerge", "--model", MODEL], "prompt decides"),
     (["--method", "slowv"], "slowv"),
     (["--method", "atp", "--model", MODEL], "train atp"),
@@ -187,9 +207,9 @@ def test_among_several_one_without_a_keep_has_its_own_schedule():
     (["--shape", "small", "--model", MODEL], "not both"),
     (["--model", "no/such/dir"], "no/such/dir"),
 ])
-def test_bad_input_is_one_line(capsys, words, told):
+def test_bad_input_is_one_line(capsys, words, message):
     status, out, err = done(capsys, "cost", *words)
-    assert status == 2 and told in err and len(err.splitlines()) == 1 and not out
+    assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
 
 
 def test_fitted_methods_are_for_their_model():

@@ -98,7 +98,7 @@ def test_a_difference_is_ours_less_theirs():
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
-def made_up(fastv=lambda i: i % 10 == 0, n=40):
+def typed_rows(fastv=lambda i: i % 10 == 0, n=40):
     """No pruning is always right, random tokens half of the time, FastV as `fastv` says; ATP does not run."""
     items = [Item(i, None, "ab"[i % 2], "?", "yes", ()) for i in range(n)]
     entered = [
@@ -121,7 +121,7 @@ def report_of(items, entered, rows):
 def test_numbers_of_a_contestant():
     """FastV is right if i is 0, 10, 20 or 30, which are even: four of the twenty of family a, and none of b.
     Evidence is known for b."""
-    none, random, fastv, atp = facts(*made_up())
+    none, random, fastv, atp = facts(*typed_rows())
     assert fastv["all"]["accuracy"] == .1
     assert [fastv["families"][family]["accuracy"] for family in "ab"] == [.2, 0]
     assert fastv["families"]["b"]["evidence"] == .5
@@ -135,13 +135,13 @@ def test_numbers_of_a_contestant():
 
 def test_worse_than_random_is_said():
     """At one in ten against a half; not at four in ten, which may be chance."""
-    text = "\n".join(lines(report_of(*made_up())))
+    text = "\n".join(lines(report_of(*typed_rows())))
     assert "fastv 0.1 is worse than random" in text and "atp" in text and "does not run here: no module" in text
-    assert "worse" not in "\n".join(lines(report_of(*made_up(lambda i: i % 5 < 2))))
+    assert "worse" not in "\n".join(lines(report_of(*typed_rows(lambda i: i % 5 < 2))))
 
 
 def test_a_contestant_that_fails_on_one_question_does_not_run():
-    items, entered, rows = made_up()
+    items, entered, rows = typed_rows()
     rows[50] = dict(contestant="random 0.1", question=10, why_not="too few tokens")
     report = facts(items, entered, rows)
     assert report[1] == dict(contestant="random 0.1", method="random", keep="0.1", why_not="too few tokens")
@@ -155,7 +155,7 @@ def test_a_contestant_that_fails_on_one_question_does_not_run():
 def test_picture():
     """FastV's dot stands at 10 of 10 tokens, half a step aside, and 10 %;
     each name of the legend has a line of its own."""
-    page = curves(report_of(*made_up()))
+    page = curves(report_of(*typed_rows()))
     x, y = WIDTH - RIGHT - ASIDE // 2, round(TOP + (page.height - TOP - BOTTOM) * .9)
     assert [i for i in range(WIDTH - RIGHT + 20) if page.getpixel((i, y)) == COLORS[0]] == list(range(x - 5, x + 6))
     assert page.getpixel((LEFT + 50, TOP + 1)) == (20, 20, 20), "no pruning lies on top, at 100 %"
@@ -493,20 +493,17 @@ def test_bad_sets_are_one_line(capsys, model, words, message):
 GOOD = dict(image="00000.png", family="exist", question="is it ?", answer="yes", evidence=[3])
 
 
-@pytest.mark.parametrize(
-    "line, message",
-    [
-        ("{", "line 2: no question in JSON"),
-        ("[1]", "line 2: no question in JSON"),
-        ("5", "line 2"),
-        (json.dumps({name: x for name, x in GOOD.items() if name != "answer"}), "line 2: there is no 'answer'"),
-        (json.dumps(GOOD | dict(image="none.png")), "none.png"),
-        (json.dumps(GOOD | dict(image="questions.jsonl")), "no picture"),
-        (json.dumps(GOOD | dict(answer=3)), "line 2: image, family, question and answer are words"),
-        (json.dumps(GOOD | dict(evidence=[144])), "below 144"),
-        (json.dumps(GOOD | dict(evidence=3)), "line 2"),
-    ],
-)
+@pytest.mark.parametrize("line, message", [
+    ("{", "line 2: no question in JSON"),
+    ("[1]", "line 2: no question in JSON"),
+    ("5", "line 2"),
+    (json.dumps({name: x for name, x in GOOD.items() if name != "answer"}), "line 2: there is no 'answer'"),
+    (json.dumps(GOOD | dict(image="none.png")), "none.png"),
+    (json.dumps(GOOD | dict(image="questions.jsonl")), "no picture"),
+    (json.dumps(GOOD | dict(answer=3)), "line 2: image, family, question and answer are words"),
+    (json.dumps(GOOD | dict(evidence=[144])), "below 144"),
+    (json.dumps(GOOD | dict(evidence=3)), "line 2"),
+])
 def test_bad_folders_are_one_line(capsys, model, tmp_path, line, message):
     Image.new("RGB", (96, 96)).save(tmp_path / "00000.png")
     (tmp_path / "questions.jsonl").write_text(json.dumps(GOOD) + "\n" + line)

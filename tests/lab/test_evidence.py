@@ -88,7 +88,8 @@ class Unpooled(Typed):
 
 
 def merged(method, attention_of_1):
-    """One image, cut before the decoder: patch 0 is the strongest, and 1 has its key; 8 is the grid's, 9 has its key."""
+    """One image, cut before the decoder: patch 0 is the strongest, and 1 has its key;
+    8 is the grid's, 9 has its key."""
     attention = torch.tensor([[.2, .4, attention_of_1, *[.01] * 14]])
     degrees = [0, 0, *range(10, 70, 10), 90, 90, *range(110, 170, 10)]
     key = torch.cat([torch.zeros(1, 2), plane(*degrees)])[None]

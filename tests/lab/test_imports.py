@@ -6,7 +6,8 @@ import pytest
 
 from reading import ROOT
 
-LAB = ["cli", "draw", "cost", "check", "score", "speed", "compare", "train", "studies"]    # each may import those before it
+# Each room of the lab may import those before it.
+LAB = ["cli", "draw", "cost", "check", "score", "speed", "compare", "train", "studies"]
 BELOW_LAB = {"pruning/", "network", "minivlm/io/", "minivlm/families/", "minivlm/toy/", "weights.py"}
 # A room, and the rooms that its files may import. A file belongs to the first room that its path begins with.
 ROOMS = {
@@ -16,13 +17,21 @@ ROOMS = {
     "minivlm/io/": {"pruning/", "network"},
     "minivlm/families/": {"pruning/", "network", "minivlm/io/"},
     "minivlm/toy/": {"pruning/", "network", "minivlm/io/"},
-    **{f"minivlm/lab/{room}/": BELOW_LAB | {f"minivlm/lab/{lower}/" for lower in LAB[:height]} for height, room in enumerate(LAB)},
+    **{
+        f"minivlm/lab/{room}/": BELOW_LAB | {f"minivlm/lab/{lower}/" for lower in LAB[:height]}
+        for height, room in enumerate(LAB)
+    },
     "minivlm/lab/": set(),
-    "minivlm/": {"pruning/"},                      # the network: what lies in minivlm itself, and parts/
+    "minivlm/": {"pruning/"},  # the network: what lies in minivlm itself, and parts/
     "weights.py": {"pruning/", "network", "minivlm/io/", "minivlm/families/"},
-    "run.py": {"minivlm/lab/cli/"},                # a command's module is imported by its name in the table
+    "run.py": {"minivlm/lab/cli/"},  # a command's module is imported by its name in the table
 }
-FILES = [ROOT / "weights.py", ROOT / "run.py", *sorted((ROOT / "pruning").rglob("*.py")), *sorted((ROOT / "minivlm").rglob("*.py"))]
+FILES = [
+    ROOT / "weights.py",
+    ROOT / "run.py",
+    *sorted((ROOT / "pruning").rglob("*.py")),
+    *sorted((ROOT / "minivlm").rglob("*.py")),
+]
 
 
 def path_of(file):
@@ -37,7 +46,7 @@ def room_of(path):
 
 
 def module_file(name):
-    """The path of the file of a module of ours; None of another's."""
+    """The path of the file of a module in this repository; None of a library's."""
     path = name.replace(".", "/")
     for file in (f"{path}.py", f"{path}/__init__.py"):
         if (ROOT / file).is_file() and room_exists(file):
@@ -63,7 +72,7 @@ def imports(file, nodes=None):
 
 @pytest.mark.parametrize("file", FILES, ids=path_of)
 def test_imports_run_one_way(file):
-    """Methods know of no model, the network of no file format, no family and no tool; and no private name is borrowed."""
+    """Methods know of no model, the network of no file format, family or tool, and no private name is imported."""
     path = path_of(file)
     room = room_of(path)
     allowed = ROOMS["minivlm/" if room == "network" else room] | {room}

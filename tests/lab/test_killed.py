@@ -91,7 +91,7 @@ def accuracy(self, pool):
 
 @pytest.mark.slow
 def test_train_toy(monkeypatch, tmp_path):
-    """Three steps, a checkpoint each, and the folder that is made of the best, here without its samples."""
+    """Three steps, a checkpoint each, and the folder written from the best one, without its samples."""
     recipe = partial(train.Recipe, vision_steps=1, vision_batch=2, joint_steps=2, joint_batch=2, warmup=1, whole=1 / 2)
     monkeypatch.setattr(train, "Recipe", recipe)
     monkeypatch.setattr(train, "config", lambda: toy_config(2))
@@ -141,7 +141,7 @@ def test_eval(monkeypatch, tmp_path, model):
 
 
 def test_scenes(monkeypatch, tmp_path):
-    """A folder of pictures, made whole: the same command makes it anew."""
+    """A folder of pictures is written whole: the same command writes it anew."""
     def command(out, begun):
         return run.main(["scenes", "--out", str(out / "set"), "--count", "1"])
     assert "set/questions.jsonl" in check_every_rename(monkeypatch, tmp_path, command)

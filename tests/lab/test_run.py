@@ -30,7 +30,7 @@ ASK = ["ask", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "
 
 @pytest.mark.parametrize("name", run.COMMANDS)
 def test_a_command_is_a_module(capsys, name):
-    """It has add_arguments and main, each with a docstring. Its own docstring begins with its line in the list of commands."""
+    """It has add_arguments and main, each with a docstring. Its docstring begins with its line in the list."""
     module, line = run.COMMANDS[name]
     command = importlib.import_module(f"minivlm.lab.{module}")
     assert command.__doc__.splitlines()[0] == line
@@ -76,12 +76,16 @@ def test_ask_prints_answer_layers_and_bytes(capsys):
 
 
 def test_ask_writes_picture_and_json(capsys, tmp_path):
-    status, out, _ = done(capsys, *ASK, "--method", "fastv", "--keep", "0.25", "--set", "layer=1", "--out", tmp_path / "a.png",
-                          "--json", tmp_path / "a.json")
+    status, out, _ = done(
+        capsys, *ASK, "--method", "fastv", "--keep", "0.25", "--set", "layer=1", "--out", tmp_path / "a.png",
+        "--json", tmp_path / "a.json",
+    )
     assert status == 0, out
-    told = json.loads((tmp_path / "a.json").read_text())
-    assert told["options"]["layer"] == 1 and told["reductions"][0]["of"] == 16 and len(told["reductions"][0]["kept"]) == 4
-    assert told["answer"] and told["answer"] in out
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["options"]["layer"] == 1
+    assert report["reductions"][0]["of"] == 16
+    assert len(report["reductions"][0]["kept"]) == 4
+    assert report["answer"] and report["answer"] in out
     assert Image.open(tmp_path / "a.png").width > 200
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
 
@@ -96,7 +100,9 @@ def test_ask_draws_maps(capsys, tmp_path):
 
 def test_ask_without_picture_and_with_two(capsys):
     assert done(capsys, "ask", "Who are you?", "--model", MODEL, "--max-new-tokens", "3", "--method", "fastv")[0] == 0
-    status, out, _ = done(capsys, "ask", PICTURE, PICTURE, "<image> or <image>?", "--model", MODEL, "--max-new-tokens", "3")
+    status, out, _ = done(
+        capsys, "ask", PICTURE, PICTURE, "<image> or <image>?", "--model", MODEL, "--max-new-tokens", "3"
+    )
     assert status == 0 and "32 of them visual" in out
 
 
@@ -108,11 +114,14 @@ def test_the_same_seed_gives_the_same_answer(capsys):
 
 def test_chat_goes_on_from_the_pruned_cache(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("What is shown?\nAnd now?\n\n"))
-    status, out, err = done(capsys, "chat", PICTURE, "--model", MODEL, "--max-new-tokens", "4", "--method", "fastv", "--keep", "4")
+    status, out, err = done(
+        capsys, "chat", PICTURE, "--model", MODEL, "--max-new-tokens", "4", "--method", "fastv", "--keep", "4"
+    )
     assert status == 0 and out.count("\n") == 2 and "4 of them visual" in err
 
 
-LLAMA3 = ("{% for m in messages %}{{ '<' + m['role'] + '>' }}{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' else c['text'] }}"
+LLAMA3 = ("{% for m in messages %}{{ '<' + m['role'] + '>' }}"
+          "{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' else c['text'] }}"
           "{% endfor %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}")
 
 
@@ -124,16 +133,23 @@ def own(folder, template=LLAMA3):
 
 
 def test_chat_in_the_checkpoints_own_template(capsys, monkeypatch, tmp_path):
-    """Every text that is read, and the ids of the whole conversation: those of its rendering, with the answers as they came."""
+    """The texts that are read: those of the rendered conversation, with the answers as they came."""
     read = []
     encode = Tokenizer.encode
-    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, bos=True, after="": read.append(text) or encode(self, text, bos, after))
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, text, bos=True, after="": read.append(text) or encode(self, text, bos, after)
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("What is shown?\nAnd now?\nSure?\n\n"))
-    numbered = own(tmp_path / "m", LLAMA3.replace("m['role'] +", "m['role'] + (loop.index | string if m['role'] == 'user' else '') +"))
-    status, out, err = done(capsys, "chat", PICTURE, "--model", numbered, "--max-new-tokens", "4", "--system", "Be brief.")
+    numbering = "m['role'] + (loop.index | string if m['role'] == 'user' else '') +"
+    numbered = own(tmp_path / "m", LLAMA3.replace("m['role'] +", numbering))
+    status, out, err = done(
+        capsys, "chat", PICTURE, "--model", numbered, "--max-new-tokens", "4", "--system", "Be brief."
+    )
     assert status == 0, err
-    assert read == ["<system>Be brief.</s><user2><image>\nWhat is shown?</s><assistant>", "</s><user4>And now?</s><assistant>",
-                    "</s><user6>Sure?</s><assistant>"]
+    assert read == [
+        "<system>Be brief.</s><user2><image>\nWhat is shown?</s><assistant>",
+        "</s><user4>And now?</s><assistant>", "</s><user6>Sure?</s><assistant>",
+    ]
 
 
 def test_the_end_of_an_answer_is_read_once(capsys, monkeypatch, tmp_path):
@@ -154,15 +170,21 @@ def test_raw_and_a_template_that_is_a_file(capsys, tmp_path):
     """The same prompt in three ways: the same answer."""
     (tmp_path / "t.jinja").write_text(LLAMA3)
     raw = "<user><image>\nWhat is shown?</s><assistant>"
-    ways = (["What is shown?", "--model", own(tmp_path / "m")], ["What is shown?", "--model", MODEL, "--template", tmp_path / "t.jinja"],
-            [raw, "--model", MODEL, "--raw"])
+    ways = (
+        ["What is shown?", "--model", own(tmp_path / "m")],
+        ["What is shown?", "--model", MODEL, "--template", tmp_path / "t.jinja"],
+        [raw, "--model", MODEL, "--raw"],
+    )
     answers = {done(capsys, "ask", PICTURE, *way, "--max-new-tokens", "6")[:2] for way in ways}
     assert len(answers) == 1 and answers.pop()[0] == 0
 
 
 def test_eval_notes_the_template(capsys, tmp_path):
     out = tmp_path / "e.json"
-    status, _, err = done(capsys, "eval", "--count", "1", "--method", "fastv", "--keep", "0.5", "--out", out, "--template", "vicuna_v1", "--system", "Be brief.")
+    status, _, err = done(
+        capsys, "eval", "--count", "1", "--method", "fastv", "--keep", "0.5", "--out", out,
+        "--template", "vicuna_v1", "--system", "Be brief.",
+    )
     assert status == 0, err
     assert json.loads(out.read_text())["recipe"]["template"] == "vicuna_v1 with the system message 'Be brief.'"
 
@@ -175,9 +197,14 @@ def test_a_token_without_a_row_is_one_line(capsys, tmp_path, words):
     config["text_config"]["vocab_size"] = 501
     (folder / "config.json").write_text(json.dumps(config))
     state = load_file(folder / "model.safetensors")
-    save_file({key: value[:501].clone() if value.shape[:1] == (512,) else value for key, value in state.items()}, folder / "model.safetensors")
+    for key, value in state.items():
+        if value.shape[:1] == (512,):
+            state[key] = value[:501].clone()
+    save_file(state, folder / "model.safetensors")
     status, _, err = done(capsys, "ask", PICTURE, words, "--model", folder, "--max-new-tokens", "1")
-    assert status == 2 and "the token <pad> has the id 501, and the model's embedding has 501 rows" in err and err.count("\n") == 1
+    assert status == 2
+    assert "the token <pad> has the id 501, and the model's embedding has 501 rows" in err
+    assert err.count("\n") == 1
     talk = Conversation(load(folder))
     talk.read([1, 300])
     with pytest.raises(UserError, match="the token <pad> has the id 501"):
@@ -204,26 +231,30 @@ def chatted(monkeypatch, capsys, *lines):
     return done(capsys, "chat", PICTURE, "--model", MODEL, "--max-new-tokens", "2", "--method", "fastv", "--keep", "4")
 
 
-BAD_LINES = [(b"and <image>?", "1 <image> marks for 0"), (b"a " * 5000, "context"), ("gr\u00f6\u00dfer?".encode("latin-1"), "not valid Unicode")]
+BAD_LINES = [
+    (b"and <image>?", "1 <image> marks for 0"),
+    (b"a " * 5000, "context"),
+    ("gr\u00f6\u00dfer?".encode("latin-1"), "not valid Unicode"),
+]
 
 
-@pytest.mark.parametrize("bad, told", BAD_LINES)
-def test_a_line_that_cannot_be_read_does_not_end_a_chat(capsys, monkeypatch, bad, told):
+@pytest.mark.parametrize("bad, message", BAD_LINES)
+def test_a_line_that_cannot_be_read_does_not_end_a_chat(capsys, monkeypatch, bad, message):
     """It is answered by a sentence, and the next line as if it had not been there."""
     plain = chatted(monkeypatch, capsys, b"What is shown?", b"So?")
     status, out, err = chatted(monkeypatch, capsys, b"What is shown?", bad, b"So?")
     assert status == 0 and out == plain[1] and len(out.splitlines()) == 2
-    assert told in err and len(err.splitlines()) == 1 + len(plain[2].splitlines())
+    assert message in err and len(err.splitlines()) == 1 + len(plain[2].splitlines())
 
 
-@pytest.mark.parametrize("bad, told", [(b"<image> and <image>?", "2 <image> marks for 1"), *BAD_LINES[1:]])
-def test_the_first_line_of_a_chat_may_be_the_bad_one(capsys, monkeypatch, bad, told):
+@pytest.mark.parametrize("bad, message", [(b"<image> and <image>?", "2 <image> marks for 1"), *BAD_LINES[1:]])
+def test_the_first_line_of_a_chat_may_be_the_bad_one(capsys, monkeypatch, bad, message):
     """Nothing of it is kept; where no line could be answered the exit status is 2."""
     plain = chatted(monkeypatch, capsys, b"What is shown?", b"So?")
     status, out, err = chatted(monkeypatch, capsys, bad, b"What is shown?", b"So?")
-    assert status == 0 and out == plain[1] and told in err and err.endswith(plain[2])
+    assert status == 0 and out == plain[1] and message in err and err.endswith(plain[2])
     status, out, err = chatted(monkeypatch, capsys, bad)
-    assert status == 2 and not out and told in err and len(err.splitlines()) == 1
+    assert status == 2 and not out and message in err and len(err.splitlines()) == 1
 
 
 def test_what_was_said_before_an_overflow_stays(capsys, monkeypatch):
@@ -241,7 +272,11 @@ def test_what_was_said_before_an_overflow_stays(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-@pytest.mark.parametrize("words", [["ask", PICTURE, "What?"], ["compare", PICTURE, "Was \u263a?", "--method", "last", "--keep", "4"], ["methods", "fastv"]])
+@pytest.mark.parametrize("words", [
+    ["ask", PICTURE, "What?"],
+    ["compare", PICTURE, "Was \u263a?", "--method", "last", "--keep", "4"],
+    ["methods", "fastv"],
+])
 def test_a_terminal_that_lacks_a_character(monkeypatch, words, encoding):
     """A substitute is printed in its place, by every command."""
     page = io.BytesIO()
@@ -260,9 +295,12 @@ def test_scenes_are_a_folder_of_questions(capsys, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "s" / "questions.jsonl").read_text().splitlines()]
     assert status == 0 and len(rows) == 16 and all((tmp_path / "s" / row["image"]).is_file() for row in rows)
     assert set(rows[0]) >= {"image", "family", "question", "answer", "evidence"}
-    for words, told in ((["--out", tmp_path / "s"], "already"), (["--out", tmp_path / "t", "--count", "0"], "--count")):
+    for words, message in (
+        (["--out", tmp_path / "s"], "already"),
+        (["--out", tmp_path / "t", "--count", "0"], "--count"),
+    ):
         status, _, err = done(capsys, "scenes", *words)
-        assert status == 2 and told in err and [path.name for path in tmp_path.iterdir()] == ["s"]
+        assert status == 2 and message in err and [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 def test_training_of_the_shipped_model_stops_and_goes_on(capsys, tmp_path):
@@ -280,8 +318,8 @@ def test_inspect(capsys):
     status, out, _ = done(capsys, "inspect", MODEL)
     assert status == 0 and "language_model.layers.*.self_attn.q_proj.weight" in out
     status, out, _ = done(capsys, "inspect", MODEL, "--json")
-    told = json.loads(out)
-    size = sum(group["bytes"] for group in told["groups"])
+    report = json.loads(out)
+    size = sum(group["bytes"] for group in report["groups"])
     assert 0 < (MODEL / "model.safetensors").stat().st_size - size < 20000              # all but the header
 
 
@@ -297,15 +335,17 @@ def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
     assert status == 0 and "FAIL" not in out and "PASS  logits" in out
     for name in ("expected.json", "expected.safetensors"):
         shutil.copyfile(MODEL / name, tmp_path / name)
-    told = json.loads((tmp_path / "expected.json").read_text())
-    told["prompts"][0]["generated"][0][0] += 1
-    (tmp_path / "expected.json").write_text(json.dumps(told))
-    status, out, _ = done(capsys, "verify", MODEL, "--expected", tmp_path / "expected.json", "--images", IMAGES, "--json")
+    recording = json.loads((tmp_path / "expected.json").read_text())
+    recording["prompts"][0]["generated"][0][0] += 1
+    (tmp_path / "expected.json").write_text(json.dumps(recording))
+    status, out, _ = done(
+        capsys, "verify", MODEL, "--expected", tmp_path / "expected.json", "--images", IMAGES, "--json"
+    )
     rows = {row["stage"]: row["passed"] for row in json.loads(out)}
     assert status == 1 and not rows.pop("greedy ids") and all(rows.values())
 
 
-@pytest.mark.parametrize("argv, told", [
+@pytest.mark.parametrize("argv, message", [
     (["ask", PICTURE, "What?", "--model", "no/such/dir"], "no/such/dir"),
     (["ask", PICTURE, "What?", "--model", PARITY], "config.json"),
     (["ask", PICTURE, "What?", "--model", PICTURE], "is a file"),
@@ -351,9 +391,9 @@ def test_verify_passes_and_a_changed_recording_fails(capsys, tmp_path):
     (["inspect", MODEL, "--model", MODEL], "two models are named"),
     (["scenes", "--out", "none", "--count", "10001"], "--count 10001: must be at most 10000"),
 ])
-def test_bad_input_is_one_line_and_status_2(capsys, argv, told):
+def test_bad_input_is_one_line_and_status_2(capsys, argv, message):
     status, out, err = done(capsys, *argv)
-    assert status == 2 and told in err and "Traceback" not in err
+    assert status == 2 and message in err and "Traceback" not in err
     assert len(err.splitlines()) == 1 and not out
 
 
@@ -364,8 +404,10 @@ NUMBERS = {
     "eval": ["count", "seed", "draws", "processes", "max-new-tokens"],
     "scenes": ["count", "seed"],
     "train toy": ["seed", "minutes"],
-    "train atp": ["target-tokens", "steps", "batch", "accumulate", "lr", "lr-module", "lambda-atp", "lambda-target", "warmup", "theta-r",
-                  "theta-s", "width", "seed", "save-every"],
+    "train atp": [
+        "target-tokens", "steps", "batch", "accumulate", "lr", "lr-module", "lambda-atp", "lambda-target",
+        "warmup", "theta-r", "theta-s", "width", "seed", "save-every",
+    ],
     "ablate": ["steps", "batch", "lr", "lr-module", "count", "seed"],
     "cost": ["text", "layers"],
     "bench": ["text", "repeat", "steps", "threads", "layers"],
@@ -373,15 +415,20 @@ NUMBERS = {
     "tables": ["text"],
 }
 WORDS = {
-    "ask": [PICTURE, "What?", "--method", "fastv"], "compare": [PICTURE, "What?"], "fit": ["vtw", "--questions", "none", "--out", "OUT.json"],
-    "scenes": ["--out", "OUT"], "train toy": ["--out", "OUT"], "ablate": ["--out", "OUT"], "cost": ["--method", "fastv"],
+    "ask": [PICTURE, "What?", "--method", "fastv"],
+    "compare": [PICTURE, "What?"],
+    "fit": ["vtw", "--questions", "none", "--out", "OUT.json"],
+    "scenes": ["--out", "OUT"],
+    "train toy": ["--out", "OUT"],
+    "ablate": ["--out", "OUT"],
+    "cost": ["--method", "fastv"],
     "train atp": ["--data", "toy", "--out", "OUT", "--target-tokens", "36"],
 }
 
 
 @pytest.mark.parametrize("command, option", [(command, option) for command in NUMBERS for option in NUMBERS[command]])
 def test_numbers_that_are_none(capsys, tmp_path, monkeypatch, command, option):
-    """NaN, infinity, what is far too large, below zero, or no number: one line that names the option, and nothing is left behind."""
+    """NaN, infinity, a number far too large or below zero, a word: one line names the option; nothing is written."""
     monkeypatch.chdir(tmp_path)
     for text in ("nan", "inf", "1e999", "9" * 5000, "word", "-99999999999999999999"):
         status, out, err = done(capsys, *command.split(), *WORDS.get(command, []), f"--{option}={text}")
@@ -417,13 +464,17 @@ def broken(error):
     return command
 
 
-@pytest.mark.parametrize("error, status, told", [
+@pytest.mark.parametrize("error, status, message", [
     (ZeroDivisionError("a\nb"), 70, r"this is a bug: ZeroDivisionError: a\nb; please report it"),
-    (RecursionError("deep"), 70, "this is a bug: RecursionError"), (KeyError("x"), 70, "this is a bug: KeyError: 'x'"),
+    (RecursionError("deep"), 70, "this is a bug: RecursionError"),
+    (KeyError("x"), 70, "this is a bug: KeyError: 'x'"),
     (OSError(28, "No space left on device", "a.json"), 2, "a.json cannot be read or written (No space left on device)"),
-    (PermissionError(13, "Permission denied", "a"), 2, "a cannot be read or written"), (MemoryError(), 2, "the memory is full"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full"), (UserError("so"), 2, "run.py: so")])
-def test_an_exception_that_nobody_foresaw(capsys, monkeypatch, error, status, told):
+    (PermissionError(13, "Permission denied", "a"), 2, "a cannot be read or written"),
+    (MemoryError(), 2, "the memory is full"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "the memory is full"),
+    (UserError("so"), 2, "run.py: so"),
+])
+def test_an_exception_that_nobody_foresaw(capsys, monkeypatch, error, status, message):
     """The last net: one line without the warnings before it; with --debug, and in these tests, a bug is a traceback."""
     monkeypatch.setattr(tables, "main", broken(error))
     if status == 70:
@@ -432,7 +483,7 @@ def test_an_exception_that_nobody_foresaw(capsys, monkeypatch, error, status, to
                 run.main(words)
             monkeypatch.delenv("MINIVLM_DEBUG", raising=False)
     got, out, err = done(capsys, "tables")
-    assert got == status and told in err and len(err.splitlines()) == 1 and not out
+    assert got == status and message in err and len(err.splitlines()) == 1 and not out
 
 
 def test_ctrl_c_while_torch_is_imported(capsys, monkeypatch):
@@ -451,7 +502,7 @@ def test_a_warning_is_shown_where_the_command_succeeds(monkeypatch):
 
 
 def test_a_refusal_is_printed_by_the_first_process(capsys, monkeypatch):
-    """Of those that torchrun starts on a machine the others wait, to be ended; one that nobody ends prints it after that."""
+    """The other processes of torchrun wait, to be ended. One that nobody ends prints the refusal after a while."""
     waited = []
     monkeypatch.setattr(ending.time, "sleep", waited.append)
     for rank, seconds in (("0", []), ("1", [ending.PATIENCE])):
@@ -466,5 +517,5 @@ def test_a_reader_that_has_enough_ends_it_quietly(command):
     """`run.py .. | true`, which reads nothing: no traceback, whether the output is more than a pipe holds or less."""
     words = f"{sys.executable} run.py {command} | true"
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    told = subprocess.run(words, shell=True, capture_output=True, text=True, cwd=ROOT, env=env)
-    assert told.stderr == ""
+    ended = subprocess.run(words, shell=True, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert ended.stderr == ""

@@ -27,9 +27,9 @@ def test_answers_are_exact(family, seed, name):
     worlds, question, answer = asked(family, name, seed)
     for i, (q, a) in enumerate(zip(question.tolist(), answer)):
         words = questions.text(family, q)
-        told = answer_by_loops(family, words, worlds, i)
-        if told is not None or a >= 0:             # where nothing can be asked the drawn question means nothing
-            assert told == (WORDS[a] if a >= 0 else None), words
+        expected = answer_by_loops(family, words, worlds, i)
+        if expected is not None or a >= 0:             # else no question can be asked of this picture
+            assert expected == (WORDS[a] if a >= 0 else None), words
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,13 +39,13 @@ def test_evidence_is_enough_and_is_needed(family, seed):
     """Hiding all other patches leaves the answer; hiding the evidence loses it, but for scene, no and zero."""
     worlds, question, answer = asked(family, "heldout", seed)
     need = questions.evidence(family, question, worlds)
-    here = answer >= 0
+    answerable = answer >= 0
     for shown, same in ((need, True), (~need, family == "scene")):
         sure, perhaps = questions.visible(worlds, shown)
-        for told in (questions.answer(family, question, worlds, v) for v in (sure, perhaps)):
+        for remaining in (questions.answer(family, question, worlds, v) for v in (sure, perhaps)):
             empty = np.isin(answer, questions.ids(("no", "zero")))
-            assert ((told == answer) == same)[here & (~empty | same)].all()
-    assert need[here].any(axis=1).all()
+            assert ((remaining == answer) == same)[answerable & (~empty | same)].all()
+    assert need[answerable].any(axis=1).all()
 
 
 def test_evidence_shows_the_object():
@@ -79,8 +79,8 @@ def test_sets_do_not_overlap():
 def test_unseen_pairs_are_in_the_last_set_alone():
     for name in scenes.SETS:
         worlds = scenes.worlds(name, 0, 0, 300)
-        here = worlds.present[:, :OBJECTS]
-        rare = np.any([(worlds.shape == s) & (worlds.color == c) for s, c in UNSEEN], axis=0) & here
+        drawn = worlds.present[:, :OBJECTS]
+        rare = np.any([(worlds.shape == s) & (worlds.color == c) for s, c in UNSEEN], axis=0) & drawn
         assert rare.any(axis=1).all() if name == "pairs" else not rare.any()
         for family in ("exist", "relpos", "abspos"):
             question = questions.ask(np.random.default_rng(0), family, worlds, name == "pairs")

@@ -29,9 +29,13 @@ from pruning.base import Reduction
 
 ROWS = [json.loads(line) for line in (shipped.SAMPLES / "questions.jsonl").read_text().splitlines()]
 SCENE = str(shipped.SAMPLES / ROWS[0]["image"])
-SELECTING = [name for name, method in METHODS.items() if "keep" in method.__dataclass_fields__ and "select" in method().laws
-             and not method().mask_at(8)]
-READ_ATTENTION = ("fastv", "sparsevlm", "pyramiddrop", "adaptprune", "asap", "fitprune_single", "visionzip", "vispruner", "hired")
+SELECTING = [
+    name
+    for name, method in METHODS.items()
+    if "keep" in method.__dataclass_fields__ and "select" in method().laws and not method().mask_at(8)
+]
+READ_ATTENTION = ("fastv", "sparsevlm", "pyramiddrop", "adaptprune", "asap", "fitprune_single", "visionzip",
+                  "vispruner", "hired")
 RESULTS = json.loads((shipped.FOLDER / "results.json").read_text())
 RECORDED = RESULTS["seeds"][RESULTS["shipped"]]
 
@@ -45,7 +49,8 @@ def right(model, chosen, pruner=None, reduced=lambda tokens, item: tokens):
     """{family: share of right answers} of greedy one-word answers."""
     score = {}
     for item in chosen:
-        tokens = model.embed(model.tokenizer.encode(prompt([(item.question, None)])), [model.processor.pixels(item.picture)])
+        ids = model.tokenizer.encode(prompt([(item.question, None)]))
+        tokens = model.embed(ids, [model.processor.pixels(item.picture)])
         logits, _ = model.prefill(reduced(tokens, item), pruner)
         score.setdefault(item.family, []).append(WORDS[logits.argmax()] == item.answer)
     return {family: sum(answers) / len(answers) for family, answers in score.items()}
@@ -59,18 +64,20 @@ def test_the_folder_is_small_and_whole(model):
 
 @pytest.mark.slow
 def test_recorded_accuracy_on_fresh_scenes(model):
-    """320 questions of another seed: the mean within four standard errors of the recorded one, no family far below its own."""
-    found = right(model, items("heldout", 40, seed=5))
+    """320 questions of another seed: the mean within four standard errors of the recorded one,
+    no family far below its own."""
+    measured = right(model, items("heldout", 40, seed=5))
     recorded = {family: x / 100 for family, x in RECORDED["heldout"].items()}
-    mean, before = (sum(each.values()) / len(FAMILIES) for each in (found, recorded))
+    mean, before = (sum(each.values()) / len(FAMILIES) for each in (measured, recorded))
     assert abs(mean - before) < 4 * (before * (1 - before) / 320) ** 0.5 + 0.005
     for family in FAMILIES:
-        assert found[family] > recorded[family] - 4 * (recorded[family] * (1 - recorded[family]) / 40 + 1e-4) ** 0.5
+        assert measured[family] > recorded[family] - 4 * (recorded[family] * (1 - recorded[family]) / 40 + 1e-4) ** 0.5
 
 
 @pytest.mark.slow
 def test_the_background_alone_tells_the_scene_only(model):
-    """Without the patches that show a thing: near chance, but for the scene. Chance: the share of the commonest answer."""
+    """Without the patches that show a thing: near chance, but for the scene.
+    Chance: the share of the commonest answer."""
     chosen = items("heldout", 40, seed=6)
 
     def background(tokens, item):
@@ -78,9 +85,9 @@ def test_the_background_alone_tells_the_scene_only(model):
         area = scenes.worlds("heldout", 6, batch, 32).area[at].sum(axis=0)
         return tokens.reduced(Reduction(torch.tensor(area == 0).nonzero().squeeze(1)))
 
-    found = right(model, chosen, reduced=background)
-    assert found.pop("scene") > 0.9
-    for family, share in found.items():
+    measured = right(model, chosen, reduced=background)
+    assert measured.pop("scene") > 0.9
+    for family, share in measured.items():
         answers = [item.answer for item in chosen if item.family == family]
         commonest = max(map(answers.count, answers)) / len(answers)
         assert share < commonest + 0.25, family
@@ -88,23 +95,26 @@ def test_the_background_alone_tells_the_scene_only(model):
 
 @pytest.mark.slow
 def test_the_things_alone_are_counted_as_in_the_whole_picture(model):
-    """Half of the tokens, all that show a thing among them: without hidden blocks in its training the model would count too many."""
+    """Half of the tokens, with all that show a thing: a model trained without hidden blocks would count too many."""
     chosen = [item for item in items("validation", 200) if item.family == "count"]
-    things = right(model, chosen, reduced=lambda tokens, item: tokens.reduced(Oracle(keep=0.5, things=item.things).reduce(tokens)))
+    def half(tokens, item):
+        return tokens.reduced(Oracle(keep=0.5, things=item.things).reduce(tokens))
+
+    things = right(model, chosen, reduced=half)
     assert things["count"] > right(model, chosen)["count"] - 0.05
 
 
 @pytest.mark.parametrize("name", SELECTING)
 def test_to_keep_all_is_to_prune_nothing(model, name):
-    """Every method that selects, with a budget of all 144 tokens; those that merge, or turn the mask, change what they keep."""
+    """Every method that selects, with a budget of all 144 tokens. Those that merge or mask change what they keep."""
     own, row = own_settings(shipped.FOLDER), ROWS[0]
     ids, pixels = model.tokenizer.encode(prompt([(row["question"], None)])), model.processor.pixels(Image.open(SCENE))
-    seen = []
+    results = []
     for pruner in (None, build(name, "144", own=own)):
         talk = Conversation(model, pruner)
         talk.read(ids, [pixels])
-        seen.append((tuple(talk.generate(4)), talk.trace.visual))
-    assert seen[0] == seen[1]
+        results.append((tuple(talk.generate(4)), talk.trace.visual))
+    assert results[0] == results[1]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +158,8 @@ def test_without_the_model_one_is_asked_for(capsys, monkeypatch, tmp_path):
 
 
 def test_what_it_does_not_know_is_said(capsys):
-    """An unknown word is an error that lists the words; a photograph gets an answer and a note; its own scene gets none."""
+    """An unknown word is an error that lists the words; a photograph gets an answer and a note;
+    its own scene gets none."""
     status, _, err = done(capsys, "ask", SCENE, "is there a violet dog ?")
     assert status == 2 and "'dog', 'violet'" in err and "triangle" in err
     status, out, err = done(capsys, "ask", PICTURE, "what scene is this ?")
@@ -158,7 +169,9 @@ def test_what_it_does_not_know_is_said(capsys):
 
 def test_inspect_lists_its_words(capsys):
     status, out, _ = done(capsys, "inspect")
-    assert status == 0 and "\nwords: user assistant : ? ." in out and out.split("words: ")[1].split("\n")[0].split()[-1] == WORDS[-1]
+    assert status == 0
+    assert "\nwords: user assistant : ? ." in out
+    assert out.split("words: ")[1].split("\n")[0].split()[-1] == WORDS[-1]
 
 
 @live
@@ -166,7 +179,7 @@ def test_inspect_lists_its_words(capsys):
 def test_transformers_says_the_same(row, model):
     """Every stage as close as float32 can know it, and the same greedy ids."""
     expected = hf.live(shipped.FOLDER, shipped.SAMPLES / row["image"], row["question"])
-    rows = {told.stage: told for told in verify(model, shipped.FOLDER, expected)}
-    assert [told.stage for told in rows.values() if not told.passed] == []
+    rows = {result.stage: result for result in verify(model, shipped.FOLDER, expected)}
+    assert [result.stage for result in rows.values() if not result.passed] == []
     assert rows["logits"].difference <= FACTOR * rows["logits"].own_error
     assert rows["greedy ids"].difference == 0

@@ -221,7 +221,7 @@ def test_a_run_that_does_not_begin_leaves_no_folder(capsys, finished, tmp_path, 
 
 
 def test_the_models_own_folder_is_not_trained_into(capsys, finished, tmp_path):
-    """The trained model would take the place of the one that it was made from, and of its files."""
+    """The trained model would take the place of the one that it was trained from, and of its files."""
     model = Path(atp_command(finished, "x")[3])
     argv = atp_command(finished, model, steps=1)
     status, _, err = done(capsys, *argv)
@@ -356,7 +356,7 @@ def test_a_toy_loss_that_is_not_finite(tmp_path, monkeypatch):
 
 
 def test_the_best_network_is_missing(capsys, toy, monkeypatch):
-    """The folder is not made of what is not there."""
+    """Files that are missing are not put into the folder."""
     monkeypatch.setattr(train, "Recipe", lambda **options: TOY)
     monkeypatch.setattr(train, "config", lambda: toy_config(2))
     status, _, err = done(capsys, "train", "toy", "--out", toy, "--resume")
@@ -391,7 +391,9 @@ def test_a_log_is_read(tmp_path):
     dict(evidence=-1), dict(more=1), dict(why_not="x")])
 def test_a_row_that_no_run_wrote(tmp_path, change):
     """Keys, kinds and bounds."""
-    with pytest.raises(UserError, match="line 2 is no answer of a run: remove the line, and the question is asked again"):
+    with pytest.raises(
+        UserError, match="line 2 is no answer of a run: remove the line, and the question is asked again"
+    ):
         log_of(tmp_path / "a.jsonl", dict(recipe=RECIPE), ROW | change)
 
 

@@ -1,4 +1,5 @@
-"""Training of the shipped model: it learns, resumes to the bit, trains the network that is shipped, and hides fairly."""
+"""Training of the shipped model: it learns, resumes to the bit, trains the network that is shipped,
+and hides fairly."""
 
 from dataclasses import replace
 
@@ -88,24 +89,25 @@ def test_packed_questions_equal_single_ones(tmp_path, hidden, closed):
             at = (block == q + 1).nonzero().squeeze(1)
             colon = at[(text[i, at] == ID[":"])][-1]
             ids = [ID["<s>"], ID["user"], ID[":"], ID["<image>"], *text[i, at[0]:colon + 1].tolist()]
-            tokens = model.embed(ids, [pixels(worlds)[i:i + 1]]).reduced(Reduction(shown[i]), "renumber" if closed else "keep")
+            positions = "renumber" if closed else "keep"
+            tokens = model.embed(ids, [pixels(worlds)[i:i + 1]]).reduced(Reduction(shown[i]), positions)
             assert torch.allclose(model.prefill(tokens)[0], packed[i, colon], atol=2e-5)
 
 
 @pytest.mark.parametrize("hidden", [0, 72, 120])
 def test_labels_are_what_is_left_to_see(hidden):
-    """A label is the answer from the things still visible, found by the slow check; none where one thing is in doubt."""
+    """A label is the answer from the things still visible, by the slow check; none if the answer is in doubt."""
     worlds = scenes.worlds("train", 0, 0, 30)
     text, labels, shown = pack(np.random.default_rng(0), worlds, hidden)
     bright, (block, _) = np.zeros((30, PATCHES), bool), layout("cpu")
     np.put_along_axis(bright, shown.numpy(), True, axis=1)
-    lights = [replace(worlds, present=worlds.present & seen) for seen in questions.visible(worlds, bright)]
+    lights = [replace(worlds, present=worlds.present & visible) for visible in questions.visible(worlds, bright)]
     for i in range(30):
         for q, family in enumerate(MIX):
             words = [WORDS[id] for id in text[i, block == q + 1].tolist()]
-            told = {answer_by_loops(family, words[:words.index("assistant")], light, i) for light in lights}
+            answers = {answer_by_loops(family, words[:words.index("assistant")], light, i) for light in lights}
             label = [WORDS[id] for id in labels[i, block == q + 1].tolist() if id >= 0]
-            assert label == ([*told, "</s>"] if len(told) == 1 and told != {None} else []), words
+            assert label == ([*answers, "</s>"] if len(answers) == 1 and answers != {None} else []), words
 
 
 def shown(worlds, hidden, blocks):
@@ -126,7 +128,7 @@ def test_hiding_favours_no_thing(blocks):
 
 
 def test_blocks_hold_neighbours_together():
-    """Neighbours share their fate more often than under patches one by one, and what is left is richer or poorer in things."""
+    """Neighbours share their fate more often than under single patches, and the number of things shown varies more."""
     worlds = scenes.worlds("train", 0, 0, 600)
     ways = [shown(worlds, 108, blocks).reshape(-1, 12, 12) for blocks in (False, True)]
     alike = [(bright[:, 1:] == bright[:, :-1]).mean() for bright in ways]
@@ -138,13 +140,17 @@ def test_blocks_hold_neighbours_together():
 @pytest.mark.internal
 def test_nothing_is_hidden_where_nothing_is_to_be(tmp_path, monkeypatch):
     """How many patches the last steps hide, closed up or not, one by one or in a block, under each way of hiding."""
-    seen = []
-    monkeypatch.setattr("minivlm.toy.train.joint_loss", lambda *args: seen.append(args[3:]) or (args[0].heads["place"].bias.sum(), 0))
+    calls = []
+    def loss(*args):
+        calls.append(args[3:])
+        return args[0].heads["place"].bias.sum(), 0
+
+    monkeypatch.setattr("minivlm.toy.train.joint_loss", loss)
     for hidden in HIDING:
         run = Run(tmp_path / hidden, replace(MICRO, hidden=hidden, whole=0, hide=1.0))
         run.at = 3
         run.step()
-    blocks, patches, nothing = seen[::2]
+    blocks, patches, nothing = calls[::2]
     assert patches[0] == blocks[0] > 0 and patches[1] == blocks[1] and (patches[2], blocks[2]) == (False, True)
     assert nothing == (0, False, False)
 
@@ -170,7 +176,8 @@ def test_score_counts_by_family():
 
 
 def test_words(tmp_path):
-    """Questions in any case and spacing become the ids of training; a word that is not known is <unk>, and shows as such."""
+    """Questions in any case and spacing become the ids of training;
+    a word that is not known is <unk>, and shows as such."""
     folder.save(Run(tmp_path / "run", MICRO).student.llava, tmp_path / "model")
     model = weights.load(tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").stat().st_size < 8e6 and model.eos == (ID["</s>"],)

@@ -85,11 +85,13 @@ def test_answers_are_found(data):
 def test_answers_end_where_a_template_does_not_say_so(data):
     """Of a checkpoint's own templates: llava's writes no </s>, which is learnt all the same; the others' end stays."""
     tokenizer = model().tokenizer
-    llava = ("{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' "
-             "else c['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}")
+    llava = ("{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+             "{% for c in m['content'] %}{{ '<image>\n' if c['type'] == 'image' else c['text'] + ' ' }}{% endfor %}"
+             "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}")
     turns = data.rows[1][1]
     assert tokenised(tokenizer, turns, Jinja(llava, "llava")) == tokenised(tokenizer, turns, "llava-hf")
-    closed = llava.replace("{% endfor %}{% endfor %}", "{% endfor %}{{ '</s>' if m['role'] == 'assistant' }}{% endfor %}")
+    end = "{{ '</s>' if m['role'] == 'assistant' }}"
+    closed = llava.replace("{% endfor %}{% endfor %}", "{% endfor %}" + end + "{% endfor %}")
     assert tokenised(tokenizer, turns, Jinja(closed, "closed"))[0].count(tokenizer.eos) == 2
 
 
@@ -225,8 +227,8 @@ def test_a_step_takes_the_mean_gradient_clipped_to_norm_1(data, tmp_path, factor
     run.adam.step = lambda: taken.extend(p.grad.clone() for p in run.trained.values())
     run.step(batches)
     assert (norm > 2) == (factor == 1) and (norm < .5) == (factor < 1)
-    for ours, theirs in zip(taken, grads):
-        close(ours, theirs / norm.clamp_min(1), 1e-6, 1e-3)
+    for actual, expected in zip(taken, grads):
+        close(actual, expected / norm.clamp_min(1), 1e-6, 1e-3)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -293,8 +295,8 @@ def test_resumed_is_uninterrupted(data, tmp_path, frozen):
     rest = trained(data, tmp_path / "b", recipe, resume=True)
     assert len(rest.log) == 6 and rest.log == whole.log
     assert (tmp_path / "b" / "log.jsonl").read_text() == (tmp_path / "a" / "log.jsonl").read_text()
-    ours, theirs = load_file(state), load_file(tmp_path / "a" / "state.safetensors")
-    assert ours.keys() == theirs.keys() and all(x.equal(theirs[name]) for name, x in ours.items())
+    resumed, uninterrupted = load_file(state), load_file(tmp_path / "a" / "state.safetensors")
+    assert resumed.keys() == uninterrupted.keys() and all(x.equal(uninterrupted[name]) for name, x in resumed.items())
 
 
 def test_interrupted_between_checkpoints(data, tmp_path, monkeypatch):
@@ -344,12 +346,13 @@ def torchrun(*argv):
 
 @pytest.mark.slow
 def test_two_processes_are_twice_the_accumulation(data, tmp_path, capsys):
-    """torchrun with two processes on gloo: losses and weights of one process that accumulates two batches a step. One of
-    the two writes: each file once."""
+    """torchrun with two processes on gloo: losses and weights of one process that accumulates two batches a step. One
+    of the two writes: each file once."""
     status, printed_by_one, _ = done(capsys, *atp_command(tmp_path, tmp_path / "one", "--accumulate", "4"))
     printed_by_two = torchrun(*atp_command(tmp_path, tmp_path / "two", "--accumulate", "2"))
     assert status == 0 and printed_by_two.count("wrote ") == printed_by_one.count("wrote ") > 0
-    one, two = ([json.loads(line) for line in (tmp_path / out / "log.jsonl").read_text().splitlines()] for out in ("one", "two"))
+    logs = [(tmp_path / out / "log.jsonl").read_text().splitlines() for out in ("one", "two")]
+    one, two = ([json.loads(line) for line in log] for log in logs)
     assert len(one) == len(two) == 3
     for a, b in zip(one, two):
         assert a["kept"] == pytest.approx(b["kept"], rel=1e-5) and a["loss"] == pytest.approx(b["loss"], rel=1e-5)
@@ -368,8 +371,8 @@ def test_the_folder_is_read_by_load_and_by_the_method(data, tmp_path, capsys):
     name = "language_model.layers.0.self_attn.q_proj.weight"
     assert after[name].equal(state[f"weight.llava.{name}"]) and not after[name].equal(model().state_dict()[name])
     ask = ["ask", IMAGES / PICTURES[0], "What is the sign?", "--max-new-tokens", "2", "--model"]
-    status, inside, err = done(capsys, *ask, tmp_path / "out", "--method", "atp", "--json", tmp_path / "told.json")
-    assert status == 0 and json.loads((tmp_path / "told.json").read_text())["reductions"][0]["before_layer"] == 1, err
+    status, inside, err = done(capsys, *ask, tmp_path / "out", "--method", "atp", "--json", tmp_path / "report.json")
+    assert status == 0 and json.loads((tmp_path / "report.json").read_text())["reductions"][0]["before_layer"] == 1, err
     status, named, _ = done(capsys, *ask, tmp_path / "out", "--method", "atp", "--set", f"module={tmp_path / 'out'}")
     assert status == 0 and named.splitlines()[0] == inside.splitlines()[0]
 
