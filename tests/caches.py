@@ -11,7 +11,7 @@ from tiny import DEEP, Around
 def replay(pruner, trace, **changed):
     """A method that takes the decisions of an earlier run again, one after the other."""
     steps = iter(trace.steps)
-    as_it_is = lambda grid, tile_grid: torch.arange(len(grid))                # the trace has the order in which it was sent on
+    as_it_is = lambda grid, tile_grid: torch.arange(len(grid))  # the trace has the order in which it was sent on
     return Around(pruner, lambda tokens: replace(next(steps).reduction, **changed), output_order=as_it_is)
 
 

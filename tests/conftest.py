@@ -22,7 +22,8 @@ def pytest_configure(config):
     from minivlm import kernels                    # here: the path is set above
     kernels.use(config.getoption("--kernels"))
     settings.load_profile("slow" if config.getoption("--slow") else "quick")
-    config.addinivalue_line("markers", "live: compares with the installed transformers (every test that has the fixture)")
+    live = "live: compares with the installed transformers (every test that has the fixture)"
+    config.addinivalue_line("markers", live)
     config.addinivalue_line("markers", "internal: holds how something is done (a private name, a buffer's address, the "
                             "calls of torch, the place of a pixel), for a promise that no result shows")
     config.addinivalue_line("markers", "slow: many processes, trainings or random cases; runs with --slow only")

@@ -48,7 +48,8 @@ def figures(file):
     statements = [sum(1 for _ in ast.walk(node)) for node in ast.walk(tree)
                   if isinstance(node, ast.stmt) and not hasattr(node, "body") and not is_table(node)]
     return dict(lines=text.count("\n"), density=sum(1 for _ in ast.walk(tree)) / max(1, len(code)),
-                longest_statement=max(statements, default=0), wide_lines=sum(len(line) > 120 for line in text.splitlines()))
+                longest_statement=max(statements, default=0),
+                wide_lines=sum(len(line) > 120 for line in text.splitlines()))
 
 
 def options():
@@ -65,7 +66,8 @@ def main():
               f"longest statement {row['longest_statement']:3}  {row['wide_lines']} lines above 120")
     counts = options()
     print(f"reading path: {len(PATH)} files, {sum(figures(file)['lines'] for file in PATH)} lines")
-    print(f"options: mean {sum(counts.values()) / len(counts):.1f}, most {max(counts.values())} ({max(counts, key=counts.get)})")
+    most = max(counts, key=counts.get)
+    print(f"options: mean {sum(counts.values()) / len(counts):.1f}, most {counts[most]} ({most})")
 
 
 if __name__ == "__main__":

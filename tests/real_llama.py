@@ -109,7 +109,8 @@ def dequantised(data, at, kind, shape):
     n = int(np.prod(shape))
     if kind == F32:
         return torch.from_numpy(np.frombuffer(data, "<f4", n, at).reshape(shape).copy())
-    fields = {Q8_0: [("scale", "<f2"), ("q", "i1", 32)], Q4_1: [("scale", "<f2"), ("least", "<f2"), ("q", "u1", 16)]}[kind]
+    layouts = {Q8_0: [("scale", "<f2"), ("q", "i1", 32)], Q4_1: [("scale", "<f2"), ("least", "<f2"), ("q", "u1", 16)]}
+    fields = layouts[kind]
     blocks = np.frombuffer(data, np.dtype(fields), n // 32, at)
     scale, q = blocks["scale"].astype(np.float32)[:, None], blocks["q"]
     if kind == Q4_1:                       # the low halves are the first 16 values

@@ -44,43 +44,79 @@ READ = "USER: <image>\nRead the text on the sign and answer with a single word o
 APART = f"{SYSTEM} USER: Here is <image>\nand here is <image>\nWhich one is brighter? ASSISTANT:"
 TURNS = "USER: How many boats are on the lake? ASSISTANT: There are three boats.</s>USER: Why? ASSISTANT:"
 NEXT = f"{SYSTEM} USER: <image>\nWhat is shown in this image? ASSISTANT:"
-INST, INST_TWO = "[INST] <image>\nWhat is shown here? [/INST]", "[INST] <image>\n<image>\nWhich one is brighter? [/INST]"
+INST, INST_TWO = ("[INST] <image>\nWhat is shown here? [/INST]",
+                  "[INST] <image>\n<image>\nWhich one is brighter? [/INST]")
 LAND, PORT, WIDE = "land_500x333.png", "port_333x500.png", "wide_2000x100.png"
 GRAY, TINY, SQUARE, TALL = "gray_250x170.png", "tiny_7x5.png", "square_48x48.png", "tall_40x900.png"
 STEPS = 20                             # greedy ids, where no end token comes first
 
 CASES = {
     "llava15_mha": Case(
-        "hf5-saved", seed=3, prompts=[(ONE, [LAND]), (APART, [PORT, TINY]), (TWO, [GRAY, LAND]), (TURNS, []),
-                                      ([ONE, READ], [WIDE, GRAY])],
-        text=dict(num_hidden_layers=3), vision=dict(num_hidden_layers=4)),
+        "hf5-saved",
+        seed=3,
+        prompts=[(ONE, [LAND]), (APART, [PORT, TINY]), (TWO, [GRAY, LAND]), (TURNS, []), ([ONE, READ], [WIDE, GRAY])],
+        text=dict(num_hidden_layers=3),
+        vision=dict(num_hidden_layers=4),
+    ),
     "llava15_gqa_bf16": Case(
-        "hf5-saved", [(ONE, [PORT]), (READ, [WIDE])], dtype=torch.bfloat16,
+        "hf5-saved",
+        [(ONE, [PORT]), (READ, [WIDE])],
+        dtype=torch.bfloat16,
         text=dict(num_key_value_heads=2, attention_bias=True),
-        vision=dict(image_size=56, patch_size=14, hidden_size=24, num_attention_heads=3)),
+        vision=dict(image_size=56, patch_size=14, hidden_size=24, num_attention_heads=3),
+    ),
     "llava15_hub": Case(
-        "hub", seed=2, prompts=[(ONE, [LAND]), (APART, [TINY, WIDE])], dtype=torch.float16,
-        text=dict(model_type="mistral", num_key_value_heads=1, rope_theta=1e6, sliding_window=None)),
+        "hub",
+        seed=2,
+        prompts=[(ONE, [LAND]), (APART, [TINY, WIDE])],
+        dtype=torch.float16,
+        text=dict(model_type="mistral", num_key_value_heads=1, rope_theta=1e6, sliding_window=None),
+    ),
     "llava15_layers": Case(
-        "hf4.52", [(ONE, [PORT])], text=dict(head_dim=12, num_key_value_heads=2, rope_theta=5e5),
-        top=dict(vision_feature_layer=[-3, -1, 1]), shards=3),
+        "hf4.52",
+        [(ONE, [PORT])],
+        text=dict(head_dim=12, num_key_value_heads=2, rope_theta=5e5),
+        top=dict(vision_feature_layer=[-3, -1, 1]),
+        shards=3,
+    ),
     "llava15_full": Case(
-        "hf5", [(ONE, [GRAY])], text=dict(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True),
-        top=dict(vision_feature_select_strategy="full", multimodal_projector_bias=False)),
+        "hf5",
+        [(ONE, [GRAY])],
+        text=dict(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True),
+        top=dict(vision_feature_select_strategy="full", multimodal_projector_bias=False),
+    ),
     "llava15_window": Case(
-        "hf5", [(ONE, [LAND]), (APART, [PORT, TINY])], text=dict(model_type="mistral", num_key_value_heads=2, sliding_window=24)),
+        "hf5",
+        [(ONE, [LAND]), (APART, [PORT, TINY])],
+        text=dict(model_type="mistral", num_key_value_heads=2, sliding_window=24),
+    ),
     "llava15_original": Case("original", [(ONE, [LAND]), (READ, [PORT])]),
     "next_vicuna": Case(
-        "hf5-saved", [(ONE, [PORT]), (NEXT, [LAND]), *((ONE, [name]) for name in (TINY, WIDE, TALL, SQUARE)), (TWO, [LAND, TALL]),
-                      (APART, [PORT, TINY]), ([ONE, READ], [WIDE, GRAY])],
-        text=dict(num_key_value_heads=2), top=dict(image_grid_pinpoints=grids(28)), next=True),
+        "hf5-saved",
+        [
+            (ONE, [PORT]),
+            (NEXT, [LAND]),
+            *((ONE, [name]) for name in (TINY, WIDE, TALL, SQUARE)),
+            (TWO, [LAND, TALL]),
+            (APART, [PORT, TINY]),
+            ([ONE, READ], [WIDE, GRAY]),
+        ],
+        text=dict(num_key_value_heads=2),
+        top=dict(image_grid_pinpoints=grids(28)),
+        next=True,
+    ),
     "next_mistral": Case(
-        "hub", [(INST, [LAND]), *((INST, [name]) for name in (PORT, TINY, WIDE, TALL, SQUARE)), (INST_TWO, [GRAY, WIDE])],
-        dtype=torch.float16, shards=2,
+        "hub",
+        [(INST, [LAND]), *((INST, [name]) for name in (PORT, TINY, WIDE, TALL, SQUARE)), (INST_TWO, [GRAY, WIDE])],
+        dtype=torch.float16,
+        shards=2,
         text=dict(model_type="mistral", num_key_value_heads=1, rope_theta=1e6, sliding_window=None),
-        top=dict(image_grid_pinpoints=grids(28)), next=True),
+        top=dict(image_grid_pinpoints=grids(28)),
+        next=True,
+    ),
     "next_original": Case(
-        "original", [(ONE, [LAND]), (ONE, [WIDE]), (ONE, [TINY])], top=dict(image_grid_pinpoints=grids(28)), next=True),
+        "original", [(ONE, [LAND]), (ONE, [WIDE]), (ONE, [TINY])], top=dict(image_grid_pinpoints=grids(28)), next=True
+    ),
     **tiny_internvl.CASES,
 }
 
@@ -90,7 +126,8 @@ def record(case, folder, reference, images):
     `reference`."""
     from transformers import AutoModelForImageTextToText
     torch.set_num_threads(1)
-    model = AutoModelForImageTextToText.from_pretrained(reference, dtype=torch.float32, attn_implementation="eager").eval()
+    options = dict(dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForImageTextToText.from_pretrained(reference, **options).eval()
     if case.layout in tiny_internvl.LAYOUTS:
         tokenizer, processor = tiny_internvl.tools(case)
     else:
@@ -101,10 +138,10 @@ def record(case, folder, reference, images):
         pictures = [hf.picture(images / name) for name in names]
         inputs, sizes = hf.inputs(processor, pictures) if names else (None, ())
         run = batch(model, tokenizer, text, iter(sizes)) + (inputs,)
-        prompt, seen = measure(model, run, only)
+        prompt, outputs = measure(model, run, only)
         ids = {} if isinstance(text, list) else dict(ids_unexpanded=tokenizer.encode(hf.marked(text, model.config)).ids)
         prompts.append(dict(text=text, images=names, **ids, **prompt))
-        tensors |= {f"p{n}.{name}": value for name, value in trimmed(seen, n, case).items()}
+        tensors |= {f"p{n}.{name}": value for name, value in trimmed(outputs, n, case).items()}
         runs.append(run)
     several = [2, prompts[0]["generated"][0][6]]
     stopped, _ = hf.greedy(model, *runs[0], STEPS, eos_token_id=several, **only)
@@ -117,7 +154,9 @@ def tools(case, config):
     """The tokenizer and image processor that the case is recorded with."""
     from transformers import LlavaImageProcessorPil, LlavaNextImageProcessorPil
     size = config.vision_config.image_size
-    own = dict(image_grid_pinpoints=config.image_grid_pinpoints) if case.next else dict(do_pad=case.layout == "original")
+    own = dict(do_pad=case.layout == "original")
+    if case.next:
+        own = dict(image_grid_pinpoints=config.image_grid_pinpoints)
     processor = (LlavaNextImageProcessorPil if case.next else LlavaImageProcessorPil)(
         size=dict(shortest_edge=size), crop_size=dict(height=size, width=size), **own)
     return Tokenizer.from_str(json.dumps(tokenizer_json(*bpe()))), processor
@@ -135,27 +174,28 @@ def batch(model, tokenizer, text, sizes):
 def measure(model, run, only):
     """What one prompt gives: the numbers for expected.json, and its stages."""
     ids, mask, images = run
-    seen, (generated, lead) = hf.stages(model, *run), hf.greedy(model, *run, STEPS, **only)
+    outputs, (generated, lead) = hf.stages(model, *run), hf.greedy(model, *run, STEPS, **only)
     assert min(lead) > 2e-3, f"a greedy winner leads by {min(lead)} only: choose another seed"
     longest = max(map(len, generated))
-    seen["generated"] = torch.tensor([g + [PAD] * (longest - len(g)) for g in generated])
-    numbers = dict(generated=generated, n_image_tokens=int((ids == model.config.image_token_id).sum()), seq_len=ids.shape[1],
-                   min_top2_margin=min(lead), max_abs_logit=float(seen["logits"][mask.bool()].abs().max()))
+    outputs["generated"] = torch.tensor([g + [PAD] * (longest - len(g)) for g in generated])
+    numbers = dict(generated=generated, n_image_tokens=int((ids == model.config.image_token_id).sum()),
+                   seq_len=ids.shape[1], min_top2_margin=min(lead),
+                   max_abs_logit=float(outputs["logits"][mask.bool()].abs().max()))
     if mask.all():                                     # in float64 a row with no key to look at is not a number
         double = {name: x.double() if x.is_floating_point() else x for name, x in (images or {}).items()}
         exact = hf.stages(copy.deepcopy(model).double(), ids, mask, double)["logits"]
-        numbers["max_abs_diff_fp32_vs_fp64_logits"] = float((seen["logits"] - exact).abs().max())
-    return numbers | dict(n_generated=STEPS), seen
+        numbers["max_abs_diff_fp32_vs_fp64_logits"] = float((outputs["logits"] - exact).abs().max())
+    return numbers | dict(n_generated=STEPS), outputs
 
 
-def trimmed(seen, n, case):
+def trimmed(outputs, n, case):
     """The stages worth their bytes: attentions, and each tile's features, of the first prompt alone; columns that a
     file has."""
     if case.layout == "original":
-        seen["logits"] = seen["logits"][..., :PIECES]
-    large = {"attentions", "logits"} if n and len(seen["input_ids"]) == 1 else {"attentions"} if n else set()
+        outputs["logits"] = outputs["logits"][..., :PIECES]
+    large = {"attentions", "logits"} if n and len(outputs["input_ids"]) == 1 else {"attentions"} if n else set()
     large |= {"vision_hidden_0", "vision_hidden_m2", "projected"} if "logits" in large and case.next else set()
-    return {name: value for name, value in seen.items() if name not in large}
+    return {name: value for name, value in outputs.items() if name not in large}
 
 
 def draw(folder):
@@ -166,8 +206,8 @@ def draw(folder):
         Image.fromarray(fields.astype(np.uint8)).save(folder / name)
 
 
-SIDES = (1, 2, 3, 5, 7, 13, 20, 35, 40, 47, 55, 88, 99, 100, 176, 224, 235, 250, 333, 336, 337, 376, 480, 500, 640, 671, 672, 673, 799,
-         899, 900, 987, 1008, 1009, 1024, 1128, 1500, 2000, 3000, 4096, 10000)
+SIDES = (1, 2, 3, 5, 7, 13, 20, 35, 40, 47, 55, 88, 99, 100, 176, 224, 235, 250, 333, 336, 337, 376, 480, 500, 640,
+         671, 672, 673, 799, 899, 900, 987, 1008, 1009, 1024, 1128, 1500, 2000, 3000, 4096, 10000)
 
 
 def counts():
@@ -177,8 +217,8 @@ def counts():
     processor = LlavaNextProcessor.__new__(LlavaNextProcessor)
     processor.patch_size, processor.num_additional_image_tokens = 14, 1
     processor.image_processor = SimpleNamespace(image_grid_pinpoints=grids(336))
-    told = [[processor._get_number_of_features(height, width, 336, 336) - 1 for width in SIDES] for height in SIDES]
-    return dict(image_grid_pinpoints=grids(336), sides=SIDES, tokens=told)
+    counts = [[processor._get_number_of_features(height, width, 336, 336) - 1 for width in SIDES] for height in SIDES]
+    return dict(image_grid_pinpoints=grids(336), sides=SIDES, tokens=counts)
 
 
 def write(path, value):

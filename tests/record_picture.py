@@ -1,4 +1,4 @@
-"""Draw the picture of README.md by the command below it: python tests/record_picture.py writes minivlm/toy/six_methods.png.
+"""Draw the picture of README.md: python tests/record_picture.py writes minivlm/toy/six_methods.png.
 
 It is the command's sheet in 48 colours, so that it is small in the repository.
 """

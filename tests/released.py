@@ -81,8 +81,8 @@ class AdaptPruneRepeats(AdaptPrune):
 
 @dataclass(frozen=True)
 class HiREDSwapped(HiRED):
-    """The released code exchanges rows and columns of the grid of tiles: of a picture that is not square it cuts the wrong
-    padding."""
+    """The released code exchanges rows and columns of the grid of tiles: of a picture that is not square it cuts the
+    wrong padding."""
 
     def output_order(self, grid, tile_grid):
         return super().output_order(grid, replace(tile_grid, grid=tile_grid.grid[::-1]))

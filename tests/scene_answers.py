@@ -12,8 +12,8 @@ def answer_by_loops(family, words, world, i):
     if family == "exist":
         return "yes" if of(*named[0]) else "no"
     if family in ("color", "shape"):
-        found = [t for t in things if t[0] in words or t[1] in words]
-        return found[0][1 if family == "color" else 0] if len(found) == 1 else None
+        matching = [t for t in things if t[0] in words or t[1] in words]
+        return matching[0][1 if family == "color" else 0] if len(matching) == 1 else None
     if family == "count":
         singular = {"crosses": "cross"}.get(words[2], words[2].removesuffix("s"))
         n = sum(singular in t[:2] or words[2] in t[:2] for t in things)
@@ -23,11 +23,11 @@ def answer_by_loops(family, words, world, i):
         return GLYPHS[world.glyph[i, sign]] if world.present[i, OBJECTS + sign] else None
     if family == "scene":
         return SCENES[world.scene[i]]
-    found = [of(*name) for name in named]
-    if any(len(f) != 1 for f in found):
+    matching = [of(*name) for name in named]
+    if any(len(f) != 1 for f in matching):
         return None
-    origin = found[1][0][2:] if family == "relpos" else (96, 96)
-    x, y = (int(a) - int(b) for a, b in zip(found[0][0][2:], origin))
+    origin = matching[1][0][2:] if family == "relpos" else (96, 96)
+    x, y = (int(a) - int(b) for a, b in zip(matching[0][0][2:], origin))
     if max(abs(x), abs(y)) < 1.5 * min(abs(x), abs(y)) or max(abs(x), abs(y)) < 16:
         return None
     across, down = ("left", "right"), (("above", "below") if family == "relpos" else ("top", "bottom"))

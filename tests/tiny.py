@@ -49,9 +49,9 @@ def llava(layers=32, kv_heads=2, blocks=24, grid=4, context=512, tied=False, win
     """A Llava of width 32 with random weights; an image has grid x grid patches. Tests share it: none may change it."""
     vision = VisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=blocks, num_attention_heads=4,
                           image_size=4 * grid, patch_size=4)
-    text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-                      num_key_value_heads=kv_heads, max_position_embeddings=context, tie_word_embeddings=tied,
-                      sliding_window=window)
+    text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+                      num_attention_heads=4, num_key_value_heads=kv_heads, max_position_embeddings=context,
+                      tie_word_embeddings=tied, sliding_window=window)
     config = LlavaConfig(vision, text, image_token_index=MARK, **fields)
     return randomised(model_class(config)(config))
 
@@ -61,10 +61,10 @@ def llava(layers=32, kv_heads=2, blocks=24, grid=4, context=512, tied=False, win
 def internvl(layers=32, kv_heads=2, grid=4):
     """An InternVL like it; a tile has grid x grid patches, of which pixel shuffle makes a quarter as many visual
     tokens."""
-    vision = InternViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=4 * grid,
-                             patch_size=4)
-    text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-                      num_key_value_heads=kv_heads, max_position_embeddings=512)
+    vision = InternViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+                             image_size=4 * grid, patch_size=4)
+    text = TextConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+                      num_attention_heads=4, num_key_value_heads=kv_heads, max_position_embeddings=512)
     return randomised(InternVL(InternVLConfig(vision, text, image_token_index=MARK)))
 
 

@@ -40,13 +40,14 @@ class Case:
 LAYOUTS = {
     "hf5": {},
     "hf5-saved": {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
-                      "model.vision_tower.": "vision_tower.", "model.multi_modal_projector.": "multi_modal_projector.",
+                  "model.vision_tower.": "vision_tower.", "model.multi_modal_projector.": "multi_modal_projector.",
                   "model.image_newline": "image_newline"},
     "hf4.52": {"model.vision_tower.": "model.vision_tower.vision_model."},
     "hub": {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
-            "model.vision_tower.": "vision_tower.vision_model.", "model.multi_modal_projector.": "multi_modal_projector.",
-            "model.image_newline": "image_newline"},
-    "original": {"model.language_model.": "model.", "model.vision_tower.": "model.vision_tower.vision_tower.vision_model.",
+            "model.vision_tower.": "vision_tower.vision_model.",
+            "model.multi_modal_projector.": "multi_modal_projector.", "model.image_newline": "image_newline"},
+    "original": {"model.language_model.": "model.",
+                 "model.vision_tower.": "model.vision_tower.vision_tower.vision_model.",
                  "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
                  "model.multi_modal_projector.linear_2.": "model.mm_projector.2."},
 }
@@ -59,16 +60,20 @@ def config(case):
     vision = dict(model_type="clip_vision_model", hidden_size=32, intermediate_size=64, num_hidden_layers=3,
                   num_attention_heads=4, image_size=28, patch_size=7) | case.vision
     name, kind = ("LlavaNext", "llava_next") if case.next else ("Llava", "llava")
-    return dict(architectures=[name + "ForConditionalGeneration"], model_type=kind, text_config=text, vision_config=vision,
-                image_token_index=IMAGE, pad_token_id=PAD, torch_dtype=str(case.dtype)[6:],
-                tie_word_embeddings=text.get("tie_word_embeddings", False)) | case.top
+    return (
+        dict(architectures=[name + "ForConditionalGeneration"], model_type=kind, text_config=text,
+             vision_config=vision, image_token_index=IMAGE, pad_token_id=PAD, torch_dtype=str(case.dtype)[6:],
+             tie_word_embeddings=text.get("tie_word_embeddings", False))
+        | case.top
+    )
 
 
 def original_config(hf):
     """The same facts in the fields of the original code, where the Llama fields lie at the top."""
     text = {k: v for k, v in hf["text_config"].items() if k != "model_type"}
     grids = hf.get("image_grid_pinpoints")
-    anyres = dict(image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad", image_grid_pinpoints=grids and [g[::-1] for g in grids])
+    anyres = dict(image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad",
+                  image_grid_pinpoints=grids and [g[::-1] for g in grids])
     return text | dict(
         architectures=["LlavaLlamaForCausalLM"], model_type="llava", vocab_size=PIECES, pad_token_id=0, bos_token_id=1,
         eos_token_id=2, torch_dtype=hf["torch_dtype"], mm_vision_tower="clip", mm_projector_type="mlp2x_gelu",
@@ -101,7 +106,9 @@ def rename(state, layout):
 
 def weights(model, case):
     """What the file holds: in that layout, the tied head left out, with the buffers that old files carry."""
-    state = {k: v for k, v in model.state_dict().items() if not (k == "lm_head.weight" and model.config.tie_word_embeddings)}
+    state = {
+        k: v for k, v in model.state_dict().items() if not (k == "lm_head.weight" and model.config.tie_word_embeddings)
+    }
     state = {k: v.to(case.dtype).contiguous() for k, v in rename(state, case.layout).items()}
     if case.layout == "original":
         state |= {k: v[:PIECES].clone() for k, v in state.items() if v.shape[0] == ROWS}
@@ -135,10 +142,12 @@ def bpe():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     room = PIECES - 3 - 256
-    tokenizer.train_from_iterator([CORPUS.replace("\n", " ")] * 2, trainers.BpeTrainer(vocab_size=room, show_progress=False))
+    tokenizer.train_from_iterator(
+        [CORPUS.replace("\n", " ")] * 2, trainers.BpeTrainer(vocab_size=room, show_progress=False)
+    )
     learned = json.loads(tokenizer.to_str())["model"]
-    found = sorted(learned["vocab"], key=learned["vocab"].get)
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *found]
+    learned_pieces = sorted(learned["vocab"], key=learned["vocab"].get)
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned_pieces]
     assert len(pieces) == PIECES, len(pieces)
     return pieces, [tuple(m) for m in learned["merges"]]
 
@@ -147,22 +156,30 @@ def tokenizer_json(pieces, merges, pairs=False, marks=("<image>", "<pad>")):
     """The file's content: no pre-tokenizer, spaces made U+2581, one put in front; merges as "a b" or as pairs."""
     def sequence(name, *parts):
         return {"type": "Sequence", name: list(parts)}
-    special = [dict(id=id, content=content, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-               for id, content in [*enumerate(pieces[:3]), *enumerate(marks, PIECES)]]
+
+    special = [
+        dict(id=id, content=content, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+        for id, content in [*enumerate(pieces[:3]), *enumerate(marks, PIECES)]
+    ]
     start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     return dict(
         version="1.0", truncation=None, padding=None, added_tokens=special, pre_tokenizer=None,
         normalizer=sequence("normalizers", {"type": "Prepend", "prepend": "▁"},
                             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}),
-        post_processor={"type": "TemplateProcessing", "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
-                        "pair": [start, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-                        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [start, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
         decoder=sequence("decoders", {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
                          {"type": "ByteFallback"}, {"type": "Fuse"},
                          {"type": "Strip", "content": " ", "start": 1, "stop": 0}),
-        model=dict(type="BPE", dropout=None, unk_token="<unk>", continuing_subword_prefix=None, end_of_word_suffix=None,
-                   fuse_unk=True, byte_fallback=True, ignore_merges=False, vocab={p: i for i, p in enumerate(pieces)},
-                   merges=[list(m) if pairs else " ".join(m) for m in merges]))
+        model=dict(type="BPE", dropout=None, unk_token="<unk>", continuing_subword_prefix=None,
+                   end_of_word_suffix=None, fuse_unk=True, byte_fallback=True, ignore_merges=False,
+                   vocab={p: i for i, p in enumerate(pieces)},
+                   merges=[list(m) if pairs else " ".join(m) for m in merges]),
+    )
 
 
 def sentencepiece_model(pieces, merges, space=True):
@@ -220,6 +237,9 @@ def build(case, folder, reference):
         write(folder / "preprocessor_config.json", preprocessor(size, pinpoints))
         tokenizer = tokenizer_json(pieces, merges, pairs=case.shards > 1)
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
-        write(folder / "tokenizer_config.json", dict(tokenizer_class="LlamaTokenizer", unk_token="<unk>", bos_token="<s>",
-              eos_token="</s>", pad_token="<pad>", add_bos_token=True, add_eos_token=False, legacy=True))
+        write(
+            folder / "tokenizer_config.json",
+            dict(tokenizer_class="LlamaTokenizer", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+                 pad_token="<pad>", add_bos_token=True, add_eos_token=False, legacy=True),
+        )
     write(folder / "generation_config.json", dict(bos_token_id=1, eos_token_id=2, pad_token_id=PAD))

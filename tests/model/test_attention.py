@@ -39,11 +39,13 @@ def inputs(draw):
     """query, key, value, hidden, causal: some queries (or one) at the end of some keys, heads in groups, hidden
     keys."""
     T, before, seed = draw(st.integers(1, 5)), draw(st.integers(0, 4)), draw(st.integers(0, 999))
-    (H, Hk), B, causal = draw(st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1)])), draw(st.integers(1, 2)), draw(st.booleans())
+    H, Hk = draw(st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1)]))
+    B = draw(st.integers(1, 2))
+    causal = draw(st.booleans())
     S = T + before if causal else draw(st.integers(1, 6))
     hidden = draw(st.lists(st.booleans(), min_size=S, max_size=S)) if causal and draw(st.booleans()) else None
-    return (2 * random(B, H, T, 8, seed=seed), 2 * random(B, Hk, S, 8, seed=seed + 1), random(B, Hk, S, 8, seed=seed + 2),
-            None if hidden is None else torch.tensor(hidden), causal)
+    return (2 * random(B, H, T, 8, seed=seed), 2 * random(B, Hk, S, 8, seed=seed + 1),
+            random(B, Hk, S, 8, seed=seed + 2), None if hidden is None else torch.tensor(hidden), causal)
 
 
 @SETTINGS

@@ -71,11 +71,15 @@ def test_selected_tokens_keep_their_positions():
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pruner, visual", [
-    (None, [16] * 32), (FastV(layer=2, keep=4), [16] * 2 + [4] * 30), (FastV(layer=31, keep=.5), [16] * 31 + [8]),
-    (FastVMask(layer=2, keep=4), [16] * 32), (Chosen({3: range(8), 9: [0, 7], 20: []}), [16] * 3 + [8] * 6 + [2] * 11 + [0] * 12),
-    (Chosen([3, 5, 8], site="embed"), [3] * 32), (Chosen([3, 5, 8], site="vision"), [3] * 32),
-    (Chosen({2: Reduction(torch.tensor([0, 8]), torch.full((2, 16), 1 / 16))}), [16] * 2 + [2] * 30)],
-    ids=["unpruned", "layer 2", "last layer", "masked", "three layers", "embed", "vision", "merged"])
+    (None, [16] * 32),
+    (FastV(layer=2, keep=4), [16] * 2 + [4] * 30),
+    (FastV(layer=31, keep=0.5), [16] * 31 + [8]),
+    (FastVMask(layer=2, keep=4), [16] * 32),
+    (Chosen({3: range(8), 9: [0, 7], 20: []}), [16] * 3 + [8] * 6 + [2] * 11 + [0] * 12),
+    (Chosen([3, 5, 8], site="embed"), [3] * 32),
+    (Chosen([3, 5, 8], site="vision"), [3] * 32),
+    (Chosen({2: Reduction(torch.tensor([0, 8]), torch.full((2, 16), 1 / 16))}), [16] * 2 + [2] * 30),
+], ids=["unpruned", "layer 2", "last layer", "masked", "three layers", "embed", "vision", "merged"])
 def test_a_length_per_layer(pruner, visual):
     """Layers below a reduction hold all that came, those above it what was left; each step adds one to each."""
     model = llava()

@@ -47,8 +47,8 @@ def uncached(ids, pruner=None, trace=None):
 def drawn(count=4000, **options):
     """Share of each id among so many draws."""
     sampling = Sampling(**options)
-    seen = Counter(sampling.choose(LOGITS) for _ in range(count))
-    return [round(seen[id] / count, 2) for id in range(4)]
+    counts = Counter(sampling.choose(LOGITS) for _ in range(count))
+    return [round(counts[id] / count, 2) for id in range(4)]
 
 
 def test_greedy_takes_the_likeliest():
@@ -254,7 +254,8 @@ def test_streamed_pieces_are_the_whole_answer():
     model = weights.load(MODEL)
     image = open_image(MODEL.parent / "images" / "land_500x333.png")
     conversation, stream, tokens = Conversation(model, FastV(layer=1, keep=4)), model.tokenizer.stream(), []
-    conversation.read(model.tokenizer.encode(written([("What is shown?", None)], 1, "llava-hf")), [model.processor.pixels(image)])
+    prompt_ids = model.tokenizer.encode(written([("What is shown?", None)], 1, "llava-hf"))
+    conversation.read(prompt_ids, [model.processor.pixels(image)])
     pieces = []
     for token in conversation.generate(24, Sampling(temperature=2, seed=3)):
         tokens.append(token)
@@ -275,12 +276,14 @@ def test_a_prompt_of_which_nothing_is_left(prompt, pruner):
 def test_a_prompt_that_fails_leaves_nothing_behind():
     """Too long, or with a mark too many; then one that can be read, as if it were the first."""
     conversation = Conversation(llava(), FastV(keep=4))
-    for prompt, told in ((ids(3, MARK, 600), "context"), (ids(3, MARK, 2, MARK, 4), "2 <image> marks for 1 images")):
-        with pytest.raises(UserError, match=told):
+    for prompt, message in ((ids(3, MARK, 600), "context"), (ids(3, MARK, 2, MARK, 4), "2 <image> marks for 1 images")):
+        with pytest.raises(UserError, match=message):
             conversation.read(prompt, [picture(llava())])
     conversation.read(PROMPT, [picture(llava())])
     fresh = talk(FastV(keep=4))
-    assert answer(conversation) == answer(fresh) and conversation.trace.visual == fresh.trace.visual and conversation.trace.N == 16
+    assert answer(conversation) == answer(fresh)
+    assert conversation.trace.visual == fresh.trace.visual
+    assert conversation.trace.N == 16
     assert len(conversation.trace.images) == len(conversation.trace.steps) == 1
 
 
@@ -297,24 +300,30 @@ def test_the_last_token_of_an_image_that_ends_the_prompt(name):
     last = trace.steps[-1].kept.tolist()
     if pruner.site == "decoder":
         assert last[-1] == 15 and last.count(15) == 1
-        told = pruner.reduce_at(32)
-        assert trace.visual[told[0]] <= 16 and len(last) == trace.visual[-1]
+        layers = pruner.reduce_at(32)
+        assert trace.visual[layers[0]] <= 16 and len(last) == trace.visual[-1]
 
 
 def test_the_token_that_predicts_is_added():
     """Of 16 tokens FastV is to keep the first three, and the last: its logits are those of a run that kept these
     four."""
-    told, fair = (Around(FastV(keep=3), lambda tokens, keep=keep: Reduction(torch.tensor(keep))) for keep in ([0, 1, 2], [0, 1, 2, 15]))
-    ours, theirs = (prefill(llava(), ids(3, MARK), [picture(llava())], pruner) for pruner in (told, fair))
-    close(ours[0], theirs[0], DEEP)
-    assert ours[2].visual == theirs[2].visual == [16] * 2 + [4] * 30
+    added, chosen = (
+        Around(FastV(keep=3), lambda tokens, keep=keep: Reduction(torch.tensor(keep)))
+        for keep in ([0, 1, 2], [0, 1, 2, 15])
+    )
+    result, expected = (prefill(llava(), ids(3, MARK), [picture(llava())], pruner) for pruner in (added, chosen))
+    close(result[0], expected[0], DEEP)
+    assert result[2].visual == expected[2].visual == [16] * 2 + [4] * 30
 
 
 def test_what_stands_for_the_last_token_goes_to_the_end():
     """Merged ones too: of keep 3, 1 the row of 3 moves behind that of 1; what is not kept comes with weight 1."""
     tokens = Tokens.start(torch.zeros(6, 2), [2, 3, 4, 5])
-    moved = with_last(Reduction(torch.tensor([3, 1]), torch.tensor([[.5, 0, 0, .5], [0, 1, 0, 0]]), reason=torch.tensor([0, 1])), tokens)
-    assert moved.keep.tolist() == [1, 3] and moved.merge.tolist() == [[0, 1, 0, 0], [.5, 0, 0, .5]] and moved.reason.tolist() == [1, 0]
+    merge = torch.tensor([[.5, 0, 0, .5], [0, 1, 0, 0]])
+    moved = with_last(Reduction(torch.tensor([3, 1]), merge, reason=torch.tensor([0, 1])), tokens)
+    assert moved.keep.tolist() == [1, 3]
+    assert moved.merge.tolist() == [[0, 1, 0, 0], [.5, 0, 0, .5]]
+    assert moved.reason.tolist() == [1, 0]
     added = with_last(Reduction(torch.tensor([1]), torch.tensor([[0, .5, .5, 0]])), tokens)
     assert added.keep.tolist() == [1, 3] and added.merge.tolist() == [[0, .5, .5, 0], [0, 0, 0, 1]]
     text = Tokens.start(torch.zeros(7, 2), [2, 3, 4, 5])

@@ -41,12 +41,18 @@ PICTURES = sorted(IMAGES.glob("*.png"))
 # --- tiles ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("size, grid", [
-    ((448, 448), (1, 1)),                  # 1 x 1, 2 x 2 and 3 x 3 have its shape; 4 tiles of twice its area are too large
-    ((900, 900), (2, 2)),                  # 4 tiles have 0.99 of its area, 9 have 2.23 and are too large
-    ((950, 950), (2, 2)), ((951, 951), (3, 3)),                        # 9 tiles have 2.002 and 1.997 of their areas
-    ((1000, 500), (2, 1)), ((500, 1000), (1, 2)), ((640, 480), (4, 3)), ((5000, 100), (12, 1)), ((1, 999), (1, 12)),
-    ((700, 400), (2, 1)),                  # 1.75 is as far from 2 : 1 as from 3 : 2, whose 6 tiles are too large
-    ((1400, 800), (4, 2))])                # and here 6 tiles are not, nor the 8 of 4 : 2
+    ((448, 448), (1, 1)),                # 1 x 1, 2 x 2 and 3 x 3 have its shape; 4 tiles of twice its area are too large
+    ((900, 900), (2, 2)),                # 4 tiles have 0.99 of its area, 9 have 2.23 and are too large
+    ((950, 950), (2, 2)),                # 9 tiles have 2.002 of its area
+    ((951, 951), (3, 3)),                # and 1.997 of this one
+    ((1000, 500), (2, 1)),
+    ((500, 1000), (1, 2)),
+    ((640, 480), (4, 3)),
+    ((5000, 100), (12, 1)),
+    ((1, 999), (1, 12)),
+    ((700, 400), (2, 1)),                # 1.75 is as far from 2 : 1 as from 3 : 2, whose 6 tiles are too large
+    ((1400, 800), (4, 2)),               # 6 tiles are not too large for this one, nor are the 8 of 4 : 2
+])
 def test_grid(size, grid):
     """Of all grids of 1 to 12 tiles that whose shape is nearest; of equals the largest of less than twice the area."""
     assert InternVLProcessor(448).grid(*size) == grid
@@ -63,7 +69,8 @@ def test_grid_of_every_size():
     for least, most in ((1, 12), (1, 6), (3, 5)):
         ours = InternVLProcessor(448, min_tiles=least, max_tiles=most)
         for width, height in sizes:
-            assert ours.grid(width, height) == get_optimal_tiled_canvas((height, width), (448, 448), least, most), (width, height)
+            expected = get_optimal_tiled_canvas((height, width), (448, 448), least, most)
+            assert ours.grid(width, height) == expected, (width, height)
 
 
 def test_tiles_row_by_row_and_the_thumbnail_last():
@@ -82,7 +89,8 @@ def test_tiles_row_by_row_and_the_thumbnail_last():
 
 def test_one_tile_needs_no_thumbnail():
     square = Image.new("RGB", (10, 10))
-    assert InternVLProcessor(28).pixels(square).shape == (1, 3, 28, 28) and InternVLProcessor(28).box(10, 10) == (0, 0, 10, 10)
+    assert InternVLProcessor(28).pixels(square).shape == (1, 3, 28, 28)
+    assert InternVLProcessor(28).box(10, 10) == (0, 0, 10, 10)
     assert len(InternVLProcessor(28, thumbnail=False).pixels(Image.new("RGB", (20, 10)))) == 2
 
 
@@ -100,10 +108,12 @@ def test_processor_files(tmp_path):
     """preprocessor_config.json of the -hf layout; config.json of the other, which does not read the first; neither."""
     config = InternVLConfig(InternViTConfig(image_size=28), max_tiles=4, use_thumbnail=False)
     assert InternVLProcessor.from_folder(tmp_path, config) == InternVLProcessor(28, max_tiles=4, thumbnail=False)
-    stored = dict(image_processor_type="GotOcr2ImageProcessorFast", size=dict(height=28, width=28), image_mean=[.5] * 3, max_patches=3)
+    stored = dict(image_processor_type="GotOcr2ImageProcessorFast", size=dict(height=28, width=28),
+                  image_mean=[0.5] * 3, max_patches=3)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
     assert InternVLProcessor.from_folder(tmp_path, config) == InternVLProcessor(28, mean=(.5, .5, .5), max_tiles=3)
-    assert InternVLProcessor.from_folder(tmp_path, replace(config, original=True)) == InternVLProcessor(28, max_tiles=4, thumbnail=False)
+    processor = InternVLProcessor.from_folder(tmp_path, replace(config, original=True))
+    assert processor == InternVLProcessor(28, max_tiles=4, thumbnail=False)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored | dict(max_patches=None)))
     assert InternVLProcessor.from_folder(tmp_path, config).max_tiles == 12
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored | dict(size=dict(height=56, width=56))))
@@ -114,7 +124,7 @@ def test_processor_files(tmp_path):
 # --- pixel shuffle and the prompt -------------------------------------------------------------------------------------
 
 def test_pixel_shuffle():
-    """Patches 0 .. 15 of a 4 x 4 grid, two channels of which the second is negative. The first visual token is made of
+    """Patches 0 .. 15 of a 4 x 4 grid, two channels of which the second is negative. The first visual token consists of
 
            0  1 | 2  3        patches 0, 1 and, below them, 4, 5; the second, to its right, of 2, 3, 6, 7; the third,
            4  5 | 6  7        in the second row, of 8, 9, 12, 13. (Version 1 has the second and the third exchanged.)
@@ -155,7 +165,11 @@ def test_trace_counts_tiles():
 # --- methods ----------------------------------------------------------------------------------------------------------
 
 PROMPT = ids(4, MARK, 6)
-RUNNING = [name for name in METHODS if METHODS[name].site != "vision" and not built(name).preconditions & {"calibration", "training"}]
+RUNNING = [
+    name
+    for name in METHODS
+    if METHODS[name].site != "vision" and not built(name).preconditions & {"calibration", "training"}
+]
 DROPPING = [name for name in RUNNING if built(name).laws >= {"select", "ordered"} and not built(name).mask_at(32)
             and built(name).site == "decoder" and built(name).reduce_at(32)]
 
@@ -198,7 +212,8 @@ def test_keeping_all_is_the_unpruned_model(name):
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.site == "vision"])
 def test_methods_of_the_vision_site_are_refused(name):
     """One sentence before anything runs; and where nobody checked, another from the model."""
-    with pytest.raises(UserError, match="needs a vision tower with a class token, and InternVL's rates patches") as error:
+    message = "needs a vision tower with a class token, and InternVL's rates patches"
+    with pytest.raises(UserError, match=message) as error:
         check(built(name), internvl())
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="needs a vision tower with a class token"):
@@ -239,7 +254,8 @@ def test_tokens_that_the_config_renames_or_adds():
     """Pieces 498 and 499 of tokenizer.model have other names in tokenizer_config.json, and 500 .. 502 are not in it
     at all."""
     tokenizer = Tokenizer(ORIGINAL, 500)
-    assert [tokenizer.fast.id_to_token(id) for id in MARKS] == list(MARKS.values()) and tokenizer.fast.get_vocab_size() == 503
+    assert [tokenizer.fast.id_to_token(id) for id in MARKS] == list(MARKS.values())
+    assert tokenizer.fast.get_vocab_size() == 503
     assert tokenizer.encode("<|im_end|>\n", bos=False)[0] == 499 and not tokenizer.shows(499)
     renamed = tiny_internvl.sentencepiece(renamed=False)[0][498:500]
     assert all(tokenizer.fast.token_to_id(piece) is None for piece in renamed)
@@ -250,7 +266,8 @@ def test_end_of_an_answer(tmp_path, folder):
     """generation_config.json's; else <|im_end|>, and never </s>, which config.json names."""
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"eos_token_id": 2}))
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 2}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [499, 498]}))
     assert weights.load(tmp_path).eos == (499, 498)
     (tmp_path / "generation_config.json").unlink()
@@ -266,15 +283,17 @@ def test_fused_tensors_are_split_by_their_groups():
     rows = stored["language_model.model.layers.1.attention.wqkv.weight"].split(8)
     attn, tower = model.language_model.layers[1].self_attn, model.vision_tower.layers[2].attention
     assert attn.q_proj.weight.equal(torch.cat([rows[i] for i in (0, 1, 4, 5)]))
-    assert attn.k_proj.weight.equal(torch.cat([rows[2], rows[6]])) and attn.v_proj.weight.equal(torch.cat([rows[3], rows[7]]))
+    assert attn.k_proj.weight.equal(torch.cat([rows[2], rows[6]]))
+    assert attn.v_proj.weight.equal(torch.cat([rows[3], rows[7]]))
     for kind in ("weight", "bias"):
         parts = stored[f"vision_model.encoder.layers.2.attn.qkv.{kind}"].split(32)
-        assert all(getattr(p, kind).equal(part) for p, part in zip((tower.q_proj, tower.k_proj, tower.v_proj), parts, strict=True))
+        for projection, part in zip((tower.q_proj, tower.k_proj, tower.v_proj), parts, strict=True):
+            assert getattr(projection, kind).equal(part)
 
 
 def native(state):
     """Our parameters under the names that they have inside transformers 5."""
-    return {("" if name == "lm_head.weight" else "model.") + name.replace("tower.layers", "tower.encoder.layer"): value.clone()
+    return {"model." + name.replace("tower.layers", "tower.encoder.layer"): value.clone()
             for name, value in state.items() if name != "lm_head.weight"}
 
 
@@ -286,9 +305,11 @@ def hub(state):
 
 def opengvlab(state):
     """OpenGVLab's with a Qwen2 decoder: that has transformers' names, tower and projector have their own."""
-    theirs = native(state)
-    ours = tiny_internvl.original_weights({k: v for k, v in theirs.items() if "language_model" not in k}, 4, 2)
-    return ours | {k.replace("model.language_model.", "language_model.model."): v for k, v in theirs.items() if "language_model" in k}
+    renamed = native(state)
+    decoder = {name: value for name, value in renamed.items() if "language_model" in name}
+    tower = {name: value for name, value in renamed.items() if name not in decoder}
+    return tiny_internvl.original_weights(tower, 4, 2) | {
+        name.replace("model.language_model.", "language_model.model."): value for name, value in decoder.items()}
 
 
 @pytest.mark.parametrize("names", [native, hub, opengvlab])
@@ -324,7 +345,9 @@ def test_released_names_and_shapes(tmp_path, name):
     assert {tensor.key for tensor in sources.values()} == tensors.keys()
     assert sum(p.numel() for p in model.parameters()) * 2 == size
     c = model.config
-    assert c.template == (template or "internvl-hf") and c.image_token_index == 92546 and model.visual_tokens(range(13)) == 13 * 256
+    assert c.template == (template or "internvl-hf")
+    assert c.image_token_index == 92546
+    assert model.visual_tokens(range(13)) == 13 * 256
     assert (c.text.head_dim, c.text.rope_theta, c.text.max_position_embeddings) == (128, 1e6, 32768)
 
 
@@ -375,11 +398,17 @@ def test_pictures_undo_the_tiles():
     model = internvl(layers=4)
     photo, processor = Image.new("RGB", (600, 400), (200, 200, 200)), InternVLProcessor(16)
     assert processor.grid(600, 400) == (3, 2)
-    *_, trace = prefill(model, ids(1, MARK, 2, MARK, 1), [picture(model), picture(model, tiles=7)], Chosen({1: [11, 24, 31]}))
-    panel, view = draw.panels(photo, processor.box(600, 400), trace, image=1)[0], View(photo, processor.box(600, 400), trace, 1)
+    images = [picture(model), picture(model, tiles=7)]
+    *_, trace = prefill(model, ids(1, MARK, 2, MARK, 1), images, Chosen({1: [11, 24, 31]}))
+    panel = draw.panels(photo, processor.box(600, 400), trace, image=1)[0]
+    view = View(photo, processor.box(600, 400), trace, 1)
     assert [(grid.rows, grid.columns) for grid in view.grids] == [(4, 6), (2, 2)] and len(view.cells) == 28
     assert view.cells[view.own(trace.steps[0].kept)].tolist() == [[0, 1, 3], [0, 2, 4], [1, 1, 1]]
-    lit = [panel.getpixel((round(480 * (column + .5) / 6), round(320 * (row + .5) / 4)))[0] for row in range(4) for column in range(6)]
+    lit = [
+        panel.getpixel((round(480 * (column + 0.5) / 6), round(320 * (row + 0.5) / 4)))[0]
+        for row in range(4)
+        for column in range(6)
+    ]
     assert [i for i, light in enumerate(lit) if light == 200] == [9, 16] and set(lit) == {200, 60}
 
 
@@ -389,13 +418,15 @@ def test_pictures_of_one_tile_and_of_tiles_alone():
     *_, trace = prefill(model, ids(1, MARK, 1), [picture(model)])
     assert [(g.rows, g.columns) for g in View(square, InternVLProcessor(16).box(40, 40), trace).grids] == [(2, 2)]
     *_, trace = prefill(model, ids(1, MARK, 1), [picture(model, tiles=2)])
-    assert [(g.rows, g.columns) for g in View(wide, InternVLProcessor(16, thumbnail=False).box(80, 40), trace).grids] == [(2, 4)]
+    grids = View(wide, InternVLProcessor(16, thumbnail=False).box(80, 40), trace).grids
+    assert [(grid.rows, grid.columns) for grid in grids] == [(2, 4)]
 
 
 def test_atp_is_not_trained_on_tiles(capsys, tmp_path):
     """Pictures have one tile or many, and its thresholds are for one number of visual tokens."""
-    assert run.main(["train", "atp", "--model", str(HF), "--data", "toy", "--target-tokens", "3", "--layers", "1", "--freeze-lm",
-                     "--out", str(tmp_path)]) == 2
+    words = ["train", "atp", "--model", str(HF), "--data", "toy", "--target-tokens", "3", "--layers", "1",
+             "--freeze-lm", "--out", str(tmp_path)]
+    assert run.main(words) == 2
     assert "this model cuts pictures into tiles" in capsys.readouterr().err
 
 
@@ -403,8 +434,8 @@ def test_from_the_command_line(capsys, tmp_path, monkeypatch):
     """ask with a picture of what was kept, compare with every method, a chat of two turns, inspect."""
     photo, model = str(PARITY / "images" / "land_500x333.png"), str(ORIGINAL)
     said = ["--model", model, "--max-new-tokens", "3"]
-    assert run.main(["ask", photo, "What?", *said, "--method", "fastv", "--keep", "9", "--set", "layer=1", "--maps", "--out",
-                     str(tmp_path / "kept.png")]) == 0
+    words = ["ask", photo, "What?", *said, "--method", "fastv", "--keep", "9", "--set", "layer=1", "--maps"]
+    assert run.main([*words, "--out", str(tmp_path / "kept.png")]) == 0
     assert "layer 1: 190 tokens, 9 of them visual" in capsys.readouterr().out and (tmp_path / "kept.png").stat().st_size
     assert run.main(["compare", photo, "What?", *said, "--method", "divprune,vispruner", "--keep", "7", "--out",
                      str(tmp_path / "sheet.png")]) == 0

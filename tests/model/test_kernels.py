@@ -28,11 +28,13 @@ def random(*shape, seed=0):
 
 
 @SETTINGS
-@given(st.sampled_from([(1, 1), (4, 2), (4, 1), (3, 3)]), st.integers(1, 9), st.integers(1, 2), st.booleans(), st.integers(0, 99))
+@given(st.sampled_from([(1, 1), (4, 2), (4, 1), (3, 3)]), st.integers(1, 9), st.integers(1, 2), st.booleans(),
+       st.integers(0, 99))
 def test_one_token(heads, S, B, hides, seed):
     """The newest of S tokens, heads in groups, some keys hidden."""
     H, Hk = heads
-    query, key, value = random(B, H, 1, 8, seed=seed), random(B, Hk, S, 8, seed=seed + 1), random(B, Hk, S, 8, seed=seed + 2)
+    query = random(B, H, 1, 8, seed=seed)
+    key, value = (random(B, Hk, S, 8, seed=seed + i) for i in (1, 2))
     mask = causal_mask(torch.tensor([S - 1]), S, torch.arange(S) % 2 == 0) if hides else None
     close(kernels.one_token_attention(query, key, value, mask), plain_attention(query, key, value, mask))
 
@@ -43,9 +45,9 @@ def test_one_token_in_half_precision(dtype, S):
     """In chunks of keys: as exact as the dtype."""
     query, key, value = (random(1, h, n, 16, seed=h + n) for h, n in ((4, 1), (2, S), (2, S)))
     exact = plain_attention(query, key, value)
-    ours = kernels.one_token_attention(*(x.to(dtype) for x in (query, key, value)))
-    assert ours.dtype == dtype
-    close(ours.float(), exact, atol=.03)
+    result = kernels.one_token_attention(*(x.to(dtype) for x in (query, key, value)))
+    assert result.dtype == dtype
+    close(result.float(), exact, atol=.03)
 
 
 def test_decoding_is_the_same_by_both_forms():
@@ -61,9 +63,12 @@ def test_decoding_is_the_same_by_both_forms():
 @SETTINGS
 @given(st.sampled_from([(4, 4), (4, 2), (4, 1)]), st.integers(9, 20), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_summed_logits(heads, n, bias, in_two_dimensions, seed):
-    """Without a query or key: the same sums of logits as from the matrix of all heads, rotated by one or two positions."""
+    """Without a query or key: the same sums of logits as from the matrix of all heads,
+    rotated by one or two positions."""
     H, Hk = heads
-    config = TextConfig(hidden_size=24, intermediate_size=8, num_attention_heads=H, num_key_value_heads=Hk, head_dim=8, qkv_bias=bias)
+    config = TextConfig(
+        hidden_size=24, intermediate_size=8, num_attention_heads=H, num_key_value_heads=Hk, head_dim=8, qkv_bias=bias
+    )
     torch.manual_seed(seed)
     layer = Layer(config)
     tokens = Tokens.start(torch.randn(3 + n + 2, 24), range(3, 3 + n))

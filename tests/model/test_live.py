@@ -85,10 +85,17 @@ def copied(case, folder, **generation):
 
 @live
 @pytest.mark.parametrize("generation", [
-    dict(repetition_penalty=1.3), dict(do_sample=True, temperature=2.0, top_k=50, top_p=0.9), dict(no_repeat_ngram_size=1),
-    dict(num_beams=3), dict(min_new_tokens=20), dict(max_length=3, max_new_tokens=2), dict(forced_eos_token_id=2),
-    dict(suppress_tokens=list(range(0, 500, 2))), dict(bad_words_ids=[[n] for n in range(3, 400)]), dict(use_cache=False)],
-    ids=lambda generation: next(iter(generation)))
+    dict(repetition_penalty=1.3),
+    dict(do_sample=True, temperature=2.0, top_k=50, top_p=0.9),
+    dict(no_repeat_ngram_size=1),
+    dict(num_beams=3),
+    dict(min_new_tokens=20),
+    dict(max_length=3, max_new_tokens=2),
+    dict(forced_eos_token_id=2),
+    dict(suppress_tokens=list(range(0, 500, 2))),
+    dict(bad_words_ids=[[n] for n in range(3, 400)]),
+    dict(use_cache=False),
+], ids=lambda generation: next(iter(generation)))
 def test_settings_for_generation_are_no_part_of_the_model(tmp_path, generation):
     """The reference once sampled or was penalised as its folder says, and a right model failed."""
     folder = copied("llava15_full", tmp_path, **generation)
@@ -106,12 +113,15 @@ def test_end_tokens_of_the_folder_end_the_reference(tmp_path):
     assert [row for row in verify(weights.load(folder), folder, expected) if not row.passed] == []
 
 
-TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{% for c in m.content %}{{ c.text if c.type == 'text' else '<image>' }}"
+TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>"
+            "{% for c in m.content %}{{ c.text if c.type == 'text' else '<image>' }}"
             "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
 @live
-@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json"]
+)
 def test_reference_asks_in_the_folders_own_words(tmp_path, name):
     """A template in each of the four places where folders keep it. Its <s> is not written twice."""
     folder = copied("llava15_full", tmp_path)
@@ -124,15 +134,18 @@ def test_reference_asks_in_the_folders_own_words(tmp_path, name):
     prompt = hf.live(folder, PICTURES[0], "Why?").prompts[0]
     assert prompt["text"] == "<s><|user|><image>Why?<|assistant|>"
     assert prompt["ids_unexpanded"].count(1) == 1
-    assert [row for row in verify(weights.load(folder), folder, hf.live(folder, PICTURES[0], "Why?")) if not row.passed] == []
-    assert hf.live(folder, PICTURES[0], "What is <image>?").prompts[0]["text"] == "<s><|user|>What is <image>?<|assistant|>"
+    rows = verify(weights.load(folder), folder, hf.live(folder, PICTURES[0], "Why?"))
+    assert [row for row in rows if not row.passed] == []
+    placed = hf.live(folder, PICTURES[0], "What is <image>?").prompts[0]["text"]
+    assert placed == "<s><|user|>What is <image>?<|assistant|>"
 
 
 @live
 def test_template_of_strings(tmp_path):
     """One that adds contents up cannot write a list of parts: it is given one string, by both sides."""
     folder = copied("llava15_full", tmp_path)
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %} assistant:")
+    of_strings = "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %} assistant:"
+    (folder / "chat_template.jinja").write_text(of_strings)
     expected = hf.live(folder, PICTURES[0], "Why?")
     assert expected.prompts[0]["text"] == "user: <image>\nWhy? assistant:"
     assert [row for row in verify(weights.load(folder), folder, expected) if not row.passed] == []
@@ -202,7 +215,8 @@ def test_float64_one_module_at_a_time(case):
         ours = hf.stages(model, *run)
         with pytest.raises(Exception, match="[Ii]mage"):
             model(input_ids=ids[:, :2], **images)
-    assert all(value.equal(before[name]) and value.dtype == before[name].dtype for name, value in model.state_dict().items())
+    for name, value in model.state_dict().items():
+        assert value.equal(before[name]) and value.dtype == before[name].dtype
     whole = hf.stages(copy.deepcopy(model).double(), *run)
     for stage in ours.keys() - NO_ROUNDING:
         assert ours[stage].dtype == torch.float64
@@ -223,30 +237,37 @@ NEXT_ONE = "{}.{}.0".format(HIGHEST.split(".")[0], int(HIGHEST.split(".")[1]) + 
 FOLDER = str(PARITY / "llava15_full")
 
 
-@pytest.mark.parametrize("words", [["verify", FOLDER, "--live", str(PICTURES[0]), "Why?"],
-                                   ["bench", "--model", FOLDER.replace("_full", "_mha"), "--method", "fastv", "--keep", "4", "--repeat", "1",
-                                    "--steps", "1", "--threads", "1", "--against", "hf"]], ids=["verify", "bench"])
-@pytest.mark.parametrize("version, told", [(None, "cannot be imported"), ("4.57.1", f"runs transformers {LOWEST} to {HIGHEST}, not 4.57.1"),
-                                           (NEXT_ONE, f"transformers {NEXT_ONE} is newer than {HIGHEST}")])
-def test_another_transformers_is_one_line(capsys, monkeypatch, words, version, told):
+@pytest.mark.parametrize("words", [
+    ["verify", FOLDER, "--live", str(PICTURES[0]), "Why?"],
+    ["bench", "--model", FOLDER.replace("_full", "_mha"), "--method", "fastv", "--keep", "4", "--repeat", "1",
+     "--steps", "1", "--threads", "1", "--against", "hf"],
+], ids=["verify", "bench"])
+@pytest.mark.parametrize("version, message", [
+    (None, "cannot be imported"),
+    ("4.57.1", f"runs transformers {LOWEST} to {HIGHEST}, not 4.57.1"),
+    (NEXT_ONE, f"transformers {NEXT_ONE} is newer than {HIGHEST}"),
+])
+def test_another_transformers_is_one_line(capsys, monkeypatch, words, version, message):
     """Missing, too old, or newer and broken."""
     monkeypatch.setitem(sys.modules, "transformers", None)
     if version:
         installed(monkeypatch, version)
     status, out, err = done(capsys, *words)
-    assert status == 2 and told in err and "pip install" in err
+    assert status == 2 and message in err and "pip install" in err
     assert len(err.splitlines()) == 1 and not out
 
 
 @pytest.mark.parametrize("version", [LOWEST, HIGHEST, HIGHEST + ".post1", ".".join([*HIGHEST.split(".")[:2], "9"])])
 def test_tested_version_is_not_blamed(monkeypatch, version):
-    """What fails under one of those is a fault of ours, and is raised as it is."""
+    """What fails under one of those is a bug of minivlm, and is raised as it is."""
     installed(monkeypatch, version)
     with pytest.raises(AttributeError, match="moved"), hf.blaming_untested("this"):
         raise AttributeError("moved")
 
 
-@pytest.mark.parametrize("version, reason", [(None, "cannot be imported"), ("5.0.0", "not 5.0.0"), (NEXT_ONE, "is newer than"), ("6.0.0rc1", "is newer than")])
+@pytest.mark.parametrize("version, reason", [
+    (None, "cannot be imported"), ("5.0.0", "not 5.0.0"), (NEXT_ONE, "is newer than"), ("6.0.0rc1", "is newer than")
+])
 def test_gate_skips_with_the_reason(monkeypatch, version, reason):
     monkeypatch.delenv("MINIVLM_ANY_TRANSFORMERS", raising=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -314,8 +335,8 @@ def test_recorded_again(tmp_path, monkeypatch, case):
         new, old = load_file(tmp_path / case / path.name), load_file(path)
         torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-4, equal_nan=True)
     old, new = (read_expected(folder / case / "expected.json") for folder in (PARITY, tmp_path))
-    told = [[(p["text"], p["images"], p["generated"]) for p in e.prompts] for e in (old, new)]
-    assert told[0] == told[1] and old.eos_list_case == new.eos_list_case
+    prompts = [[(p["text"], p["images"], p["generated"]) for p in e.prompts] for e in (old, new)]
+    assert prompts[0] == prompts[1] and old.eos_list_case == new.eos_list_case
 
 
 def test_without_transformers(monkeypatch):

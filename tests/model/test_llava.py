@@ -118,7 +118,8 @@ def test_layers_above_the_features_never_run():
     """The default, hidden_states[-2], is the output of layer 22 of 0 .. 23; -1 runs all."""
     model = llava(layers=2)
     ran = []
-    hooks = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(model.vision_tower.layers)]
+    layers = model.vision_tower.layers
+    hooks = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(layers)]
     model.features(picture(model))
     for hook in hooks:
         hook.remove()
@@ -187,7 +188,8 @@ def test_features_of_another_layer():
 def test_a_block_that_is_not_there(layer, method, l):
     """Of the input of block 0 nobody has been attended to; after the last block there is none."""
     model = llava(layers=2, vision_feature_layer=layer)
-    with pytest.raises(UserError, match=f"the vision tower has 24 blocks, and this would be number {l}: use another method"):
+    message = f"the vision tower has 24 blocks, and this would be number {l}: use another method"
+    with pytest.raises(UserError, match=message):
         model.features(picture(model), method)
 
 
@@ -213,9 +215,12 @@ def test_the_embed_site():
 
 def read_both(tokens):
     """What a method can read of the two layers, while they are there."""
-    return {side: dict(query=view.query(), key=view.key(), logits=view.logits("last")[:, 0], attention=view.attention("last")[:, 0],
-                       normed=view.projected_key(), raw=view.projected_key(norm=False))
-            for side, view in (("before", tokens.before), ("here", tokens.here))}
+    return {
+        side: dict(query=view.query(), key=view.key(), logits=view.logits("last")[:, 0],
+                   attention=view.attention("last")[:, 0], normed=view.projected_key(),
+                   raw=view.projected_key(norm=False))
+        for side, view in (("before", tokens.before), ("here", tokens.here))
+    }
 
 
 def test_the_decoder_site():

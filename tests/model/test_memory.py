@@ -30,7 +30,8 @@ MAP = 4 * H * T ** 2                           # bytes of one layer's weights, 2
 def peak(method):
     """Bytes that a prefill of two narrow layers takes at once, above the weights."""
     torch.manual_seed(0)
-    config = TextConfig(vocab_size=4, hidden_size=4 * H, intermediate_size=8 * H, num_hidden_layers=2, num_attention_heads=H)
+    config = TextConfig(vocab_size=4, hidden_size=4 * H, intermediate_size=8 * H, num_hidden_layers=2,
+                        num_attention_heads=H)
     decoder = Decoder(config)
     tokens = Tokens.start(torch.randn(T, 4 * H), torch.arange(n) + TEXT // 2, whole_grid(SIDE, SIDE))
     memory = Memory(torch.device("cpu"))

@@ -1,6 +1,6 @@
 """Is the model the model? Recorded outputs of the reference library at every level, in float32.
 
-tests/record_hf.py made the cases: all layouts, every dtype, grouped heads, biases, several images, padding. The
+tests/record_hf.py recorded the cases: all layouts, every dtype, grouped heads, biases, several images, padding. The
 tolerance is 1e-5 of the largest value in a token's row (at least 1e-5): rounding grows with the values, and two orders
 of summation in float32 cannot agree to 1e-5 where the values reach 10. Ids agree exactly, pixels to 1e-5. """
 
@@ -45,7 +45,8 @@ def test_every_stage(case):
     model, prompts, _ = loaded(case)
     rows = verify(model, PARITY / case)
     assert failing(rows) == []
-    per_layer = [f"{stage} {l}" for l in range(model.config.text.num_hidden_layers) for stage in ("attentions", "layer_out")]
+    layers = range(model.config.text.num_hidden_layers)
+    per_layer = [f"{stage} {l}" for l in layers for stage in ("attentions", "layer_out")]
     assert [row.stage for row in rows] == [
         "ids", "pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "input_ids", "image_features_packed",
         "inputs_embeds", *per_layer, "final_hidden", "logits", "logits after prefill", "greedy ids", "eos_list_case"]
@@ -55,19 +56,20 @@ def test_cases_cover_what_they_should():
     """Each layout once; heads all, grouped and one; each dtype; two images apart; a padded batch; text alone.
     LLaVA-NeXT with LLaMA and with Mistral: every shape of picture, maps without rows and without columns, a batch of
     maps of several sizes."""
-    told = [json.loads((PARITY / case / "expected.json").read_text()) for case in CASES]
-    assert {t["layout"] for t in told} == {*LAYOUTS, *tiny_internvl.LAYOUTS}
+    recordings = [json.loads((PARITY / case / "expected.json").read_text()) for case in CASES]
+    assert {t["layout"] for t in recordings} == {*LAYOUTS, *tiny_internvl.LAYOUTS}
     models = [weights.load(PARITY / case) for case in CASES]
     assert {m.config.text.num_key_value_heads for m in models} == {1, 2, 4}
     assert {m.lm_head.weight.dtype for m in models} == {torch.float32, torch.bfloat16, torch.float16}
-    prompts = [prompt for t in told for prompt in t["prompts"]]
+    prompts = [prompt for t in recordings for prompt in t["prompts"]]
     assert any(prompt["text"].count("<image>") == 2 and "<image>\n<image>" not in prompt["text"] for prompt in prompts)
-    assert any(isinstance(prompt["text"], list) for prompt in prompts) and any(not prompt["images"] for prompt in prompts)
-    for t, model in zip(told, models):
+    assert any(isinstance(prompt["text"], list) for prompt in prompts)
+    assert any(not prompt["images"] for prompt in prompts)
+    for t, model in zip(recordings, models):
         shapes = {p["images"][0] if len(p["images"]) == 1 else len(p["images"]) for p in t["prompts"]}
         if model.config.image_grid_pinpoints and not model.config.original:
-            assert shapes >= {f"{name}.png" for name in ("land_500x333", "port_333x500", "tiny_7x5", "wide_2000x100", "tall_40x900",
-                                                         "square_48x48")} | {2}
+            assert shapes >= {"land_500x333.png", "port_333x500.png", "tiny_7x5.png", "wide_2000x100.png",
+                              "tall_40x900.png", "square_48x48.png", 2}
             counts = {p["images"][0]: p["n_image_tokens"] for p in t["prompts"] if len(p["images"]) == 1}
             assert counts["wide_2000x100.png"] == 16 and counts["tall_40x900.png"] == 16 + 12
 
@@ -155,8 +157,10 @@ def test_layouts_give_the_same_model(tmp_path, case, layout, shards):
     for path in (PARITY / case).glob("*.json"):
         shutil.copy(path, tmp_path)
     state = weights.load(PARITY / case).state_dict()
-    native = {("" if name.startswith("lm_head") else "model.") + name.replace("tower.layers", "tower.encoder.layers"): value
-              for name, value in state.items()}
+    native = {}
+    for name, value in state.items():
+        prefix = "" if name.startswith("lm_head") else "model."
+        native[prefix + name.replace("tower.layers", "tower.encoder.layers")] = value
     save({name: value.clone() for name, value in rename(native, layout).items()}, tmp_path, shards)
     again = weights.load(tmp_path).state_dict()
     assert again.keys() == state.keys() and all(again[name].equal(value) for name, value in state.items())
@@ -197,7 +201,8 @@ def test_verify_sees_not_a_number():
     """Nothing compares as larger than NaN, so a rule that fails what is too large would let it pass."""
     model = weights.load(PARITY / "llava15_full")
     model.language_model.norm.weight.data = torch.full((32,), float("nan"))
-    assert [row.stage for row in verify(model, PARITY / "llava15_full") if not row.passed][:2] == ["final_hidden", "logits"]
+    failing = [row.stage for row in verify(model, PARITY / "llava15_full") if not row.passed]
+    assert failing[:2] == ["final_hidden", "logits"]
 
 
 @pytest.mark.parametrize("number", ["nan", "inf"])
@@ -245,10 +250,12 @@ def test_tolerance_of_a_recording_is_what_float32_can_know(monkeypatch):
     model.language_model.layers[1].input_layernorm.weight.data[5] *= 150
     sample, _ = next(expected.samples())
     exact = dict(stages.computed(copy.deepcopy(model).double(), sample, [PARITY / "images"]))
-    expected.tensors = dict(expected.tensors, **{f"p0.{name}": exact[name].float()[None] for name in ("final_hidden", "logits")})
+    replaced = {f"p0.{name}": exact[name].float()[None] for name in ("final_hidden", "logits")}
+    expected.tensors = expected.tensors | replaced
     for name in ("attentions", "layer_out"):
         expected.tensors[f"p0.{name}"] = torch.stack([exact[f"{name} 0"], exact[f"{name} 1"]])[:, None].float()
-    compared = [row for row in verify(model, folder, expected) if "ids" not in row.stage and row.stage != "eos_list_case"]
+    rows = verify(model, folder, expected)
+    compared = [row for row in rows if "ids" not in row.stage and row.stage != "eos_list_case"]
     assert [row for row in compared if not row.passed] == []
     assert max(row.own_error / row.scale for row in compared if row.own_error) > 5e-5
     weight = model.language_model.layers[1].self_attn.o_proj.weight
@@ -261,8 +268,9 @@ def test_tolerance_of_a_recording_is_what_float32_can_know(monkeypatch):
 
 
 @pytest.mark.internal
-@pytest.mark.parametrize("own_error, tolerance", [(None, 5e-5), (float("nan"), 5e-5), (float("inf"), 5e-5), (0., 2e-6), (1e-7, 2e-6),
-                                                  (1e-4, 5e-4)])
+@pytest.mark.parametrize("own_error, tolerance", [
+    (None, 5e-5), (float("nan"), 5e-5), (float("inf"), 5e-5), (0.0, 2e-6), (1e-7, 2e-6), (1e-4, 5e-4)
+])
 def test_tolerance(own_error, tolerance):
     """Five times the own error, but at least 2e-6; 5e-5 where it is not known, or float32 overflowed."""
     assert stages.relative_tolerance(torch.float32, own_error) == pytest.approx(tolerance)
@@ -270,21 +278,23 @@ def test_tolerance(own_error, tolerance):
 
 def test_rows_as_text_and_as_data():
     """A line each under a heading that says whose own error it is; numbers that JSON has not are None."""
-    rows = [Row("ids", 0, 0, "prompt 0"), Row("logits", 2e-6, 5e-6, "prompt 0", 1e-6, 1.),
-            Row("final_hidden", float("inf"), 0, "prompt 1"), Row("layer_out 0", float("nan"), 1e-5, "prompt 1", float("nan"))]
+    rows = [Row("ids", 0, 0, "prompt 0"), Row("logits", 2e-6, 5e-6, "prompt 0", 1e-6, 1.0),
+            Row("final_hidden", float("inf"), 0, "prompt 1"),
+            Row("layer_out 0", float("nan"), 1e-5, "prompt 1", float("nan"))]
     heading, *lines = stages.lines(rows, "reference")
     assert "reference's own error" in heading and "tolerance" in heading
     assert [line[:4] for line in lines] == ["PASS", "PASS", "FAIL", "FAIL"] and "1.0e-06" in lines[1]
-    told = json.loads(json.dumps(stages.facts(rows), allow_nan=False))
-    assert [row["difference"] for row in told] == [0, 2e-6, None, None] and [row["passed"] for row in told] == [True, True, False, False]
-    assert told[1]["own_error"] == 1e-6 and told[3]["own_error"] is None
+    facts = json.loads(json.dumps(stages.facts(rows), allow_nan=False))
+    assert [row["difference"] for row in facts] == [0, 2e-6, None, None]
+    assert [row["passed"] for row in facts] == [True, True, False, False]
+    assert facts[1]["own_error"] == 1e-6 and facts[3]["own_error"] is None
 
 
 def test_verify_compares_ids():
     """A wrong token of the prompt, a wrong generated one, one too few before an end token."""
-    told = changed().prompts[0]
-    assert failed(changed(ids_unexpanded=told["ids_unexpanded"][:-1]))[0] == "ids"
-    generated = told["generated"][0]
+    prompt = changed().prompts[0]
+    assert failed(changed(ids_unexpanded=prompt["ids_unexpanded"][:-1]))[0] == "ids"
+    generated = prompt["generated"][0]
     assert failed(changed(generated=[generated[:5] + [9] + generated[6:]])) == ["greedy ids"]
     expected = changed()
     expected.eos_list_case["generated"][0][-1] = 2                         # an end token that we do not give

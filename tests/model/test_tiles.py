@@ -26,8 +26,8 @@ from tiny import MARK, Chosen, ids, llava, next_llava, tiled
 COUNTS = json.loads((PARITY / "next_counts.json").read_text())
 REAL = tuple(map(tuple, COUNTS["image_grid_pinpoints"]))
 # Height, width; tokens as transformers counts them, and as the original does.
-ROUNDED = [(47, 1128, 868, 722), (55, 176, 1360, 1262), (88, 99, 1272, 1224), (235, 1128, 1744, 1598), (376, 799, 1848, 1800),
-           (987, 376, 2176, 2126)]
+ROUNDED = [(47, 1128, 868, 722), (55, 176, 1360, 1262), (88, 99, 1272, 1224), (235, 1128, 1744, 1598),
+           (376, 799, 1848, 1800), (987, 376, 2176, 2126)]
 
 
 def tokens_of(height, width, grids=REAL, digits=7):
@@ -42,7 +42,7 @@ def test_grid_by_hand():
     """640 x 480 pixels (width first). 336 high, 672 wide: scale .7, 448 x 336 = 150528 pixels shown; 672 high, 336
     wide: scale .525, 336 x 252; 672 x 672: scale 1.05, all its 307200, not more. The last shows most."""
     assert best_grid(480, 640, REAL) == (672, 672)
-    assert best_grid(100, 2000, REAL) == (336, 1008)               # 1008 x 50 pixels; on 672 x 672 they would be 672 x 33
+    assert best_grid(100, 2000, REAL) == (336, 1008)  # 1008 x 50 pixels; on 672 x 672 they would be 672 x 33
     assert best_grid(2000, 100, REAL) == (1008, 336)
 
 
@@ -65,9 +65,13 @@ def test_every_recorded_count():
 def test_count_for_the_reference():
     """How many marks `verify --live` writes for a picture: the same numbers."""
     vision = SimpleNamespace(image_size=336, patch_size=14)
-    config = SimpleNamespace(model_type="llava_next", vision_config=vision, image_token_id=7, vision_feature_select_strategy="default",
+    config = SimpleNamespace(model_type="llava_next", vision_config=vision, image_token_id=7,
+                             vision_feature_select_strategy="default",
                              image_grid_pinpoints=COUNTS["image_grid_pinpoints"])
-    marks = [[len(hf.expand([7], config, iter([(height, width)]))) for width in COUNTS["sides"]] for height in COUNTS["sides"]]
+    marks = [
+        [len(hf.expand([7], config, iter([(height, width)]))) for width in COUNTS["sides"]]
+        for height in COUNTS["sides"]
+    ]
     assert marks == COUNTS["tokens"]
 
 
@@ -143,7 +147,8 @@ def test_places_on_the_map():
     """Two rows of two tiles of 2 x 2: tile 3 is the lower left one. What is on no grid stays so, and comes last."""
     place = torch.tensor([[0, 1, 0], [0, 0, 1], [3, 1, 1], [2, -1, -1], [1, 0, 0], [2, 0, 1], [1, 1, 0], [0, -1, -1]])
     tile_grid = TileGrid(2, (2, 2), (100, 100))
-    assert tile_grid.on_whole_grid(place).tolist() == [[0, 1, 0], [0, 0, 1], [1, 3, 1], [1, -1, -1], [1, 0, 0], [1, 0, 3], [1, 1, 0], [0, -1, -1]]
+    assert tile_grid.on_whole_grid(place).tolist() == [[0, 1, 0], [0, 0, 1], [1, 3, 1], [1, -1, -1], [1, 0, 0],
+                                                       [1, 0, 3], [1, 1, 0], [0, -1, -1]]
     assert tile_grid.order(place).tolist() == [0, 1, 7, 4, 5, 6, 2, 3]
 
 
@@ -171,7 +176,9 @@ def test_visionzip_sends_on():
     patches in the order of the map, class tokens, contextual tokens."""
     tile = [[-1, -1], [0, 1], [1, 0], [0, 0]]
     grid = torch.tensor([[t, *place] for t in range(3) for place in tile])
-    assert VisionZip(4, 1).output_order(grid, TileGrid(2, (1, 2), (100, 200))).tolist() == [0, 1, 2, 3, 5, 9, 6, 10, 4, 8, 7, 11]
+    assert VisionZip(4, 1).output_order(grid, TileGrid(2, (1, 2), (100, 200))).tolist() == [
+        0, 1, 2, 3, 5, 9, 6, 10, 4, 8, 7, 11
+    ]
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
@@ -218,7 +225,9 @@ def test_boxes():
     assert plain(((4, 8),), 4).box(4, 4) == ((0, 0, 4, 4), (-2, 0, 6, 4))
 
 
-@pytest.mark.parametrize("size", [(500, 333), (333, 500), (7, 5), (1, 1), (2000, 100), (40, 900), (3, 4000), (56, 56), (85, 29)])
+@pytest.mark.parametrize(
+    "size", [(500, 333), (333, 500), (7, 5), (1, 1), (2000, 100), (40, 900), (3, 4000), (56, 56), (85, 29)]
+)
 def test_pixels_against_transformers(size, transformers):
     """The same bytes, whatever the shape; and the size that the model gets."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
@@ -297,7 +306,8 @@ def test_reduced_at_the_vision_site():
     assert trace.N == 80
     assert trace.padding == [(0, 0)]
     assert tokens.source.tolist() == trace.steps[0].kept.tolist() == [0, 15, 16, 32, 31, 47, 48, 64, 63, 79]
-    assert tokens.grid[2:].tolist() == [[1, 0, 0], [1, 0, 4], [1, 3, 3], [1, 3, 7], [1, 4, 0], [1, 4, 4], [1, 7, 3], [1, 7, 7]]
+    assert tokens.grid[2:].tolist() == [[1, 0, 0], [1, 0, 4], [1, 3, 3], [1, 3, 7], [1, 4, 0], [1, 4, 4], [1, 7, 3],
+                                        [1, 7, 7]]
     features, _, _ = model.features(image.pixels)
     close(tokens.hidden[tokens.visual], model.multi_modal_projector(features)[tokens.source])
     assert trace.grid[tokens.source].equal(tokens.grid)

@@ -1,4 +1,4 @@
-"""The trace: what each survivor is made of, over several reductions, several images and all three sites."""
+"""The trace: what each survivor consists of, over several reductions, several images and all three sites."""
 
 from dataclasses import replace
 
@@ -69,7 +69,8 @@ def test_three_images_reduced_one_by_one():
     trace.reduce("vision", 23, replace(second, source=second.source + 2),
                  Reduction(torch.tensor([0, 2]), torch.tensor([[1., 0, 0], [0, .5, .5]])))
     trace.reduce("vision", 23, replace(third, source=third.source + 5), Reduction(torch.tensor([0])))
-    assert trace.sources().tolist() == [[0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, .5, .5, 0], [0, 0, 0, 0, 0, 1]]
+    assert trace.sources().tolist() == [[0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0.5, 0.5, 0],
+                                        [0, 0, 0, 0, 0, 1]]
     left = replace(tokens("vvvv"), source=torch.tensor([1, 2, 4, 5]))
     trace.reduce("decoder", 2, left, Reduction(torch.tensor([2, 3])))
     assert trace.sources().tolist() == [[0, 0, 0, .5, .5, 0], [0, 0, 0, 0, 0, 1]]
@@ -84,9 +85,13 @@ def test_of_a_prompt_with_two_images(site, steps):
     model = llava()
     pruner = Chosen({2: [3, 7]} if site == "decoder" else [3, 7], site)
     _, _, trace = prefill(model, ids(2, MARK, 3, MARK, 4), [picture(model), picture(model, 1)], pruner)
-    assert [(s.site, s.layer, range(int(s.source[0]), int(s.source[-1]) + 1), s.kept.tolist()) for s in trace.steps] == steps
+    for step, (site, layer, source, kept) in zip(trace.steps, steps, strict=True):
+        assert (step.site, step.layer, step.kept.tolist()) == (site, layer, kept)
+        assert range(int(step.source[0]), int(step.source[-1]) + 1) == source
     assert trace.images == [range(16), range(16, 32)] and trace.N == 32
-    assert trace.grid.tolist() == [[image, row, column] for image in range(2) for row in range(4) for column in range(4)]
+    assert trace.grid.tolist() == [
+        [image, row, column] for image in range(2) for row in range(4) for column in range(4)
+    ]
     kept = sum((list(s[3]) for s in steps), [])
     assert trace.sources().equal(torch.eye(32)[kept])
     before = {"decoder": [32] * 2, "embed": [], "vision": []}[site]

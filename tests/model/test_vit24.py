@@ -27,8 +27,9 @@ PREFIX = "w.vision_model."
 def model():
     """A Llava with the recorded vision tower, in float64: in float32 a near tie of VisPruner falls by the machine."""
     c = FACTS["hyper"]
-    vision = VisionConfig(hidden_size=c["hidden"], intermediate_size=c["mlp"], num_hidden_layers=c["layers"], hidden_act=c["act"],
-                          num_attention_heads=c["heads"], image_size=c["image"], patch_size=c["patch"], layer_norm_eps=c["ln_eps"])
+    vision = VisionConfig(hidden_size=c["hidden"], intermediate_size=c["mlp"], num_hidden_layers=c["layers"],
+                          hidden_act=c["act"], num_attention_heads=c["heads"], image_size=c["image"],
+                          patch_size=c["patch"], layer_norm_eps=c["ln_eps"])
     model = Llava(LlavaConfig(vision, TextConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                                  num_attention_heads=1)))
     weights = {name[len(PREFIX):].replace("encoder.", ""): x for name, x in RECORDED.items() if name.startswith(PREFIX)}
