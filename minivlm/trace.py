@@ -1,4 +1,4 @@
-"""What happened to the visual tokens of one prompt: the evidence that pictures, cost tables and tests are made from."""
+"""What happened to the visual tokens of one prompt: the evidence that pictures, cost tables and tests use."""
 
 from dataclasses import dataclass, field
 from itertools import groupby

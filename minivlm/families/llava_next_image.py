@@ -1,4 +1,4 @@
-"""LLaVA-NeXT's pictures, of any resolution: the whole picture on a base tile, and made large on a grid of tiles.
+"""LLaVA-NeXT's pictures, of any resolution: the whole picture on a base tile, and enlarged on a grid of tiles.
 
 Of the grids that the model knows, the best shows most of the picture's pixels, and among equals has the least padding.
 The picture is resized to touch two edges of the grid and laid in its middle, on black; the grid is cut into tiles, row

@@ -60,16 +60,16 @@ def written_folder(path):
 
 @contextmanager
 def filled(path):
-    """A folder for the results of a run. Made if missing, and removed again if the run fails before anything is in it.
+    """A folder for the results of a run: created if missing, removed again if the run fails while it is empty.
 
-    UserError if it cannot be made or written to.
+    UserError if it cannot be created or written to.
     """
     path = Path(path)
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be made ({reason_of(error)}): name another folder") from None
+        raise UserError(f"{path} cannot be created ({reason_of(error)}): name another folder") from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written to: name another folder, or change its permissions")
     try:

@@ -19,9 +19,9 @@ class Layout(NamedTuple):
     def stored_name(self, parameter):
         """The name in the file of a parameter."""
         name = parameter
-        for ours, theirs in self.beginnings.items():
-            if parameter.startswith(ours):
-                name = theirs + parameter.removeprefix(ours)
+        for own, stored in self.beginnings.items():
+            if parameter.startswith(own):
+                name = stored + parameter.removeprefix(own)
                 break
         for pattern, replacement in self.words:
             name = re.sub(pattern, replacement, name)

@@ -96,10 +96,10 @@ def _opened(path):
         raise damaged(path, error) from None
 
 
-def check_same(path, theirs, ours):
+def check_same(path, recorded, options_of):
     """UserError if a state is of a run with other options: {part: {option: value}} twice."""
-    for part, options in ours.items():
-        others = theirs.get(part)
+    for part, options in options_of.items():
+        others = recorded.get(part)
         if not isinstance(others, dict) or others.keys() != options.keys():
             raise damaged(path, f"its header does not say what {part} the run had")
         for name, value in options.items():

@@ -11,5 +11,5 @@
     atp.safetensors  the modules of ATP, trained on it
     samples/       four pictures and their questions
     methods.json   options of methods for eight layers
-    results.json   how the weights were made, and what they score
+    results.json   how the weights were trained, and what they score
 """

@@ -113,7 +113,7 @@ def _kinds(rng, name, count):
     joins = rng.random((count, OBJECTS)) < 0.6
     shape = np.where(joins & (by == 0), theme[:, :1], shape)
     color = np.where(joins & (by == 1), theme[:, 1:], color)
-    # a theme may have made an unseen pair: it gets the next colour
+    # a theme may give an unseen pair: it gets the next colour
     for unseen_shape, unseen_color in UNSEEN:
         is_unseen = (shape == unseen_shape) & (color == unseen_color)
         next_color = (unseen_color + 1) % len(COLORS)

@@ -232,13 +232,13 @@ class Run:
             raise UserError(f"{path}: no run to resume: start one without --resume, in a new folder")
         facts = training.read_facts(path)
         if facts.get("recipe") != repr(self.recipe):
-            theirs = shown(facts.get("recipe"), 200)
-            raise UserError(f"{path}: a run with {theirs}: resume it with the same options")
+            recipe = shown(facts.get("recipe"), 200)
+            raise UserError(f"{path}: a run with {recipe}: resume it with the same options")
         at = training.check_number(path, facts, "at", 0, self.total)
         training.check_number(path, facts, "best", -1.0, 1.0)
         if facts.get("dtype") not in DTYPES:
-            theirs = shown(facts.get("dtype"))
-            raise training.damaged(path, f"its dtype is {theirs}, and should be one of {', '.join(DTYPES)}")
+            dtype = shown(facts.get("dtype"))
+            raise training.damaged(path, f"its dtype is {dtype}, and should be one of {', '.join(DTYPES)}")
         if not _is_log(facts.get("log"), at):
             raise training.damaged(path, "its log is no list of lines, at most one per step")
         tensors = training.read_tensors(path, self.expected(at))

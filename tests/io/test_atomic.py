@@ -92,7 +92,7 @@ def test_a_folder_stays_if_something_is_in_it(tmp_path):
 @pytest.mark.parametrize("name", ["file", "file/inside", "n" * 5000, "null\0"])
 def test_a_folder_that_cannot_be_made(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made .*name another folder"):
+    with pytest.raises(UserError, match="cannot be created .*name another folder"):
         with filled(tmp_path / name):
             pass
     assert names(tmp_path) == ["file"]
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, name):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         with filled(tmp_path / "locked" / "a"):
             pass
     with pytest.raises(UserError, match="cannot be written to"):

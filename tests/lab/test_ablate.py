@@ -104,7 +104,7 @@ def test_lines_say_what_holds():
     verdict = {line.split(":")[0]: line for line in text if " against " in line}
     assert verdict["adaptive against self"].endswith("in the paper +0.4: holds here")
     assert verdict["adaptive against cross"].endswith("in the paper +0.5: does NOT hold here")
-    assert verdict["adaptive against spatial"].endswith("in the paper +2.1: cannot be told here")
+    assert verdict["adaptive against spatial"].endswith("in the paper +2.1: undecided here")
     assert sum(line.startswith("2d ") for line in text) == 1
     assert sum(line.startswith("none ") for line in text) == 6
     adaptive = next(row for row in table if row["row"] == "adaptive")

@@ -1,6 +1,6 @@
 """What runs in the process that renders chat templates: lines of JSON in, lines of JSON out.
 
-It imports neither torch nor anything of ours. render.py starts it, by its path, and ends it.
+It imports neither torch nor minivlm. render.py starts it, by its path, and ends it.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The reference library on the same checkpoint folder: what `verify --live` compares with.
 
 The only file that imports transformers, and only when it is asked to run it. One model is in memory at a time: call
-live() before weights.load(), so that the reference's weights are freed before ours are read.
+live() before weights.load(), so that the reference's weights are freed before minivlm reads its own.
 """
 
 import gc
@@ -50,7 +50,7 @@ def untested(version):
 
 @contextmanager
 def blaming_untested(command):
-    """What fails inside, under a version newer than TESTED, is one UserError; under a tested one it is a fault of ours.
+    """What fails inside, under a version newer than TESTED, is one UserError; under a tested one it is a bug.
 
     Decorates functions, too.
     """

@@ -105,14 +105,14 @@ def _twin(model):
 
 
 def _own_error(model, twin, sample, places):
-    """{stage: distance of float32 from float64}: the reference's if it was recorded, else ours, else nothing."""
+    """{stage: distance of float32 from float64}: the reference's if recorded, else the model's own, else nothing."""
     if "own_error" in sample:
         return sample["own_error"]
     if twin is None:
         return {}
     exact = dict(computed(twin, sample, places))
-    ours = computed(model, sample, places)
-    return {name: distance(value, exact[name]) for name, value in ours if name not in NO_ROUNDING}
+    values = computed(model, sample, places)
+    return {name: distance(value, exact[name]) for name, value in values if name not in NO_ROUNDING}
 
 
 def _rows(model, twin, expected, places):
@@ -136,17 +136,17 @@ def _prompt(model, sample, places, where, own):
         text = prompt([(sample["question"], None)], template=model.config.template)
         yield _ids("prompt ids", model.tokenizer.encode(text), sample["ids_unexpanded"], where)
     dtype = model.lm_head.weight.dtype
-    for name, ours in computed(model, sample, places):
+    for name, value in computed(model, sample, places):
         stage, _, layer = name.partition(" ")
         if stage == "input_ids" and stage in sample:
-            yield _ids(stage, ours, sample[stage].tolist(), where)
+            yield _ids(stage, value, sample[stage].tolist(), where)
         elif stage in sample:
             recorded = sample[stage]
             if layer:
                 recorded = recorded[int(layer):][:1].squeeze(0)            # empty: no such layer
             if stage == "pixel_values" and recorded.ndim == 5:             # (images, most tiles, 3, S, S)
                 recorded = recorded[recorded.flatten(2).any(dim=2)]        # missing tiles are 0
-            yield _compare(name, ours, recorded, dtype, own.get(name), where)
+            yield _compare(name, value, recorded, dtype, own.get(name), where)
     talk = _read(model, sample, places)
     if "logits" in sample:
         yield _compare("logits after prefill", talk.logits, sample["logits"][-1], dtype, own.get("logits"), where)
@@ -246,11 +246,11 @@ def _sure(sample, tolerance):
     return sample["generated"][:next(close, None)]
 
 
-def _ids(stage, ours, recorded, where):
+def _ids(stage, generated, recorded, where):
     """How many ids differ; an answer that cannot go on, for NaN, ends there."""
     ids = []
     try:
-        for id in ours:
+        for id in generated:
             ids.append(id)
     except UserError as error:
         where += f": {error}"
@@ -265,12 +265,12 @@ def relative_tolerance(dtype, own_error):
     return max(FACTOR * own_error, LEAST if dtype == torch.float32 else TOLERANCE[dtype])
 
 
-def _compare(stage, ours, recorded, dtype, own_error, where):
+def _compare(stage, value, recorded, dtype, own_error, where):
     """The row of the entry that comes closest to its tolerance, or lies furthest beyond it."""
-    recorded = recorded.to(ours.device).float()
-    if ours.shape != recorded.shape:
-        return Row(stage, float("inf"), 0, f"{where}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
-    gap = (ours.float() - recorded).abs().amax(dim=-1)
+    recorded = recorded.to(value.device).float()
+    if value.shape != recorded.shape:
+        return Row(stage, float("inf"), 0, f"{where}: shape {tuple(value.shape)}, recorded {tuple(recorded.shape)}")
+    gap = (value.float() - recorded).abs().amax(dim=-1)
     size = scale(recorded)
     relative = relative_tolerance(dtype, own_error)
     if stage == "pixel_values":

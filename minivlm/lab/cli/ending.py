@@ -17,7 +17,7 @@ PATIENCE = 30                          # seconds that another process gets to pr
 def exit_status(command, argv):
     """What command(argv) returns, 0 for None.
 
-    After bad input it is 2, after a bug of ours 70, after Ctrl-C 130, and 141 if nobody reads the output any more.
+    After bad input it is 2, after a bug in minivlm 70, after Ctrl-C 130, and 141 if nobody reads the output any more.
     """
     any_terminal()
     try:

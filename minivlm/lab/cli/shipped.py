@@ -66,7 +66,7 @@ def first_look():
 def known(picture, question):
     """What questions.jsonl in the picture's folder says of the question: a dict with answer and evidence.
 
-    {} if there is no such question; or if the file is of another kind, since it need not be ours.
+    {} if there is no such question, or if the file is of another kind.
     """
     picture = Path(local_file(picture))
     fields = ROW | {"family": str | None}                  # other files need not have it

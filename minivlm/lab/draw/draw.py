@@ -1,7 +1,7 @@
 """Pictures of what a method did, from the photograph, the processor's box and the trace: a panel for each reduction.
 
-Three kinds: what was kept (the rest is dark), what the method ranked by, and which patches the merged tokens are made
-of. Nothing is written to a file: the caller saves.
+Three kinds: what was kept (the rest is dark), what the method ranked by, and which patches were merged into a token.
+Nothing is written to a file: the caller saves.
 
     page = sheet(rows(picture, processor.box(*picture.size), talk.trace), header="What is on the table?")
 """
@@ -100,7 +100,7 @@ def score_maps(picture, box, trace, image=0, title="", evidence=()):
 
 
 def merge_maps(picture, box, trace, image=0, title="", evidence=()):
-    """For each panel the patches that each token is made of, in one colour; None if the reduction only selects.
+    """For each panel the patches that went into each token, in one colour; None if the reduction only selects.
 
     A patch has the colour of the token in which it weighs most.
     """

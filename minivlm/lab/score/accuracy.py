@@ -16,6 +16,11 @@ from minivlm.lab.score.answers import mean
 from pruning.base import UserError
 
 Z = 1.959964                                       # of the normal distribution: 2.5 % lie above
+LEGEND = (
+    "% right and its 95 % interval (Wilson); tokens: image tokens entering a layer; evidence: of those that show",
+    "what the question is about, the share that enters a layer, merged ones included; against: the difference over",
+    "the same questions, in points, and its 95 % interval (Bonett and Price); random: the mean of its draws",
+)
 
 
 def wilson(share, n):
@@ -110,9 +115,7 @@ def lines(result):
     for row in rows:
         yield f"{row['contestant']:{width}}  {_cells(row)}".rstrip()
     yield ""
-    yield "% right and its 95 % interval (Wilson); tokens: image tokens entering a layer; evidence: of those that show"
-    yield "what the question is about, the share that enters a layer, merged ones included; against: the difference over"
-    yield "the same questions, in points, and its 95 % interval (Bonett and Price); random: the mean of its draws"
+    yield from LEGEND
     worse = list(verdicts(rows))
     if worse:
         yield ""

@@ -250,7 +250,7 @@ def oracles_of(controls):
 class Oracle(Random):
     """What no method can do: keeps the tokens on `things` first, or last; at random among the others.
 
-    The table of what a model makes of such a choice is made with it.
+    A table shows how a model answers with such a choice.
     """
 
     things: tuple = ()                 # patches of the drawn picture, those first that show most of a thing

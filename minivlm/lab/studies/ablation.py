@@ -214,14 +214,14 @@ def _line(row):
 
 
 def _verdict(compared, paper, rival_paper):
-    """+1.2 points (-0.3 to +2.7), in the paper +2.1: cannot be told here"""
+    """+1.2 points (-0.3 to +2.7), in the paper +2.1: undecided here"""
     low, high = compared["interval"]
     measured = f"{100 * compared['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
     if paper is None or rival_paper is None:
         return measured
     printed = paper - rival_paper
     if low <= 0 <= high:
-        holds = "cannot be told here"
+        holds = "undecided here"
     elif (low > 0) == (printed > 0):
         holds = "holds here"
     else:
