@@ -193,7 +193,7 @@ class ImageProcessor:
         padded = self._padded(*image.size)
         resized = self._resized(*padded)
         if max(math.prod(padded), math.prod(resized)) > PIXELS:
-            raise UserError(f"a picture of {image.width} x {image.height} is too long to be padded to a square: crop it first")
+            raise UserError(f"a picture of {image.width} x {image.height} is too long to be padded: crop it first")
         if padded != image.size:
             mean_color = tuple(int(255 * m) for m in self.mean)
             square = Image.new("RGB", padded, mean_color)
