@@ -28,11 +28,29 @@ NO_THING = 8                                       # a patch that shows fewer pi
 
 def config():
     """2.6 million parameters: a 4-layer tower and an 8-layer decoder of width 128, 144 visual tokens."""
-    vision = VisionConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-                          image_size=scenes.SIDE, patch_size=scenes.PATCH)
-    text = TextConfig(vocab_size=ROWS, hidden_size=128, intermediate_size=384, num_hidden_layers=8,
-                      num_attention_heads=4, rms_norm_eps=1e-5)
-    return LlavaConfig(vision, text, image_token_index=ID["<image>"], pad_token_id=ID["<pad>"], dtype="float16")
+    vision = VisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=scenes.SIDE,
+        patch_size=scenes.PATCH,
+    )
+    text = TextConfig(
+        vocab_size=ROWS,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        rms_norm_eps=1e-5,
+    )
+    return LlavaConfig(
+        vision,
+        text,
+        image_token_index=ID["<image>"],
+        pad_token_id=ID["<pad>"],
+        dtype="float16",
+    )
 
 
 class Student(nn.Module):

@@ -37,7 +37,7 @@ def test_laws_by_hand():
     assert "tokens 1 to 10 take 10.00 ms each, 91 to 100 12.00 ms: 1.20 x, and the bytes read grow 1.10 x" in text
     assert "+2.0 MB" in text
     blind = dict(FIGURES, held=None, rows=[dict(row, peak=None) for row in FIGURES["rows"]])
-    assert "does not tell" in "\n".join(scaling.lines(blind))
+    assert "does not say" in "\n".join(scaling.lines(blind))
 
 
 def test_what_is_measured():

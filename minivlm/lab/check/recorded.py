@@ -1,7 +1,7 @@
 """What the reference library computed, prompt by prompt: the form that verify reads, and that hf.live gives.
 
 On disk it is expected.json (prompts: text, images, ids, greedy ids) with expected.safetensors beside it (tensors named
-pN.stage). tests/record_hf.py writes both and tells every name.
+pN.stage). tests/record_hf.py writes both.
 """
 
 import os
@@ -17,13 +17,35 @@ from pruning.base import UserError
 from pruning.fields import Count, NotNegative, Range
 
 ID = Annotated[int, Range(0, 2 ** 24)]
-PROMPT = dict(text=str | tuple[str, ...], images=tuple[str, ...], generated=tuple[tuple[ID, ...], ...],
-              ids_unexpanded=tuple[ID, ...] | None, n_image_tokens=Count | None, n_generated=Count | None,
-              max_abs_logit=NotNegative | None, top2_margins=tuple[float, ...] | None)
-EOS_LIST_CASE = dict(prompt=Count, eos_token_id=tuple[ID, ...], generated=tuple[tuple[ID, ...], ...])
-DIMENSIONS = dict(attention_mask=(2,), input_ids=(2,), pixel_values=(4, 5), vision_hidden_0=(3,), vision_hidden_m2=(3,),
-                  projected=(3,), image_features_packed=(2,), inputs_embeds=(3,), attentions=(5,), layer_out=(4,),
-                  final_hidden=(3,), logits=(3,))
+PROMPT = dict(
+    text=str | tuple[str, ...],
+    images=tuple[str, ...],
+    generated=tuple[tuple[ID, ...], ...],
+    ids_unexpanded=tuple[ID, ...] | None,
+    n_image_tokens=Count | None,
+    n_generated=Count | None,
+    max_abs_logit=NotNegative | None,
+    top2_margins=tuple[float, ...] | None,
+)
+EOS_LIST_CASE = dict(
+    prompt=Count,
+    eos_token_id=tuple[ID, ...],
+    generated=tuple[tuple[ID, ...], ...],
+)
+DIMENSIONS = dict(
+    attention_mask=(2,),
+    input_ids=(2,),
+    pixel_values=(4, 5),
+    vision_hidden_0=(3,),
+    vision_hidden_m2=(3,),
+    projected=(3,),
+    image_features_packed=(2,),
+    inputs_embeds=(3,),
+    attentions=(5,),
+    layer_out=(4,),
+    final_hidden=(3,),
+    logits=(3,),
+)
 VISION = ("pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed")     # by image
 NO_ROUNDING = {"input_ids", "attention_mask", "pixel_values", "image_sizes"}       # stages that the model only takes in
 
@@ -49,9 +71,17 @@ class Expected:
                                 f"({type(error).__name__}): record it again") from None
 
     def _samples(self, n, prompt):
-        texts = prompt["text"] if isinstance(prompt["text"], list) else [prompt["text"]]
-        tensors = {name[len(f"p{n}."):]: value for name, value in self.tensors.items() if name.startswith(f"p{n}.")}
-        shares = _shares(tensors, prompt) if len(texts) > 1 else {}
+        texts = prompt["text"]
+        if isinstance(texts, str):
+            texts = [texts]
+        prefix = f"p{n}."
+        tensors = {}
+        for name, value in self.tensors.items():
+            if name.startswith(prefix):
+                tensors[name.removeprefix(prefix)] = value
+        shares = {}
+        if len(texts) > 1:
+            shares = _shares(tensors, prompt)
         for b, text in enumerate(texts):
             valid = tensors["attention_mask"][b].bool()
             if not valid.any():

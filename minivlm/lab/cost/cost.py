@@ -22,7 +22,12 @@ def add_arguments(parser):
     """The shape, the methods, and what is counted."""
     add_shape(parser, "llava-1.5-7b")
     add_lineup(parser)
-    parser.add_argument("--text", type=within(Number), default=64, help="text tokens of the prompt (default: 64)")
+    parser.add_argument(
+        "--text",
+        type=within(Number),
+        default=64,
+        help="text tokens of the prompt (default: 64)",
+    )
     add_formula(parser)
     parser.add_argument("--all-tokens", action="store_true", help="the formula counts the text too")
     add_dtype(parser, "float16")
@@ -52,9 +57,17 @@ def facts(shape, pruners, text=64, formula=Formula(), dtype=torch.float16):
         counted = count(shape, pruner, text, dtype)
         rows.append(_row(shape, name, pruner, counted, unpruned, text, formula, dtype))
     name = f"{formula}, width {config.hidden_size}, MLP {config.intermediate_size}"
-    return dict(shape=shape.name, layers=shape.layers, image_tokens=shape.n, text_tokens=text,
-                dtype=str(dtype).removeprefix("torch."), formula=name, weight_bytes=weights,
-                read_a_token=weights["decoder"] + weights["head"], rows=rows)
+    return dict(
+        shape=shape.name,
+        layers=shape.layers,
+        image_tokens=shape.n,
+        text_tokens=text,
+        dtype=str(dtype).removeprefix("torch."),
+        formula=name,
+        weight_bytes=weights,
+        read_a_token=weights["decoder"] + weights["head"],
+        rows=rows,
+    )
 
 
 def _row(shape, name, pruner, counted, unpruned, text, formula, dtype):
@@ -62,11 +75,18 @@ def _row(shape, name, pruner, counted, unpruned, text, formula, dtype):
     flops = {part: getattr(counted, part) for part in ("tower", "projector", "decoder", "head")}
     best = least(shape, pruner, text, dtype) if pruner else unpruned.prefill
     formula_flops = formula.flops(counted.visual, config.hidden_size, config.intermediate_size)
-    return dict(method=name, image_tokens=list(counted.visual), tokens=list(counted.tokens),
-                average=average(counted.visual), formula_flops=formula_flops, counted_flops=flops,
-                kv_bytes=counted.kv_bytes, prefill_speedup=unpruned.prefill / counted.prefill,
-                first_token_speedup=unpruned.total / counted.total,
-                first_token_bound=unpruned.total / (counted.encode + best))
+    return dict(
+        method=name,
+        image_tokens=list(counted.visual),
+        tokens=list(counted.tokens),
+        average=average(counted.visual),
+        formula_flops=formula_flops,
+        counted_flops=flops,
+        kv_bytes=counted.kv_bytes,
+        prefill_speedup=unpruned.prefill / counted.prefill,
+        first_token_speedup=unpruned.total / counted.total,
+        first_token_bound=unpruned.total / (counted.encode + best),
+    )
 
 
 def lines(table):

@@ -28,10 +28,13 @@ def wilson(share, n):
 
     For shares of questions that count by halves or thirds (several draws) it is wider than need be.
     """
-    center = share + Z ** 2 / (2 * n)
-    half = Z * sqrt(share * (1 - share) / n + Z ** 2 / (4 * n ** 2))
-    whole = 1 + Z ** 2 / n
-    return max(0.0, (center - half) / whole), min(1.0, (center + half) / whole)
+    more = Z ** 2 / n
+    center = share + more / 2
+    variance = share * (1 - share) / n
+    half = Z * sqrt(variance + more / (4 * n))
+    low = (center - half) / (1 + more)
+    high = (center + half) / (1 + more)
+    return max(0.0, low), min(1.0, high)
 
 
 def paired(differences):
@@ -43,7 +46,8 @@ def paired(differences):
     n = len(differences) + 2
     squares = sum(d * d for d in differences) + 2
     center = sum(differences) / n
-    half = Z * sqrt((squares / n - center ** 2) / n)
+    variance = squares / n - center ** 2
+    half = Z * sqrt(variance / n)
     return max(-1.0, center - half), min(1.0, center + half)
 
 
@@ -52,7 +56,12 @@ def against(right, other):
     differences = [a - b for a, b in zip(right, other)]
     won = sum(d for d in differences if d > 0)
     lost = -sum(d for d in differences if d < 0)
-    return dict(difference=mean(differences), interval=paired(differences), won=won, lost=lost)
+    return dict(
+        difference=mean(differences),
+        interval=paired(differences),
+        won=won,
+        lost=lost,
+    )
 
 
 def facts(items, contestants, rows):
@@ -65,10 +74,13 @@ def facts(items, contestants, rows):
     why_not = {}
     for contestant in contestants:
         label = contestant.label
-        own = [] if contestant.why_not else [row_of[label, i] for i in range(len(items))]
+        if contestant.why_not:
+            why_not[label] = contestant.why_not
+            continue
+        own = [row_of[label, i] for i in range(len(items))]
         reasons = [row["why_not"] for row in own if "why_not" in row]
-        if contestant.why_not or reasons:
-            why_not[label] = contestant.why_not or reasons[0]
+        if reasons:
+            why_not[label] = reasons[0]
         else:
             answers[label] = own
     if "none" in why_not:
@@ -83,12 +95,17 @@ def _fact(contestant, answers, why_not, items):
     if label in why_not:
         return dict(names, why_not=why_not[label])
     others = [other for other in ("none", contestant.rival) if other in answers and other != label]
-    questions = {family: [] for family in sorted({item.family for item in items})}
-    for i, item in enumerate(items):
-        questions[item.family].append(i)
-    families = {family: _part(answers, label, others, own) for family, own in questions.items()}
-    tokens = mean([mean(row["visual"]) for row in answers[label]])
-    return dict(names, tokens=tokens, all=_part(answers, label, others, range(len(items))), families=families)
+    families = {}
+    for family in sorted({item.family for item in items}):
+        questions = [i for i, item in enumerate(items) if item.family == family]
+        families[family] = _part(answers, label, others, questions)
+    tokens = [mean(row["visual"]) for row in answers[label]]
+    return dict(
+        names,
+        tokens=mean(tokens),
+        all=_part(answers, label, others, range(len(items))),
+        families=families,
+    )
 
 
 def _part(answers, label, others, questions):
@@ -97,9 +114,17 @@ def _part(answers, label, others, questions):
     right = [row["right"] for row in rows]
     evidence = [row["evidence"] for row in rows if row["evidence"] is not None]
     accuracy = mean(right)
-    compared = {other: against(right, [answers[other][i]["right"] for i in questions]) for other in others}
-    return dict(questions=len(rows), accuracy=accuracy, interval=wilson(accuracy, len(rows)),
-                evidence=mean(evidence) if evidence else None, against=compared)
+    compared = {}
+    for other in others:
+        other_right = [answers[other][i]["right"] for i in questions]
+        compared[other] = against(right, other_right)
+    return dict(
+        questions=len(rows),
+        accuracy=accuracy,
+        interval=wilson(accuracy, len(rows)),
+        evidence=mean(evidence) if evidence else None,
+        against=compared,
+    )
 
 
 def lines(result):
@@ -107,9 +132,10 @@ def lines(result):
     recipe = result["recipe"]
     rows = result["contestants"]
     width = max(len(row["contestant"]) for row in rows)
+    count = rows[0]["all"]["questions"]
     task = ", ".join(filter(None, (recipe["task"], recipe["data"], recipe["split"])))
     families = "".join(f"{family:11}" for family in rows[0]["families"])
-    yield f"{recipe['model']} on {task}: {rows[0]['all']['questions']} questions, {recipe['dtype']}"
+    yield f"{recipe['model']} on {task}: {count} questions, {recipe['dtype']}"
     yield ""
     yield f"{'':{width}}  tokens  evidence  {families}all             against no pruning"
     for row in rows:
@@ -127,23 +153,29 @@ def _cells(row):
     if "why_not" in row:
         return f"does not run here: {row['why_not']}"
     whole = row["all"]
-    evidence = "" if whole["evidence"] is None else f"{whole['evidence']:.0%}"
+    evidence = ""
+    if whole["evidence"] is not None:
+        evidence = f"{whole['evidence']:.0%}"
     families = "".join(f"{_accuracy(part, 0):11}" for part in row["families"].values())
-    unpruned = whole["against"].get("none")
-    against_none = _points(unpruned) if unpruned else ""
-    return f"{row['tokens']:6.1f}  {evidence:>8}  {families}{_accuracy(whole, 1, 4):16}{against_none}"
+    accuracy = _accuracy(whole, 1, 4)
+    against_none = ""
+    if "none" in whole["against"]:
+        against_none = _points(whole["against"]["none"])
+    return f"{row['tokens']:6.1f}  {evidence:>8}  {families}{accuracy:16}{against_none}"
 
 
 def _accuracy(part, digits, width=0):
     """"57 47-66": per cent, and the interval."""
     low, high = part["interval"]
-    return f"{100 * part['accuracy']:{width}.{digits}f} {100 * low:.{digits}f}-{100 * high:.{digits}f}"
+    share = f"{100 * part['accuracy']:{width}.{digits}f}"
+    return f"{share} {100 * low:.{digits}f}-{100 * high:.{digits}f}"
 
 
 def _points(compared):
     """The difference in points, with its interval."""
     low, high = compared["interval"]
-    return f"{100 * compared['difference']:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    difference = 100 * compared["difference"]
+    return f"{difference:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def verdicts(rows):
@@ -153,5 +185,8 @@ def verdicts(rows):
             continue
         for name, compared in row["all"]["against"].items():
             if name != "none" and compared["interval"][1] < 0:
-                yield (f"{row['contestant']} is worse than random: random tokens at the same place and budget ({name}) "
-                       f"answer more questions; the difference is {_points(compared)} points")
+                yield (
+                    f"{row['contestant']} is worse than random: "
+                    f"random tokens at the same place and budget ({name}) answer more questions; "
+                    f"the difference is {_points(compared)} points"
+                )

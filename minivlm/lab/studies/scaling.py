@@ -23,7 +23,12 @@ def measure(model, lengths, decode=1000, prompts=50, repeat=3):
     clock = Clock(model.device)
     rows = [_row(model, T, repeat, clock) for T in tqdm(lengths, desc="prompts", leave=False)]
     decoded = _decoded(model, lengths[0], decode, clock)
-    return dict(rows=rows, decode=decoded, held=_held(model, lengths[0], prompts), prompts=prompts)
+    return dict(
+        rows=rows,
+        decode=decoded,
+        held=_held(model, lengths[0], prompts),
+        prompts=prompts,
+    )
 
 
 def _row(model, T, repeat, clock):
@@ -54,8 +59,12 @@ def _round(model, T, clock):
         attention(query, key, value)
     attention(query[:, :, -1:], key, value)                    # the last layer computes only the last row
     end = clock.mark()
-    return dict(prefill=clock.seconds(start, filled), attention=clock.seconds(stepped, end),
-                token=clock.seconds(filled, stepped), peak=peak)
+    return dict(
+        prefill=clock.seconds(start, filled),
+        attention=clock.seconds(stepped, end),
+        token=clock.seconds(filled, stepped),
+        peak=peak,
+    )
 
 
 def _heads(model, T, count):
@@ -71,17 +80,24 @@ def _decoded(model, T, count, clock):
     The two tenths are decoded in turn, in two caches: a machine that slows down meanwhile slows both.
     """
     weights = bytes_of(model.language_model.layers) + bytes_of(model.lm_head)
-    caches = [model.prefill(model.embed([1] * T))[1] for _ in range(2)]
+    tokens = model.embed([1] * T)
+    _, early = model.prefill(tokens)
+    _, late = model.prefill(tokens)
     tenth = max(1, count // 10)
-    for _ in tqdm(range(count - tenth), desc="tokens", leave=False):
-        model.step([1], caches[1])
-    marks = [[], []]                                           # of each cache: (start, end, bytes read)
+    before = count - tenth                                     # tokens that only the late cache gets
+    for _ in tqdm(range(before), desc="tokens", leave=False):
+        model.step([1], late)
+    early_marks = []                                           # (start, end, bytes read)
+    late_marks = []
     for _ in range(tenth):
-        for cache, own in zip(caches, marks):
+        for cache, marks in ((early, early_marks), (late, late_marks)):
             start = clock.mark()
             model.step([1], cache)
-            own.append((start, clock.mark(), weights + cache.bytes))
-    return [_part(first, tenth, own, clock) for first, own in zip((0, count - tenth), marks)]
+            marks.append((start, clock.mark(), weights + cache.bytes))
+    return [
+        _part(0, tenth, early_marks, clock),
+        _part(before, tenth, late_marks, clock),
+    ]
 
 
 def _part(first, count, marks, clock):
@@ -98,26 +114,41 @@ def _held(model, T, prompts):
     bfloat16) and keeps them for the next prompt of that length.
     """
     held = []
+    warm = min(WARM, prompts)
     for n in tqdm(range(prompts), desc="prompts in a row", leave=False):
-        _, cache = model.prefill(model.embed([1] * (T + n % WARM)))
+        length = T + n % WARM
+        tokens = model.embed([1] * length)
+        _, cache = model.prefill(tokens)
         model.step([1], cache)
-        del cache
-        if n + 1 in (min(WARM, prompts), prompts):
+        del cache, tokens
+        if n + 1 in (warm, prompts):
             held.append(Memory(model.device).before)
-    return None if held[0] is None else held[-1] - held[0]
+    if held[0] is None:
+        return None
+    return held[-1] - held[0]
 
 
 def facts(shape, model, dtype, repeat):
     """What it is measured on."""
-    return dict(shape=shape.name, layers=shape.layers, dtype=dtype, device=str(model.device),
-                threads=torch.get_num_threads(), torch=torch.__version__, repeat=repeat)
+    return dict(
+        shape=shape.name,
+        layers=shape.layers,
+        dtype=dtype,
+        device=str(model.device),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        repeat=repeat,
+    )
 
 
 def lines(table):
     """A table of the prompts, each part divided by its law; then the tokens decoded, then the prompts in a row."""
     first = table["rows"][0]
-    yield (f"{table['shape']}: {table['layers']} decoder layers, {table['dtype']}, {table['device']}, "
-           f"{table['threads']} threads, torch {table['torch']}; medians of {table['repeat']} rounds")
+    yield (
+        f"{table['shape']}: {table['layers']} decoder layers, {table['dtype']}, {table['device']}, "
+        f"{table['threads']} threads, torch {table['torch']}; "
+        f"medians of {table['repeat']} rounds"
+    )
     yield "x: as a multiple of the first row, over the tokens or over their square"
     yield ""
     yield "tokens     prefill   attention  x, squared    the rest  x, tokens        peak  x, tokens     a token"
@@ -125,17 +156,22 @@ def lines(table):
         yield _line(row, first)
     yield ""
     yield _decoding(*table["decode"])
-    held = "this system does not tell" if table["held"] is None else f"{table['held'] / 1e6:+.1f} MB"
-    yield f"memory held after {table['prompts']} prompts, against that after {min(WARM, table['prompts'])}: {held}"
+    prompts = table["prompts"]
+    held = "this system does not say"
+    if table["held"] is not None:
+        held = f"{table['held'] / 1e6:+.1f} MB"
+    yield f"memory held after {prompts} prompts, against that after {min(WARM, prompts)}: {held}"
 
 
 def _decoding(early, late):
     """The sentence on the first and the last tenth of the tokens."""
     slower = late["seconds"] / early["seconds"]
     more = late["bytes"] / early["bytes"]
-    return (f"decoding: tokens {early['first']} to {early['last']} take {early['seconds'] * 1e3:.2f} ms each, "
-            f"{late['first']} to {late['last']} {late['seconds'] * 1e3:.2f} ms: {slower:.2f} x, and the bytes read "
-            f"grow {more:.2f} x")
+    return (
+        f"decoding: tokens {early['first']} to {early['last']} take {early['seconds'] * 1e3:.2f} ms each, "
+        f"{late['first']} to {late['last']} {late['seconds'] * 1e3:.2f} ms: {slower:.2f} x, "
+        f"and the bytes read grow {more:.2f} x"
+    )
 
 
 def _line(row, first):
@@ -148,8 +184,12 @@ def _line(row, first):
     peak = "?          ?"
     if row["peak"] is not None:
         peak = f"{size(row['peak'])} {_ratio(row['peak'], first['peak'] * growth):>10}"
-    return (f"{row['tokens']:6}  {_ms(row['prefill'])}  {_ms(row['attention'])}  {squared:>10}  {_ms(rest)}  "
-            f"{linear:>9}  {peak:>21}  {_ms(row['token'])}")
+    return (
+        f"{row['tokens']:6}  {_ms(row['prefill'])}  "
+        f"{_ms(row['attention'])}  {squared:>10}  "
+        f"{_ms(rest)}  {linear:>9}  "
+        f"{peak:>21}  {_ms(row['token'])}"
+    )
 
 
 def _ms(seconds):

@@ -42,16 +42,29 @@ class Student(nn.Module):
         """{name: number} of LOGGED, and kept (modules,)"""
         hidden, masks = self.hidden(b)
         # next-token prediction: the row before each word of an answer predicts it
+        recipe = self.recipe
         ahead = b.answer[:, 1:]                                                    # (B, T-1)
-        logits = self.llava.lm_head(hidden[:, :-1][ahead]).float()                 # (answers, V)
-        ntp = F.cross_entropy(logits, b.ids[:, 1:][ahead], reduction="sum") / ahead.sum().clamp_min(1)
+        before = hidden[:, :-1]                                                    # (B, T-1, D)
+        after = b.ids[:, 1:]                                                       # (B, T-1)
+        logits = self.llava.lm_head(before[ahead]).float()                         # (answers, V)
+        ntp = F.cross_entropy(logits, after[ahead], reduction="sum")
+        ntp = ntp / ahead.sum().clamp_min(1)
         # few tokens, and the target on average
         depth = len(self.llava.language_model.layers)
-        atp, target, average = budget_losses(masks, self.atp.layers, depth, self.recipe.target)
-        unit = masks.shape[-1] if self.recipe.target_unit == "share" else 1
-        loss = full_loss(ntp, atp, target / unit, self.recipe.lambda_atp, self.recipe.lambda_target)
-        kept = masks.detach().sum(dim=-1).mean(dim=1)                              # (modules,)
-        return dict(loss=loss, ntp=ntp, atp=atp, target=target, average=average, kept=kept)
+        atp, target, average = budget_losses(masks, self.atp.layers, depth, recipe.target)
+        unit = 1
+        if recipe.target_unit == "share":
+            unit = masks.shape[-1]
+        loss = full_loss(ntp, atp, target / unit, recipe.lambda_atp, recipe.lambda_target)
+        kept = masks.detach().sum(dim=-1)                                          # (modules, B)
+        return dict(
+            loss=loss,
+            ntp=ntp,
+            atp=atp,
+            target=target,
+            average=average,
+            kept=kept.mean(dim=1),
+        )
 
     def hidden(self, b):
         """Normed hidden states (B, T, D), and the running masks after each module (modules, B, N)."""
@@ -73,15 +86,24 @@ class Student(nn.Module):
                     prompts = self.prompts(b, l, hidden, entered, grid, rope, layer_mask)
                     mask = self.running_masks(prompts, len(masks), mask)           # (B, N)
                 masks.append(mask)
-                pairs = zip(b.visual, mask)
-                layer_mask = torch.stack([self.atp.softmax_mask(causal, v, m) for v, m in pairs])[:, None]
+                layer_mask = self.softmax_masks(causal, b.visual, mask)            # (B, 1, T, T)
             entered = hidden
             hidden = layer(hidden, rope, mask=layer_mask)
         return decoder.norm(hidden), torch.stack(masks)
 
     def running_masks(self, prompts, i, mask):
         """The masks (B, N) so far times those of module i, one prompt after the other."""
-        return torch.stack([self.atp.running_mask(tokens, i, alive) for tokens, alive in zip(prompts, mask)])
+        masks = []
+        for tokens, own in zip(prompts, mask):
+            masks.append(self.atp.running_mask(tokens, i, own))
+        return torch.stack(masks)
+
+    def softmax_masks(self, causal, visual, mask):
+        """(B, 1, T, T) the causal mask of each prompt with its mask (B, N) inside the softmax."""
+        masks = []
+        for own_visual, own in zip(visual, mask):
+            masks.append(self.atp.softmax_mask(causal, own_visual, own))
+        return torch.stack(masks)[:, None]
 
     def prompts(self, b, l, hidden, entered, grid, rope, layer_mask):
         """Tokens of each prompt in front of layer l, up to its first answer, which no threshold may have seen.
@@ -90,29 +112,41 @@ class Student(nn.Module):
         """
         layer = self.llava.language_model.layers[l - 1]
         for i, visual in enumerate(b.visual):
-            end = int(visual[-1]) + 1 + int(b.is_text[i].sum())
+            text_after = int(b.is_text[i].sum())
+            end = int(visual[-1]) + 1 + text_after
             tokens = Tokens.start(hidden[i, :end], visual, grid, layer=l)
             entering = replace(tokens, hidden=entered[i, :end])
             own_rope = [part[i, 0, :end] for part in rope]                         # (end, Dh) twice
-            view = DecoderView(layer, entering, own_rope, layer_mask[i, 0, :end, :end])
+            own_mask = layer_mask[i, 0, :end, :end]                                # (end, end)
+            view = DecoderView(layer, entering, own_rope, own_mask)
             yield replace(tokens, before=view)
 
     def embedded(self, b):
         """What enters layer 0, (B, T, D), and the grid (N, 3) of an image."""
         with torch.no_grad():
             features, grid, _ = self.llava.features(b.pixels)                      # (B*N, C), (B*N, 3)
-        words = self.llava.language_model.embed_tokens(b.ids.clamp_max(self.llava.config.text.vocab_size - 1))
-        is_visual = torch.zeros_like(b.answer).scatter(1, b.visual, True)          # (B, T)
-        features = self.llava.multi_modal_projector(features).to(words.dtype)      # (B*N, D)
-        return words.masked_scatter(is_visual[..., None], features), grid[:b.visual.shape[1]]
+        last = self.llava.config.text.vocab_size - 1
+        ids = b.ids.clamp_max(last)                        # the marks of visual tokens have no row
+        words = self.llava.language_model.embed_tokens(ids)                        # (B, T, D)
+        is_visual = torch.zeros_like(b.answer)
+        is_visual = is_visual.scatter(1, b.visual, True)                           # (B, T)
+        features = self.llava.multi_modal_projector(features)                      # (B*N, D)
+        features = features.to(words.dtype)
+        hidden = words.masked_scatter(is_visual[..., None], features)
+        N = b.visual.shape[1]
+        return hidden, grid[:N]
 
     def rope(self, hidden, visual, grid):
         """cos and sin of each prompt's rows, (B, 1, T, Dh) twice: a method may place its prompts."""
         c = self.llava.config.text
-        prompts = [Tokens.start(h, v, grid) for h, v in zip(hidden, visual)]
-        positions = [self.atp.with_positions(tokens).position for tokens in prompts]
-        ropes = [rope(position, c.head_dim, c.rope_theta, hidden.dtype) for position in positions]
-        cos, sin = zip(*ropes)
+        cos = []
+        sin = []
+        for own_hidden, own_visual in zip(hidden, visual):
+            tokens = Tokens.start(own_hidden, own_visual, grid)
+            tokens = self.atp.with_positions(tokens)
+            own_cos, own_sin = rope(tokens.position, c.head_dim, c.rope_theta, hidden.dtype)
+            cos.append(own_cos)
+            sin.append(own_sin)
         return torch.stack(cos)[:, None], torch.stack(sin)[:, None]
 
 
@@ -121,21 +155,31 @@ def prepared(model, atp, recipe):
     depth = len(model.language_model.layers)
     N = model.visual_tokens(torch.empty(1))
     if cuts_tiles(model):
-        raise UserError("ATP is trained where every picture has as many visual tokens, as in LLaVA-1.5: "
-                        "this model cuts pictures into tiles")
+        raise UserError(
+            "ATP is trained where every picture has as many visual tokens, as in LLaVA-1.5: "
+            "this model cuts pictures into tiles"
+        )
     plan(atp, depth)
     least = N * atp.layers[0] / depth
     if not least <= recipe.target <= N:
-        raise UserError(f"--target-tokens {recipe.target:g} is out of reach: {N} tokens enter each layer before "
-                        f"{atp.layers[0]} of {depth}, so the average is {least:.4g} to {N}")
+        raise UserError(
+            f"--target-tokens {recipe.target:g} is out of reach: "
+            f"{N} tokens enter each layer before {atp.layers[0]} of {depth}, "
+            f"so the average is {least:.4g} to {N}"
+        )
     if not all(0 < theta < 1 for theta in (recipe.theta_r, recipe.theta_s)):
         raise UserError(f"thresholds lie in (0, 1); got {recipe.theta_r} and {recipe.theta_s}")
     needs_training = "training" in atp.preconditions
     if not needs_training and recipe.freeze_lm:
-        raise UserError("a fixed ratio has no thresholds, and with --freeze-lm nothing else is trained: "
-                        "leave out one of them")
+        raise UserError(
+            "a fixed ratio has no thresholds, and with --freeze-lm nothing else is trained: "
+            "leave out one of them"
+        )
     if not needs_training:
         return replace(atp, depth=depth)
     torch.manual_seed(recipe.seed)
-    modules = [Thresholds(N, recipe.width, recipe.activation, recipe.theta_r, recipe.theta_s) for _ in atp.layers]
-    return replace(atp, module=nn.ModuleList(modules).to(model.device), depth=depth)
+    modules = nn.ModuleList()
+    for _ in atp.layers:
+        thresholds = Thresholds(N, recipe.width, recipe.activation, recipe.theta_r, recipe.theta_s)
+        modules.append(thresholds)
+    return replace(atp, module=modules.to(model.device), depth=depth)
