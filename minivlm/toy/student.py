@@ -60,10 +60,16 @@ class Student(nn.Module):
         super().__init__()
         self.llava = Llava(config)
         width = config.vision.hidden_size
-        sizes = dict(kind=len(SHAPES) + 2, color=len(COLORS) + 2, glyph=len(GLYPHS), place=2)
-        sizes["content"] = len(SHAPES) * len(COLORS) + len(SCENES)
-        heads = {name: nn.Linear(width, size) for name, size in sizes.items()}
-        self.heads = nn.ModuleDict(heads)
+        sizes = dict(
+            kind=len(SHAPES) + 2,
+            color=len(COLORS) + 2,
+            glyph=len(GLYPHS),
+            place=2,
+            content=len(SHAPES) * len(COLORS) + len(SCENES),
+        )
+        self.heads = nn.ModuleDict()
+        for name, size in sizes.items():
+            self.heads[name] = nn.Linear(width, size)
         self._start(config)
 
     @torch.no_grad()
@@ -75,12 +81,16 @@ class Student(nn.Module):
         tower.class_embedding.normal_(0, 0.3)
         # waves
         at = torch.arange(PATCHES)
+        row = at // GRID
+        column = at % GRID
         width = config.vision.hidden_size
-        rate = torch.logspace(0, -1.2, width // 4) * math.pi / 2
+        rate = torch.logspace(0, -1.2, width // 4)
+        rate = rate * math.pi / 2
         waves = []
-        for axis in (at // GRID, at % GRID):
+        for axis in (row, column):
             angle = axis[:, None] * rate                                           # (N, C/4)
-            waves += [torch.sin(angle), torch.cos(angle)]
+            waves.append(torch.sin(angle))
+            waves.append(torch.cos(angle))
         position = tower.position_embedding.weight
         position[1:] = 0.3 * torch.cat(waves, dim=1)
         position[0] = 0
@@ -90,28 +100,48 @@ class Student(nn.Module):
         tower = self.llava.vision_tower
         device = self.llava.device
         top = tower.config.num_hidden_layers
-        states = tower(pixels(worlds).to(device), top if content else top - 1)
+        last = top if content else top - 1
+        images = pixels(worlds).to(device)
+        states = tower(images, last)
         features = states[top - 1][:, 1:]
-        target = {name: values.to(device) for name, values in patch_targets(worlds).items()}
-        logits = {name: self.heads[name](features).float() for name in ("kind", "color", "glyph", "place")}
+        target = {}
+        for name, values in patch_targets(worlds).items():
+            target[name] = values.to(device)
+        logits = {}
+        for name in ("kind", "color", "glyph", "place"):
+            logits[name] = self.heads[name](features).float()                      # (B, N, classes)
         # where each patch is
-        loss = F.mse_loss(logits["place"], target["place"]) * 5
+        loss = F.mse_loss(logits["place"], target["place"])
+        loss = loss * 5
         # the colour and the glyph of what it shows, if it has one
         for name in ("color", "glyph"):
-            wanted = target[name].flatten()                                        # (B * 144,)
-            total = F.cross_entropy(logits[name].flatten(0, 1), wanted, ignore_index=-1, reduction="sum")
+            wanted = target[name].flatten()                                        # (B * N,)
+            total = F.cross_entropy(
+                logits[name].flatten(0, 1),
+                wanted,
+                ignore_index=-1,
+                reduction="sum",
+            )
             count = (wanted >= 0).sum()
             loss = loss + total / count.clamp(min=1)
         # whether it shows a thing, and of which shape
         kind = target["kind"].flatten()
-        losses = F.cross_entropy(logits["kind"].flatten(0, 1), kind, reduction="none")
-        none = kind == 0                           # five of six patches: they weigh as much as the others together
-        loss = loss + losses[none].mean() + losses[~none].mean()
+        losses = F.cross_entropy(
+            logits["kind"].flatten(0, 1),
+            kind,
+            reduction="none",
+        )
+        is_none = kind == 0                        # five of six patches: they weigh as much as the others together
+        loss = loss + losses[is_none].mean()
+        loss = loss + losses[~is_none].mean()
         # what the whole picture shows
         if content:
-            cls = tower.post_layernorm(states[top][:, 0])
-            cls = self.heads["content"](cls).float()
-            loss = loss + 5 * F.binary_cross_entropy_with_logits(cls, target["content"])
+            cls = states[top][:, 0]
+            cls = tower.post_layernorm(cls)
+            cls = self.heads["content"](cls)
+            cls = cls.float()
+            total = F.binary_cross_entropy_with_logits(cls, target["content"])
+            loss = loss + 5 * total
         return loss, features
 
     def answers(self, features, text, shown, closed=False):
@@ -124,19 +154,28 @@ class Student(nn.Module):
         B, k = shown.shape
         device = text.device
         # the prompt, the patches shown, the questions
-        index = shown[..., None].expand(-1, -1, features.shape[2])
+        width = features.shape[2]
+        index = shown[..., None].expand(-1, -1, width)
         left = features.gather(1, index)                                           # (B, k, C)
         visual = self.llava.multi_modal_projector(left)                            # (B, k, D)
-        prefix = text.new_tensor(PREFIX).expand(B, -1)
-        words = decoder.embed_tokens(torch.cat([prefix, text], dim=1))
-        parts = [words[:, :FIRST], visual, words[:, FIRST:]]
-        hidden = torch.cat(parts, dim=1)                                           # (B, 3+k+T, D)
+        prefix = text.new_tensor(PREFIX)
+        prefix = prefix.expand(B, -1)
+        ids = torch.cat([prefix, text], dim=1)
+        words = decoder.embed_tokens(ids)                                          # (B, 3+T, D)
+        before = words[:, :FIRST]
+        after = words[:, FIRST:]
+        hidden = torch.cat([before, visual, after], dim=1)                         # (B, 3+k+T, D)
         # their positions: each block begins behind the picture
         block, offset = layout(device)
-        place = torch.arange(k, device=device).expand(B, -1) if closed else shown
-        end = k if closed else PATCHES
-        first = torch.arange(FIRST, device=device).expand(B, -1)
-        later = (FIRST + end + offset).expand(B, -1)
+        place = shown
+        end = PATCHES
+        if closed:
+            place = torch.arange(k, device=device).expand(B, -1)
+            end = k
+        first = torch.arange(FIRST, device=device)
+        first = first.expand(B, -1)
+        later = FIRST + end + offset
+        later = later.expand(B, -1)
         position = torch.cat([first, FIRST + place, later], dim=1)                 # (B, 3+k+T)
         dtype = hidden.dtype
         if torch.is_autocast_enabled(device.type):
@@ -156,8 +195,10 @@ class Student(nn.Module):
 
 def pixels(worlds):
     """(B, 3, 96, 96) as the image processor makes them of a picture of that size."""
-    x = worlds.pixels.astype(np.float32) / 255
-    x = (x - np.float32(MEAN)) / np.float32(STD)
+    x = worlds.pixels.astype(np.float32)
+    x = x / 255
+    x = x - np.float32(MEAN)
+    x = x / np.float32(STD)
     x = x.transpose(0, 3, 1, 2).copy()
     return torch.from_numpy(x)
 
@@ -176,15 +217,23 @@ def patch_targets(worlds):
     is_sign = slot >= OBJECTS
     thing = np.minimum(slot, OBJECTS - 1)
     sign = np.maximum(slot - OBJECTS, 0)
-    kind = np.where(is_sign, len(SHAPES) + 1, 1 + worlds.shape[rows, thing])
-    color = np.where(is_sign, len(COLORS) + sign, worlds.color[rows, thing])
-    targets = dict(content=_content(worlds))
-    targets["kind"] = np.where(shows, kind, 0)
-    targets["color"] = np.where(shows, color, -1)
-    targets["glyph"] = np.where(shows & is_sign, worlds.glyph[rows, sign], -1)
+    shape = worlds.shape[rows, thing]
+    kind = np.where(is_sign, len(SHAPES) + 1, 1 + shape)
+    color = worlds.color[rows, thing]
+    color = np.where(is_sign, len(COLORS) + sign, color)
+    glyph = worlds.glyph[rows, sign]
     # row and column, 0 to 1
-    place = np.stack(np.divmod(np.arange(PATCHES), GRID), axis=1) / np.float32(GRID - 1)
-    targets["place"] = np.broadcast_to(place, (B, PATCHES, 2)).astype(np.float32)
+    row, column = np.divmod(np.arange(PATCHES), GRID)
+    place = np.stack([row, column], axis=1)                                        # (N, 2)
+    place = place / np.float32(GRID - 1)
+    place = np.broadcast_to(place, (B, PATCHES, 2))
+    targets = dict(
+        content=_content(worlds),
+        kind=np.where(shows, kind, 0),
+        color=np.where(shows, color, -1),
+        glyph=np.where(shows & is_sign, glyph, -1),
+        place=place.astype(np.float32),
+    )
     return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in targets.items()}
 
 
@@ -196,6 +245,8 @@ def _content(worlds):
     picture, slot = worlds.present[:, :OBJECTS].nonzero()
     shape = worlds.shape[picture, slot]
     color = worlds.color[picture, slot]
-    content[picture, shape * len(COLORS) + color] = 1
-    content[np.arange(B), kinds + worlds.scene] = 1
+    pair = shape * len(COLORS) + color
+    content[picture, pair] = 1
+    rows = np.arange(B)
+    content[rows, kinds + worlds.scene] = 1
     return content
