@@ -12,8 +12,17 @@ from minivlm.toy import questions
 from minivlm.toy.questions import FAMILIES, ID, TEMPLATES
 from minivlm.toy.scenes import GRID
 
-MIX = ("exist", "exist", "color", "shape", "count", "count", "count", "count", "relpos", "relpos", "relpos", "read",
-       "read", "scene", "abspos", "abspos")        # what is learned late is asked most
+TIMES = dict(                                      # of each family among the questions of a picture:
+    exist=2,                                       # what is learned late is asked most
+    color=1,
+    shape=1,
+    count=4,
+    relpos=3,
+    read=2,
+    scene=1,
+    abspos=2,
+)
+MIX = tuple(family for family, times in TIMES.items() for _ in range(times))
 PREFIX = [ID["<s>"], ID["user"], ID[":"]]
 PATCHES = GRID ** 2
 
@@ -26,11 +35,15 @@ def _slot(family):
 
 def layout(device):
     """(T,) each: the number of the block, from 1, and the offset in it, of every packed token."""
-    sizes = [_slot(family) for family in MIX]
-    number = torch.arange(1, len(MIX) + 1)
-    block = torch.repeat_interleave(number, torch.tensor(sizes))
-    offset = torch.cat([torch.arange(size) for size in sizes])
-    return block.to(device), offset.to(device)
+    block = []
+    offset = []
+    for number, family in enumerate(MIX, 1):
+        size = _slot(family)
+        block += [number] * size
+        offset += range(size)
+    block = torch.tensor(block, device=device)
+    offset = torch.tensor(offset, device=device)
+    return block, offset
 
 
 def _hiding_order(rng, B, blocks):
@@ -42,17 +55,23 @@ def _hiding_order(rng, B, blocks):
     """
     if not blocks:
         return rng.random((B, PATCHES)).argsort(axis=1)
-    patch = np.indices((GRID, GRID)).reshape(2, -1)                                # (2, N)
+    # how near each patch is to one of the places
+    patch = np.indices((GRID, GRID))
+    patch = patch.reshape(2, -1)                                                   # (2, N)
     places = rng.uniform(-0.5, GRID - 0.5, (B, 4, 2, 1))
-    distance = abs(patch - places).max(axis=2)                                     # (B, 4, N)
+    distance = abs(patch - places)
+    distance = distance.max(axis=2)                                                # (B, 4, N)
     count = rng.integers(1, 5, (B, 1))
     is_unused = np.arange(4) >= count                                              # (B, 4)
     distance[is_unused] = np.inf
     nearest = distance.min(axis=1)                                                 # (B, N)
-    width = rng.uniform(0, GRID / 2, (B, 1))                                       # of the ragged edge
+    # a ragged edge
+    width = rng.uniform(0, GRID / 2, (B, 1))
     ragged = width * rng.random((B, PATCHES))
-    sign = rng.choice((-1, 1), (B, 1))                                             # near ones last, or first
-    return (nearest * sign + ragged).argsort(axis=1)
+    # near ones last, or first
+    sign = rng.choice((-1, 1), (B, 1))
+    rank = nearest * sign + ragged
+    return rank.argsort(axis=1)
 
 
 def pack(rng, worlds, hidden, mix=MIX, blocks=False):
@@ -62,7 +81,8 @@ def pack(rng, worlds, hidden, mix=MIX, blocks=False):
     """
     B = len(worlds.scene)
     order = _hiding_order(rng, B, blocks)
-    shown = np.sort(order[:, hidden:], axis=1)                                     # (B, k)
+    shown = order[:, hidden:]
+    shown = np.sort(shown, axis=1)                                                 # (B, k)
     is_shown = np.zeros((B, PATCHES), bool)
     rows = np.arange(B)[:, None]
     is_shown[rows, shown] = True
@@ -79,7 +99,11 @@ def pack(rng, worlds, hidden, mix=MIX, blocks=False):
         labels.append(family_labels)
     text = np.concatenate(text, axis=1)
     labels = np.concatenate(labels, axis=1)
-    return torch.from_numpy(text), torch.from_numpy(labels), torch.from_numpy(shown)
+    return (
+        torch.from_numpy(text),
+        torch.from_numpy(labels),
+        torch.from_numpy(shown),
+    )
 
 
 def _written(family, question, answer):
@@ -88,22 +112,27 @@ def _written(family, question, answer):
     text = np.full(shape, ID["<pad>"])
     labels = np.full(shape, -1)
     for row, numbers in enumerate(question.tolist()):
-        words = questions.text(family, numbers) + ["assistant", ":"]
+        words = questions.text(family, numbers)
+        words = [*words, "assistant", ":"]
         end = len(words)
+        own_answer = answer[row]
         text[row, :end] = questions.ids(words)
-        text[row, end] = max(answer[row], 0)
-        if answer[row] >= 0:
-            labels[row, end - 1] = answer[row]
+        text[row, end] = max(own_answer, 0)
+        if own_answer >= 0:
+            labels[row, end - 1] = own_answer
             labels[row, end] = ID["</s>"]
     return text, labels
 
 
 def score(logits, labels, asked):
     """(2, 8): right answers, and answers asked, of each family."""
-    block, _ = layout(labels.device)
+    device = labels.device
+    block, _ = layout(device)
     numbers = [FAMILIES.index(family) for family in MIX]
-    family = torch.tensor(numbers, device=labels.device)[block - 1]                # (T,)
-    right = asked & (logits.argmax(dim=-1) == labels)                              # (B, T)
-    count = torch.stack([right.sum(dim=0), asked.sum(dim=0)]).float()              # (2, T)
-    zeros = torch.zeros(2, len(FAMILIES), device=labels.device)
-    return zeros.index_add(1, family, count)
+    numbers = torch.tensor(numbers, device=device)                                 # (blocks,)
+    family = numbers[block - 1]                                                    # (T,)
+    predicted = logits.argmax(dim=-1)
+    right = asked & (predicted == labels)                                          # (B, T)
+    count = torch.stack([right.sum(dim=0), asked.sum(dim=0)])                      # (2, T)
+    zeros = torch.zeros(2, len(FAMILIES), device=device)
+    return zeros.index_add(1, family, count.float())

@@ -21,9 +21,7 @@ FILES = list(dict.fromkeys([*PATH, *NETWORK, *AROUND, *METHOD_FILES]))
 # Files that are above a limit still: density, longest statement, wide lines. One that gets better leaves this list.
 NOT_YET = {
     "minivlm/kernels.py": (13.2, 35, 0),
-    "minivlm/toy/packing.py": (13.4, 27, 0),
-    "minivlm/toy/scenes.py": (13.3, 35, 0),
-    "minivlm/toy/student.py": (14.0, 36, 0),
+    "minivlm/toy/scenes.py": (12.6, 35, 0),
 }
 
 
