@@ -65,8 +65,8 @@ class Student(nn.Module):
             color=len(COLORS) + 2,
             glyph=len(GLYPHS),
             place=2,
-            content=len(SHAPES) * len(COLORS) + len(SCENES),
         )
+        sizes["content"] = len(SHAPES) * len(COLORS) + len(SCENES)
         self.heads = nn.ModuleDict()
         for name, size in sizes.items():
             self.heads[name] = nn.Linear(width, size)
@@ -227,13 +227,11 @@ def patch_targets(worlds):
     place = np.stack([row, column], axis=1)                                        # (N, 2)
     place = place / np.float32(GRID - 1)
     place = np.broadcast_to(place, (B, PATCHES, 2))
-    targets = dict(
-        content=_content(worlds),
-        kind=np.where(shows, kind, 0),
-        color=np.where(shows, color, -1),
-        glyph=np.where(shows & is_sign, glyph, -1),
-        place=place.astype(np.float32),
-    )
+    targets = dict(content=_content(worlds))
+    targets["kind"] = np.where(shows, kind, 0)
+    targets["color"] = np.where(shows, color, -1)
+    targets["glyph"] = np.where(shows & is_sign, glyph, -1)
+    targets["place"] = place.astype(np.float32)
     return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in targets.items()}
 
 
