@@ -224,8 +224,8 @@ def random(c, dtype=torch.float32, seed=0):
 
 
 def renamed(state, c, layout):
-    """The same tensors under the names of a layout: both lists are made in the same order."""
-    return {name: state[ours].clone() for name, ours in zip(shapes(c, layout), shapes(c, "minivlm"))}
+    """The same tensors under the names of a layout: both lists have the same order."""
+    return {name: state[parameter].clone() for name, parameter in zip(shapes(c, layout), shapes(c, "minivlm"))}
 
 
 def config_json(c, new=False):

@@ -18,7 +18,7 @@ COLOURS = 48
 
 
 def drawn():
-    """The picture that the command of README.md draws, made small."""
+    """The picture that the command of README.md draws, in 48 colours."""
     import run
     command = re.search(r"^    python run\.py (.* --out six_methods\.png)$", (ROOT / "README.md").read_text(), re.M)
     words = [str(ROOT / word) if word.startswith("minivlm/") else word for word in shlex.split(command[1])]

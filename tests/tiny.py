@@ -1,4 +1,4 @@
-"""A tiny random LLaVA, narrow but as deep as the real one, and methods that do as they are told."""
+"""A tiny random LLaVA, narrow but as deep as the real one, and methods whose choice a test gives."""
 
 from dataclasses import fields, replace
 from functools import lru_cache

@@ -1,8 +1,8 @@
-"""Tiny random LLaVA and LLaVA-NeXT checkpoints in every layout found on the hub: weights, config, tokenizer, image
+"""Tiny random LLaVA and LLaVA-NeXT checkpoints in every layout of the hub: weights, config, tokenizer, image
 processor.
 
 The tokenizer is LLaMA's in small: 500 pieces learned on the spot (byte pairs, byte fallback), then <image> and <pad>.
-transformers is imported only where a model is made.
+transformers is imported only by what builds a model.
 """
 
 import json
@@ -153,7 +153,7 @@ def bpe():
 
 
 def tokenizer_json(pieces, merges, pairs=False, marks=("<image>", "<pad>")):
-    """The file's content: no pre-tokenizer, spaces made U+2581, one put in front; merges as "a b" or as pairs."""
+    """The file's content: no pre-tokenizer, spaces become U+2581, one is put in front; merges as "a b" or as pairs."""
     def sequence(name, *parts):
         return {"type": "Sequence", name: list(parts)}
 
