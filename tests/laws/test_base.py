@@ -92,7 +92,8 @@ def test_merged():
 def test_what_weighs_nothing_is_not_read():
     """A token without weight may hold infinity: 0 times that would be NaN."""
     weights = torch.tensor([[.5, .5, 0]])
-    assert rows(tokens("t vvv t", values=[2, 4, float("inf")]).reduced(Reduction(torch.tensor([0]), weights))) == [100, 3, 101]
+    reduced = tokens("t vvv t", values=[2, 4, float("inf")]).reduced(Reduction(torch.tensor([0]), weights))
+    assert rows(reduced) == [100, 3, 101]
 
 
 def test_merged_over_two_spans():
@@ -155,7 +156,8 @@ def test_masked_and_renumbered():
     r = Reduction(torch.tensor([1, 3]), drop=False)
     masked = tokens("tt vvvv t", values=range(4)).reduced(r, "renumber")
     dropped = tokens("tt vvvv t", values=range(4)).reduced(replace(r, drop=True), "renumber")
-    assert masked.position[~masked.masked].equal(dropped.position) and masked.next_position == dropped.next_position == 5
+    assert masked.position[~masked.masked].equal(dropped.position)
+    assert masked.next_position == dropped.next_position == 5
 
 
 @pytest.mark.parametrize("drop", [True, False])
@@ -246,7 +248,11 @@ def test_what_cannot_be_applied(answer, message):
 
 def test_what_can_be_applied():
     merge = torch.tensor([[.5, .5, 0], [0, 0, 1]])
-    for answer in (Reduction(torch.tensor([0, 2])), Reduction(torch.tensor([2, 0]), merge), Reduction(torch.empty(0, dtype=torch.long))):
+    for answer in (
+        Reduction(torch.tensor([0, 2])),
+        Reduction(torch.tensor([2, 0]), merge),
+        Reduction(torch.empty(0, dtype=torch.long)),
+    ):
         assert checked(Says(answer), tokens("t vvv t")) is answer
 
 

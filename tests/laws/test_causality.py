@@ -81,8 +81,11 @@ def test_a_mask_that_looks_ahead_breaks_it():
     assert causal_for_text(FastV(keep=4), 0, 2, 1) and not causal_for_text(SeesAll(keep=4), 0, 2, 1)
 
 
-@pytest.mark.parametrize("method, cuts", [(Schedule(ASAP(), (2, 4), (8, 3)), 2), (Schedule(AdaptPrune(), (2, 4), (8, 3)), 2),
-                                          (ATP((2, 4, 5), module=thresholds()), 3)], ids=["asap", "adaptprune", "atp"])
+@pytest.mark.parametrize("method, cuts", [
+    (Schedule(ASAP(), (2, 4), (8, 3)), 2),
+    (Schedule(AdaptPrune(), (2, 4), (8, 3)), 2),
+    (ATP((2, 4, 5), module=thresholds()), 3),
+], ids=["asap", "adaptprune", "atp"])
 @FEW
 @given(seed=st.integers(0, 999))
 def test_survivors_are_nested(method, cuts, seed):

@@ -80,7 +80,10 @@ def test_length_does_not_count():
 
 # --- recorded ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("case, ratio, k", [(c["case"], r, k) for c in FACTS["cases"] for r, k in zip(c["ratios"], c["k"])])
+RATIOS = [(case["case"], ratio, k) for case in FACTS["cases"] for ratio, k in zip(case["ratios"], case["k"])]
+
+
+@pytest.mark.parametrize("case, ratio, k", RATIOS)
 def test_recorded(case, ratio, k):
     """Order of picks and kept tokens of the released code; case 3 has newline tokens, copies of each other."""
     x = RECORDED[f"case{case}.x"]

@@ -123,9 +123,9 @@ def test_keep_counts_tokens_of_an_image():
 
 
 def test_order_on_the_grid_of_tiles():
-    """Two tiles side by side, 2 x 2 patches each: base 0-3, then the rows of the grid of tiles, 4 5 | 8 9 and 6 7 | 10 11.
-    A square picture fills the middle two columns of four: 5 8 and 7 10. One half as wide fills one column, and (4 -
-    1) // 2 = 1 is cut."""
+    """Two tiles side by side, 2 x 2 patches each: base 0-3, then the rows of the grid of tiles, 4 5 | 8 9 and 6 7 |
+    10 11. A square picture fills the middle two columns of four: 5 8 and 7 10. One half as wide fills one column, and
+    (4 - 1) // 2 = 1 is cut."""
     grid = image(FINAL, INITIAL).grid                                              # (12, 3)
 
     def sent_on(size, grid=grid):
@@ -159,7 +159,8 @@ def test_recorded(rate):
 @pytest.mark.parametrize("c", NEXT_FACTS["cases"], ids=lambda c: f"{c['case']}-{c['rate']}-{c['alpha']}")
 def test_recorded_tiles(c):
     """LLaVA-NeXT: kept patches of each tile, and what the released code sends on, with its exchange of rows and
-    columns. In a square grid of tiles there is no difference; in others the right way round loses less to the padding."""
+    columns. In a square grid of tiles there is no difference;
+    in others the right way round loses less to the padding."""
     run = f"case{c['case']}.r{round(c['rate'] * 100)}a{round(c['alpha'] * 100)}"
     final = NEXT[f"case{c['case']}.bottom_row"]
     initial = NEXT[f"case{c['case']}.top_row"]
@@ -213,8 +214,10 @@ def test_half_precision(dtype):
     assert HiRED(6).reduce(half).keep.equal(HiRED(6).reduce(image(FINAL, INITIAL)).keep)
 
 
-@pytest.mark.parametrize("final, initial", [([[math.nan, *FINAL[0][1:]], *FINAL[1:]], INITIAL), (FINAL, [math.nan, *INITIAL[1:]])],
-                         ids=["final", "initial"])
+@pytest.mark.parametrize("final, initial", [
+    ([[math.nan, *FINAL[0][1:]], *FINAL[1:]], INITIAL),
+    (FINAL, [math.nan, *INITIAL[1:]]),
+], ids=["final", "initial"])
 def test_not_a_number(final, initial):
     with pytest.raises(UserError, match="NaN.*float32"):
         kept(HiRED(keep=6), image(final, initial))

@@ -91,7 +91,7 @@ def test_one_outlier():
     keep, weights = reduced(Typed(neighbours=2), ATTENTION, DEGREES)
     assert keep == [1, 0]
     close(weights, [[.1, 1, 0, .05, 0], [.1, 0, .1, .05, .05]])
-    every = reduced(Typed(), ATTENTION, DEGREES)[1][0]     # 32 neighbours are all others: not the patch itself once more
+    every = reduced(Typed(), ATTENTION, DEGREES)[1][0]  # 32 neighbours are all others: not the patch itself once more
     close(every, [.1, 1, .1, .05, .05])
 
 
@@ -211,7 +211,8 @@ def test_whose_attention():
     query[0, 0, 1] = 2 * math.log(2)
     key = torch.zeros(1, 4, 4)
     key[0, 1:, 1] = torch.arange(3.)
-    tokens = tiles(torch.zeros(1, 4, 1), torch.tensor([[.1, .7, .1, .1]]), key=torch.ones(1, 4, 4), here=dict(query=query, key=key))
+    tokens = tiles(torch.zeros(1, 4, 1), torch.tensor([[0.1, 0.7, 0.1, 0.1]]), key=torch.ones(1, 4, 4),
+                   here=dict(query=query, key=key))
     r = PruMerge(keep=2).reduce(tokens)
     close(r.score, [1 / 8, 2 / 8, 4 / 8])
     assert r.keep.tolist() == [2, 1]
@@ -264,8 +265,17 @@ def test_fixed_plus_without_duplicates(keep):
 # --- edges ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind, options", [
-    (Typed, {}), (TypedPlus, {}), (Unpooled, {}), (UnpooledPlus, {}), (OnlyPrunedAreMerged, {}), (OnlyPrunedAreMergedPlus, {}),
-    (TypedAverage, {}), (PruMergePaper, {}), (Typed, {"neighbours": 0}), (TypedPlus, {"neighbours": 0})])
+    (Typed, {}),
+    (TypedPlus, {}),
+    (Unpooled, {}),
+    (UnpooledPlus, {}),
+    (OnlyPrunedAreMerged, {}),
+    (OnlyPrunedAreMergedPlus, {}),
+    (TypedAverage, {}),
+    (PruMergePaper, {}),
+    (Typed, {"neighbours": 0}),
+    (TypedPlus, {"neighbours": 0}),
+])
 @pytest.mark.parametrize("n", range(1, 10))
 def test_every_count(kind, options, n):
     """Any number left of any n: no NaN, no place twice; and the adaptive form of flat attention, which has no

@@ -49,7 +49,8 @@ def test_dominant_and_contextual():
 
 def test_average():
     """The same as averages: (2 + 3 + 6) / 3 and (4 + 5) / 2."""
-    assert zipped(VisionZipAverage(keep=4, contextual=2), image()) == ([0, 1, 2, 4], [10, 1, pytest.approx(11 / 3), 4.5])
+    expected = ([0, 1, 2, 4], [10, 1, pytest.approx(11 / 3), 4.5])
+    assert zipped(VisionZipAverage(keep=4, contextual=2), image()) == expected
 
 
 def test_without_the_class_token():
@@ -140,8 +141,8 @@ def test_recorded(c):
 @pytest.mark.parametrize("grid, name", [((2, 2), "assembled"), ((1, 4), "assembled_w4h1"), ((4, 1), "assembled_w1h4")])
 def test_recorded_tiles(grid, name):
     """LLaVA-NeXT: 28 + 4 of each of 5 tiles. The inputs are not recorded; here they are such that each tile gives
-    its recorded tokens. The base tile is sent on first, then the grid of tiles's dominant patches in its raster, the tiles'
-    class tokens and their contextual tokens."""
+    its recorded tokens. The base tile is sent on first, then the grid of tiles's dominant patches in its raster, the
+    tiles' class tokens and their contextual tokens."""
     recorded = NEXT["per_tile_tokens"]
     index = NEXT["all_indices"].long()
     attention = torch.zeros(5, 577).scatter(1, index, torch.arange(28, 0, -1.).expand(5, 28))
