@@ -23,6 +23,7 @@ from pruning.fastv import FastV
 from pruning.feather import FEATHER
 from pruning.fitprune import FitPrune, SingleFitPrune
 from pruning.hired import HiRED
+from pruning.holov import HoloV
 from pruning.prumerge import PruMerge, PruMergePlus
 from pruning.pyramiddrop import PyramidDrop
 from pruning.ranked import Ranked
@@ -38,6 +39,7 @@ METHODS = {
     "vispruner": VisPruner,
     "visionzip": VisionZip,
     "hired": HiRED,
+    "holov": HoloV,
     "divprune": DivPrune,
     "cdpruner": CDPruner,
     "fastv": FastV,

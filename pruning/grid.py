@@ -47,3 +47,18 @@ def map_shape(place):
     height, width = (place[:, 1:].amax(dim=0) + 1).tolist()
     is_whole = place[:, 1].min() >= 0 and height * width == len(place)
     return (height, width) if is_whole else None
+
+
+def squares(place, count):
+    """Tokens at these places (n, 3) in equal squares of their tiles, `count` or about as many in all: the indices (m,)
+    of each."""
+    tiles = per_tile(place)
+    side = max(1, round((count / len(tiles)) ** 0.5))      # squares on each side of a tile
+    members = []
+    for tile in tiles:
+        row, column = place[tile, 1:].T                                            # (m,) twice
+        row = row * side // (row.max() + 1)                # of squares
+        column = column * side // (column.max() + 1)
+        number = row * side + column                                               # (m,)  each one's square
+        members += [tile[number == square] for square in number.unique()]
+    return members

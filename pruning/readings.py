@@ -24,14 +24,17 @@ from pruning.feather import FEATHER, unrotated_logits
 from pruning.fields import Amount, Count, FromOne, NotNegative, Range, option
 from pruning.fitprune import SingleFitPrune, received
 from pruning.hired import HiRED
+from pruning.holov import HoloV
 from pruning.prumerge import PruMerge, PruMergePlus, full_width
 from pruning.pyramiddrop import PyramidDrop
 from pruning.ranked import descending, finite, top
 from pruning.sparsevlm import SparseVLM, chosen_or_all, relevance
 from pruning.visionzip import VisionZip
+from pruning.vispruner import VisPruner
 from pruning.vtw import VTW
 
 Zero = Annotated[float, Range(0, 0)]
+One = Annotated[float, Range(1, 1)]
 
 # --- FastV ------------------------------------------------------------------------------------------------------------
 
@@ -396,6 +399,58 @@ class CDPrunerTheta(CDPruner):
         return torch.exp(self.theta / (2 * (1 - self.theta)) * r)
 
 
+# --- VisPruner, HoloV -------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class FasterVLM(VisPruner):
+    """FasterVLM, as the first version of the paper (v1) calls its method: all T tokens are chosen by attention."""
+
+    important: One = option(1.0, "r: all of T")
+
+    laws = VisPruner.laws | {"needle"}
+
+
+@dataclass(frozen=True)
+class HoloVReleased(HoloV):
+    """The released code: a crop's score has a term for the variance of its features, which cancels, and what a crop
+    cannot hold is lost: rows of zeros, in the places of the first tokens not kept, make up the number."""
+
+    crops: FromOne | None = option(16, "number of crops")
+
+    laws = frozenset({"budget", "disjoint"})
+
+    def crop_score(self, attention, feature):
+        m = len(attention)
+        if m == 1:
+            return attention[0]
+        # how much the similarities of each token to the others vary
+        feature = feature.float()
+        unit = feature / (feature.norm(dim=1, keepdim=True) + 1e-6)                # (m, C)
+        similarity = (unit @ unit.T).fill_diagonal_(0)                             # (m, m)
+        mean = similarity.sum(dim=1, keepdim=True) / (m - 1)                       # (m, 1)
+        variance = (similarity - mean).square().sum(dim=1) / (m - 1)               # (m,)
+        # both terms at the same scale
+        attention = 1000 * attention                                               # (m,)
+        scale = attention.abs().mean() / (variance.abs().mean() + 1e-6)
+        return (attention + 0.09 * scale * variance).mean()
+
+    def quotas(self, k, score, size):
+        share = score / (score.sum() + 1e-6)                                       # (crops,)
+        quota = (share * k).long()
+        rest = k - int(quota.sum())
+        quota[descending(share)[:rest]] += 1
+        return quota
+
+    def reduce(self, tokens):
+        r = super().reduce(tokens)
+        lost = self.budget(tokens.n) - len(r.keep)
+        one_hot = F.one_hot(r.keep, tokens.n).float()                              # (k-lost, n)
+        is_left_out = one_hot.sum(dim=0) == 0                                      # (n,)
+        place = is_left_out.nonzero().squeeze(1)[:lost]
+        zeros = one_hot.new_zeros(lost, tokens.n)
+        return replace(r, keep=torch.cat([r.keep, place]), merge=torch.cat([one_hot, zeros]))
+
+
 # --- PruMerge, HiRED, PyramidDrop, FitPrune, VTW, VisionZip -----------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -682,6 +737,8 @@ READINGS = {
     "cdpruner_unconditioned": CDPrunerUnconditioned,
     "cdpruner_tiles": CDPrunerTiles,
     "cdpruner_theta": CDPrunerTheta,
+    "fastervlm": FasterVLM,
+    "holov_released": HoloVReleased,
     "prumerge_average": PruMergeAverage,
     "prumerge_paper": PruMergePaper,
     "prumerge_plus_released": PruMergePlusReleased,

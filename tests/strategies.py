@@ -66,7 +66,7 @@ def make(name, case):
     """The method and the Tokens of a case."""
     pruner = built(name, case.keep)
     noise = Noise(case.seed, case.kind)
-    if hasattr(pruner, "grid"):
+    if isinstance(getattr(pruner, "grid", None), tuple):
         # a reading that must know how the tiles after the base tile lie: in one row
         pruner = replace(pruner, grid=(1, max(1, case.sizes[0] - 1)))
     if pruner.site == "vision":

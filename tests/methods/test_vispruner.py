@@ -12,7 +12,8 @@ import torch
 from build import close, plane, tiles
 from golden import golden
 from pruning.base import UserError
-from pruning.ranked import cosines
+from pruning.ranked import cosines, top
+from pruning.readings import FasterVLM
 from pruning.tile_grid import TileGrid
 from pruning.vispruner import VisPruner
 
@@ -104,6 +105,17 @@ def test_mean_over_heads():
     r = VisPruner(keep=1, important=1.).reduce(tokens)
     assert r.keep.tolist() == [1]
     close(r.score, [.3, .35])
+
+
+def test_fastervlm():
+    """All of T by attention: of test_important_and_diverse's tokens the first four, in whatever direction they point."""
+    tokens = patches(plane(*DEGREES)[None], torch.tensor(ATTENTION)[None, None])
+    r = FasterVLM(keep=4, removed=1).reduce(tokens)
+    assert r.keep.tolist() == top(torch.tensor(ATTENTION), 4).tolist() == [0, 1, 2, 3]
+    assert not r.reason.any()
+    assert FasterVLM.laws == VisPruner.laws | {"needle"}
+    with pytest.raises(UserError, match="important"):
+        FasterVLM(important=.5)
 
 
 def test_reasons():
