@@ -34,7 +34,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention without a mask."""
+    """Multi-head attention of all tokens to all."""
 
     def __init__(self, c):
         super().__init__()
@@ -50,12 +50,12 @@ class Attention(nn.Module):
         heads = x.unflatten(-1, (self.num_heads, -1))                              # (.., T, H, Dh)
         return heads.transpose(-2, -3)
 
-    def forward(self, x):
-        """(tiles, T, C) -> (tiles, T, C)"""
+    def forward(self, x, mask=None):
+        """(tiles, T, C) -> (tiles, T, C). mask: added to the logits, (tiles, 1, 1, T); for parts/merging.py."""
         query = self.heads(self.q_proj(x))
         key = self.heads(self.k_proj(x))
         value = self.heads(self.v_proj(x))
-        out = attention(query, key, value, causal=False)                           # (tiles, H, T, Dh)
+        out = attention(query, key, value, mask, causal=False)                     # (tiles, H, T, Dh)
         out = out.transpose(1, 2).flatten(2)                                       # (tiles, T, C)
         return self.out_proj(out)
 

@@ -15,6 +15,7 @@ from minivlm.clip import ClipVision
 from minivlm.llama import Decoder
 from minivlm.parts.activations import ACTIVATIONS
 from minivlm.parts.checks import check_ids, check_length
+from minivlm.parts.merging import tower_output
 from minivlm.parts.sequence import Part, counted_from, only_visual, places_on_tiles, spliced, tower_tokens
 from minivlm.trace import Trace
 from pruning.apply import acting, checked
@@ -66,10 +67,8 @@ class Llava(nn.Module):
 
         With a method of the vision site only those that it keeps.
         """
-        tokens = self.encode(pixels, pruner)
-        pruner = acting(pruner, "vision")
-        if pruner:
-            r = checked(pruner, tokens)
+        tokens, r = tower_output(self, pixels, acting(pruner, "vision"))
+        if r is not None:
             tokens = self.cut(tokens, r, trace)
         return tokens.hidden[tokens.visual], tokens.grid, tokens.source
 

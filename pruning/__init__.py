@@ -29,6 +29,7 @@ from pruning.pyramiddrop import PyramidDrop
 from pruning.ranked import Ranked
 from pruning.readings import READINGS
 from pruning.sparsevlm import SparseVLM
+from pruning.tome import ToMe
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
 from pruning.vtw import VTW
@@ -38,6 +39,7 @@ METHODS = {
     "prumerge_plus": PruMergePlus,
     "vispruner": VisPruner,
     "visionzip": VisionZip,
+    "tome": ToMe,
     "hired": HiRED,
     "holov": HoloV,
     "divprune": DivPrune,

@@ -142,7 +142,7 @@ def dropped(tokens, r):
     is_visual = place < k                                                          # the first k are visual
     visual = is_visual.nonzero().squeeze(1)                                        # (k,)  rows in the new sequence
     index = place[visual]                                                          # (k,)  which rows of r these are
-    if r.merge is not None:
+    if r.merge is not None and not r.applied:
         merged = weighted_sums(tokens, r.merge)                                    # (k, D)
         hidden[visual] = merged[index].to(hidden.dtype)
     kept = r.keep[index]                                                           # (k,)

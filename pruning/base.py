@@ -135,6 +135,7 @@ class Reduction:
     drop: bool = True              # False: the other tokens stay in the sequence, and their keys are masked
     reason: Tensor | None = None   # (k,)      why each was kept, an index into `reasons`; only drawn in pictures
     reasons: tuple = ()            # names, such as ("important", "diverse")
+    applied: bool = False          # True: the tower has merged already (Budgeted.tower_schedule)
 
     def __repr__(self):
         verb = "selects" if self.merge is None else f"merges {self.merge.shape[1]} into"

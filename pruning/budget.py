@@ -62,7 +62,7 @@ def solve(method, values, average, n, layers):
 
 
 class Budgeted:
-    """What commands need to know of a method's budget; a base class of Pruner."""
+    """What commands and the tower need to know of a method's budget; a base class of Pruner."""
 
     def with_average(self, average, n, layers):
         """This method with the smallest budget that lets `average` or more visual tokens enter a layer on average.
@@ -75,6 +75,15 @@ class Budgeted:
             return replace(self, keep=k)
 
         return solve(method, range(1, n + 1), average, n, layers)
+
+    def tower_schedule(self, n, blocks):
+        """How many of a tile's n tokens each of `blocks` blocks of the vision tower leaves; None: it merges none.
+
+        A method that returns numbers also has merge(tokens, size, k): the Reduction to k tokens of each tile, in a
+        block between attention and MLP, of tokens that are made of so many unpruned ones each, size (n,); and prop_attn
+        (parts/merging.py).
+        """
+        return None
 
     def divided(self, parts):
         """This method with a `keep` for one part (image or tile), if `keep` is a number for the whole prompt.

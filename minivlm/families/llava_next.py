@@ -10,8 +10,9 @@ from torch import nn
 
 from minivlm.families.llava_next_image import Tiles
 from minivlm.llava import Llava
+from minivlm.parts.merging import tower_output
 from minivlm.parts.sequence import Part, counted_from
-from pruning.apply import checked, reordered
+from pruning.apply import reordered
 from pruning.tile_grid import TileGrid
 
 
@@ -47,11 +48,10 @@ class LlavaNext(Llava):
         tile_grid = self.tile_grid(image)
         first_tile = trace.tiles
         first = trace.N
-        tokens = self.encode(image.pixels.to(self.device), pruner)
-        whole = tile_grid.on_whole_grid(tokens.grid)                               # (N, 3)
-        # choose, then put in the order in which the prompt has them
         method = pruner.at("vision")
-        r = checked(method, tokens)
+        tokens, r = tower_output(self, image.pixels.to(self.device), method)
+        whole = tile_grid.on_whole_grid(tokens.grid)                               # (N, 3)
+        # put the tokens left in the order in which the prompt has them
         order = method.output_order(tokens.grid[r.keep], tile_grid)                # (k',)
         tokens = self.cut(tokens, reordered(r, order), trace)
         trace.image(counted_from(first_tile, whole), (0, 0))

@@ -159,12 +159,27 @@ def _encode(model, shape, pruner):
         layers = [layers]
     depth = max(layer % (vision.num_hidden_layers + 1) for layer in layers)
     pixels = torch.empty(shape.tiles, vision.num_channels, vision.image_size, vision.image_size, device="meta")
-    tower, states = _counted(lambda: model.vision_tower(pixels, depth))
+    tower, states = _counted(lambda: _tower(model, shape, pixels, depth, pruner))
     n = shapes.entering(pruner and pruner.at("vision"), shape)[0]
     width = model.multi_modal_projector.linear_1.in_features
     features = torch.empty(n, width, dtype=states[0].dtype, device="meta")         # (n, C)
     projector, _ = _counted(lambda: model.multi_modal_projector(features))
     return tower, projector
+
+
+def _tower(model, shape, pixels, depth, pruner):
+    """The states of the tower; a method that merges inside it leaves fewer tokens to each MLP, and to the next block."""
+    method = pruner and pruner.at("vision")
+    counts = method and method.tower_schedule(shape.n // shape.tiles, depth)
+    if not counts:
+        return model.vision_tower(pixels, depth)
+    states = model.vision_tower(pixels, 0)
+    x = states[0]                                                                  # (tiles, 1+P, C)
+    for block, k in zip(model.vision_tower.layers, counts):
+        x = x + block.self_attn(block.layer_norm1(x))
+        x = x[:, :1 + k]                                                           # (tiles, 1+k, C)
+        x = x + block.mlp(block.layer_norm2(x))
+    return states
 
 
 def _counted(run):

@@ -38,7 +38,7 @@ class Clock:
 
 
 class Timed:
-    """A method whose own work, `reduce` and `mask`, is noted on a clock; in all else it is that method."""
+    """A method whose own work, `reduce`, `merge` and `mask`, is noted on a clock; in all else it is that method."""
 
     def __init__(self, pruner, clock):
         self.pruner = pruner
@@ -55,6 +55,10 @@ class Timed:
     def reduce(self, *args):
         """As the method does."""
         return self._noted(self.pruner.reduce, *args)
+
+    def merge(self, *args):
+        """As the method does."""
+        return self._noted(self.pruner.merge, *args)
 
     def mask(self, *args):
         """As the method does."""
