@@ -444,6 +444,8 @@ class HoloVReleased(HoloV):
     def reduce(self, tokens):
         r = super().reduce(tokens)
         lost = self.budget(tokens.n) - len(r.keep)
+        if lost == 0:
+            return r
         one_hot = F.one_hot(r.keep, tokens.n).float()                              # (k-lost, n)
         is_left_out = one_hot.sum(dim=0) == 0                                      # (n,)
         place = is_left_out.nonzero().squeeze(1)[:lost]

@@ -21,6 +21,7 @@ from pruning.base import UserError
 from pruning.compose import Both, Schedule
 from pruning.fastv import FastV
 from pruning.readings import FastVMask
+from pruning.tome import ToMe
 from pruning.vispruner import VisPruner
 from tiny import SHAPE
 from weights import load
@@ -73,6 +74,16 @@ def test_tower_and_projector_by_hand(unpruned):
     assert unpruned.tower == 2 * (16 * 27 * 6 + 2 * (17 * (4 * 36 + 2 * 60) + 2 * 17 * 17 * 6))
     assert unpruned.projector == 2 * 16 * (6 * D + D * D)
     assert count(SHAPE, VisPruner(keep=4)).projector == 2 * 4 * (6 * D + D * D)
+
+
+def test_a_tower_in_which_tokens_are_merged(unpruned):
+    """Two blocks leave 10 and 4 of 16 tokens. So one MLP has 6 rows less and the other 12, 240 FLOPs each; the second
+    attention has 11 rows in place of 17, of 4 projections, and two products of 11 x 11 for 17 x 17."""
+    mlp = (6 + 12) * 2 * 2 * 6 * 10
+    projections = 6 * 4 * 2 * 6 * 6
+    attention = 2 * 2 * (17 ** 2 - 11 ** 2) * 6
+    assert unpruned.tower - count(SHAPE, ToMe(4), text=8).tower == mlp + projections + attention
+    assert count(SHAPE, ToMe(4, "after"), text=8).tower == unpruned.tower
 
 
 def test_masked_tokens_are_computed(unpruned):
