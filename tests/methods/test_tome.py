@@ -67,6 +67,13 @@ def test_a_mean_counts_every_patch_once():
     assert after(1, image(equal, (0., 1, 2, 3, 9))) == ([0], [15 / 4])
 
 
+def test_the_key_of_a_mean_counts_every_patch():
+    """Six tokens to two: first 2 joins 1 and 6 joins 5, and 4 (58 degrees, three patches) joins 3 (28 degrees, one).
+    Their mean is at 51 degrees, so it joins 5, at 90, and not 1, at 0. At 43 degrees, between both, it would join 1."""
+    weights = merged(plane(0, 0, 28, 58, 90, 90), torch.tensor([1., 1, 1, 3, 1, 1]), 2)
+    close(weights, [[1 / 2, 1 / 2, 0, 0, 0, 0], [0, 0, 1 / 6, 3 / 6, 1 / 6, 1 / 6]])
+
+
 def test_keys_are_averaged_over_heads():
     """In its two heads token 2 has (1, 0) and (0, 1), token 1 (0, 1) and (1, 0), token 3 (1, 0) and (0, 0). In the mean 2
     is 1, and 45 degrees from 3; side by side it is at right angles to 1."""
