@@ -269,6 +269,17 @@ def test_each_tile_by_itself():
     close(both, torch.cat(single))
 
 
+def test_the_model_merges_once():
+    """What the tower has merged is sent on as it is."""
+    model = llava()
+    pixels = picture(model, tiles=2)
+    method = ToMe(5)
+    counts = method.tower_schedule(16, 23)
+    tokens, r = merged_inside(model.vision_tower, pixels, model.visual_grid(2), method, counts)
+    features, _, _ = model.features(pixels, method)
+    assert features.equal(tokens.hidden[tokens.visual[r.keep]])
+
+
 def test_inside_is_not_after():
     """The merged tokens have gone through the later blocks: their features are no means of the unpruned ones."""
     model = llava()
