@@ -136,7 +136,7 @@ class Llava(nn.Module):
         if pruner and tokens.n:
             r = checked(pruner, tokens)
             trace.reduce("embed", 0, tokens, r)
-            tokens = tokens.reduced(r, "renumber")         # for the decoder the dropped tokens never existed
+            tokens = tokens.reduced(r, pruner.positions or "renumber")     # the decoder never saw the dropped tokens
         return tokens
 
     def image_part(self, pixels, pruner, trace):
@@ -148,12 +148,16 @@ class Llava(nn.Module):
         hidden = self.multi_modal_projector(features)                              # (k, D)
         unpruned_grid = self.visual_grid(len(pixels), pruner)                      # (N, 3)
         trace.image(counted_from(first_tile, unpruned_grid))
-        return Part(hidden, counted_from(first_tile, grid), source + first_source)
+        part = Part(hidden, counted_from(first_tile, grid), source + first_source)
+        method = acting(pruner, "vision")
+        if method and method.positions == "keep":
+            part = part._replace(position=source, length=len(unpruned_grid))
+        return part
 
     def prefill(self, tokens, pruner=None, trace=None):
         """Tokens of a prompt -> logits (V,) of the next token, and the cache. UserError if the prompt is too long."""
         c = self.config.text
-        check_length(len(tokens.hidden), c.max_position_embeddings)
+        check_length(len(tokens.hidden), tokens.next_position, c.max_position_embeddings)
         cache = Cache.empty(c.num_hidden_layers)
         hidden = self.language_model.prefill(tokens, cache, pruner, trace)
         return self.lm_head(hidden[-1]), cache

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from pruning.adaptprune import gaussian
 from pruning.base import Pruner, Reduction, UserError
-from pruning.fields import Amount, Layer, option
+from pruning.fields import Amount, Layer, Positions, early_positions, option
 from pruning.grid import map_shape, over_all, per_tile
 from pruning.ranked import Ranked, descending, top
 
@@ -32,6 +32,7 @@ class Control(Ranked):
     layer: Layer = option(2, "K: the first layer that runs on the kept tokens, at the site 'decoder'")
     keep: Amount = option(0.1, "share, or number, of visual tokens kept")
     site: Literal["embed", "decoder"] = option("decoder", "'embed': before layer 0, where there is no attention yet")
+    positions: Positions | None = early_positions(None)
 
     laws = frozenset({"select", "ordered", "budget", "scale"})
     reads_attention = False
@@ -188,6 +189,8 @@ class Unpruned(Pruner):
 @dataclass(frozen=True)
 class Blind(Pruner):
     """Keeps nothing: the decoder reads only the text, as if there were no image."""
+
+    positions: Positions | None = early_positions(None)
 
     site = "embed"
     laws = frozenset({"select", "ordered", "budget", "scale"})

@@ -19,7 +19,7 @@ import torch
 
 from pruning.base import Pruner, Reduction
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, Share, option
+from pruning.fields import Amount, Positions, Share, early_positions, option
 from pruning.grid import per_tile
 from pruning.ranked import top
 
@@ -30,6 +30,7 @@ class HiRED(Pruner):
 
     keep: Amount = option(0.2, "share, or number, of the patches of all tiles kept, at most")
     alpha: Share = option(0.5, "share of the budget for the base tile; 1 - alpha of its patches are top patches")
+    positions: Positions = early_positions()
 
     site = "vision"
     per = "image"

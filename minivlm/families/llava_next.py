@@ -12,6 +12,7 @@ from minivlm.families.llava_next_image import Tiles
 from minivlm.llava import Llava
 from minivlm.parts.sequence import Part, counted_from
 from pruning.apply import checked, reordered
+from pruning.base import UserError
 from pruning.tile_grid import TileGrid
 
 
@@ -49,8 +50,11 @@ class LlavaNext(Llava):
         first = trace.N
         tokens = self.encode(image.pixels.to(self.device), pruner)
         whole = tile_grid.on_whole_grid(tokens.grid)                               # (N, 3)
-        # choose, then put in the order in which the prompt has them
         method = pruner.at("vision")
+        if method.positions == "keep":
+            raise UserError(f"{type(method).__name__} may keep patches of the padding, which have no position in the "
+                            "unpruned prompt of tiles: use positions=renumber")
+        # choose, then put in the order in which the prompt has them
         r = checked(method, tokens)
         order = method.output_order(tokens.grid[r.keep], tile_grid)                # (k',)
         tokens = self.cut(tokens, reordered(r, order), trace)

@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from build import tokens
 from pruning import EVERY, METHODS, READINGS
 from pruning.base import Pruner, Reduction
+from pruning.fields import annotations
 from pruning.laws import LAWS, broken
 from strategies import LAYERS, cases, make
 from tiny import REDUCING, SETTINGS, built, reduces
@@ -89,7 +90,8 @@ def test_declaration(name):
     pruner = method()
     assert is_dataclass(method) and method.__dataclass_params__.frozen and method.__doc__ and pruner == method()
     assert method.site in ("vision", "embed", "decoder") and pruner.laws <= set(LAWS)
-    assert pruner.positions in ("keep", "renumber")
+    assert pruner.positions in ("keep", "renumber", None)
+    assert method.site == "decoder" or "positions" in annotations(method), "the option of all methods before the decoder"
     assert all(0 < l < LAYERS for l in pruner.reduce_at(LAYERS)) and all(0 <= l < LAYERS for l in pruner.mask_at(LAYERS))
 
 
