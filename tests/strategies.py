@@ -152,6 +152,8 @@ class Tower(LayerView):
         T = len(tokens.hidden)
         attention = noise.logits(H, tiles, T // tiles).softmax(dim=-1)                                         # (H, tiles, 1+P)
         self.of_class_tokens = attention.flatten(1)[:, tokens.visual]
+        between = noise.logits(tiles, T // tiles, T // tiles).softmax(dim=-1)                                  # (tiles, 1+P, 1+P)
+        self.of_patches = between[:, 1:].mean(dim=1).flatten()[tokens.visual]                                  # (n,)
         self.queries, self.keys = noise.heads(H, T), noise.heads(H, T)
         if needle is not None:                     # of all products with a query, its own is the largest
             own = tokens.grid[:, 0] == tokens.grid[needle, 0]
@@ -172,6 +174,9 @@ class Tower(LayerView):
 
     def cls_attention(self):
         return self.of_class_tokens
+
+    def received(self):
+        return self.of_patches
 
     def block(self, l):
         return self

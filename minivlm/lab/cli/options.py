@@ -199,9 +199,19 @@ def check(pruner, model):
         raise UserError(f"{name} needs {PRECONDITIONS['calibration']}: this one is for {pruner.fitted} layers and the "
                         f"model has {layers}; make another with `python run.py fit`")
     for lacking in sorted(model.lacks.keys() & pruner.preconditions):
-        raise UserError(f"{name} needs {PRECONDITIONS[lacking]}, {model.lacks[lacking]}: use a method of the embed or "
-                        "decoder site (python run.py methods)")
+        reading = substitute(type(pruner), lacking)
+        remedy = f"{reading}, its reading without one, or " if reading else ""
+        raise UserError(f"{name} needs {PRECONDITIONS[lacking]}, {model.lacks[lacking]}: use {remedy}a method of the "
+                        "embed or decoder site (python run.py methods)")
     return pruner
+
+
+def substitute(method, need):
+    """The name of the first reading of a method that does not have this precondition; "" if there is none."""
+    for name, reading in READINGS.items():
+        if issubclass(reading, method) and need not in reading().preconditions:
+            return name
+    return ""
 
 
 def share(settings, names):
