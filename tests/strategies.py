@@ -34,10 +34,12 @@ class Case:
 @st.composite
 def cases(draw, name, law=None):
     """A Case for a method that promises `law`."""
-    at_vision = EVERY[name].site == "vision"
+    site = EVERY[name].site
+    at_vision = site in ("image", "vision")
     needle = law == "needle"
     if at_vision:
-        sizes = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(0, 1)))
+        without_class = st.just(1) if site == "image" else st.integers(0, 1)
+        sizes = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), without_class))
         most = sizes[1] ** 2
     else:
         sizes = draw(prompts(needle, bool(refusal(name))))
@@ -69,7 +71,7 @@ def make(name, case):
     if hasattr(pruner, "grid"):
         # a reading that must know how the tiles after the base tile lie: in one row
         pruner = replace(pruner, grid=(1, max(1, case.sizes[0] - 1)))
-    if pruner.site == "vision":
+    if pruner.site in ("image", "vision"):
         return pruner, tower_tokens(noise, case)
     tokens = prompt(noise, *case.sizes)
     tokens = replace(tokens, hidden=tokens.hidden.to(case.dtype))

@@ -19,6 +19,7 @@ from minivlm.clip import MLP
 from minivlm.llava import Llava
 from minivlm.parts.activations import ACTIVATIONS
 from minivlm.parts.sequence import places_on_tiles, tower_tokens
+from minivlm.parts.smaller import resized_positions
 from pruning.base import LayerView, Tokens, UserError
 
 RATES_PATCHES = "and InternVL's rates patches, of which pixel shuffle joins four to a visual token"
@@ -43,7 +44,7 @@ class Embeddings(nn.Module):
         patches = patches.flatten(2).transpose(1, 2)                               # (tiles, P, C)
         cls = self.cls_token.expand(len(pixels), -1, -1)                           # (tiles, 1, C)
         hidden = torch.cat([cls, patches], dim=1)                                  # (tiles, 1+P, C)
-        return hidden + self.position_embeddings
+        return hidden + resized_positions(self.position_embeddings[0], hidden.shape[1])
 
 
 class Attention(nn.Module):
@@ -177,21 +178,22 @@ class InternVL(Llava):
     projector = Projector
     lacks = {"cls": RATES_PATCHES}
 
-    def encode(self, pixels, pruner=None):
+    def encode(self, pixels, pruner=None, side=None):
         """The Tokens of one image after pixel shuffle, (n, 4C), with a view of the last block."""
-        states = self.vision_tower(pixels, self.config.vision.num_hidden_layers)
+        depth = self.config.vision.num_hidden_layers
+        states = self.vision_tower(pixels, depth)
         tiles, rows, _ = states[-1].shape
         joined = pixel_shuffle(states[-1][:, 1:], self.config.join)                # (tiles, n / tiles, 4C)
         joined = joined.flatten(0, 1)                                              # (n, 4C)
-        tokens = Tokens.start(joined, torch.arange(len(joined)), self.visual_grid(tiles), layer=len(states) - 1)
+        tokens = Tokens.start(joined, torch.arange(len(joined)), self.visual_grid(tiles, side=side), layer=depth)
         patch_grid = places_on_tiles(tiles, isqrt(rows - 1))                       # (tiles * P, 3)
         patches = tower_tokens(self.vision_tower, states, states[-1], patch_grid)
         before = JoinedView(patches.before, tiles, self.config.join)
         return replace(tokens, before=before, here=patches.here)
 
-    def visual_grid(self, tiles, pruner=None):
+    def visual_grid(self, tiles, pruner=None, side=None):
         """(n, 3) places of all visual tokens of so many tiles, row and column on the shuffled grid."""
-        return places_on_tiles(tiles, self.config.grid_side)
+        return places_on_tiles(tiles, side or self.config.grid_side)
 
 
 def pixel_shuffle(x, join=2):

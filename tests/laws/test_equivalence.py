@@ -160,7 +160,7 @@ def test_text_is_never_dropped(name, prompt):
     text = len(prompt) - prompt.count(MARK)
     assert logits.isfinite().all() and bool(trace.steps) == (name in REDUCING)
     assert trace.tokens == [text + n for n in trace.visual] == cache.lengths
-    tower = built(name).site == "vision"                           # then of each tile all patches, and class tokens
+    tower = built(name).site in ("image", "vision")                           # then of each tile all patches, and class tokens
     N = sum(len(image) * (16 + built(name).cls) if tower else prompt.model().visual_tokens(image) for image in images(prompt))
     assert trace.sources().shape == (trace.visual[-1], N)
 

@@ -60,7 +60,7 @@ def shift_holds(name, data):
     return LAWS["shift"].holds(pruner, entering)
 
 
-@pytest.mark.parametrize("name", [name for name in REDUCING if METHODS[name].site != "vision"])
+@pytest.mark.parametrize("name", [name for name in REDUCING if METHODS[name].site not in ("image", "vision")])
 @SETTINGS
 @given(st.data())
 def test_shift(name, data):
@@ -89,9 +89,10 @@ def test_declaration(name):
     method = EVERY[name]
     pruner = method()
     assert is_dataclass(method) and method.__dataclass_params__.frozen and method.__doc__ and pruner == method()
-    assert method.site in ("vision", "embed", "decoder") and pruner.laws <= set(LAWS)
+    assert method.site in ("image", "vision", "embed", "decoder") and pruner.laws <= set(LAWS)
     assert pruner.positions in ("keep", "renumber", None)
-    assert method.site == "decoder" or "positions" in annotations(method), "the option of all methods before the decoder"
+    if method.site in ("vision", "embed"):
+        assert "positions" in annotations(method), "the option of all methods at these sites"
     assert all(0 < l < LAYERS for l in pruner.reduce_at(LAYERS)) and all(0 <= l < LAYERS for l in pruner.mask_at(LAYERS))
 
 

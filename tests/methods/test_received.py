@@ -33,8 +33,9 @@ def test_received():
 
 
 def test_tiles_are_apart():
-    """Two tiles of two patches: .9 .1 and .3 .7, then .5 .5 twice: (.6 .4) and (.5 .5), means over two rows each."""
-    attention = [[.9, .1, 0., 0.], [.3, .7, 0., 0.], [0., 0., .5, .5], [0., 0., .5, .5]]
+    """Two tiles of two patches: .9 .1 and .3 .7, then .5 .5 twice: (.6 .4) and (.5 .5), means over two rows each. What
+    the second pays to the first does not count."""
+    attention = [[.9, .1, 0., 0.], [.3, .7, 0., 0.], [.8, .8, .5, .5], [0., 0., .5, .5]]
     grid = torch.cat([whole_grid(1, 2), whole_grid(1, 2, tile=1)])
     close(image(attention, grid=grid).before.received(), [.6, .4, .5, .5])
 
@@ -96,6 +97,9 @@ def test_the_tower_by_definition():
     query, key = attn.heads(attn.q_proj(x)), attn.heads(attn.k_proj(x))            # (2, 4, 17, 8)
     attention = (query @ key.mT / 8 ** .5).softmax(dim=-1)[:, :, 1:, 1:]           # (2, 4, 16, 16)
     close(tokens.before.received(), attention.mean(dim=(1, 2)).flatten())
+    received, keys_of_patches = PruMergeReceived().attention_and_keys(tokens)
+    close(received, attention.mean(dim=(1, 2)).flatten())
+    close(keys_of_patches, key[:, :, 1:].transpose(1, 2).flatten(2).flatten(0, 1))
 
 
 @pytest.mark.parametrize("reading, plain", [(VisPrunerReceived(4), VisPruner(4)), (HiREDReceived(4), HiRED(4)),

@@ -163,7 +163,7 @@ def entering(pruner, n, layers, parts=MappingProxyType({})):
 
     UserError if n cannot meet the budget.
     """
-    for site in ("vision", "embed"):
+    for site in ("image", "vision", "embed"):
         method = pruner and pruner.at(site)
         if method and n is not None:
             n = method.tokens_left(n, parts)
