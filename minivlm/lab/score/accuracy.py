@@ -50,13 +50,13 @@ def against(right, other):
     return dict(difference=mean(differences), interval=paired(differences), won=won, lost=lost)
 
 
-def facts(items, contestants, rows):
-    """[{"contestant", "method", "keep", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
+def answered(items, contestants, rows):
+    """{label: its rows, in the order of the questions} of those that run; {label: why not} of the others.
 
-    A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model cannot answer.
+    UserError if the unpruned model cannot answer.
     """
     row_of = {(row["contestant"], row["question"]): row for row in rows}
-    answers = {}                                       # {label: rows, in the order of the questions}
+    answers = {}
     why_not = {}
     for contestant in contestants:
         label = contestant.label
@@ -68,6 +68,15 @@ def facts(items, contestants, rows):
             answers[label] = own
     if "none" in why_not:
         raise UserError(why_not["none"])
+    return answers, why_not
+
+
+def facts(items, contestants, rows):
+    """[{"contestant", "method", "keep", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
+
+    A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model cannot answer.
+    """
+    answers, why_not = answered(items, contestants, rows)
     return [_fact(contestant, answers, why_not, items) for contestant in contestants]
 
 
@@ -81,12 +90,12 @@ def _fact(contestant, answers, why_not, items):
     questions = {family: [] for family in sorted({item.family for item in items})}
     for i, item in enumerate(items):
         questions[item.family].append(i)
-    families = {family: _part(answers, label, others, own) for family, own in questions.items()}
+    families = {family: part(answers, label, others, own) for family, own in questions.items()}
     tokens = mean([mean(row["visual"]) for row in answers[label]])
-    return dict(names, tokens=tokens, all=_part(answers, label, others, range(len(items))), families=families)
+    return dict(names, tokens=tokens, all=part(answers, label, others, range(len(items))), families=families)
 
 
-def _part(answers, label, others, questions):
+def part(answers, label, others, questions):
     """The numbers on some of the questions."""
     rows = [answers[label][i] for i in questions]
     right = [row["right"] for row in rows]
@@ -125,13 +134,13 @@ def _cells(row):
         return f"does not run here: {row['why_not']}"
     whole = row["all"]
     evidence = "" if whole["evidence"] is None else f"{whole['evidence']:.0%}"
-    families = "".join(f"{_accuracy(part, 0):11}" for part in row["families"].values())
+    families = "".join(f"{percent(part, 0):11}" for part in row["families"].values())
     unpruned = whole["against"].get("none")
     against_none = _points(unpruned) if unpruned else ""
-    return f"{row['tokens']:6.1f}  {evidence:>8}  {families}{_accuracy(whole, 1, 4):16}{against_none}"
+    return f"{row['tokens']:6.1f}  {evidence:>8}  {families}{percent(whole, 1, 4):16}{against_none}"
 
 
-def _accuracy(part, digits, width=0):
+def percent(part, digits, width=0):
     """"57 47-66": per cent, and the interval."""
     low, high = part["interval"]
     return f"{100 * part['accuracy']:{width}.{digits}f} {100 * low:.{digits}f}-{100 * high:.{digits}f}"
