@@ -37,9 +37,9 @@ def test_what_each_token_shows():
 
 
 def test_position_embeddings():
-    """A plane stays a plane: of the values 0 .. 15 of 4 x 4 patches, four per row, 2 x 2 read bicubically between the
-    middle ones: 2.1875 + .. by hand from weights (-.09375, .59375, .59375, -.09375), at the rim the border repeats.
-    The class token's is not touched; of the same number nothing is."""
+    """Of the values 0 .. 15 of 4 x 4 patches, 4 row + column, each of 2 x 2 lies between two rows and two columns, and is
+    read from four of each with the weights -.09375 .59375 .59375 -.09375; beyond the rim the border repeats. The class
+    token's is not touched; of the same number nothing is."""
     position = torch.arange(-1, 16.).view(17, 1)
     resized = resized_positions(position, 5)
     weights = torch.tensor([-.09375, .59375, .59375, -.09375])
@@ -55,10 +55,10 @@ def test_pixels():
     flat = torch.full((2, 3, 8, 8), .7)
     close(resized_pixels(flat, 4), torch.full((2, 3, 4, 4), .7))
     assert resized_pixels(flat, 8) is flat
-    # antialiased: a checkerboard of single pixels becomes grey, its mean
-    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2
-    grey = resized_pixels(board.float().expand(1, 3, 16, 16), 4)
-    close(grey[..., 1:-1, 1:-1], torch.full((1, 3, 2, 2), .5), .02)
+    # antialiased: stripes, every fourth column, become their mean; four columns read bicubically would give .59
+    stripes = (torch.arange(16) % 4 == 1).float().expand(1, 3, 16, 16)
+    grey = resized_pixels(stripes, 4)
+    close(grey[..., 1:-1], torch.full((1, 3, 4, 2), .25), .05)
 
 
 def test_in_the_model():
