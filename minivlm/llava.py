@@ -63,7 +63,8 @@ class Llava(nn.Module):
     def features(self, pixels, pruner=None, trace=None):
         """One image, (tiles, 3, size, size) -> features (n, C), grid (n, 3) and source (n,) of its visual tokens.
 
-        With a method of the vision site only those that it keeps; with one of the image site those of a smaller picture.
+        With a method of the vision site only those that it keeps; with one of the image site those of a smaller
+        picture.
         """
         smaller = acting(pruner, "image")
         if smaller:

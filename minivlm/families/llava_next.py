@@ -1,8 +1,8 @@
 """LLaVA-NeXT: LLaVA on pictures of any resolution, each cut into Tiles (llava_next_image.py); the network is LLaVA's.
 
 The patches of an image's Tiles lie on two grids, the base tile's and that of the other tiles (pruning/tile_grid.py).
-Each row of the second ends with a newline token, `image_newline`. A method of the image or vision site is given all tiles,
-padding too; no newline is put between the tokens that it keeps.
+Each row of the second ends with a newline token, `image_newline`. A method of the image or vision site is given all
+tiles, padding too; no newline is put between the tokens that it keeps.
 """
 
 import torch

@@ -31,7 +31,7 @@ def seen_smaller(model, pixels, method):
     pixels_per_token = config.vision.image_size // config.grid_side
     smaller = model.encode(resized_pixels(pixels, side * pixels_per_token), side=side)
     features = smaller.hidden[smaller.visual]                                      # (k, C)
-    in_sequence = r.keep.argsort().argsort()               # the place of each row of r among those rows, in sequence order
+    in_sequence = r.keep.argsort().argsort()               # (k,)  of each row of r, its place in sequence order
     return tokens, r, features[in_sequence]
 
 
