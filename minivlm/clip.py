@@ -9,6 +9,7 @@ from torch import nn
 
 from minivlm.attention import attention
 from minivlm.parts.activations import ACTIVATIONS
+from minivlm.parts.smaller import resized_positions
 
 
 class Embeddings(nn.Module):
@@ -30,7 +31,7 @@ class Embeddings(nn.Module):
         cls = self.class_embedding.expand(len(pixels), 1, -1)                      # (tiles, 1, C)
         hidden = torch.cat([cls, patches], dim=1)                                  # (tiles, 1+P, C)
         position = self.position_embedding.weight                                  # (1+P, C)
-        return hidden + position
+        return hidden + resized_positions(position, hidden.shape[1])               # as they are, unless it was resized
 
 
 class Attention(nn.Module):

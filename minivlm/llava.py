@@ -5,8 +5,6 @@
 LLaVA-NeXT, which cuts a picture into tiles, is in families/llava_next.py.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
@@ -17,7 +15,8 @@ from minivlm.parts.activations import ACTIVATIONS
 from minivlm.parts.checks import check_ids, check_length
 from minivlm.parts.merging import tower_output
 from minivlm.parts.sequence import Part, counted_from, only_visual, places_on_tiles, spliced, tower_tokens
-from minivlm.trace import Trace
+from minivlm.parts.smaller import seen_smaller
+from minivlm.trace import Trace, note
 from pruning.apply import acting, checked
 from pruning.base import UserError
 
@@ -65,30 +64,36 @@ class Llava(nn.Module):
     def features(self, pixels, pruner=None, trace=None):
         """One image, (tiles, 3, size, size) -> features (n, C), grid (n, 3) and source (n,) of its visual tokens.
 
-        With a method of the vision site only those that it keeps.
+        With a method of the vision site only those that it keeps; with one of the image site those of a smaller
+        picture.
         """
+        smaller = acting(pruner, "image")
+        if smaller:
+            whole, r, features = seen_smaller(self, pixels, smaller)
+            note(trace, "image", whole, r)
+            return features, whole.grid[r.keep], r.keep
         tokens, r = tower_output(self, pixels, acting(pruner, "vision"))
         if r is not None:
             tokens = self.cut(tokens, r, trace)
         return tokens.hidden[tokens.visual], tokens.grid, tokens.source
 
-    def encode(self, pixels, pruner=None):
-        """The Tokens that a method of the vision site is given: all tiles as one sequence, with views of the tower."""
+    def encode(self, pixels, pruner=None, side=None):
+        """The Tokens that a method of the vision site is given: all tiles as one sequence, with views of the tower.
+
+        side: visual tokens on a side of a tile, if the picture was made smaller.
+        """
         layers = self.config.feature_layers
         states = self.vision_tower(pixels, max(layers))
         hidden = torch.cat([states[l] for l in layers], dim=-1)                    # (tiles, 1+P, C)
-        grid = self.visual_grid(len(pixels), pruner)                               # (n, 3)
+        grid = self.visual_grid(len(pixels), pruner, side)                         # (n, 3)
         return tower_tokens(self.vision_tower, states, hidden, grid)
 
     def cut(self, tokens, r, trace=None):
         """The visual tokens that a method of the vision site keeps."""
-        if trace is not None:
-            # count the sources after those of the images before this one
-            in_prompt = replace(tokens, source=tokens.source + trace.N)
-            trace.reduce("vision", tokens.layer, in_prompt, r)
+        note(trace, "vision", tokens, r)
         return only_visual(tokens).reduced(r)                      # without the class tokens that are not visual
 
-    def visual_grid(self, tiles, pruner=None):
+    def visual_grid(self, tiles, pruner=None, side=None):
         """(N, 3) the grid, as in Tokens, of the visual tokens of this many tiles before any are dropped.
 
         They are the patches, and the class tokens if the model or the method uses them.
@@ -96,7 +101,7 @@ class Llava(nn.Module):
         pruner = acting(pruner, "vision")
         model_uses_class = self.config.vision_feature_select_strategy == "full"
         method_uses_class = pruner is not None and pruner.cls
-        return places_on_tiles(tiles, self.config.grid_side, model_uses_class or method_uses_class)
+        return places_on_tiles(tiles, side or self.config.grid_side, model_uses_class or method_uses_class)
 
     def visual_tokens(self, image):
         """How many visual tokens an image becomes, unpruned."""
@@ -135,7 +140,7 @@ class Llava(nn.Module):
         if pruner and tokens.n:
             r = checked(pruner, tokens)
             trace.reduce("embed", 0, tokens, r)
-            tokens = tokens.reduced(r, "renumber")         # for the decoder the dropped tokens never existed
+            tokens = tokens.reduced(r, pruner.positions or "renumber")     # the decoder never saw the dropped tokens
         return tokens
 
     def image_part(self, pixels, pruner, trace):
@@ -147,12 +152,16 @@ class Llava(nn.Module):
         hidden = self.multi_modal_projector(features)                              # (k, D)
         unpruned_grid = self.visual_grid(len(pixels), pruner)                      # (N, 3)
         trace.image(counted_from(first_tile, unpruned_grid))
-        return Part(hidden, counted_from(first_tile, grid), source + first_source)
+        part = Part(hidden, counted_from(first_tile, grid), source + first_source)
+        method = acting(pruner, "vision")
+        if method and method.positions == "keep":
+            part = part._replace(position=source, length=len(unpruned_grid))
+        return part
 
     def prefill(self, tokens, pruner=None, trace=None):
         """Tokens of a prompt -> logits (V,) of the next token, and the cache. UserError if the prompt is too long."""
         c = self.config.text
-        check_length(len(tokens.hidden), c.max_position_embeddings)
+        check_length(len(tokens.hidden), tokens.next_position, c.max_position_embeddings)
         cache = Cache.empty(c.num_hidden_layers)
         hidden = self.language_model.prefill(tokens, cache, pruner, trace)
         return self.lm_head(hidden[-1]), cache

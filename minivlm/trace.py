@@ -1,6 +1,6 @@
 """What happened to the visual tokens of one prompt: the evidence that pictures, cost tables and tests use."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
@@ -13,7 +13,7 @@ from pruning.base import Reduction
 class Step:
     """One reduction: where it acted, which tokens it was given, what the method said."""
 
-    site: str                          # "vision", "embed" or "decoder"
+    site: str                          # "image", "vision", "embed" or "decoder"
     layer: int                         # before this decoder layer (0 at the embed site), or this layer of the tower
     source: Tensor                     # (n,)  the tokens before it, as indices among the N of the unpruned prompt
     reduction: Reduction
@@ -93,6 +93,14 @@ class Trace:
 
     def __repr__(self):
         return f"Trace({self.N} visual tokens; entering the layers: {runs(self.visual)})"
+
+
+def note(trace, site, tokens, r):
+    """Add to the trace, if there is one, a reduction of one image's tokens before these are in the prompt."""
+    if trace is not None:
+        # count the sources after those of the images before this one
+        in_prompt = replace(tokens, source=tokens.source + trace.N)
+        trace.reduce(site, tokens.layer, in_prompt, r)
 
 
 def runs(counts):

@@ -62,6 +62,7 @@ METHODS = {
     "last": controls.Last,
     "uniform": controls.Uniform,
     "downsample": controls.DownSample,
+    "downsample_image": controls.DownSampleImage,
     "avgpool": controls.AveragePool,
     "skip": controls.Skip,
     "random3x3": controls.Random3x3,

@@ -31,6 +31,9 @@ class ScaledView:
     def cls_attention(self):
         return self.view.cls_attention() * self.factor
 
+    def received(self):
+        return self.view.received() * self.factor
+
     def block(self, l):
         return ScaledView(self.view.block(l), self.factor)
 

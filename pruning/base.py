@@ -149,9 +149,11 @@ class Pruner(Budgeted):
     `__post_init__`, which first calls this one. Budgeted only has helpers for commands.
     """
 
-    site: ClassVar = "decoder"                    # "vision": before the projector; "embed": before layer 0; "decoder"
+    site: ClassVar = "decoder"                    # "vision": before the projector; "embed": before layer 0; "decoder";
+                                                  # "image": before the tower, where only downsample_image acts
     laws: ClassVar = frozenset({"select"})        # what it promises and the tests check: names in LAWS (laws.py)
-    positions: ClassVar = "keep"                  # the remaining tokens "keep" their position ids; or "renumber" them
+    positions: ClassVar = None                    # position ids: "keep" or "renumber"; None: keep them in the decoder,
+                                                  # renumber before it, since it never saw the dropped tokens
     preconditions: ClassVar = frozenset()         # what it needs of model and prompt: names in PRECONDITIONS (laws.py)
     per: ClassVar = "prompt"                      # `keep` counts the tokens of the "prompt", of each "image" or "tile"
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from pruning.base import Pruner, Reduction, UserError
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, option
+from pruning.fields import Amount, Positions, early_positions, option
 from pruning.ranked import descending, finite
 
 
@@ -28,9 +28,9 @@ class CDPruner(Pruner):
     """Keep the visual tokens that are diverse and relevant to the question."""
 
     keep: Amount = option(2 / 9, "m: share, or number, of all visual tokens kept: 128 of 576")
+    positions: Positions = early_positions()
 
     site = "embed"
-    positions = "renumber"
     laws = frozenset({"select", "ordered", "budget"})
     preconditions = frozenset({"text"})
 

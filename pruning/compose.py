@@ -16,7 +16,7 @@ from pruning.budget import solve, tokens_to_keep
 from pruning.fields import Amount, AnyLayer
 from pruning.staged import Staged
 
-SITES = ("vision", "embed", "decoder")
+SITES = ("image", "vision", "embed", "decoder")
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,9 @@ class Both(Pruner):
         if not sites or sites != in_order:
             raise UserError(f"methods compose in the order {', '.join(SITES)}; got {', '.join(sites) or 'none'}")
         first = type(self.methods[0]).__name__
+        if sites[:2] == ["image", "vision"]:
+            raise UserError(f"{first} gives the tower another picture, and {type(self.methods[1]).__name__} chooses "
+                            f"among the patches of the whole one: compose {first} with methods of later sites")
         for method in self.methods[1:]:
             if "grid" in method.preconditions:
                 name = type(method).__name__

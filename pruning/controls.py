@@ -1,6 +1,7 @@
 """Controls: what a method must beat; and the strategies of AdaptPrune's Table 5, arXiv:2503.08019.
 
-Some look at nothing: random tokens, a uniform grid, down-sampling, pooling, the last tokens, no image at all. The
+Some look at nothing: random tokens, a uniform grid, down-sampling of the features or of the picture itself, pooling,
+the last tokens, no image at all. The
 others read FastV's score, the attention of the last prompt token in layer K-1, but do not simply take the best.
 
 Paper and code: no code of Table 5 has been released, and the supplement has one line for each strategy. They are read
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 
 from pruning.adaptprune import gaussian
 from pruning.base import Pruner, Reduction, UserError
-from pruning.fields import Amount, Layer, option
+from pruning.budget import tokens_to_keep
+from pruning.fields import Amount, Layer, Positions, early_positions, option
 from pruning.grid import map_shape, over_all, per_tile
 from pruning.ranked import Ranked, descending, top
 
@@ -32,6 +34,7 @@ class Control(Ranked):
     layer: Layer = option(2, "K: the first layer that runs on the kept tokens, at the site 'decoder'")
     keep: Amount = option(0.1, "share, or number, of visual tokens kept")
     site: Literal["embed", "decoder"] = option("decoder", "'embed': before layer 0, where there is no attention yet")
+    positions: Positions | None = early_positions(None)
 
     laws = frozenset({"select", "ordered", "budget", "scale"})
     reads_attention = False
@@ -189,6 +192,8 @@ class Unpruned(Pruner):
 class Blind(Pruner):
     """Keeps nothing: the decoder reads only the text, as if there were no image."""
 
+    positions: Positions | None = early_positions(None)
+
     site = "embed"
     laws = frozenset({"select", "ordered", "budget", "scale"})
 
@@ -278,6 +283,44 @@ class AveragePool(Resized):
 
     def resize(self, maps, shape):
         return F.adaptive_avg_pool2d(maps, shape)
+
+
+@dataclass(frozen=True)
+class DownSampleImage(Pruner):
+    """The picture made smaller before the vision tower, so that it has at most `keep` patches. The hardest baseline of
+    VTC-Bench, Liao et al., arXiv:2510.07143.
+
+    There a picture that is to give a quarter of the tokens has half of each side, by bicubic interpolation, and the
+    model reads any size. CLIP's tower does so with interpolated position embeddings. Of tiles each is made smaller.
+    """
+
+    keep: Amount = option(0.25, "share, or number, of each tile's patches that the smaller picture has, at most")
+
+    site = "image"
+    per = "tile"
+    laws = frozenset({"convex", "ordered", "budget", "scale"})
+    preconditions = frozenset({"grid"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.budget(2 ** 20)           # raises UserError if no tile is large enough for `keep`
+
+    def budget(self, n):
+        """Tokens of a square tile that had n."""
+        side = math.isqrt(n)
+        height, width = smaller(tokens_to_keep(self.keep, n), side, side)
+        return height * width
+
+    def reduce(self, tokens):
+        """Which patches of the whole picture each token of the smaller one shows: the mean of them, as a picture has
+        it. The model has the token's state from the tower."""
+        keep = []
+        merge = []
+        for tile in per_tile(tokens.grid):                                         # (m,) indices of each tile's tokens
+            place, weights = AveragePool().resized(tokens.grid[tile], self.budget(len(tile)))
+            keep.append(tile[place])                                               # (k,)
+            merge.append(over_all(weights, tile, tokens.n))                        # (k, n)
+        return Reduction(torch.cat(keep), torch.cat(merge))
 
 
 def shares(grid, k):

@@ -15,7 +15,7 @@ import torch
 
 from pruning.base import Pruner, Reduction
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, option
+from pruning.fields import Amount, Positions, early_positions, option
 from pruning.ranked import cosines, finite
 
 
@@ -24,9 +24,9 @@ class DivPrune(Pruner):
     """Keep the visual tokens that lie farthest apart."""
 
     keep: Amount = option(0.098, "share, or number, of all visual tokens kept: 56 of 576")
+    positions: Positions = early_positions()
 
     site = "embed"
-    positions = "renumber"
     laws = frozenset({"select", "ordered", "budget"})
     rounding = "round"                 # of share * n
 

@@ -57,13 +57,20 @@ Share = Annotated[float, Range(0, 1)]
 ToOne = Annotated[float, Range(above=0, high=1)]
 Count = Annotated[int, Range(low=0)]
 FromOne = Annotated[int, Range(low=1)]
+Positions = Literal["keep", "renumber"]             # position ids of the tokens that remain: Pruner.positions
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list",
          NoneType: "none"}
 
 
-def option(default, about):
+def option(default, about, **of_field):
     """A field with its default, and what it means in the paper's words: `about` of option_texts."""
-    return field(default=default, metadata=dict(about=about))
+    return field(default=default, metadata=dict(about=about), **of_field)
+
+
+def early_positions(default="renumber"):
+    """The option `positions` of a method that acts before the decoder; last in its constructor, and by name only."""
+    about = "position ids: renumber, as the decoder never saw the others; or keep those of the unpruned prompt"
+    return option(default, about, kw_only=True)
 
 
 def option_texts(kind):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pruning.base import Pruner
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, option
+from pruning.fields import Amount, Positions, early_positions, option
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class PerTile(Pruner):
     """Base of vision-site methods that read the class token's attention and reduce each tile by itself."""
 
     keep: Amount = option(0.5, "share, or number, of each tile's tokens left")
+    positions: Positions = early_positions()
 
     site = "vision"
     per = "tile"

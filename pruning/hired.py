@@ -19,7 +19,7 @@ import torch
 
 from pruning.base import Pruner, Reduction
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, Share, option
+from pruning.fields import Amount, Positions, Share, early_positions, option
 from pruning.grid import per_tile
 from pruning.ranked import top
 
@@ -30,6 +30,7 @@ class HiRED(Pruner):
 
     keep: Amount = option(0.2, "share, or number, of the patches of all tiles kept, at most")
     alpha: Share = option(0.5, "share of the budget for the base tile; 1 - alpha of its patches are top patches")
+    positions: Positions = early_positions()
 
     site = "vision"
     per = "image"
@@ -45,11 +46,11 @@ class HiRED(Pruner):
         return tokens_to_keep(self.keep, n)
 
     def reduce(self, tokens):
-        # attention from the class token, in the block that makes the features and in the first one
-        final = tokens.before.cls_attention().mean(dim=0)                          # (n,)
-        initial = tokens.before.block(0).cls_attention().mean(dim=0)               # (n,)
+        # attention in the block that makes the features, and in the first one
+        final = self.importance(tokens.before)                                     # (n,)
+        initial = self.importance(tokens.before.block(0))                          # (n,)
         # divide the budget
-        tiles = per_tile(tokens.grid)                                              # [(m,)]  the base tile first
+        tiles = self.tiles(tokens.grid)                                            # [(m,)]
         base = tiles[0]
         budgets = self.budgets(tokens.n, len(tiles), initial[base], tokens.grid[base])
         # keep the best of each tile
@@ -58,6 +59,14 @@ class HiRED(Pruner):
             best = top(final[tile], k)                                             # (k,)
             keep.append(tile[best])
         return Reduction(torch.cat(keep), score=final)
+
+    def importance(self, view):
+        """(n,) attention from the class token of each one's tile, mean over heads"""
+        return view.cls_attention().mean(dim=0)
+
+    def tiles(self, grid):
+        """The indices of each tile's tokens (m,), the base tile's first."""
+        return per_tile(grid)
 
     def budgets(self, n, tiles, attention, place):
         """How many tokens each tile keeps, from the base tile's first-block attention (m,) and places (m, 3)."""

@@ -42,8 +42,7 @@ class HoloV(Pruner):
         return tokens_to_keep(self.keep, n)
 
     def reduce(self, tokens):
-        attention = tokens.before.cls_attention().mean(dim=0)                      # (n,)  mean over heads
-        attention = finite(attention, "the attention scores")
+        attention = finite(self.importance(tokens.before), "the attention scores")   # (n,)
         feature = tokens.hidden[tokens.visual]                                     # (n, C)
         # divide the budget over the crops
         crops = self.crops_of(tokens)                                              # [(m,)]
@@ -56,6 +55,10 @@ class HoloV(Pruner):
             best = descending(attention[crop])[:quota]                             # (quota,)
             keep.append(crop if quota >= len(crop) else crop[best])
         return Reduction(torch.cat(keep), score=attention)
+
+    def importance(self, view):
+        """(n,) attention from the class token, mean over heads"""
+        return view.cls_attention().mean(dim=0)
 
     def crops_of(self, tokens):
         """The indices (m,) of each crop's tokens: a list"""

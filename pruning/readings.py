@@ -6,7 +6,7 @@ is a subclass that changes one step, with a name of its own, so that tables can 
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -608,6 +608,76 @@ class VisionZipAverage(VisionZip):
         return members / members.sum(dim=1, keepdim=True)
 
 
+# --- without a class token --------------------------------------------------------------------------------------------
+
+class ByReceived:
+    """Importance without a class token, as in InternVL and SigLIP: the attention received from the patches of the tile,
+    on average. It ranks in place of the class token's attention."""
+
+    preconditions = frozenset()
+
+    def importance(self, view):
+        return view.received()
+
+
+@dataclass(frozen=True)
+class VisPrunerReceived(ByReceived, VisPruner):
+    """Without a class token: patches rank by the attention they receive from all patches of their tile."""
+
+
+@dataclass(frozen=True)
+class VisionZipReceived(ByReceived, VisionZip):
+    """Without a class token: patches rank by the attention they receive from all patches of their tile."""
+
+    cls: bool = option(False, "the class token, if there is one, is a visual token, and the first dominant one")
+
+    @property
+    def preconditions(self):
+        return frozenset({"cls"} if self.cls else ())
+
+
+@dataclass(frozen=True)
+class HiREDReceived(ByReceived, HiRED):
+    """Without a class token: patches rank by the attention they receive from all patches of their tile."""
+
+    base: Literal["first", "last"] = option("last", "the tile that shows the whole picture; last: InternVL's thumbnail")
+
+    def tiles(self, grid):
+        tiles = super().tiles(grid)
+        return tiles if self.base == "first" else [tiles[-1], *tiles[:-1]]
+
+    def reduce(self, tokens):
+        r = super().reduce(tokens)
+        return replace(r, keep=r.keep.sort().values)       # in sequence order, whichever tile comes first
+
+
+@dataclass(frozen=True)
+class HoloVReceived(ByReceived, HoloV):
+    """Without a class token: patches rank by the attention they receive from all patches of their tile."""
+
+
+class PruMergeByReceived:
+    """Attention and keys of a PruMerge without a class token."""
+
+    preconditions = frozenset()
+
+    def attention_and_keys(self, tokens):
+        key = full_width(tokens.before.key())                                      # (T, C)
+        return tokens.before.received(), key[tokens.visual]
+
+
+@dataclass(frozen=True)
+class PruMergeReceived(PruMergeByReceived, PruMerge):
+    """Without a class token: the attention that patches receive from all patches of their tile, and keys, both of the
+    block that makes the features."""
+
+
+@dataclass(frozen=True)
+class PruMergePlusReceived(PruMergeByReceived, PruMergePlus):
+    """Without a class token: the attention that patches receive from all patches of their tile, and keys, both of the
+    block that makes the features."""
+
+
 # --- SparseVLM --------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -751,6 +821,12 @@ READINGS = {
     "vtw_renumbered": VTWRenumbered,
     "vtw_random": VTWRandom,
     "visionzip_average": VisionZipAverage,
+    "vispruner_received": VisPrunerReceived,
+    "visionzip_received": VisionZipReceived,
+    "hired_received": HiREDReceived,
+    "holov_received": HoloVReceived,
+    "prumerge_received": PruMergeReceived,
+    "prumerge_plus_received": PruMergePlusReceived,
     "sparsevlm_rank": SparseVLMRank,
     "sparsevlm_paper": SparseVLMPaper,
     "sparsevlm_plus": SparseVLMPlus,

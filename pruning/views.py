@@ -93,6 +93,15 @@ class LayerView:
         """(H, n) the attention that each visual token receives from the class token of its own tile"""
         raise UserError(f"{self!r}: it has no class tokens")
 
+    def received(self):
+        """(n,) the attention that each visual token receives from the visual tokens of its tile, mean over these and
+        over heads: what stands in for cls_attention in a tower without a class token"""
+        visual = self.tokens.visual
+        tile = self.tokens.grid[:, 0]
+        is_same_tile = tile[:, None] == tile                                       # (n, n)
+        between = self.mean_attention("visual")[:, visual] * is_same_tile          # (n, n)
+        return between.sum(dim=0) / is_same_tile.sum(dim=0)
+
     def block(self, l):
         """The view of block l of the same tower."""
         raise UserError(f"{self!r}: it has no blocks")

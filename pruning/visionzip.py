@@ -51,7 +51,7 @@ class VisionZip(PerTile):
         return k - contextual, contextual
 
     def reduce(self, tokens):
-        attention = self.importance(tokens)                                        # (n,)
+        attention = self.importance(tokens.before)                                 # (n,)
         key = tokens.before.key().float().mean(dim=0)                              # (T, Dh)  mean over heads
         metric = key[tokens.visual]                                                # (n, Dh)
         is_cls = tokens.grid[:, 1] < 0                                             # (n,)
@@ -67,9 +67,9 @@ class VisionZip(PerTile):
         reasons = ("dominant", "contextual")
         return Reduction(torch.cat(keep), torch.cat(merge), attention, reason=reason, reasons=reasons)
 
-    def importance(self, tokens):
+    def importance(self, view):
         """(n,) attention from the class token of each one's tile, mean over heads"""
-        return tokens.before.cls_attention().mean(dim=0)
+        return view.cls_attention().mean(dim=0)
 
     def reduced_tile(self, attention, metric, is_cls):
         """One tile's attention (m,), keys (m, Dh) and is_cls (m,) bool -> keep (k,), merge weights (k, m), and which

@@ -32,7 +32,7 @@ class VisPruner(PerTile):
     laws = frozenset({"select", "ordered", "budget", "scale"})
 
     def reduce(self, tokens):
-        score = self.importance(tokens)                                            # (n,)
+        score = self.importance(tokens.before)                                     # (n,)
         feature = finite(tokens.hidden[tokens.visual], "the image features")       # (n, C)
         keep = []
         reason = []
@@ -43,9 +43,9 @@ class VisPruner(PerTile):
         reason = torch.cat(reason).long()
         return Reduction(torch.cat(keep), score=score, reason=reason, reasons=("important", "diverse"))
 
-    def importance(self, tokens):
+    def importance(self, view):
         """(n,) attention from the class token of each one's tile, mean over heads"""
-        return tokens.before.cls_attention().mean(dim=0)
+        return view.cls_attention().mean(dim=0)
 
     def selected(self, score, feature):
         """One tile's attention (m,) and features (m, C) -> the kept tokens (k,) in sequence order, and which of them

@@ -34,10 +34,12 @@ class Case:
 @st.composite
 def cases(draw, name, law=None):
     """A Case for a method that promises `law`."""
-    at_vision = EVERY[name].site == "vision"
+    site = EVERY[name].site
+    at_vision = site in ("image", "vision")
     needle = law == "needle"
     if at_vision:
-        sizes = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(0, 1)))
+        without_class = st.just(1) if site == "image" else st.integers(0, 1)
+        sizes = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), without_class))
         most = sizes[1] ** 2
     else:
         sizes = draw(prompts(needle, bool(refusal(name))))
@@ -69,7 +71,7 @@ def make(name, case):
     if isinstance(getattr(pruner, "grid", None), tuple):
         # a reading that must know how the tiles after the base tile lie: in one row
         pruner = replace(pruner, grid=(1, max(1, case.sizes[0] - 1)))
-    if pruner.site == "vision":
+    if pruner.site in ("image", "vision"):
         return pruner, tower_tokens(noise, case)
     tokens = prompt(noise, *case.sizes)
     tokens = replace(tokens, hidden=tokens.hidden.to(case.dtype))
@@ -152,6 +154,8 @@ class Tower(LayerView):
         T = len(tokens.hidden)
         attention = noise.logits(H, tiles, T // tiles).softmax(dim=-1)                                         # (H, tiles, 1+P)
         self.of_class_tokens = attention.flatten(1)[:, tokens.visual]
+        between = noise.logits(tiles, T // tiles, T // tiles).softmax(dim=-1)                                  # (tiles, 1+P, 1+P)
+        self.of_patches = between[:, 1:].mean(dim=1).flatten()[tokens.visual]                                  # (n,)
         self.queries, self.keys = noise.heads(H, T), noise.heads(H, T)
         if needle is not None:                     # of all products with a query, its own is the largest
             own = tokens.grid[:, 0] == tokens.grid[needle, 0]
@@ -172,6 +176,9 @@ class Tower(LayerView):
 
     def cls_attention(self):
         return self.of_class_tokens
+
+    def received(self):
+        return self.of_patches
 
     def block(self, l):
         return self

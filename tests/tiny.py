@@ -171,7 +171,7 @@ class Chosen(Pruner):
 
     laws = frozenset()
 
-    def __init__(self, kept, site="decoder", positions="keep", look=None):
+    def __init__(self, kept, site="decoder", positions=None, look=None):
         self.kept, self.site, self.positions, self.look = kept, site, positions, look
         self.calls = []                        # the Tokens of each call
         self.views = []                        # what `look` made of them, while the layers were there to look at

@@ -3,9 +3,13 @@
     picture -> tiles of 448 pixels, and all of it once more as a thumbnail -> InternViT: 32 x 32 patches a tile
             -> pixel shuffle: 16 x 16 visual tokens of four patches each -> projector -> [embed] -> decoder [decoder]
 
-There is no vision site: pixel shuffle needs the whole grid, and what the class token looks at are patches, of which a
-visual token has four.
+At the vision site a method is given the visual tokens after pixel shuffle, since that needs the whole grid. The class
+token looks at patches, of which a visual token has four, so that methods which read its attention do not run here.
+Their readings without a class token do: the attention that a visual token receives is the sum over its patches.
 """
+
+from dataclasses import replace
+from math import isqrt
 
 import torch
 from torch import nn
@@ -14,8 +18,11 @@ from minivlm.attention import attention
 from minivlm.clip import MLP
 from minivlm.llava import Llava
 from minivlm.parts.activations import ACTIVATIONS
-from minivlm.parts.sequence import places_on_tiles
-from pruning.base import UserError
+from minivlm.parts.sequence import places_on_tiles, tower_tokens
+from minivlm.parts.smaller import resized_positions
+from pruning.base import LayerView, Tokens, UserError
+
+RATES_PATCHES = "and InternVL's rates patches, of which pixel shuffle joins four to a visual token"
 
 
 class Embeddings(nn.Module):
@@ -37,7 +44,7 @@ class Embeddings(nn.Module):
         patches = patches.flatten(2).transpose(1, 2)                               # (tiles, P, C)
         cls = self.cls_token.expand(len(pixels), -1, -1)                           # (tiles, 1, C)
         hidden = torch.cat([cls, patches], dim=1)                                  # (tiles, 1+P, C)
-        return hidden + self.position_embeddings
+        return hidden + resized_positions(self.position_embeddings[0], hidden.shape[1])
 
 
 class Attention(nn.Module):
@@ -54,9 +61,9 @@ class Attention(nn.Module):
         self.projection_layer = nn.Linear(width, width)
 
     def heads(self, x):
-        """(tiles, T, C) -> (tiles, H, T, Dh)"""
-        heads = x.unflatten(-1, (self.num_heads, -1))                              # (tiles, T, H, Dh)
-        return heads.transpose(1, 2)
+        """(.., T, C) -> (.., H, T, Dh)"""
+        heads = x.unflatten(-1, (self.num_heads, -1))                              # (.., T, H, Dh)
+        return heads.transpose(-2, -3)
 
     def forward(self, x):
         """(tiles, T, C) -> (tiles, T, C)"""
@@ -79,6 +86,10 @@ class Layer(nn.Module):
         self.layernorm_after = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.lambda_1 = nn.Parameter(torch.ones(c.hidden_size))
         self.lambda_2 = nn.Parameter(torch.ones(c.hidden_size))
+
+    # CLIP's names, by which views read a layer
+    self_attn = property(lambda self: self.attention)
+    layer_norm1 = property(lambda self: self.layernorm_before)
 
     def forward(self, x):
         """(tiles, T, C) -> (tiles, T, C)"""
@@ -124,31 +135,65 @@ class Projector(nn.Module):
         return self.linear_2(self.act(x))
 
 
+class JoinedView(LayerView):
+    """A block of InternViT as visual tokens see it, each of which is a square of join x join patches.
+
+    A token receives the attention that its patches receive together. Its key is its patches' keys, one after the
+    other, as pixel shuffle joins their features.
+    """
+
+    def __init__(self, view, tiles, join):
+        self.view = view               # of the patches
+        self.tiles = tiles
+        self.join = join
+
+    def joined(self, x):
+        """Numbers of patches (tiles * P, C) -> of visual tokens (n, join^2 * C)"""
+        on_tiles = x.unflatten(0, (self.tiles, -1))                                # (tiles, P, C)
+        return pixel_shuffle(on_tiles, self.join).flatten(0, 1)
+
+    def received(self):
+        received = self.view.received()                                            # (tiles * P,)
+        return self.joined(received[:, None]).sum(dim=1)
+
+    def key(self):
+        key = self.view.key()[:, self.view.tokens.visual]                          # (H, tiles * P, Dh)
+        return torch.stack([self.joined(head) for head in key])
+
+    def cls_attention(self):
+        raise UserError(f"the method needs a class token, {RATES_PATCHES}: use its reading without one "
+                        "(python run.py methods --readings)")
+
+    def block(self, l):
+        return JoinedView(self.view.block(l), self.tiles, self.join)
+
+    def __repr__(self):
+        return f"JoinedView({self.view!r})"
+
+
 class InternVL(Llava):
     """The whole model. `weights.load` makes one from a checkpoint folder and adds tokenizer, processor and eos."""
 
     tower = InternViT
     projector = Projector
-    lacks = {"cls": "and InternVL's rates patches, of which pixel shuffle joins four to a visual token"}
+    lacks = {"cls": RATES_PATCHES}
 
-    def features(self, pixels, pruner=None, trace=None):
-        """One image, (tiles, 3, size, size) -> features (n, 4C), their grid (n, 3) and source (n,). There is no
-        vision site."""
-        at_vision = pruner and pruner.at("vision")
-        if at_vision:
-            raise UserError(f"{type(at_vision).__name__} acts inside the vision tower, and InternVL's pixel shuffle "
-                            "needs all patches: use a method of the embed or decoder site (python run.py methods)")
-        states = self.vision_tower(pixels, self.config.vision.num_hidden_layers)
-        patches = states[-1][:, 1:]                                                # (tiles, P, C)
-        features = pixel_shuffle(patches, self.config.join)                        # (tiles, n / tiles, 4C)
-        features = features.flatten(0, 1)                                          # (n, 4C)
-        grid = self.visual_grid(len(pixels)).to(pixels.device)
-        source = torch.arange(len(grid), device=grid.device)
-        return features, grid, source
+    def encode(self, pixels, pruner=None, side=None):
+        """The Tokens of one image after pixel shuffle, (n, 4C), with a view of the last block."""
+        depth = self.config.vision.num_hidden_layers
+        states = self.vision_tower(pixels, depth)
+        tiles, rows, _ = states[-1].shape
+        joined = pixel_shuffle(states[-1][:, 1:], self.config.join)                # (tiles, n / tiles, 4C)
+        joined = joined.flatten(0, 1)                                              # (n, 4C)
+        tokens = Tokens.start(joined, torch.arange(len(joined)), self.visual_grid(tiles, side=side), layer=depth)
+        patch_grid = places_on_tiles(tiles, isqrt(rows - 1))                       # (tiles * P, 3)
+        patches = tower_tokens(self.vision_tower, states, states[-1], patch_grid)
+        before = JoinedView(patches.before, tiles, self.config.join)
+        return replace(tokens, before=before, here=patches.here)
 
-    def visual_grid(self, tiles, pruner=None):
+    def visual_grid(self, tiles, pruner=None, side=None):
         """(n, 3) places of all visual tokens of so many tiles, row and column on the shuffled grid."""
-        return places_on_tiles(tiles, self.config.grid_side)
+        return places_on_tiles(tiles, side or self.config.grid_side)
 
 
 def pixel_shuffle(x, join=2):

@@ -1,8 +1,8 @@
 """LLaVA-NeXT: LLaVA on pictures of any resolution, each cut into Tiles (llava_next_image.py); the network is LLaVA's.
 
 The patches of an image's Tiles lie on two grids, the base tile's and that of the other tiles (pruning/tile_grid.py).
-Each row of the second ends with a newline token, `image_newline`. A method of the vision site is given all tiles,
-padding too; no newline is put between the tokens that it keeps.
+Each row of the second ends with a newline token, `image_newline`. A method of the image or vision site is given all
+tiles, padding too; no newline is put between the tokens that it keeps.
 """
 
 import torch
@@ -12,7 +12,10 @@ from minivlm.families.llava_next_image import Tiles
 from minivlm.llava import Llava
 from minivlm.parts.merging import tower_output
 from minivlm.parts.sequence import Part, counted_from
-from pruning.apply import reordered
+from minivlm.parts.smaller import seen_smaller
+from minivlm.trace import note
+from pruning.apply import acting, reordered
+from pruning.base import UserError
 from pruning.tile_grid import TileGrid
 
 
@@ -39,7 +42,9 @@ class LlavaNext(Llava):
         """The Part of one image. The base tile and the grid of tiles count as two tiles."""
         if not isinstance(image, Tiles):
             return super().image_part(image, pruner, trace)
-        if pruner and pruner.at("vision"):
+        if acting(pruner, "image"):
+            return self.smaller_part(image, pruner.at("image"), trace)
+        if acting(pruner, "vision"):
             return self.pruned_part(image, pruner, trace)
         return self.whole_part(image, trace)
 
@@ -49,6 +54,9 @@ class LlavaNext(Llava):
         first_tile = trace.tiles
         first = trace.N
         method = pruner.at("vision")
+        if method.positions == "keep":
+            raise UserError(f"{type(method).__name__} may keep patches of the padding, which have no position in the "
+                            "unpruned prompt of tiles: use positions=renumber")
         tokens, r = tower_output(self, image.pixels.to(self.device), method)
         whole = tile_grid.on_whole_grid(tokens.grid)                               # (N, 3)
         # put the tokens left in the order in which the prompt has them
@@ -58,6 +66,20 @@ class LlavaNext(Llava):
         hidden = self.multi_modal_projector(tokens.hidden[tokens.visual])          # (k', D)
         grid = tile_grid.on_whole_grid(tokens.grid)                                # (k', 3)
         return Part(hidden, counted_from(first_tile, grid), tokens.source + first)
+
+    def smaller_part(self, image, method, trace):
+        """All patches of an image's Tiles, each made smaller, in the order of the picture, without newlines."""
+        tile_grid = self.tile_grid(image)
+        first_tile = trace.tiles
+        first = trace.N
+        tokens, r, features = seen_smaller(self, image.pixels.to(self.device), method)
+        order = tile_grid.order(tokens.grid[r.keep])                               # (k,)
+        r = reordered(r, order)
+        note(trace, "image", tokens, r)
+        whole = tile_grid.on_whole_grid(tokens.grid)                               # (N, 3)
+        trace.image(counted_from(first_tile, whole), (0, 0))
+        hidden = self.multi_modal_projector(features[order])                       # (k, D)
+        return Part(hidden, counted_from(first_tile, whole[r.keep]), r.keep + first)
 
     def whole_part(self, image, trace):
         """What shows something of the picture, with a newline after each row of the grid of tiles."""

@@ -19,10 +19,10 @@ def check_ids(model, ids):
                     "leave it out of the text, or fetch the tokenizer's files that belong to these weights")
 
 
-def check_length(tokens, context):
-    """UserError for a prompt of no tokens, or of more than the model's context."""
-    if tokens > context:
-        raise UserError(f"the prompt has {tokens} tokens and the model's context is {context}: shorten it")
+def check_length(tokens, positions, context):
+    """UserError for a prompt of no tokens, or of more position ids than the model's context."""
+    if positions > context:
+        raise UserError(f"the prompt has {positions} tokens and the model's context is {context}: shorten it")
     if tokens == 0:
         raise UserError("no token of the prompt is left, so nothing can follow it: give it text, or a method that "
                         "keeps some of the image")

@@ -54,6 +54,8 @@ class Part(NamedTuple):
     hidden: Tensor                     # (m, D)
     grid: Tensor | None = None         # (m, 3)    of an image
     source: Tensor | None = None       # (m,)
+    position: Tensor | None = None     # (m,)      position ids, counted from the part's first; None: 0 .. m-1
+    length: int | None = None          # position ids that the part takes; None: m
 
 
 def counted_from(tile, grid):
@@ -78,4 +80,17 @@ def spliced(parts):
     grid = torch.cat([part.grid for part in images])                               # (n, 3)
     source = torch.cat([part.source for part in images])                           # (n,)
     tokens = Tokens.start(hidden, visual, grid)
-    return replace(tokens, source=source)
+    position, next_position = positions(parts)
+    return replace(tokens, source=source, position=position.to(hidden.device), next_position=next_position)
+
+
+def positions(parts):
+    """Position ids (T,) of parts one after the other, and that of the token after them."""
+    ids = []
+    start = 0
+    for part in parts:
+        m = len(part.hidden)
+        position = torch.arange(m) if part.position is None else part.position.cpu()
+        ids.append(start + position)
+        start += m if part.length is None else part.length
+    return torch.cat(ids), start

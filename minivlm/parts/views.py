@@ -10,6 +10,7 @@ import torch
 from minivlm import kernels
 from minivlm.attention import causal_mask, rotate
 from pruning.base import NOT_YET, LayerView, NoView
+from pruning.views import mean_of
 
 
 class DecoderView(LayerView):
@@ -152,8 +153,23 @@ class TowerView(LayerView):
         attention = logits.float().softmax(dim=2).flatten(1)                       # (H, T)
         return attention[:, self.tokens.visual]
 
+    def received(self):
+        tiles = len(self.states[self.l])
+        query = self.query().unflatten(1, (tiles, -1))                             # (H, tiles, 1+P, Dh)
+        key = self.key().unflatten(1, (tiles, -1))                                 # (H, tiles, 1+P, Dh)
+        by_head = (received_on_tiles(q, k) for q, k in zip(query, key))
+        received = mean_of(by_head).flatten()                                      # (T,)
+        return received[self.tokens.visual]
+
     def block(self, l):
         return tower_view(self.tower, l, self.states, self.tokens)
 
     def __repr__(self):
         return f"TowerView(block {self.l}, {len(self.states[self.l])} tiles)"
+
+
+def received_on_tiles(query, key):
+    """One head's queries and keys (tiles, 1+P, Dh) -> the attention that each row receives from its tile's patches, on
+    average. (tiles, 1+P)"""
+    logits = query[:, 1:] @ key.mT / key.shape[-1] ** 0.5                          # (tiles, P, 1+P)
+    return logits.float().softmax(dim=-1).mean(dim=1)

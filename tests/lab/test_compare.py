@@ -263,6 +263,14 @@ def test_methods_says_what_keep_counts(capsys, name, counted):
     assert re.search(f"keep counts .*{counted}", done(capsys, "methods", name)[1])
 
 
+@pytest.mark.parametrize("name, reading", [("vispruner", "vispruner_received"), ("hired", "hired_received"), ("prumerge", "prumerge_received"),
+                                           ("prumerge_plus", "prumerge_plus_received"), ("visionzip", "visionzip_received")])
+def test_methods_says_what_stands_in_for_the_class_token(capsys, name, reading):
+    assert f"needs a vision tower with a class token; {reading} stands in without one" in done(capsys, "methods", name)[1]
+    assert f" Without cls: {reading}." in done(capsys, "methods")[1]
+    assert "class token" not in "\n".join(line for line in done(capsys, "methods", reading)[1].splitlines() if line.startswith("needs"))
+
+
 def test_methods_describes_each(capsys):
     """The table has a row for each; one method shows every option with what its field means."""
     status, out, _ = done(capsys, "methods")

@@ -22,6 +22,7 @@ from minivlm.lab.score.answers import Contest, Remembering
 from minivlm.lab.score.contestants import CONTROLS, Contestant, contestants
 from minivlm.lab.score.curves import ASIDE, curves
 from minivlm.lab.score.log import Log
+from minivlm.lab.score.unsolved import lines as unsolved_lines, unsolved
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder
 from minivlm.toy.benchmark import Item
@@ -151,6 +152,47 @@ def test_a_contestant_that_fails_on_one_question_does_not_run():
         facts(items, entered, rows)
 
 
+def small_picture(right, keep="0.1"):
+    """The made-up rows, and those of downsample_image."""
+    items, entered, rows = typed_rows()
+    entered.append(Contestant("downsample_image", keep, METHODS["downsample_image"](.1)))
+    label = f"downsample_image {keep}"
+    rows += [dict(contestant=label, question=i, right=float(right(i)), visual=[9.], evidence=None) for i in range(len(items))]
+    return items, entered, rows
+
+
+def test_questions_that_a_smaller_picture_does_not_solve():
+    """It is right from question 10 on; of 0 to 9 FastV answers 0, one of ten, where it is 4 of 40 over all. No pruning is
+    wrong on 0 to 4, which are not difficult: of 5 to 9 FastV answers none, random tokens a half."""
+    items, entered, rows = small_picture(lambda i: i >= 10)
+    for row in rows:
+        if row["contestant"] == "none" and row["question"] < 5:
+            row["right"] = 0.
+    (group,) = unsolved(items, entered, rows)
+    assert (group["keep"], group["questions"], group["share"], group["difficult"]) == ("0.1", 10, .25, 5)
+    assert group["interval"] == wilson(.25, 40)
+    of = {row["contestant"]: row for row in group["contestants"]}
+    assert list(of) == ["none", "random 0.1", "fastv 0.1", "downsample_image 0.1"]
+    assert [of[name]["unsolved"]["accuracy"] for name in of] == [.5, .5, .1, 0]
+    assert [of[name]["difficult"]["accuracy"] for name in of] == [1, .5, 0, 0]
+    assert of["fastv 0.1"]["unsolved"]["interval"] == wilson(.1, 10)
+    text = "\n".join(unsolved_lines([group]))
+    assert "does not solve 10 questions, 25.0 % (14.2-40.2); no pruning solves 5 of these" in text
+    assert " ".join(text.splitlines()[5].split()) == "fastv 0.1 10.0 1.8-40.4 0.0 0.0-43.4"
+
+
+def test_without_the_smaller_picture_there_is_no_such_table():
+    assert unsolved(*typed_rows()) == [] and list(unsolved_lines([])) == []
+
+
+def test_each_budget_has_questions_of_its_own():
+    """A contestant at another budget is not compared; a picture that solves all leaves nothing to compare on."""
+    (group,) = unsolved(*small_picture(lambda i: True, keep="0.5"))
+    assert [row["contestant"] for row in group["contestants"]] == ["none", "downsample_image 0.5"]
+    assert group["questions"] == 0 and group["contestants"][0]["unsolved"] is None
+    assert "does not solve 0 questions" in "\n".join(unsolved_lines([group]))
+
+
 @pytest.mark.internal
 def test_picture():
     """FastV's dot stands at 10 of 10 tokens, half a step aside, and 10 %;
@@ -254,6 +296,17 @@ def test_settings(model, tmp_path):
     assert pruners["fastv 0.1"].layer == 4 and pruners["pyramiddrop"].layers == (2, 4, 6)
 
 
+def test_variants_of_a_method(model):
+    """One table holds a method with kept and with new position ids, each with settings of its own."""
+    found = entered(model, "divprune,divprune@positions=keep", settings=["divprune.keep=0.2"])
+    variants = {c.label: c.pruner for c in found if c.method.startswith("divprune")}
+    assert {label: (pruner.positions, pruner.keep) for label, pruner in variants.items()} == {
+        "divprune 0.1": ("renumber", .2), "divprune@positions=keep 0.1": ("keep", .1)}
+    assert {c.rival for c in found if c.label in variants} == {"random embed 0.1"}
+    with pytest.raises(UserError, match="positions is one of keep, renumber"):
+        entered(model, "divprune@positions=lost")
+
+
 def test_all_methods_with_reasons(model):
     """Each is there, with a budget where it has one; those that cannot run say why, also if they were named."""
     entrants = {entrant.method: entrant for entrant in entered(model, "all")}
@@ -334,15 +387,15 @@ def test_random_counts_by_its_share_of_right_draws(model, data):
 
 @pytest.mark.internal
 def test_pictures_are_encoded_once(model, data, monkeypatch):
-    """Once for all contestants, VisPruner too; and the answers are those of a conversation of its own."""
+    """Once for all contestants, VisPruner too, and once at each size for downsample_image; and the answers are those of a conversation of its own."""
     items, calls = benchmark.read(data), Counter()
-    entered = contestants(model, torch.zeros(1, 3, 96, 96), "vispruner,divprune,fastv", "0.5,0.1", [])
+    entered = contestants(model, torch.zeros(1, 3, 96, 96), "vispruner,downsample_image,fastv", "0.5,0.1", [])
     forward = type(model.vision_tower).forward
     monkeypatch.setattr(
         type(model.vision_tower), "forward", lambda self, *args: calls.update([args[1]]) or forward(self, *args)
     )
     rows = Contest(model, items, entered, "llava-hf", draws=1, max_new_tokens=2).run(Log(None, {}))
-    assert list(calls.values()) == [len({item.image for item in items})]
+    assert list(calls.values()) == [3 * len({item.image for item in items})]
     assert not isinstance(model.vision_tower, Remembering)
     for row in rows[::7]:
         pruner = next(entrant.pruner for entrant in entered if entrant.label == row["contestant"])

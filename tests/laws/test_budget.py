@@ -18,7 +18,7 @@ from pruning.vispruner import VisPruner
 from tiny import MARK, built, has_keep, ids, llava, next_llava, picture, prefill, refusal, tiled  # noqa: F401
 
 NEXT = PARITY / "next_vicuna"
-AT_MOST = {"hired", "downsample", "avgpool"}   # round down once more: shares of tiles, whole rows and columns
+AT_MOST = {"hired", "downsample", "downsample_image", "avgpool"}   # round down once more: shares of tiles, whole rows and columns
 
 
 def prompt(kind):

@@ -4,11 +4,14 @@ float32. DEEP is the tolerance after 32 layers.
 """
 
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pruning import METHODS
 from pruning.base import Reduction
+from pruning.fields import annotations
 from pruning.fastv import FastV
 from pruning.readings import FastVAllRows, FastVMask
 from pruning.views import for_each_head
@@ -98,6 +101,27 @@ def test_two_reductions(first, second, positions):
     same_cache(cache, cache_now)
 
 
+EARLY = [name for name in METHODS if "positions" in annotations(METHODS[name]) and "select" in METHODS[name]().laws
+         and not getattr(METHODS[name], "reads_attention", False)]
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_positions_kept_equals_masked(name):
+    """What is dropped before the decoder, the positions of the others kept, may as well stay with its key masked in all
+    layers. Renumbered, as by default, it is another prompt."""
+    model, prompt = llava(), PROMPTS["two images"]
+    pruner = replace(built(name), positions="keep", **({"site": "embed"} if METHODS[name].site == "decoder" else {}))
+    logits, cache, trace = prefill(model, prompt, images(prompt), pruner)
+    whole = model.embed(prompt, images(prompt))
+    masked = whole.reduced(Reduction(trace.kept, drop=False))
+    logits_masked, cache_masked = model.prefill(masked)
+    close(logits, logits_masked, DEEP)
+    close(model.step(WORDS, cache), model.step(WORDS, cache_masked), DEEP)
+    same_cache(cache, cache_masked)
+    renumbered, _, _ = prefill(model, prompt, images(prompt), replace(pruner, positions="renumber"))
+    assert (renumbered - logits).abs().max() > 1e-3
+
+
 # --- pruned and unpruned ----------------------------------------------------------------------------------------------
 
 @some_prompts
@@ -136,7 +160,7 @@ def test_text_is_never_dropped(name, prompt):
     text = len(prompt) - prompt.count(MARK)
     assert logits.isfinite().all() and bool(trace.steps) == (name in REDUCING)
     assert trace.tokens == [text + n for n in trace.visual] == cache.lengths
-    tower = built(name).site == "vision"                           # then of each tile all patches, and class tokens
+    tower = built(name).site in ("image", "vision")                           # then of each tile all patches, and class tokens
     N = sum(len(image) * (16 + built(name).cls) if tower else prompt.model().visual_tokens(image) for image in images(prompt))
     assert trace.sources().shape == (trace.visual[-1], N)
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from build import tokens
 from pruning import EVERY, METHODS, READINGS
 from pruning.base import Pruner, Reduction
+from pruning.fields import annotations
 from pruning.laws import LAWS, broken
 from strategies import LAYERS, cases, make
 from tiny import REDUCING, SETTINGS, built, reduces
@@ -59,7 +60,7 @@ def shift_holds(name, data):
     return LAWS["shift"].holds(pruner, entering)
 
 
-@pytest.mark.parametrize("name", [name for name in REDUCING if METHODS[name].site != "vision"])
+@pytest.mark.parametrize("name", [name for name in REDUCING if METHODS[name].site not in ("image", "vision")])
 @SETTINGS
 @given(st.data())
 def test_shift(name, data):
@@ -88,8 +89,10 @@ def test_declaration(name):
     method = EVERY[name]
     pruner = method()
     assert is_dataclass(method) and method.__dataclass_params__.frozen and method.__doc__ and pruner == method()
-    assert method.site in ("vision", "embed", "decoder") and pruner.laws <= set(LAWS)
-    assert pruner.positions in ("keep", "renumber")
+    assert method.site in ("image", "vision", "embed", "decoder") and pruner.laws <= set(LAWS)
+    assert pruner.positions in ("keep", "renumber", None)
+    if method.site in ("vision", "embed"):
+        assert "positions" in annotations(method), "the option of all methods at these sites"
     assert all(0 < l < LAYERS for l in pruner.reduce_at(LAYERS)) and all(0 <= l < LAYERS for l in pruner.mask_at(LAYERS))
 
 

@@ -97,11 +97,11 @@ def test_a_length_per_layer(pruner, visual):
     (None, None, None, [28] * 32),
     ({2: range(4)}, "decoder", "keep", [28] * 32),
     ({2: range(8), 5: range(4)}, "decoder", "renumber", [28] * 2 + [20] * 3 + [16] * 27),
-    ([1, 2], "embed", "keep", [14] * 32)])
+    ([1, 2], "embed", None, [14] * 32), ([1, 2], "vision", None, [14] * 32),
+    ([1, 2], "embed", "keep", [28] * 32), ([1, 2], "vision", "keep", [28] * 32)])
 def test_the_next_position(kept, site, positions, expected):
     """A generated token goes on from the length of the unpruned prompt in every layer, however few tokens it holds;
-    only where positions are renumbered from what the layer holds. Before the decoder's first layer nothing was there to
-    keep."""
+    only where positions are renumbered from what the layer holds, as by default before the decoder's first layer."""
     model = llava()
     _, cache, _ = prefill(model, PROMPT, [picture(model)], kept and Chosen(kept, site, positions))
     assert [layer.next_position for layer in cache.layers] == expected

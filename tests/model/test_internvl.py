@@ -27,7 +27,7 @@ from minivlm.lab.cost import count, shapes
 from minivlm.lab.draw import draw
 from minivlm.lab.draw.view import View
 from minivlm.lab.train import save_checkpoint
-from pruning import METHODS
+from pruning import METHODS, READINGS
 from pruning.base import UserError
 from paths import IMAGES, PARITY
 from tiny import MARK, Chosen, built, has_keep, ids, internvl, picture, prefill
@@ -211,15 +211,62 @@ def test_keeping_all_is_the_unpruned_model(name):
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.site == "vision"])
 def test_methods_of_the_vision_site_are_refused(name):
-    """One sentence before anything runs; and where nobody checked, another from the model."""
-    message = "needs a vision tower with a class token, and InternVL's rates patches"
-    with pytest.raises(UserError, match=message) as error:
+    """One sentence that names the reading that runs, before anything does; and where nobody checked, another from the
+    model."""
+    remedy = f"use {name}_received, its reading without one, or" if f"{name}_received" in READINGS else "use"
+    with pytest.raises(UserError, match="needs a vision tower with a class token, and InternVL's rates patches, .*"
+                                        f": {remedy} a method of") as error:
         check(built(name), internvl())
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="needs a vision tower with a class token"):
         check(build(f"{name}+fastv", "4+2"), internvl())
-    with pytest.raises(UserError, match="acts inside the vision tower"):
+    with pytest.raises(UserError, match="it has no|needs a class token, and InternVL's .* --readings|nothing to look at"):
         prefill(internvl(), PROMPT, [picture(internvl())], built(name))
+
+
+RECEIVED = [name for name in READINGS if name.endswith("_received")]
+
+
+@pytest.mark.parametrize("name", RECEIVED)
+def test_readings_without_a_class_token_run(name):
+    """Three tiles of 4 visual tokens, half of each kept, before the projector: the model answers, and every token left
+    is traced to where it lay."""
+    model = internvl()
+    pruner = check(built(name), model)
+    logits, cache, trace = prefill(model, PROMPT, [picture(model, tiles=3)], pruner)
+    assert logits.isfinite().all() and model.step(ids(3), cache).isfinite().all()
+    assert trace.N == 12 and trace.steps[0].site == "vision"
+    assert trace.visual == [len(trace.kept)] * 32 and trace.visual[0] < 12
+    assert trace.sources().shape == (trace.visual[0], 12)
+
+
+def test_keeping_all_before_the_projector_is_the_unpruned_model():
+    model = internvl()
+    images = [picture(model, tiles=3), picture(model, 1)]
+    prompt = ids(2, MARK, 1, MARK, 3)
+    close(prefill(model, prompt, images, built("vispruner_received", 1.0))[0], prefill(model, prompt, images)[0], 1e-4)
+
+
+def test_a_token_receives_what_its_patches_receive():
+    """Tiles of 4 x 4 patches: token 1 of tile 0 is patches 2, 3, 6, 7. Its received attention is the sum of what the
+    block's softmax over the tile, class token too, gives them, on average over the tile's 16 patches and over heads;
+    its keys are theirs, one after the other."""
+    model = internvl()
+    pixels = picture(model, tiles=2)
+    tokens = model.encode(pixels)
+    states = model.vision_tower(pixels, 3)
+    for l, view in [(2, tokens.before), (0, tokens.before.block(0))]:
+        attn = model.vision_tower.layers[l].attention
+        x = model.vision_tower.layers[l].layernorm_before(states[l])               # (2, 17, 32)
+        query, key = attn.heads(attn.q_proj(x)), attn.heads(attn.k_proj(x))        # (2, 4, 17, 8) twice
+        attention = (query @ key.mT / 8 ** .5).softmax(dim=-1)                     # (2, 4, 17, 17)
+        of_patch = attention[:, :, 1:].mean(dim=(1, 2))[:, 1:]                     # (2, 16)
+        received = view.received()                                                 # (8,)
+        for token, tile, patches in [(1, 0, [2, 3, 6, 7]), (6, 1, [8, 9, 12, 13])]:
+            close(received[token], of_patch[tile, patches].sum())
+            of_token = key[tile, :, [1 + patch for patch in patches]]              # (4, 4, 8)
+            close(view.key()[:, token], of_token.flatten(1))
+        close(received.sum(), of_patch.sum())
 
 
 # --- prompts and tokenizers -------------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ import torch
 from build import close
 from minivlm.attention import rope, rotate
 from minivlm.cache import Cache
+from minivlm.trace import Trace
 from pruning.base import UserError
 from pruning.hired import HiRED
 from pruning.prumerge import PruMerge
+from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
 from tiny import MARK, Chosen, ids, llava, picture, prefill
 
@@ -211,6 +213,28 @@ def test_the_embed_site():
     assert tokens.hidden.equal(whole.hidden[[0, 1, 2, 6, 19, 20, 25, 37, 38, 39, 40]])
     assert tokens.position.tolist() == list(range(11))
     assert tokens.next_position == 11
+
+
+@pytest.mark.parametrize("site, kept", [("embed", [1, 6, 20, 31]), ("vision", [1, 6])])
+def test_positions_kept_before_the_decoder(site, kept):
+    """Text 0-2, image 3-18, text 19-20, image 21-36, text 37-40. Patches 1 and 6 of the first lie at 4 and 9, 4 and
+    15 of the second at 25 and 36, its 1 and 6 at 22 and 27; the text stays where it was."""
+    model = llava(layers=2)
+    pictures = [picture(model), picture(model, 1)]
+    tokens = model.embed(ids(3, MARK, 2, MARK, 4), pictures, Chosen(kept, site, "keep"))
+    of_second = [25, 36] if site == "embed" else [22, 27]
+    assert tokens.position.tolist() == [0, 1, 2, 4, 9, 19, 20, *of_second, 37, 38, 39, 40]
+    assert tokens.next_position == 41
+
+
+def test_a_merged_token_has_the_position_of_its_place():
+    """VisionZip of a tile of 16 patches, after one word: class token at 1, patches at 2-17, and the word after them at
+    18. Every token left has the position of the one whose place it takes, contextual ones too."""
+    model = llava(layers=2)
+    trace = Trace()
+    tokens = model.embed(ids(1, MARK, 1), [picture(model)], VisionZip(6, 2, positions="keep"), trace)
+    assert tokens.position.tolist() == [0, *(1 + trace.steps[0].kept).tolist(), 18]
+    assert trace.steps[0].kept[0] == 0
 
 
 def read_both(tokens):

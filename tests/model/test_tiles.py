@@ -15,7 +15,7 @@ from minivlm.families.llava_next_image import Tiles, LlavaNextProcessor, best_gr
 from minivlm.families.registry import read_config
 from minivlm.lab.check import hf
 from minivlm.trace import Trace
-from pruning.base import whole_grid
+from pruning.base import UserError, whole_grid
 from pruning.hired import HiRED
 from pruning.tile_grid import TileGrid
 from pruning.visionzip import VisionZip
@@ -328,3 +328,10 @@ def test_hired_in_the_model():
     patches = whole.hidden[whole.visual][is_patch]
     assert 0 < sum(both) == kept.n
     close(kept.hidden[kept.visual], patches[torch.tensor(both)])
+
+
+def test_positions_of_tiles_are_not_kept():
+    """A patch of the padding has no position in the unpruned prompt."""
+    model = next_llava()
+    with pytest.raises(UserError, match="VisPruner may keep patches of the padding, .* use positions=renumber"):
+        model.embed(ids(2, MARK, 1), [tiled(model, 24, 32)], VisPruner(4, positions="keep"))

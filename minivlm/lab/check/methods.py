@@ -12,6 +12,7 @@ import re
 import sys
 
 from minivlm.lab.cli.arguments import add_json
+from minivlm.lab.cli.options import substitute
 from minivlm.lab.cli.output import printed
 from pruning import EVERY, METHODS, READINGS
 from pruning.base import UserError
@@ -53,8 +54,9 @@ def facts(name):
     laws = sorted(default.laws)
     options = [dict(name=option, default=getattr(default, option), about=about)
                for option, about in option_texts(method).items()]
+    without = {need: substitute(method, need) for need in needs}
     return dict(name=name, reads=reads, file=file, what=what, source=source, site=default.site, per=default.per,
-                asks=needs, laws=laws, options=options)
+                asks=needs, without=without, laws=laws, options=options)
 
 
 def _reads(reading):
@@ -82,7 +84,7 @@ def table(rows):
     for row, line in zip(rows, lines):
         settings = " ".join(map(_setting, row["options"]))
         yield line
-        yield f"    {_reading(row) or row['source']}"
+        yield f"    {_reading(row) or row['source']}{_without(row)}"
         yield f"    {settings or 'no options'}"
 
 
@@ -99,6 +101,12 @@ def _reading(row):
     return f"A reading of {row['reads']}. {row['what']}" if row["reads"] else ""
 
 
+def _without(row):
+    """Which reading stands in where a need is not met; "" if none does."""
+    named = [f" Without {need}: {reading}." for need, reading in row["without"].items() if reading]
+    return "".join(named)
+
+
 def _setting(option):
     """An option with its default, as --set takes it."""
     return f"{option['name']}={option['default']}"
@@ -113,7 +121,9 @@ def described(row):
     if any(option["name"] == "keep" for option in options):
         yield f"keep counts {PER[row['per']]}"
     for word in row["asks"]:
-        yield f"needs {PRECONDITIONS[word]}"
+        reading = row["without"][word]
+        remedy = f"; {reading} stands in without one" if reading else ""
+        yield f"needs {PRECONDITIONS[word]}{remedy}"
     for word in row["laws"]:
         yield f"law {word}: {LAWS[word].sentence}"
     for line in _aligned([(_setting(option), option["about"]) for option in options]):

@@ -20,7 +20,8 @@ def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({}))
 
     "a+b" is two methods of different sites, with keep "256+64" and settings "a.layer=3". "FILE.json" is a method that
     `fit` has saved. `schedule` "4:136,14:68" lets a method act before several layers. `own` are the model's settings in
-    place of a method's defaults (own_settings). For an unknown method, an unknown option or a value of the wrong kind a
+    place of a method's defaults (own_settings). "divprune@positions=keep" is a variant: a method with a setting of its
+    own, so that tables can hold both. For an unknown method, an unknown option or a value of the wrong kind a
     UserError lists what is known.
     """
     if name is None:
@@ -30,12 +31,22 @@ def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({}))
         return None
     if "+" in name:
         return _both(name, keep, settings, schedule, own)
-    settings = [*own.get(name, own.get(read_from(name), ())), *settings]
+    name, own_words = variant(name)
+    settings = [*own.get(name, own.get(read_from(name), ())), *own_words, *settings]
     if name.endswith(".json"):
         pruner = _fitted(name, keep, settings)
     else:
         pruner = _single(name, keep, settings)
     return pruner if schedule is None else Schedule(pruner, *_stages(schedule))
+
+
+def variant(name):
+    """variant("divprune@positions=keep") -> ("divprune", ["positions=keep"]): the method, and the variant's settings.
+    """
+    if name.endswith(".json"):
+        return name, []
+    method, *settings = name.split("@")
+    return method, settings
 
 
 def _both(name, keep, settings, schedule, own):
@@ -123,6 +134,7 @@ def takes_keep(name):
     """
     if name.endswith(".json"):
         return False
+    name, _ = variant(name)
     return name not in EVERY or "keep" in annotations(EVERY[name])
 
 
@@ -151,7 +163,7 @@ def entering(pruner, n, layers, parts=MappingProxyType({})):
 
     UserError if n cannot meet the budget.
     """
-    for site in ("vision", "embed"):
+    for site in ("image", "vision", "embed"):
         method = pruner and pruner.at(site)
         if method and n is not None:
             n = method.tokens_left(n, parts)
@@ -187,9 +199,19 @@ def check(pruner, model):
         raise UserError(f"{name} needs {PRECONDITIONS['calibration']}: this one is for {pruner.fitted} layers and the "
                         f"model has {layers}; make another with `python run.py fit`")
     for lacking in sorted(model.lacks.keys() & pruner.preconditions):
-        raise UserError(f"{name} needs {PRECONDITIONS[lacking]}, {model.lacks[lacking]}: use a method of the embed or "
-                        "decoder site (python run.py methods)")
+        reading = substitute(type(pruner), lacking)
+        remedy = f"{reading}, its reading without one, or " if reading else ""
+        raise UserError(f"{name} needs {PRECONDITIONS[lacking]}, {model.lacks[lacking]}: use {remedy}a method of the "
+                        "embed or decoder site (python run.py methods)")
     return pruner
+
+
+def substitute(method, need):
+    """The name of the first reading of a method that does not have this precondition; "" if there is none."""
+    for name, reading in READINGS.items():
+        if issubclass(reading, method) and need not in reading().preconditions:
+            return name
+    return ""
 
 
 def share(settings, names):

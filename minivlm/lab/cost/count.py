@@ -7,6 +7,7 @@ schedule says.
 """
 
 from dataclasses import dataclass
+from math import isqrt
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,7 +130,7 @@ def _entering(shape, pruner):
 def least(shape, pruner, text=64, dtype=torch.float16):
     """FLOPs of the prefill if the method kept no image token from its first reduction on."""
     cut = 0
-    if not pruner.at("vision") and not pruner.at("embed"):
+    if not any(pruner.at(site) for site in ("image", "vision", "embed")):
         cut = min(pruner.at("decoder").reduce_at(shape.layers), default=shape.layers)
     entering = [shape.n] * cut + [0] * (shape.layers - cut)
     return sum(_prefill(on_meta(shape, dtype), shape, pruner, text, entering)[:2])
@@ -152,15 +153,20 @@ def _prefill(model, shape, pruner, text, entering, last=True):
 
 
 def _encode(model, shape, pruner):
-    """FLOPs of the tower, and of the projector on what a method at the vision site leaves."""
+    """FLOPs of the tower, on a smaller picture if a method makes it so, and of the projector on what is left then."""
     vision = shape.config.vision
     layers = shape.config.vision_feature_layer
     if isinstance(layers, int):
         layers = [layers]
     depth = max(layer % (vision.num_hidden_layers + 1) for layer in layers)
-    pixels = torch.empty(shape.tiles, vision.num_channels, vision.image_size, vision.image_size, device="meta")
+    first = pruner and (pruner.at("image") or pruner.at("vision"))
+    n = shapes.entering(first, shape)[0]
+    side = vision.image_size
+    if pruner and pruner.at("image"):
+        tokens_on_side = isqrt(n // shape.tiles)
+        side = side * tokens_on_side // shape.grid
+    pixels = torch.empty(shape.tiles, vision.num_channels, side, side, device="meta")
     tower, states = _counted(lambda: _tower(model, shape, pixels, depth, pruner))
-    n = shapes.entering(pruner and pruner.at("vision"), shape)[0]
     width = model.multi_modal_projector.linear_1.in_features
     features = torch.empty(n, width, dtype=states[0].dtype, device="meta")         # (n, C)
     projector, _ = _counted(lambda: model.multi_modal_projector(features))

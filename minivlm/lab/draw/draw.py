@@ -18,11 +18,13 @@ from minivlm.trace import Step
 from pruning.base import Reduction
 
 WHERE = {
+    "image": "before the vision tower",
     "vision": "vision tower, before layer {}",
     "embed": "before the decoder",
     "decoder": "before layer {}",
     "none": "nothing dropped",
 }
+OF_ONE_IMAGE = ("image", "vision")     # sites at which a reduction is of a single image
 LINE = (255, 255, 255)
 EVIDENCE = (255, 0, 200)
 # low .. high: ever lighter
@@ -113,8 +115,8 @@ def merge_maps(picture, box, trace, image=0, title="", evidence=()):
 
 
 def steps(view, trace):
-    """The reductions that concern this image: at the vision site each is of a single image."""
-    own = [step for step in trace.steps if step.site != "vision" or view.has(step.source).any()]
+    """The reductions that concern this image: before the prompt is there each is of a single image."""
+    own = [step for step in trace.steps if step.site not in OF_ONE_IMAGE or view.has(step.source).any()]
     if own:
         return own
     tokens = torch.tensor(view.tokens)
@@ -265,7 +267,7 @@ def heat_scale(width):
 
 def made_of(trace, step):
     """(k, N) weights of the original tokens in each token that this step left."""
-    if step.site != "vision":
+    if step.site not in OF_ONE_IMAGE:
         return until(trace, step).sources()
     # the first reduction of its image, and of no other
     merge = step.reduction.merge.float()                   # (k, n)

@@ -64,13 +64,13 @@ def against(right, other):
     )
 
 
-def facts(items, contestants, rows):
-    """[{"contestant", "method", "keep", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
+def answered(items, contestants, rows):
+    """{label: its rows, in the order of the questions} of those that run; {label: why not} of the others.
 
-    A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model cannot answer.
+    UserError if the unpruned model cannot answer.
     """
     row_of = {(row["contestant"], row["question"]): row for row in rows}
-    answers = {}                                       # {label: rows, in the order of the questions}
+    answers = {}
     why_not = {}
     for contestant in contestants:
         label = contestant.label
@@ -85,6 +85,15 @@ def facts(items, contestants, rows):
             answers[label] = own
     if "none" in why_not:
         raise UserError(why_not["none"])
+    return answers, why_not
+
+
+def facts(items, contestants, rows):
+    """[{"contestant", "method", "keep", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
+
+    A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model cannot answer.
+    """
+    answers, why_not = answered(items, contestants, rows)
     return [_fact(contestant, answers, why_not, items) for contestant in contestants]
 
 
@@ -98,17 +107,17 @@ def _fact(contestant, answers, why_not, items):
     families = {}
     for family in sorted({item.family for item in items}):
         questions = [i for i, item in enumerate(items) if item.family == family]
-        families[family] = _part(answers, label, others, questions)
+        families[family] = part(answers, label, others, questions)
     tokens = [mean(row["visual"]) for row in answers[label]]
     return dict(
         names,
         tokens=mean(tokens),
-        all=_part(answers, label, others, range(len(items))),
+        all=part(answers, label, others, range(len(items))),
         families=families,
     )
 
 
-def _part(answers, label, others, questions):
+def part(answers, label, others, questions):
     """The numbers on some of the questions."""
     rows = [answers[label][i] for i in questions]
     right = [row["right"] for row in rows]
@@ -156,15 +165,15 @@ def _cells(row):
     evidence = ""
     if whole["evidence"] is not None:
         evidence = f"{whole['evidence']:.0%}"
-    families = "".join(f"{_accuracy(part, 0):11}" for part in row["families"].values())
-    accuracy = _accuracy(whole, 1, 4)
+    families = "".join(f"{percent(part, 0):11}" for part in row["families"].values())
+    accuracy = percent(whole, 1, 4)
     against_none = ""
     if "none" in whole["against"]:
         against_none = _points(whole["against"]["none"])
     return f"{row['tokens']:6.1f}  {evidence:>8}  {families}{accuracy:16}{against_none}"
 
 
-def _accuracy(part, digits, width=0):
+def percent(part, digits, width=0):
     """"57 47-66": per cent, and the interval."""
     low, high = part["interval"]
     share = f"{100 * part['accuracy']:{width}.{digits}f}"

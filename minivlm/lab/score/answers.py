@@ -23,22 +23,22 @@ from pruning.controls import Random, Random3x3
 
 
 class Remembering(nn.Module):
-    """A vision tower that gives again what it gave, as long as the picture stays the same."""
+    """A vision tower that gives again what it gave, as long as the picture stays the same, at each size of it."""
 
     def __init__(self, tower):
         super().__init__()
         self.tower = tower
         self.embeddings = tower.embeddings
         self.layers = tower.layers
-        self.pixels = None
-        self.states = None
+        self.known = {}                                # {side: pixels and states of the newest picture of this size}
 
     def forward(self, pixels, depth):
         """As the tower does; `depth` is the model's, the same at every call."""
-        if self.pixels is None or not torch.equal(pixels, self.pixels):
-            self.states = self.tower(pixels, depth)
-            self.pixels = pixels
-        return self.states
+        side = pixels.shape[-1]
+        if side not in self.known or not torch.equal(pixels, self.known[side][0]):
+            self.known[side] = pixels, self.tower(pixels, depth)
+        _, states = self.known[side]
+        return states
 
 
 @dataclass

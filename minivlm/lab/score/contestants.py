@@ -146,7 +146,7 @@ def with_method(setting, method):
 
 def places(pruner, layers):
     """The layers, of `layers` in all, before which a method drops tokens; 0: before the decoder."""
-    before = pruner.at("vision") or pruner.at("embed")
+    before = pruner.at("image") or pruner.at("vision") or pruner.at("embed")
     decoder = pruner.at("decoder")
     where = [0] if before else []
     if decoder:

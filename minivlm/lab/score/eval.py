@@ -1,10 +1,12 @@
 """Score the model on a task, unpruned and under methods.
 
 The table has accuracy with intervals, and what pruning costs on the same questions. No pruning, random and uniform
-tokens are always among the contestants. An interrupted run continues if the same command is given again.
+tokens are always among the contestants. With downsample_image among the methods there is a second table, of the
+questions that a smaller picture does not solve. An interrupted run continues if the same command is given again.
 
 examples:
   python run.py eval --method fastv,divprune --keep 0.25,0.1 --out scores.json
+  python run.py eval --method downsample_image,divprune,divprune@positions=keep --keep 0.1
   python run.py eval --data FOLDER --model DIR --method all --keep 0.25
 """
 
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from minivlm.lab.cli import output, parallel, session
 from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, add_settings, new_name, within
-from minivlm.lab.score import accuracy, answers
+from minivlm.lab.score import accuracy, answers, unsolved
 from minivlm.lab.score.contestants import DEFAULT, contestants
 from minivlm.lab.score.curves import curves
 from minivlm.lab.score.log import Log
@@ -113,12 +115,20 @@ def main(args):
         rows = contest.run(log, rank, size)
     if rank == 0:
         numbers = accuracy.facts(items, entered, rows)
-        report(dict(recipe=recipe, questions=len(items), contestants=numbers), args.out)
+        result = dict(recipe=recipe, questions=len(items), contestants=numbers)
+        report(result | by_difficulty(items, entered, rows), args.out)
+
+
+def by_difficulty(items, entered, rows):
+    """{"unsolved": numbers}, if downsample_image was run; else {}."""
+    groups = unsolved.unsolved(items, entered, rows)
+    return dict(unsolved=groups) if groups else {}
 
 
 def report(result, path):
-    """Print the table; write it, and its picture, if there is a path."""
-    print("\n".join(accuracy.lines(result)))
+    """Print the tables; write them, and the picture of the first, if there is a path."""
+    tables = [*accuracy.lines(result), *unsolved.lines(result.get("unsolved", []))]
+    print("\n".join(tables))
     if path:
         output.save_json(path, result)
         output.save(Path(path).with_suffix(".png"), curves(result).save)

@@ -1,0 +1,72 @@
+"""How methods answer the questions that need more than a smaller picture: those that downsample_image does not solve.
+
+VTC-Bench (Liao et al., arXiv:2510.07143) calls a question difficult if the unpruned model answers it and the same model
+on the smaller picture does not; on the others a method shows little, since a smaller picture would do. Here both are
+counted: all that downsample_image does not solve, and the difficult ones among them. Each budget has its own, from
+downsample_image at that budget.
+"""
+
+from minivlm.lab.score.accuracy import answered, part, percent, wilson
+
+FILTER = "downsample_image"
+
+
+def unsolved(items, contestants, rows):
+    """[{"keep", "questions", "share", "interval", "difficult", "contestants": [{"contestant", "unsolved": part,
+    "difficult": part}]}] as plain data, one per budget of downsample_image; [] if that was not run.
+
+    A part is None if it has no question.
+    """
+    answers, _ = answered(items, contestants, rows)
+    groups = []
+    for contestant in contestants:
+        if contestant.method == FILTER and contestant.label in answers:
+            others = [c.label for c in contestants if c.label in answers and is_alike(c, contestant)]
+            groups.append(_group(answers, contestant, others))
+    return groups
+
+
+def is_alike(contestant, other):
+    """Whether a contestant has the budget of the other one, or none of its own."""
+    return contestant.keep in (None, other.keep)
+
+
+def _group(answers, filter, labels):
+    """The numbers of one budget."""
+    right = [row["right"] for row in answers[filter.label]]
+    unpruned = [row["right"] for row in answers["none"]]
+    left = [i for i, share in enumerate(right) if share < 1]
+    difficult = [i for i in left if unpruned[i] == 1]
+    rows = []
+    for label in labels:
+        parts = {"unsolved": _part(answers, label, left), "difficult": _part(answers, label, difficult)}
+        rows.append(dict(contestant=label, **parts))
+    share = len(left) / len(right)
+    return dict(keep=filter.keep, questions=len(left), share=share, interval=wilson(share, len(right)),
+                difficult=len(difficult), contestants=rows)
+
+
+def _part(answers, label, questions):
+    return part(answers, label, (), questions) if questions else None
+
+
+def lines(groups):
+    """The tables as text."""
+    for group in groups:
+        width = max(len(row["contestant"]) for row in group["contestants"])
+        low, high = group["interval"]
+        yield ""
+        yield (f"{FILTER} {group['keep']} does not solve {group['questions']} questions, {100 * group['share']:.1f} % "
+               f"({100 * low:.1f}-{100 * high:.1f}); no pruning solves {group['difficult']} of these: the difficult "
+               "ones")
+        yield f"{'':{width}}  unsolved        difficult"
+        for row in group["contestants"]:
+            cells = [_cell(row[name]) for name in ("unsolved", "difficult")]
+            yield f"{row['contestant']:{width}}  {cells[0]:16}{cells[1]}".rstrip()
+    if groups:
+        yield ""
+        yield f"unsolved, difficult: % right of these questions; {FILTER} is wrong on them by definition"
+
+
+def _cell(numbers):
+    return "" if numbers is None else percent(numbers, 1, 4)
