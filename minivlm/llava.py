@@ -14,8 +14,7 @@ from minivlm.llama import Decoder
 from minivlm.parts.activations import ACTIVATIONS
 from minivlm.parts.checks import check_ids, check_length
 from minivlm.parts.merging import tower_output
-from minivlm.parts.sequence import Part, counted_from, only_visual, places_on_tiles, spliced, tower_tokens
-from minivlm.parts.smaller import seen_smaller
+from minivlm.parts.sequence import Part, counted_from, only_visual, places_on_tiles, positioned, spliced, tower_tokens
 from minivlm.trace import Trace, note
 from pruning.apply import acting, checked
 from pruning.base import UserError
@@ -62,46 +61,38 @@ class Llava(nn.Module):
         return self.lm_head.weight.device
 
     def features(self, pixels, pruner=None, trace=None):
-        """One image, (tiles, 3, size, size) -> features (n, C), grid (n, 3) and source (n,) of its visual tokens.
-
-        With a method of the vision site only those that it keeps; with one of the image site those of a smaller
-        picture.
-        """
-        smaller = acting(pruner, "image")
-        if smaller:
-            whole, r, features = seen_smaller(self, pixels, smaller)
-            note(trace, "image", whole, r)
-            return features, whole.grid[r.keep], r.keep
-        tokens, r = tower_output(self, pixels, acting(pruner, "vision"))
+        """One image, (tiles, 3, size, size) -> features (n, C), grid (n, 3) and source (n,) of the tokens it leaves."""
+        method = acting(pruner, "image") or acting(pruner, "vision")
+        tokens, r = tower_output(self, pixels, method)
         if r is not None:
-            tokens = self.cut(tokens, r, trace)
-        return tokens.hidden[tokens.visual], tokens.grid, tokens.source
+            tokens = self.cut(tokens, r, method.site, trace)
+        features = tokens.hidden[tokens.visual]                                    # (n, C)
+        return features, tokens.grid, tokens.source
 
     def encode(self, pixels, pruner=None, side=None):
-        """The Tokens that a method of the vision site is given: all tiles as one sequence, with views of the tower.
-
-        side: visual tokens on a side of a tile, if the picture was made smaller.
-        """
+        """The Tokens that a method of the vision site is given: all tiles as one sequence, with views of the tower."""
         layers = self.config.feature_layers
         states = self.vision_tower(pixels, max(layers))
         hidden = torch.cat([states[l] for l in layers], dim=-1)                    # (tiles, 1+P, C)
         grid = self.visual_grid(len(pixels), pruner, side)                         # (n, 3)
         return tower_tokens(self.vision_tower, states, hidden, grid)
 
-    def cut(self, tokens, r, trace=None):
-        """The visual tokens that a method of the vision site keeps."""
-        note(trace, "vision", tokens, r)
+    def cut(self, tokens, r, site, trace=None):
+        """The visual tokens that a method keeps before the projector."""
+        note(trace, site, tokens, r)
         return only_visual(tokens).reduced(r)                      # without the class tokens that are not visual
 
     def visual_grid(self, tiles, pruner=None, side=None):
         """(N, 3) the grid, as in Tokens, of the visual tokens of this many tiles before any are dropped.
 
-        They are the patches, and the class tokens if the model or the method uses them.
+        They are the patches, and the class tokens if the model or the method uses them. side: of a smaller picture.
         """
         pruner = acting(pruner, "vision")
         model_uses_class = self.config.vision_feature_select_strategy == "full"
         method_uses_class = pruner is not None and pruner.cls
-        return places_on_tiles(tiles, side or self.config.grid_side, model_uses_class or method_uses_class)
+        with_class = model_uses_class or method_uses_class
+        side = side or self.config.grid_side
+        return places_on_tiles(tiles, side, with_class)
 
     def visual_tokens(self, image):
         """How many visual tokens an image becomes, unpruned."""
@@ -153,10 +144,7 @@ class Llava(nn.Module):
         unpruned_grid = self.visual_grid(len(pixels), pruner)                      # (N, 3)
         trace.image(counted_from(first_tile, unpruned_grid))
         part = Part(hidden, counted_from(first_tile, grid), source + first_source)
-        method = acting(pruner, "vision")
-        if method and method.positions == "keep":
-            part = part._replace(position=source, length=len(unpruned_grid))
-        return part
+        return positioned(part, acting(pruner, "vision"), source, len(unpruned_grid))
 
     def prefill(self, tokens, pruner=None, trace=None):
         """Tokens of a prompt -> logits (V,) of the next token, and the cache. UserError if the prompt is too long."""

@@ -16,7 +16,7 @@ import torch
 
 from pruning.base import Pruner, Reduction
 from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, FromOne, option
+from pruning.fields import Amount, FromOne, Positions, early_positions, option
 from pruning.grid import squares
 from pruning.ranked import descending, finite
 
@@ -28,6 +28,7 @@ class HoloV(Pruner):
     keep: Amount = option(1 / 9, "share, or number, of the tokens of an image kept: 64 of 576")
     crops: FromOne | None = option(None, "number of crops; none: 1024 / 576 times n / keep, 16 for 64 of 576")
     grid: bool = option(False, "crops are squares of the picture, not strips of the flattened image")
+    positions: Positions = early_positions()
 
     site = "vision"
     per = "image"

@@ -1,11 +1,10 @@
 """The READMEs as the tests read them, and how a Python block of theirs is run."""
 
-import contextlib
 import re
 import runpy
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from paths import ROOT, working_in
+
 FRONT = (ROOT / "README.md").read_text()
 CARDS = (ROOT / "pruning" / "README.md").read_text()
 LAB = (ROOT / "minivlm" / "lab" / "README.md").read_text()
@@ -42,7 +41,7 @@ def check_block(block, capsys, tmp_path):
     """The block runs in an empty folder, on the repository's files, and prints what its comments say."""
     program = block.replace('"minivlm/', f'"{ROOT}/minivlm/')
     (tmp_path / "block.py").write_text(program)
-    with contextlib.chdir(tmp_path):
+    with working_in(tmp_path):
         runpy.run_path("block.py")
     printed = capsys.readouterr().out.splitlines()
     assert printed == shown_by(block), (printed, shown_by(block))

@@ -3,16 +3,15 @@
 It is the command's sheet in 48 colours, so that it is small in the repository.
 """
 
-import contextlib
 import re
 import shlex
 import sys
 import tempfile
-from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from paths import ROOT, working_in
+
 PICTURE = ROOT / "minivlm" / "toy" / "six_methods.png"
 COLOURS = 48
 
@@ -22,7 +21,7 @@ def drawn():
     import run
     command = re.search(r"^    python run\.py (.* --out six_methods\.png)$", (ROOT / "README.md").read_text(), re.M)
     words = [str(ROOT / word) if word.startswith("minivlm/") else word for word in shlex.split(command[1])]
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder, working_in(folder):
         assert run.main(words) == 0
         page = Image.open("six_methods.png").convert("RGB")
     return page.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)

@@ -12,8 +12,6 @@ from minivlm.families.llava_next_image import Tiles
 from minivlm.llava import Llava
 from minivlm.parts.merging import tower_output
 from minivlm.parts.sequence import Part, counted_from
-from minivlm.parts.smaller import seen_smaller
-from minivlm.trace import note
 from pruning.apply import acting, reordered
 from pruning.base import UserError
 from pruning.tile_grid import TileGrid
@@ -42,44 +40,28 @@ class LlavaNext(Llava):
         """The Part of one image. The base tile and the grid of tiles count as two tiles."""
         if not isinstance(image, Tiles):
             return super().image_part(image, pruner, trace)
-        if acting(pruner, "image"):
-            return self.smaller_part(image, pruner.at("image"), trace)
-        if acting(pruner, "vision"):
-            return self.pruned_part(image, pruner, trace)
+        method = acting(pruner, "image") or acting(pruner, "vision")
+        if method:
+            return self.pruned_part(image, method, trace)
         return self.whole_part(image, trace)
 
-    def pruned_part(self, image, pruner, trace):
-        """What a method of the vision site keeps of an image's Tiles, in its output order, without newlines."""
+    def pruned_part(self, image, method, trace):
+        """What a method keeps of an image's Tiles before the projector, in its output order, without newlines."""
         tile_grid = self.tile_grid(image)
         first_tile = trace.tiles
         first = trace.N
-        method = pruner.at("vision")
-        if method.positions == "keep":
+        if method.site == "vision" and method.positions == "keep":
             raise UserError(f"{type(method).__name__} may keep patches of the padding, which have no position in the "
                             "unpruned prompt of tiles: use positions=renumber")
         tokens, r = tower_output(self, image.pixels.to(self.device), method)
         whole = tile_grid.on_whole_grid(tokens.grid)                               # (N, 3)
         # put the tokens left in the order in which the prompt has them
         order = method.output_order(tokens.grid[r.keep], tile_grid)                # (k',)
-        tokens = self.cut(tokens, reordered(r, order), trace)
+        tokens = self.cut(tokens, reordered(r, order), method.site, trace)
         trace.image(counted_from(first_tile, whole), (0, 0))
         hidden = self.multi_modal_projector(tokens.hidden[tokens.visual])          # (k', D)
         grid = tile_grid.on_whole_grid(tokens.grid)                                # (k', 3)
         return Part(hidden, counted_from(first_tile, grid), tokens.source + first)
-
-    def smaller_part(self, image, method, trace):
-        """All patches of an image's Tiles, each made smaller, in the order of the picture, without newlines."""
-        tile_grid = self.tile_grid(image)
-        first_tile = trace.tiles
-        first = trace.N
-        tokens, r, features = seen_smaller(self, image.pixels.to(self.device), method)
-        order = tile_grid.order(tokens.grid[r.keep])                               # (k,)
-        r = reordered(r, order)
-        note(trace, "image", tokens, r)
-        whole = tile_grid.on_whole_grid(tokens.grid)                               # (N, 3)
-        trace.image(counted_from(first_tile, whole), (0, 0))
-        hidden = self.multi_modal_projector(features[order])                       # (k, D)
-        return Part(hidden, counted_from(first_tile, whole[r.keep]), r.keep + first)
 
     def whole_part(self, image, trace):
         """What shows something of the picture, with a newline after each row of the grid of tiles."""

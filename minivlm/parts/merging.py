@@ -9,15 +9,18 @@ from dataclasses import replace
 import torch
 
 from minivlm.parts.sequence import tower_tokens
+from minivlm.parts.smaller import seen_smaller
 from minivlm.parts.views import TowerView
 from pruning.apply import checked
 from pruning.base import Reduction, UserError
 
 
 def tower_output(model, pixels, method):
-    """All features of one image as Tokens, and the Reduction of a method of the vision site; None without one."""
+    """All features of one image as Tokens, and the Reduction of a method before the projector; None without one."""
     if method is None:
         return model.encode(pixels), None
+    if method.site == "image":
+        return seen_smaller(model, pixels, method)
     layers = model.config.feature_layers
     depth = max(layers)
     tiles = len(pixels)
@@ -27,8 +30,10 @@ def tower_output(model, pixels, method):
     if counts is None:
         tokens = model.encode(pixels, method)
         return tokens, checked(method, tokens)
+    name = type(method).__name__
+    if "cls" in model.lacks:
+        raise UserError(f"{name} needs a class token, {model.lacks['cls']}: see python run.py methods --readings")
     if len(layers) > 1:
-        name = type(method).__name__
         raise UserError(f"{name} merges inside the tower, and this model reads several of its layers, "
                         "which then have different tokens: use a method that acts after the tower")
     return merged_inside(model.vision_tower, pixels, grid, method, counts)

@@ -58,6 +58,13 @@ class Part(NamedTuple):
     length: int | None = None          # position ids that the part takes; None: m
 
 
+def positioned(part, method, source, length):
+    """The part with the position ids of its tokens (m,) among `length` unpruned ones, if the method keeps them."""
+    if method is None or method.positions != "keep":
+        return part
+    return part._replace(position=source, length=length)
+
+
 def counted_from(tile, grid):
     """The places (n, 3) with their tiles counted from `tile`."""
     shift = torch.tensor([tile, 0, 0], device=grid.device)

@@ -3,6 +3,7 @@
 Pixels and position embeddings are interpolated bicubically, the latter as transformers' interpolate_pos_encoding does.
 """
 
+from dataclasses import replace
 from math import isqrt
 
 import torch
@@ -14,8 +15,8 @@ from pruning.base import Tokens, UserError
 
 
 def seen_smaller(model, pixels, method):
-    """One image's pixels (tiles, 3, S, S) -> the Tokens of the whole picture, without states; the Reduction, which says
-    what part of it each token of the smaller one shows; and the features of these (k, C)."""
+    """One image's pixels (tiles, 3, S, S) -> the Tokens of the whole picture, and the Reduction, which says what part
+    of it each token of the smaller one shows. The row of each token that is left holds its features."""
     config = model.config
     name = type(method).__name__
     if config.vision_feature_select_strategy == "full":
@@ -32,7 +33,9 @@ def seen_smaller(model, pixels, method):
     smaller = model.encode(resized_pixels(pixels, side * pixels_per_token), side=side)
     features = smaller.hidden[smaller.visual]                                      # (k, C)
     in_sequence = r.keep.argsort().argsort()               # (k,)  of each row of r, its place in sequence order
-    return tokens, r, features[in_sequence]
+    hidden = features.new_zeros(len(grid), features.shape[1])                      # (n, C)
+    hidden[r.keep] = features[in_sequence]
+    return replace(tokens, hidden=hidden), replace(r, applied=True)
 
 
 def resized_pixels(pixels, side):
