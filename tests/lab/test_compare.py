@@ -172,7 +172,7 @@ def test_composed_and_scheduled():
 @pytest.mark.parametrize("words, message", [
     (["vispruner+fastv", "256"], r"--keep 256: give one number for each of vispruner\+fastv, like 256\+64"),
     (["fastv", None, [], "4"], "--schedule 4: write LAYER:KEEP,LAYER:KEEP"),
-    (["fastv+vispruner"], "compose in the order vision, embed, decoder; got decoder, vision"),
+    (["fastv+vispruner"], "compose in the order image, vision, embed, decoder; got decoder, vision"),
     (["divprune", None, [], "4:9"], "DivPrune cannot be scheduled: only a decoder method with a layer and a keep")])
 def test_what_cannot_be_composed_or_scheduled(words, message):
     with pytest.raises(UserError, match=message):

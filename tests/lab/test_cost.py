@@ -9,7 +9,7 @@ from pruning.budget import staged
 from pruning.fastv import FastV
 
 SEVEN = 4096, 11008                    # width and MLP of LLaMA-7B
-COARSE = {"vtw": 18, "fitprune": 50, "downsample": 25, "avgpool": 25}          # largest steps of an average
+COARSE = {"vtw": 18, "fitprune": 50, "downsample": 25, "avgpool": 25, "downsample_image": 29}  # largest steps of an average
 
 
 def tera(entering, **options):

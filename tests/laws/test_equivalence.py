@@ -101,8 +101,9 @@ def test_two_reductions(first, second, positions):
     same_cache(cache, cache_now)
 
 
-EARLY = [name for name in METHODS if "positions" in annotations(METHODS[name]) and "select" in METHODS[name]().laws
-         and not getattr(METHODS[name], "reads_attention", False)]
+# In another order than the picture's (HoloV), a token sees others than it would at its position.
+EARLY = [name for name in METHODS if "positions" in annotations(METHODS[name])
+         and {"select", "ordered"} <= METHODS[name]().laws and not getattr(METHODS[name], "reads_attention", False)]
 
 
 @pytest.mark.parametrize("name", EARLY)
@@ -179,7 +180,10 @@ def test_cached_equals_uncached(name, prompt):
     _, cache, trace = prefill(model, prompt, images(prompt), pruner)
     for words in (WORDS[:2], WORDS[2:3], WORDS[3:]):
         stepped = model.step(words, cache)
-    whole, cache_whole, _ = prefill(model, prompt + WORDS, images(prompt), pruner and replay(pruner, trace))
+    again = pruner and replay(pruner, trace)
+    if name == "tome":                                     # it merges inside the tower, whatever the text is
+        again = pruner
+    whole, cache_whole, _ = prefill(model, prompt + WORDS, images(prompt), again)
     close(stepped, whole, DEEP)
     assert cache.lengths == cache_whole.lengths
     same_cache(cache, cache_whole)

@@ -313,7 +313,7 @@ def test_facts_as_data():
 
 @pytest.mark.parametrize("methods, message", [
     ((FastV(), VTW()), "FastV and VTW both act at the decoder site"),
-    ((FastV(), VisPruner()), "in the order vision, embed, decoder; got decoder, vision"),
+    ((FastV(), VisPruner()), "in the order image, vision, embed, decoder; got decoder, vision"),
     ((), "got none"),
     ((VisPruner(), AveragePool(site="embed")), "AveragePool needs the whole grid of patches, and VisPruner"),
     ((Blind(), DownSample()), "DownSample needs the whole grid"),
