@@ -15,7 +15,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)             # the models are tiny: threads would wait for each other
 settings.register_profile("quick", max_examples=50, deadline=None)                 # for tests that set no number
-settings.register_profile("slow", max_examples=400, deadline=None)
+settings.register_profile("slow", max_examples=150, deadline=None)
 
 
 def pytest_configure(config):

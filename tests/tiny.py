@@ -24,7 +24,7 @@ from pruning.readings import ATPPooled
 GRIDS = (16, 32), (32, 16), (32, 32), (48, 16), (16, 48)       # of a tiny LLaVA-NeXT
 DEEP = 1e-4                                    # tolerance for values near 1 after 32 layers of float32
 MARK, EOS = 99, 2                              # ids of <image> and </s>; 3 .. 97 are words
-EXAMPLES = settings.default.max_examples // 4                  # 12, with --slow 100: see conftest.py
+EXAMPLES = settings.default.max_examples // 4                  # 12, with --slow 37: see conftest.py
 SETTINGS = settings(max_examples=EXAMPLES, derandomize=True, database=None)
 
 
