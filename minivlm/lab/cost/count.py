@@ -174,7 +174,7 @@ def _encode(model, shape, pruner):
 
 
 def _tower(model, shape, pixels, depth, pruner):
-    """The states of the tower; a method that merges inside it leaves fewer tokens to each MLP, and to the next block."""
+    """The states of the tower. A method that merges inside it leaves fewer tokens to each MLP and to the next block."""
     method = pruner and pruner.at("vision")
     counts = method and method.tower_schedule(shape.n // shape.tiles, depth)
     if not counts:
