@@ -5,7 +5,7 @@ centre of the image, then pick tokens one by one, as non-maximum suppression doe
 scores of its neighbours, more so the nearer they are and the more similar their keys.
 
 Paper and code: the paper gives no constants; these are the released code's. So are the keys, projected from the
-residual stream without the layer's norm (AdaptPruneNormedKeys in readings.py: with it). Several tiles follow supplement
+residual stream without the layer's norm (AdaptPruneNormedKeys in readings/: with it). Several tiles follow supplement
 A, which has no public code: each tile has its own centre, and no token suppresses one of another tile.
 """
 

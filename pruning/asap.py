@@ -6,7 +6,7 @@ merged into more salient ones, and the best of the dropped tokens take the place
 
 Paper and code: no code is public. The paper does not say in which layers the mask acts, nor whose attention ranks. Here
 the mask acts in all layers before the cut, and the last row ranks as in FastV. So each of FastV, FastVBiMask and ASAP
-adds one thing to the one before, as in Figure 4. Other readings: readings.py and the card (README.md).
+adds one thing to the one before, as in Figure 4. Other readings: readings/ and the card (README.md).
 """
 
 from dataclasses import dataclass

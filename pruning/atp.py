@@ -8,7 +8,7 @@ two losses push towards few tokens.
 
 Paper and code: no code is public. Logits and probabilities have no common scale and the thresholds are in (0, 1), so
 each score is first brought to [0, 1]. Positions are 1-D, since a pretrained LLaVA has no others. The other choices are
-in the card (README.md) and in readings.py.
+in the card (README.md) and in readings/.
 """
 
 import math

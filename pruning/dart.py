@@ -6,7 +6,7 @@ of the text, and retain the tokens that duplicate them least. No attention is co
 
 Paper and code: the paper has a threshold for each pivot, which the reduction ratio decides. The code gives each pivot
 the same number of tokens, as this file does. It leaves more tokens than it names, and visits the pivots in the order of
-a Python set of row numbers, so that the length of the system prompt changes the choice: DARTReleased in readings.py.
+a Python set of row numbers, so that the length of the system prompt changes the choice: DARTReleased in readings/.
 This file leaves exactly `keep`, and visits the pivots by falling strength, those of the image before those of the text.
 """
 

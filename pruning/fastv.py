@@ -3,7 +3,7 @@
 After layer K, few visual tokens receive attention. So drop those that received the least in layer K (the paper counts
 from one: layer K-1 here), and run the layers from K on without them. The others keep their position ids.
 
-Paper and code: the paper's score is the attention received from all tokens (FastVAllRows in readings.py); the released
+Paper and code: the paper's score is the attention received from all tokens (FastVAllRows in readings/); the released
 code, and this file, read only the last prompt token's row. The code can also mask the keys instead of dropping the
 tokens (FastVMask): text rows get the same values.
 """

@@ -7,7 +7,7 @@ stage keeps a uniform sample of the image, too. The second stage, in deeper laye
 
 Paper and code: the second stage keeps (1 - R)^2 of the tokens that are left, not of all. The code takes the softmax
 over the image only, so that each head has one vote, however little of its attention the image gets; FEATHERRow in
-readings.py takes it over the row. The code rounds shares down, in a small image to nothing; this file chooses at least
+readings/ takes it over the row. The code rounds shares down, in a small image to nothing; this file chooses at least
 one token.
 """
 

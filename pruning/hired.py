@@ -8,7 +8,7 @@ the first block. Each tile then keeps the patches with the most attention in the
 tile, as in LLaVA-1.5, gets the whole budget.
 
 Paper and code: in the paper the content of a tile is the sum of attention over a region of the base tile (HiREDGrid in
-readings.py). In the released code, and here, the base tile's patches in sequence order are cut into one part per tile,
+readings/). In the released code, and here, the base tile's patches in sequence order are cut into one part per tile,
 and content is the number of top patches in a part; the top patches are a share 1 - alpha. Budgets are rounded down, so
 that a few of the B tokens are not used. LLaVA-NeXT receives no padding and no newlines.
 """

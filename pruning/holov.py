@@ -6,7 +6,7 @@ over the crops, and each crop keeps its best tokens.
 
 Paper and code: this file follows the released code. There a crop's score also has a term for the variance of its
 features, which is divided by its own mean and so cancels: a crop's budget is its share of the class token's attention
-(HoloVReleased in readings.py has the term). In the code, rows of zeros replace what a crop cannot hold; here the other
+(HoloVReleased in readings/ has the term). In the code, rows of zeros replace what a crop cannot hold; here the other
 crops get it. A crop is a strip of the flattened image; `grid` makes it a square.
 """
 

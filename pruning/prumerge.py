@@ -5,7 +5,7 @@ Before the projector, keep the patches whose attention from the class token is a
 + 1.5 IQR), so that a busy image keeps more tokens than a plain one. Then supplement each with the patches whose keys
 are most similar to its own, weighted by their attention. PruMerge+ keeps a uniform sample of the patches as well.
 
-Paper and code: the paper averages clusters (PruMergeAverage in readings.py); the released code, and this file, add the
+Paper and code: the paper averages clusters (PruMergeAverage in readings/); the released code, and this file, add the
 neighbours, weighted by their attention, to the kept token, and append one more token, the weighted sum of all patches
 not kept. Queries and keys are those of the block after the features, as one head over the full width. Each tile is
 reduced by itself.

@@ -5,7 +5,7 @@ are dropped until a given share of the N original tokens is left. They are ranke
 token in the layer that is about to run, computed by that layer's own projections on all tokens that are still there.
 
 Paper and code: dropping "after" layers 8, 16 and 24 is, in the released code and here, dropping before the layers with
-these indices, counted from 0. The remaining tokens are renumbered from 0 at each stage (PyramidDropKept in readings.py
+these indices, counted from 0. The remaining tokens are renumbered from 0 at each stage (PyramidDropKept in readings/
 keeps the position ids). The code takes one image per prompt; here the tokens of several are ranked together.
 """
 

@@ -5,7 +5,7 @@ layers the best rated are kept; a table says how many. The better rated of the o
 DPC-kNN, one token per cluster, placed after the kept tokens.
 
 Paper and code: the paper derives the numbers from the rank of the raters' attention, as v1.0 does (SparseVLMRank in
-readings.py); v2.0 recycles nothing and corrects for distance (SparseVLMPlus). The code recycles one token more, and
+readings/); v2.0 recycles nothing and corrects for distance (SparseVLMPlus). The code recycles one token more, and
 makes one cluster more, than tau and theta say. It averages a cluster; the paper sums it. At each cut it drops at least
 one token; here the very last token is never dropped. It adds random noise to the densities so that none are equal;
 here, of equal ones, the better rated row counts as denser.

@@ -5,7 +5,7 @@ Before the projector, keep the tokens that the class token looks at most (domina
 few (contextual tokens): targets are taken at regular distances from the rest, and each other token joins the target
 with the most similar key. Keys and attention are averaged over heads, both in the block that makes the features.
 
-Paper and code: the paper merges a target and its tokens by their average (VisionZipAverage in readings.py); the
+Paper and code: the paper merges a target and its tokens by their average (VisionZipAverage in readings/); the
 released code, and this file, add the average of the tokens to the target. The class token counts as the first dominant
 token, and its embedding is sent to the decoder, as in the code.
 """

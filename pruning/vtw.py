@@ -6,7 +6,7 @@ withdrawal leaves the next-token distribution almost as it was, measured once on
 
 Paper and code: the released code has K = 15 in its class, and 16 (7B) or 20 in its command lines. If no layer
 qualifies, its search stops with an error; here nothing is withdrawn then. Its option to renumber the remaining text is
-VTWRenumbered in readings.py, and its mode "random" is VTWRandom.
+VTWRenumbered in readings/, and its mode "random" is VTWRandom.
 """
 
 from dataclasses import dataclass, replace

@@ -19,7 +19,7 @@ PATH = [ROOT / name for name in (
     "minivlm/clip.py",
     "minivlm/llava.py",
 )]
-METHOD_FILES = sorted((ROOT / "pruning").glob("*.py"))
+METHOD_FILES = sorted((ROOT / "pruning").rglob("*.py"))
 
 
 def code_lines(text, tree):

@@ -289,9 +289,10 @@ def test_methods_describes_each(capsys):
 ])
 def test_methods_names_what_a_reading_reads(capsys, name, reads):
     """The nearest method above it: fastv_rerank changes fastv_mask, itself a reading, and so reads fastv.
-    Its paper is shown."""
+    Its paper is shown. The file of a reading has the name of the method's."""
     shown = done(capsys, "methods", name)[1].splitlines()
-    assert shown[0].startswith(f"{name} (pruning/readings.py): A reading of {reads}. ")
+    file = METHODS[reads].__module__.split(".")[-1]
+    assert shown[0].startswith(f"{name} (pruning/readings/{file}.py): A reading of {reads}. ")
     assert shown[1] == done(capsys, "methods", reads)[1].splitlines()[1]
 
 

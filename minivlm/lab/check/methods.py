@@ -1,6 +1,6 @@
 """List the methods, or describe one with its options.
 
-Each has its site, what it needs, the laws that it keeps, and its paper. A reading of a paper (pruning/readings.py) is
+Each has its site, what it needs, the laws that it keeps, and its paper. A reading of a paper (pruning/readings/) is
 shown with the method that it reads, and with that method's paper.
 
 examples:
