@@ -8,7 +8,7 @@ only or the text too, the layer before a cut counted with what enters it or with
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 
 
 def layer_flops(tokens, width, intermediate, ffn=3):
@@ -26,6 +26,39 @@ def layer_flops(tokens, width, intermediate, ffn=3):
 def flops(entering, width, intermediate, ffn=3):
     """The prefill of layers that so many tokens enter: flops([576] * 32, 4096, 11008) is 3.817e12."""
     return sum(layer_flops(tokens, width, intermediate, ffn) for tokens in entering)
+
+
+def asap_omega(stages, v, width, intermediate):
+    """ASAP, Eq. 7: Omega, of stages (L_n, lambda_n): L_n layers on v_n = ceil(lambda_n v) of v image tokens.
+
+    asap_omega([(2, 1), (30, 0.29)], 576, 4096, 11008) is 1.265e12. The printed 1.259 sides with rounding to the
+    nearest, which gives 167 of 167.04 tokens where the ceiling gives 168.
+    """
+    omega = 0
+    for L_n, lambda_n in stages:
+        v_n = ceil(round(lambda_n * v, 9))                 # in binary 0.07 x 100 is more than 7
+        omega += L_n * layer_flops(v_n, width, intermediate, ffn=3)
+    return omega
+
+
+def asap_eta(stages, v, width, intermediate):
+    """ASAP, Eq. 8: eta, the share of the unpruned FLOPs; arguments as of Eq. 7."""
+    L = sum(L_n for L_n, _ in stages)
+    return asap_omega(stages, v, width, intermediate) / asap_omega([(L, 1)], v, width, intermediate)
+
+
+def atp_layer_flops(L, width, intermediate):
+    """ATP-LLaVA, Eq. 15: FLOPs^L of one decoder layer on L tokens, those of the text among them."""
+    return layer_flops(L, width, intermediate, ffn=2)
+
+
+def atp_fewer_flops(layers, preserved, depth, L, width, intermediate):
+    """ATP-LLaVA, Eq. 16: the FLOPs that are saved. preserved[k]: tokens left before layer layers[k], L at first."""
+    fewer = 0
+    unpruned = atp_layer_flops(L, width, intermediate)
+    for i_k, next_i, L_p in zip(layers, [*layers[1:], depth], preserved):
+        fewer += (next_i - i_k) * (unpruned - atp_layer_flops(L_p, width, intermediate))
+    return fewer
 
 
 @dataclass(frozen=True)
@@ -67,10 +100,11 @@ def one_cut(n, layers, before, keep):
 def agrees(printed, value):
     """How a printed figure comes from a value: "rounded", "truncated", or "" if it does not.
 
-    agrees("1.25", 1.257) is "truncated".
+    agrees("1.25", 1.257) is "truncated". 0.425 may be rounded to 0.42 and to 0.43.
     """
     digits = decimals(printed)
-    if f"{value:.{digits}f}" == printed:
+    half = 0.5 * 10.0 ** -digits
+    if abs(float(printed) - value) <= half + 1e-9:
         return "rounded"
     truncated = floor(value * 10 ** digits) / 10 ** digits
     if f"{truncated:.{digits}f}" == printed:

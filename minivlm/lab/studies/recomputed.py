@@ -1,13 +1,14 @@
-"""Every figure of cost in three papers' tables, recomputed from its own formula and compared with what is printed.
+"""Every figure of cost, and every average of accuracies, in three papers, recomputed and compared with what is printed.
 
 A printed figure reproduces if rounding, or cutting off digits, gives it; the table says which. `fits` names the other
 single cuts that print the same, so that one can see how little a figure says about its schedule.
 """
 
 from dataclasses import dataclass, replace
+from statistics import fmean
 
-from minivlm.lab.cost.flops import Formula, agrees, average, fits, kv_bytes, one_cut
-from minivlm.lab.studies import published
+from minivlm.lab.cost.flops import Formula, agrees, asap_omega, average, fits, kv_bytes, one_cut
+from minivlm.lab.studies import published, scores
 from pruning.base import UserError
 
 ASAP = Formula(ffn=3)                  # its Eq. 7
@@ -21,10 +22,10 @@ class Entry:
 
     table: str
     row: str
-    unit: str                          # "T FLOPs", "% of the FLOPs", "% fewer FLOPs", "tokens", "MiB", "MB", ..
+    unit: str                          # "T FLOPs", "% of the FLOPs", "tokens", "MiB", "% of the scores", "points", ..
     printed: str
     value: float                       # recomputed
-    schedule: str
+    schedule: str                      # "" of what no schedule gives
     formula: str
     remark: str = ""
     others: tuple = ()                 # other schedules (layer, keep) that print the same
@@ -48,9 +49,9 @@ def entries(papers=(), **variant):
     asap = replace(ASAP, **variant)
     atp = replace(ATP, **variant)
     recomputed = {
-        "asap": [*_asap(asap), *_averages("ASAP"), *_storage()],
-        "atp": [*_averages("ATP"), *_atp(atp)],
-        "adaptprune": [*_adaptprune(variant)],
+        "asap": [*_asap(asap), *_with_ceiling(), *_averages("ASAP"), *_storage(), *_asap_scores()],
+        "atp": [*_averages("ATP"), *_atp(atp), *_atp_scores(), *_atp_differences()],
+        "adaptprune": [*_adaptprune(variant), *_latency()],
     }
     chosen = []
     for paper in papers or PAPERS:
@@ -159,6 +160,61 @@ def _adaptprune(variant):
             schedule = f"{layer}x{n} {shape.layers - layer}x{kept}"
             fewer = fewer_percent(pruned, whole)
             yield Entry("AdaptPrune " + table, row, "% fewer FLOPs", printed, fewer, schedule, str(formula), remark)
+
+
+def _with_ceiling():
+    """FastV's figures of ASAP's Table 1 by Eq. 7 as it is printed."""
+    seven = published.SEVEN
+    for row, kept, tera, remark in published.WITH_CEILING:
+        omega = asap_omega([(2, 1), (30, kept)], seven.tokens, seven.width, seven.intermediate)
+        formula = f"Eq. 7, v_n = ceil({kept} x 576) in 30 layers"
+        yield Entry("ASAP Table 1", row, "T FLOPs", tera, omega / 1e12, "", formula, remark)
+
+
+def _asap_scores():
+    for table, (unpruned, rows) in scores.ASAP_SCORES.items():
+        whole = numbers(unpruned)
+        formula = f"mean of score / unpruned score, {len(whole)} benchmarks"
+        for row, printed, mean in rows:
+            percents = [100 * score / full for score, full in zip(numbers(printed), whole)]
+            yield Entry(table, row, "% of the scores", mean, fmean(percents), "", formula)
+
+
+def _atp_scores():
+    """Each percentage of Table 1, and the average of each row."""
+    for row, row_scores, percents, mean in scores.ATP_SCORES:
+        columns = (scores.ATP_BENCHMARKS, row_scores, scores.ATP_UNPRUNED, percents)
+        cells = [cell for cell in zip(*map(str.split, columns)) if "-" not in cell]
+        recomputed = []
+        for benchmark, score, full, percent in cells:
+            recomputed.append(100 * float(score) / float(full))
+            place = ("ATP Table 1", f"{row}, {benchmark}")
+            yield Entry(*place, "% of the score", percent, recomputed[-1], "", f"{score} of {full}")
+        of_scores = fmean(recomputed)
+        of_percents = fmean(float(percent) for *_, percent in cells)
+        remark = "" if agrees(mean, of_scores) else f"the mean of the percentages by the scores is {of_scores:.2f}"
+        formula = "mean of the printed percentages"
+        yield Entry("ATP Table 1", row, "% of the scores", mean, of_percents, "", formula, remark)
+
+
+def _atp_differences():
+    for table, row, points, first, second, remark in scores.ATP_DIFFERENCES:
+        difference = fmean(numbers(first)) - fmean(numbers(second))
+        formula = f"mean of {first}, less mean of {second}" if " " in first else f"{first} - {second}"
+        yield Entry("ATP " + table, row, "points", points, difference, "", formula, remark)
+
+
+def _latency():
+    for row, time, seconds in scores.ADAPTPRUNE_LATENCY:
+        minutes, rest = time.split(":")
+        value = (60 * int(minutes) + int(rest)) / scores.POPE
+        formula = f"{time} for POPE's {scores.POPE} questions"
+        yield Entry("AdaptPrune Table 3", row, "s a question", seconds, value, "", formula)
+
+
+def numbers(text):
+    """numbers("80.0 63.25") -> [80.0, 63.25]"""
+    return [float(word) for word in text.split()]
 
 
 def lines(entries):

@@ -1,6 +1,6 @@
 """Recompute every FLOPs, ratio, average and storage figure of three papers.
 
-Each is compared with what the paper prints.
+Each is compared with what the paper prints; so are the averages, percentages and differences of its accuracies.
 
 examples:
   python run.py tables
