@@ -10,9 +10,10 @@ from PIL import Image
 
 from command import done
 from minivlm.lab.cli.evidence import entering
-from minivlm.lab.cli.options import build, build_all
+from minivlm.lab.cli.options import build
 from minivlm.lab.compare.compare import Run, agreement
 from minivlm.lab.draw import draw
+from minivlm.lab.lineup.lineup import build_all
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Step, Trace
 from paths import IMAGES, MODEL, PARITY, PICTURE

@@ -85,58 +85,6 @@ def own_settings(folder):
     return settings
 
 
-def build_all(names, keep, average, settings, n, layers, parts=MappingProxyType({}), own=MappingProxyType({})):
-    """{name: pruner} of "all" or "a,b,..", each with this keep or average.
-
-    With "all", the UserError that forbids a method takes its place. Among several, methods without a keep have their
-    own schedule. Settings are "method.option=value".
-    """
-    several = chosen(names)
-    each = share(settings, several)
-
-    def built_one(name):
-        own_keep = keep if len(several) == 1 or takes_keep(name) else None
-        return averaged(build(name, own_keep, each[name], own=own), average, n, layers, parts)
-    return {name: built(names, lambda: built_one(name)) for name in several}
-
-
-def chosen(names):
-    """The methods of "a,b,..", or all of the registry. UserError for one that is named twice."""
-    return list(METHODS) if names == "all" else listed("--method", names)
-
-
-def listed(option, text):
-    """listed("--keep", "0.5,0.25") -> ["0.5", "0.25"].
-
-    UserError for a word that is given twice, as both would have the same name.
-    """
-    words = text.split(",")
-    twice = [word for word in dict.fromkeys(words) if words.count(word) > 1]
-    if twice:
-        raise UserError(f"{option} {text}: {twice[0]} is there twice: give it once")
-    return words
-
-
-def built(names, build):
-    """What `build` gives; with the names "all" the UserError that forbids it, in its place."""
-    try:
-        return build()
-    except UserError as error:
-        if names != "all":
-            raise
-        return error
-
-
-def takes_keep(name):
-    """Whether --keep is for the method of that name: not for one that has its own schedule, or was fitted.
-
-    A+B takes 256+64, and a name that is not known is refused by `build`.
-    """
-    if name.endswith(".json"):
-        return False
-    name, _ = variant(name)
-    return name not in EVERY or "keep" in annotations(EVERY[name])
-
 
 def averaged(pruner, average, n, layers, parts=MappingProxyType({})):
     """The pruner for a prompt of n visual tokens: its schedule has this average, or its `keep` is the prompt's number.

@@ -11,8 +11,9 @@ from minivlm.io.image import open_image
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import output, session, shipped
 from minivlm.lab.cli.arguments import add_length, add_model, add_output, add_settings, within
-from minivlm.lab.cli.options import build_all, own_settings
+from minivlm.lab.cli.options import own_settings
 from minivlm.lab.compare.compare import compare, facts, lines, picture
+from minivlm.lab.lineup.lineup import build_all
 from pruning.fields import Positive
 
 

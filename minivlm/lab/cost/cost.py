@@ -11,10 +11,12 @@ import torch
 
 from minivlm.lab.cli.arguments import Number, add_dtype, add_json, within
 from minivlm.lab.cli.output import printed, refusals, size
-from minivlm.lab.cost.arguments import add_formula, add_lineup, add_shape
+from minivlm.lab.cost.arguments import add_formula, add_shape
 from minivlm.lab.cost.count import able, count, least, weight_bytes
 from minivlm.lab.cost.flops import Formula, average
-from minivlm.lab.cost.shapes import lineup, shape_of
+from minivlm.lab.cost.shapes import shape_of
+from minivlm.lab.lineup.arguments import add_lineup
+from minivlm.lab.lineup.lineup import lineup
 from minivlm.trace import runs
 
 

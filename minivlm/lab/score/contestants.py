@@ -14,15 +14,12 @@ import torch
 from minivlm.lab.cli.options import (
     averaged,
     build,
-    built,
     check,
-    chosen,
     entering,
-    listed,
     own_settings,
     share,
-    takes_keep,
 )
+from minivlm.lab.lineup.lineup import built, chosen, listed, takes_keep
 from minivlm.toy.benchmark import on_patches
 from pruning.base import Pruner, Reduction, UserError
 from pruning.compose import Both, Schedule

@@ -12,9 +12,11 @@ import torch
 
 from minivlm.lab.cli import output, parallel
 from minivlm.lab.cli.arguments import Number, Threads, add_device, add_dtype, new_name, within
-from minivlm.lab.cost.arguments import add_lineup, add_shape
+from minivlm.lab.cost.arguments import add_shape
 from minivlm.lab.cost.count import able
-from minivlm.lab.cost.shapes import lineup, shape_of
+from minivlm.lab.cost.shapes import shape_of
+from minivlm.lab.lineup.arguments import add_lineup
+from minivlm.lab.lineup.lineup import lineup
 from minivlm.lab.speed import verdict
 from minivlm.lab.speed.measure import measure
 from minivlm.lab.speed.plot import plot
