@@ -84,6 +84,8 @@ def small(command):
     _, _, rest = command.partition("run.py")
     words = [smaller(word) for word in shlex.split(rest)]
     extra = next((extra for name, extra in EXTRA.items() if rest.split()[:len(name.split())] == name.split()), "")
+    if "--average" in words:                               # in place of --keep
+        extra = extra.replace("--keep 0.5", "")
     if rest.split()[:1] in (["bench"], ["growth"]):
         words = tiny(words)
     return words + extra.split()

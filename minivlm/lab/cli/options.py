@@ -31,12 +31,13 @@ def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({}))
         return None
     if "+" in name:
         return _both(name, keep, settings, schedule, own)
-    name, own_words = variant(name)
-    settings = [*own.get(name, own.get(read_from(name), ())), *own_words, *settings]
+    name, of_variant = variant(name)
+    settings = [*of_variant, *settings]
     if name.endswith(".json"):
         pruner = _fitted(name, keep, settings)
     else:
-        pruner = _single(name, keep, settings)
+        defaults = own.get(name, own.get(read_from(name), ()))
+        pruner = _single(name, keep, settings, defaults)
     return pruner if schedule is None else Schedule(pruner, *_stages(schedule))
 
 
@@ -46,7 +47,15 @@ def variant(name):
     if name.endswith(".json"):
         return name, []
     method, *settings = name.split("@")
+    if not all("=" in setting for setting in settings):
+        raise UserError(f"--method {name}: write a variant as METHOD@OPTION=VALUE")
     return method, settings
+
+
+def root(name):
+    """root("fastv@layer=3") -> "fastv", root("vispruner+fastv@layer=3") -> "vispruner+fastv": without settings."""
+    methods = [variant(part)[0] for part in name.split("+")]
+    return "+".join(methods)
 
 
 def _both(name, keep, settings, schedule, own):
@@ -57,7 +66,7 @@ def _both(name, keep, settings, schedule, own):
         raise UserError(f"--keep {keep}: give one number for each of {name}, like 256+64")
     each = share(settings, names)
     schedules = [None] * (len(names) - 1) + [schedule]
-    methods = [build(part, k, each[part], stages, own) for part, k, stages in zip(names, keeps, schedules)]
+    methods = [build(part, k, each[root(part)], stages, own) for part, k, stages in zip(names, keeps, schedules)]
     return Both(tuple(methods))
 
 
@@ -163,24 +172,32 @@ def substitute(method, need):
 
 
 def share(settings, names):
-    """{name: its settings} from "name.option=value"; UserError for a setting of no method named."""
-    own = {name: [] for name in names}
+    """{method: ["option=value", ..]} from "method.option=value", for the methods of these names, variants or not.
+
+    UserError for a setting of no method named.
+    """
+    own = {root(name): [] for name in names}
     for setting in settings:
-        name, _, words = setting.partition(".")
-        if name not in own:
-            raise UserError(f"--set {setting!r}: write METHOD.OPTION=VALUE, with a METHOD of {', '.join(names)}")
-        own[name].append(words)
+        owners = [method for method in own if setting.startswith(f"{method}.")]
+        if not owners:
+            raise UserError(f"--set {setting!r}: write METHOD.OPTION=VALUE, with a METHOD of {', '.join(own)}")
+        method = max(owners, key=len)
+        own[method].append(setting.removeprefix(f"{method}."))
     return own
 
 
-def _single(name, keep, settings):
-    """The method of that name with these options."""
+def _single(name, keep, settings, defaults):
+    """The method of that name with these options, and `defaults` in place of those that are not given."""
     if name not in EVERY:
         raise UserError(f"--method {name}: {name!r} is not known: use one of {', '.join(METHODS)}, "
                         "or a reading (run.py methods --readings)")
     known = annotations(EVERY[name])
     texts = {} if keep is None else dict(keep=keep)
-    texts |= dict(map(_pair, settings))
+    for option, text in map(_pair, settings):
+        if option in texts:
+            raise UserError(f"{name}: {option} is given twice, as {texts[option]} and as {text}: give it once")
+        texts[option] = text
+    texts = dict(map(_pair, defaults)) | texts
     for option in texts:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}: its options are {', '.join(known)}")

@@ -43,6 +43,11 @@ class Shape:
         """Decoder layers."""
         return self.config.text.num_hidden_layers
 
+    @property
+    def own(self):
+        """What the checkpoint needs in place of the methods' defaults."""
+        return options.own_settings(self.folder)
+
 
 def _llava(**text):
     return LlavaConfig(text=TextConfig(max_position_embeddings=4096, rms_norm_eps=1e-5, **text))

@@ -7,15 +7,17 @@ questions that a smaller picture does not solve. An interrupted run continues if
 examples:
   python run.py eval --method fastv,divprune --keep 0.25,0.1 --out scores.json
   python run.py eval --method downsample_image,divprune,divprune@positions=keep --keep 0.1
+  python run.py eval --method fastv,fastv_all,asap --set asap.threshold=.8,.9,.95 --average 72
   python run.py eval --data FOLDER --model DIR --method all --keep 0.25
 """
 
 from pathlib import Path
 
 from minivlm.lab.cli import output, parallel, session
-from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, add_settings, new_name, within
+from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, new_name, within
+from minivlm.lab.lineup.arguments import add_lineup
 from minivlm.lab.score import accuracy, answers, unsolved
-from minivlm.lab.score.contestants import DEFAULT, contestants
+from minivlm.lab.score.contestants import DEFAULT, KEEP, contestants
 from minivlm.lab.score.curves import curves
 from minivlm.lab.score.log import Log
 from minivlm.toy import benchmark
@@ -64,18 +66,14 @@ def add_arguments(parser):
     group.add_argument("--count", type=within(Number), metavar="N",
                        help=f"questions of each family (default: {COUNT}; of a folder all)")
     group.add_argument("--seed", type=within(Seed), help="of what is drawn (default: 0)")
-    _add_contestants(parser)
+    add_lineup(parser, DEFAULT, KEEP)
+    _add_controls(parser)
     _add_run(parser)
     add_model(parser)
 
 
-def _add_contestants(parser):
-    group = parser.add_argument_group("contestants")
-    group.add_argument("--method", default=DEFAULT, metavar="A,B,..",
-                       help=f"methods, or all (default: {DEFAULT}); none, random and uniform are always added")
-    group.add_argument("--keep", default="0.5,0.25,0.1", metavar="K,K,..",
-                       help="visual tokens left after the reduction: shares or numbers (default: 0.5,0.25,0.1)")
-    add_settings(group, "another option; of several methods, METHOD.OPTION=VALUE")
+def _add_controls(parser):
+    group = parser.add_argument_group("controls (none, random and uniform are always there)")
     group.add_argument("--oracles", action="store_true",
                        help="add tokens on things first, and on the background first, if it is known what a picture "
                             "shows")
@@ -103,7 +101,8 @@ def main(args):
     with is_kept, parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
         pixels = model.processor.pixels(items[0].picture)
-        entered = contestants(model, pixels, args.method, args.keep, args.set, args.oracles)
+        entered = contestants(model, pixels, args.method, args.keep, args.set, args.oracles, args.average,
+                              args.schedule)
         template = session.template(args, model)
         contest = answers.Contest(model, items, entered, template, args.draws, args.max_new_tokens)
         questions = {name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")}
