@@ -140,9 +140,9 @@ def add_method(parser):
     add_settings(group, "another option of the method; for A+B, A.OPTION=VALUE")
 
 
-def add_settings(parser, help, form="OPTION=VALUE"):
+def add_settings(parser, help):
     """--set, once for each option."""
-    parser.add_argument("--set", action="append", default=[], metavar=form, help=help)
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help=help)
 
 
 def add_sampling(parser):
