@@ -656,6 +656,28 @@ def test_processes_end_with_the_first_that_fails():
     assert time.monotonic() - start < 300
 
 
+class Ended:
+    """A process that has failed, of which the system does not know the status at once."""
+
+    def __init__(self):
+        self.sentinel, _ = os.pipe()
+        self.statuses = [None, 3, 3]
+
+    @property
+    def exitcode(self):
+        return self.statuses.pop(0)
+
+    def terminate(self):
+        os.close(self.sentinel)
+
+
+@pytest.mark.internal
+def test_a_status_that_comes_late_is_still_a_failure(monkeypatch):
+    """It was overlooked between two looks at it, and the other processes were waited for as long as they slept."""
+    monkeypatch.setattr(parallel, "wait", lambda sentinels: sentinels)
+    assert parallel._status([Ended()]) == 3
+
+
 def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):
     """Under torchrun and by --processes: the same JSON to the byte, printed and written once. Each question is asked
     once."""
