@@ -54,8 +54,8 @@ def first(items, count):
 TASKS = {"scenes": scenes}
 
 
-def add_arguments(parser):
-    """The questions, the contestants, the output, and the rest."""
+def add_questions(parser, count=COUNT):
+    """The task, its files, and how many questions; `asked` reads them. count: drawn ones of each family."""
     group = parser.add_argument_group("questions")
     group.add_argument("--task", choices=TASKS, default="scenes", help="(default: scenes, the drawn world)")
     group.add_argument("--data", metavar="DIR",
@@ -64,8 +64,26 @@ def add_arguments(parser):
                        help="of what is drawn: heldout (default), pairs (kinds of objects never shown in training), "
                             "validation")
     group.add_argument("--count", type=within(Number), metavar="N",
-                       help=f"questions of each family (default: {COUNT}; of a folder all)")
+                       help=f"questions of each family (default: {count}; of a folder all)")
     group.add_argument("--seed", type=within(Seed), help="of what is drawn (default: 0)")
+
+
+def asked(args, count=COUNT):
+    """[Item] that the options of `add_questions` name."""
+    number = args.count
+    if number is None and args.data is None:
+        number = count
+    return TASKS[args.task](args.data, args.split, number, args.seed)
+
+
+def question_options(args):
+    """The options of `add_questions`, for the recipe of a run."""
+    return {name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")}
+
+
+def add_arguments(parser):
+    """The questions, the contestants, the output, and the rest."""
+    add_questions(parser)
     add_lineup(parser, DEFAULT, KEEP)
     _add_controls(parser)
     _add_run(parser)
@@ -96,7 +114,7 @@ def main(args):
     """Ask, print the table, write the numbers and the picture."""
     output.writable(args.out, ".json")
     log_path = args.out and Path(args.out).with_suffix(".jsonl")
-    items = TASKS[args.task](args.data, args.split, args.count, args.seed)
+    items = asked(args)
     is_kept = output.interruptible(log_path, output.SAME_COMMAND)
     with is_kept, parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
@@ -105,8 +123,7 @@ def main(args):
                               args.schedule)
         template = session.template(args, model)
         contest = answers.Contest(model, items, entered, template, args.draws, args.max_new_tokens)
-        questions = {name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")}
-        recipe = contest.recipe(model=str(args.model), **questions)
+        recipe = contest.recipe(model=str(args.model), **question_options(args))
         log = Log(log_path, recipe)
         count = args.processes or parallel.worthwhile(model)
         if size == 1 and count > 1:
