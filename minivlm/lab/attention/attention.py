@@ -24,7 +24,7 @@ from minivlm.lab.attention.measured import Study, overview
 from minivlm.lab.attention.watch import IDS, attention_of, cases
 from minivlm.lab.cli import output, session
 from minivlm.lab.cli.arguments import add_model, add_settings, new_name
-from minivlm.lab.cli.options import listed
+from minivlm.lab.lineup.variants import words
 from minivlm.lab.score.answers import Contest
 from minivlm.lab.score.contestants import contestants
 from minivlm.lab.score.eval import add_questions, asked, question_options
@@ -93,7 +93,7 @@ def chosen(layers, depth):
 
 def show_questions(args):
     """The tables and the maps of many questions."""
-    names = listed("--positions", args.positions)
+    names = words("--positions", args.positions)
     unknown = [name for name in names if name not in IDS]
     if unknown:
         raise UserError(f"--positions {unknown[0]}: use some of {', '.join(IDS)}")
