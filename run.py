@@ -15,6 +15,8 @@ COMMANDS = {                           # name: (module in minivlm.lab, the first
     "eval": ("score.eval", "Score the model on a task, unpruned and under methods."),
     "attention": ("attention.attention", "Show where on the image the decoder's attention lies, and whether position "
                                          "ids are the reason."),
+    "sensitivity": ("attention.sensitivity", "Prune before each layer in turn: which questions need image tokens up to "
+                                             "which layer."),
     "scenes": ("score.scenes", "Draw the world of the shipped model: pictures, questions, answers, evidence."),
     "fit": ("train.fit", "Fit a method to a model on a few questions: FitPrune's table, or VTW's layer."),
     "train toy": ("train.toy", "Train the shipped model anew, from nothing, on its drawn world."),

@@ -42,6 +42,7 @@ EXTRA = {                              # options that make a command small: the 
     "ask": "--max-new-tokens 3",
     "eval": "--count 1 --draws 1 --keep 0.5 --processes 1",
     "attention": "--count 1 --method fastv --positions usual",
+    "sensitivity": "--count 1 --method fastv --keep 0.1 --layers 2,6 --processes 1",
     "scenes": "--count 1",
     "train toy": "--minutes 0",
     "train atp": "--steps 2 --batch 2 --layers 1,3,6 --target-tokens 36",
