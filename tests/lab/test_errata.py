@@ -64,8 +64,8 @@ def test_a_reproduction_shows_a_difference(name):
     """It prints the same expression for the reading and for its method, and the two are not equal."""
     method = read_from(name)
     text = "\n".join(printed(name))
-    of_reading, found, of_method = text.partition(f"\n{method} ")
-    assert found and of_reading.startswith(f"{name} ")
+    of_reading, separator, of_method = text.partition(f"\n{method} ")
+    assert separator and of_reading.startswith(f"{name} ")
     assert of_reading.removeprefix(f"{name} ") != of_method
 
 

@@ -1,4 +1,4 @@
-"""run.py check: a reader's function or class against a method, on recordings and drawn prompts; bad input is one line."""
+"""run.py check: a reader's function or class against a method; bad input is one line."""
 
 import json
 from pathlib import Path

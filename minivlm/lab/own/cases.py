@@ -51,10 +51,13 @@ def fastv():
     tensors, facts = recording("fastv_select")
     for name, case in facts["cases"].items():
         last_row = tensors[f"{name}.attn_last_row"][:, None]                       # (H, 1, T)
+        hidden = torch.zeros(last_row.shape[2], 1)
         visual = case["sys_len"] + torch.arange(case["n_visual"])
-        tokens = Tokens.start(torch.zeros(last_row.shape[2], 1), visual, before=LayerView.of(attention=last_row))
-        kept = tensors[f"{name}.top_unsorted"].long().sort().values
-        yield Case(name, tokens, EVERY["fastv"](keep=len(kept)), kept)
+        before = LayerView.of(attention=last_row)
+        tokens = Tokens.start(hidden, visual, before=before)
+        kept = ascending(tensors[f"{name}.top_unsorted"])
+        pruner = EVERY["fastv"](keep=len(kept))
+        yield Case(name, tokens, pruner, kept)
 
 
 def adaptprune():
@@ -65,14 +68,18 @@ def adaptprune():
         if case["variant"] != "full" or case["sigma_correction"] != max(H, W) / 2:
             continue
         last_row = tensors[f"{name}.attn_last_row"][:, None]                       # (H, 1, T)
+        hidden = torch.zeros(last_row.shape[2], 1)
         visual = case["sys_len"] + torch.arange(H * W)
-        key = torch.zeros(last_row.shape[2], tensors[f"{name}.keys"].shape[1])     # (T, Hk*Dh)
-        key[visual] = tensors[f"{name}.keys"]
+        of_visual = tensors[f"{name}.keys"]                                        # (n, Hk*Dh)
+        key = of_visual.new_zeros(len(hidden), of_visual.shape[1])                 # (T, Hk*Dh)
+        key[visual] = of_visual
         before = LayerView.of(attention=last_row)
-        tokens = Tokens.start(torch.zeros(len(key), 1), visual, (H, W), before, LayerView.of(stream_key=key))
+        here = LayerView.of(stream_key=key)
+        tokens = Tokens.start(hidden, visual, (H, W), before, here)
         options = {option: case[option] for option in ("sigma_d", "sigma_s", "distance_limit")}
-        kept = tensors[f"{name}.order"].long().sort().values
-        yield Case(name, tokens, EVERY["adaptprune"](keep=len(kept), **options), kept)
+        kept = ascending(tensors[f"{name}.order"])
+        pruner = EVERY["adaptprune"](keep=len(kept), **options)
+        yield Case(name, tokens, pruner, kept)
 
 
 def divprune():
@@ -80,10 +87,12 @@ def divprune():
     tensors, facts = recording("divprune_select")
     for case in facts["cases"]:
         feature = tensors[f"case{case['case']}.x"]                                 # (n, D)
-        tokens = Tokens.start(feature, list(range(len(feature))))
+        visual = torch.arange(len(feature))
+        tokens = Tokens.start(feature, visual)
         for k in case["k"]:
             name = f"case{case['case']}.k{k}"
-            yield Case(name, tokens, EVERY["divprune"](keep=k), tensors[f"{name}.kept"].long())
+            kept = ascending(tensors[f"{name}.kept"])
+            yield Case(name, tokens, EVERY["divprune"](keep=k), kept)
 
 
 def vispruner():
@@ -93,22 +102,32 @@ def vispruner():
         if case["B"] > 1 or not case["float32_agrees"]:
             continue
         k = case["visual_token_num"]
+        share = case["important_ratio"]
         name = f"case{case['case']}"
         feature = tensors[f"{name}.features"][0]                                   # (n, C)
-        tokens = patches(feature, tensors[f"{name}.cls_attn"][0])
-        run = f"{name}.T{k}.r{round(case['important_ratio'] * 100)}"
-        pruner = EVERY["vispruner"](keep=k, important=case["important_ratio"])
-        yield Case(run, tokens, pruner, tensors[f"{run}.kept"][0].long())
+        attention = tensors[f"{name}.cls_attn"][0]                                 # (H, n)
+        tokens = patches(feature, attention)
+        run = f"{name}.T{k}.r{round(share * 100)}"
+        pruner = EVERY["vispruner"](keep=k, important=share)
+        kept = ascending(tensors[f"{run}.kept"][0])
+        yield Case(run, tokens, pruner, kept)
 
 
 def hired():
     """Attention from the class token, of one tile."""
     tensors, facts = recording("hired_llava15")
     attention = tensors["bottom_row"][0, :, 1:]                                    # (H, n)
-    tokens = patches(torch.zeros(attention.shape[1], 1), attention)
+    feature = torch.zeros(attention.shape[1], 1)
+    tokens = patches(feature, attention)
     for name in sorted(tensors.keys() - {"bottom_row"}):
-        kept = tensors[name].long().sort().values
-        yield Case(name.removesuffix(".kept"), tokens, EVERY["hired"](keep=len(kept)), kept)
+        kept = ascending(tensors[name])
+        pruner = EVERY["hired"](keep=len(kept))
+        yield Case(name.removesuffix(".kept"), tokens, pruner, kept)
+
+
+def ascending(indices):
+    """Recorded indices as those of a Reduction."""
+    return indices.long().sort().values
 
 
 def patches(feature, attention):
@@ -139,13 +158,15 @@ def drawn(method, seed):
     tokens = Tokens.start(hidden, visual, whole_grid(rows, columns), before, here, layer)
     if pruner.site == "decoder":
         tokens = replace(tokens, prompt=tokens)
-    return Case(f"drawn {seed}", tokens, pruner, pruner.reduce(tokens).keep.sort().values)
+    kept = ascending(pruner.reduce(tokens).keep)
+    return Case(f"drawn {seed}", tokens, pruner, kept)
 
 
 def sized(method, k):
     """Our method with this number of tokens, or as it is if it takes no number."""
-    fields = EVERY[method].__dataclass_fields__
-    return EVERY[method](keep=k) if "keep" in fields else EVERY[method]()
+    kind = EVERY[method]
+    takes_keep = "keep" in kind.__dataclass_fields__
+    return kind(keep=k) if takes_keep else kind()
 
 
 def site_of(pruner, n):
