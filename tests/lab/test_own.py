@@ -28,8 +28,13 @@ def first_rows(attention, visual, keep):
     return attention.mean(dim=0)[:len(visual)].topk(keep).indices.tolist()
 
 def fails(keep):
-    number = keep
+    return tokens_of(keep)
+
+def tokens_of(number):
     return number.tokens
+
+def of_small_images(attention, visual, keep):
+    return range(keep) if len(visual) > 36 else select(attention, visual, keep)
 
 def mask(keep):
     return torch.ones(keep, dtype=torch.bool)
@@ -150,6 +155,13 @@ def test_a_function_that_differs(own, capsys):
     assert not rows[0]["agrees"]
 
 
+def test_a_function_that_differs_in_some_cases(own, capsys):
+    """The recordings have more tokens than it is right for; the drawn prompts have at most 36."""
+    status, out, _ = done(capsys, "check", "mine.py:of_small_images", "--against", "fastv")
+    assert status == 1
+    assert f"agrees with fastv in {DRAWN} of {15 + DRAWN} cases" in out
+
+
 def test_a_class(own, capsys):
     """Its merges are compared; PruMerge has no recordings of single calls."""
     status, out, _ = done(capsys, "check", "mine.py:Same", "--against", "prumerge")
@@ -159,13 +171,13 @@ def test_a_class(own, capsys):
 
 
 @pytest.mark.parametrize("words, message", [
-    ("mine.py:fails --against fastv", "mine.py:16: AttributeError: 'int' object has no attribute 'tokens'"),
+    ("mine.py:fails --against fastv", "mine.py:18: AttributeError: 'int' object has no attribute 'tokens'"),
     ("mine.py:mask --against fastv", "torch.bool, not indices"),
     ("mine.py:words --against fastv", "returns a str, not indices"),
     ("mine.py:wants --against fastv", "wants has an argument 'colour': the arguments are tokens, keep, visual"),
     ("mine.py:of_cls --against fastv", "the argument cls_attention is not in all cases of this method"),
     ("mine.py:NoMethod --against fastv", "the class is no Pruner"),
-    ("mine.py:nothing --against fastv", "it has select, first_rows"),
+    ("mine.py:nothing --against fastv", "it has select, first_rows, fails"),
     ("mine.py:torch --against fastv", "no function or class 'torch'"),
     ("mine.py --against fastv", "write FILE.py:NAME"),
     ("gone.py:select --against fastv", "gone.py: there is no such file"),
