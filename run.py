@@ -28,6 +28,10 @@ COMMANDS = {                           # name: (module in minivlm.lab, the first
     "bench": ("speed.bench", "Measure encoding, prefill, decoding and memory, unpruned and under methods."),
     "inspect": ("check.inspect", "Show a checkpoint: its configuration, and which stored tensor fills which module."),
     "verify": ("check.verify", "Compare every stage of a model with what transformers computes."),
+    "check": ("own.check", "Compare a function or a class of your own with one of the methods, on recordings and on "
+                           "drawn prompts."),
+    "errata": ("check.errata", "Say where paper and released code differ, what this repository does, and show each "
+                               "reading's difference."),
     "methods": ("check.methods", "List the methods, or describe one with its options."),
 }
 EXAMPLES = """examples:

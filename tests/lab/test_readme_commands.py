@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import run
-from pages import FRONT, LAB, PAGES, ROOT, TOY
+from pages import FRONT, LAB, PAGES, ROOT, TOY, blocks_of
 from record_picture import PICTURE, drawn
 
 MODEL = str(ROOT / "tests" / "parity" / "llava15_mha")     # 3 layers, 16 visual tokens
@@ -115,6 +115,8 @@ def folder(tmp_path, monkeypatch):
     Path("questions.jsonl").write_text(json.dumps(question) + "\n" + json.dumps(question) + "\n")
     said = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": "triangle"}]
     Path("instructions.json").write_text(json.dumps([dict(image=SCENE, conversations=said)] * 4))
+    own, = blocks_of(LAB)
+    Path("mine.py").write_text(own)
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n\n"))
     return tmp_path
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import parallel
-from minivlm.lab.cli.evidence import share
+from minivlm.lab.draw.evidence import share
 from minivlm.lab.lineup.lineup import Prompt
 from minivlm.lab.score.contestants import Oracle
 from pruning.base import UserError
