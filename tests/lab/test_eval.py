@@ -543,6 +543,10 @@ def test_another_recipe_is_refused(capsys, model, data, tmp_path):
     ):
         status, out, err = done(capsys, *again, *words)
         assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
+    rows = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(rows.replace('"version": 2, ', "", 1))
+    assert "is of a run with version None, and this one has 2" in done(capsys, *again)[2], "its rows have other columns"
+    (tmp_path / "a.jsonl").write_text(rows)
     lines = (data / "questions.jsonl").read_text()
     (data / "questions.jsonl").write_text(lines.replace("is there", "is here", 1))
     assert "run with questions" in done(capsys, *again)[2]

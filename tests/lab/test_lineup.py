@@ -1,4 +1,4 @@
-"""Several methods in one command: variants, sweeps and budgets have one label everywhere, and bad words are one line."""
+"""Several methods in one command: variants, sweeps and budgets have one label everywhere; bad words are one line."""
 
 import io
 import json

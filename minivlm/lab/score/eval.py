@@ -86,7 +86,7 @@ def _add_run(parser):
     group = parser.add_argument_group("run and output")
     add_length(group, answers.Contest.max_new_tokens)
     group.add_argument("--statistics", action="store_true",
-                       help="print as well which tokens are kept: how alike, how near each other, of what rank, and how "
+                       help="print as well which tokens are kept: how alike they are, how near, of what rank, and how "
                             "many of them for another question too")
     group.add_argument("--processes", type=within(Threads), metavar="N",
                        help="on this machine (default: one per core for a small model on the CPU, else 1); "

@@ -24,8 +24,8 @@ from pruning.base import Tokens
 NAMES = ("cosine", "distance", "rank")
 LEGEND = (
     "of the tokens after the last cut, as they enter the next layer: cosine to the most similar other one; distance",
-    "in patches to the nearest other one; effective rank (Roy and Vetterli 2007); and overlap, the Jaccard index of what",
-    "two questions about one picture keep",
+    "in patches to the nearest other one; effective rank (Roy and Vetterli 2007); and overlap, the Jaccard index of",
+    "what two questions about one picture keep",
 )
 
 
