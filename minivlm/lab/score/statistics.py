@@ -1,9 +1,10 @@
 """Which tokens a method keeps, in four numbers that need no answer: are they alike, near each other, the same again?
 
-    cosine      of a kept token and the other one that is most similar to it, on average: 1 if all have a twin
-    distance    on the grid, in patches, of a kept token and the nearest other one of its tile, on average
-    rank        effective rank of the kept tokens (Roy and Vetterli, EUSIPCO 2007, section 2): exp(H), where H is the
-                entropy of the singular values, divided by their sum, of the (k, D) matrix; not centred
+    cosine      of a kept token and the most similar other, on average: 1 if each has a twin
+    distance    on the grid, in patches, from a kept token to the nearest other of its tile, on average
+    rank        effective rank of the (k, D) matrix of kept tokens, not centred (Roy and Vetterli, "The effective rank: a
+                measure of effective dimensionality", EUSIPCO 2007): exp(H), H the entropy of the singular values
+                divided by their sum
     overlap     Jaccard index of what two questions about one picture keep: 1 for a method that does not read the text
 
 The first three read the tokens that are left after the last cut, merged ones as merged: cosine and rank their hidden
@@ -23,8 +24,8 @@ from pruning.base import Tokens
 
 NAMES = ("cosine", "distance", "rank")
 LEGEND = (
-    "of the tokens after the last cut, as they enter the next layer: cosine to the most similar other one; distance",
-    "in patches to the nearest other one; effective rank (Roy and Vetterli 2007); and overlap, the Jaccard index of",
+    "of the tokens after the last cut, as they enter the next layer: cosine to the most similar other token; distance",
+    "in patches to the nearest; effective rank (Roy and Vetterli 2007); and overlap, the Jaccard index of",
     "what two questions about one picture keep",
 )
 
@@ -63,7 +64,7 @@ def rounded(value):
 
 
 def nearest_cosine(hidden):
-    """Of each of k tokens (k, D) with the most similar other one, on average; None of fewer than two."""
+    """Of each of k tokens (k, D) with the most similar other, on average; None of fewer than two."""
     if len(hidden) < 2:
         return None
     direction = F.normalize(hidden.double(), dim=1)
@@ -73,7 +74,7 @@ def nearest_cosine(hidden):
 
 
 def nearest_distance(grid):
-    """Of each of k places (k, 3) to the nearest other one of its tile, on average; None if no two are on one tile.
+    """Of each of k places (k, 3) to the nearest other of its tile, on average; None if no two are on one tile.
 
     (0, 0), (0, 1) and (0, 5): 1, 1 and 4, so 2 on average.
     """
