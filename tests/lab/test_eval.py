@@ -99,6 +99,9 @@ def test_a_difference_is_ours_less_theirs():
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
+KEPT = dict(kept=["3"], statistics=dict(cosine=.5, distance=1.0, rank=2.0))
+
+
 def typed_rows(fastv=lambda i: i % 10 == 0, n=40):
     """No pruning is always right, random tokens half of the time, FastV as `fastv` says; ATP does not run."""
     items = [Item(i, None, "ab"[i % 2], "?", "yes", ()) for i in range(n)]
@@ -108,7 +111,7 @@ def typed_rows(fastv=lambda i: i % 10 == 0, n=40):
         Contestant("atp", why_not="no module"),
     ]
     row = lambda label, i, right: dict(
-        contestant=label, question=i, right=float(right), visual=[14.0, 6.0], evidence=0.5 if i % 2 else None
+        contestant=label, question=i, right=float(right), visual=[14.0, 6.0], evidence=0.5 if i % 2 else None, **KEPT
     )
     right = {"none": lambda i: 1, "random 0.1": lambda i: .5, "fastv 0.1": fastv}
     return items, entered, [row(label, i, of(i)) for label, of in right.items() for i in range(n)]
@@ -157,7 +160,7 @@ def small_picture(right, keep="0.1"):
     items, entered, rows = typed_rows()
     entered.append(Contestant("downsample_image", keep, METHODS["downsample_image"](.1)))
     label = f"downsample_image {keep}"
-    rows += [dict(contestant=label, question=i, right=float(right(i)), visual=[9.], evidence=None) for i in range(len(items))]
+    rows += [dict(contestant=label, question=i, right=float(right(i)), visual=[9.], evidence=None, **KEPT) for i in range(len(items))]
     return items, entered, rows
 
 
@@ -540,6 +543,10 @@ def test_another_recipe_is_refused(capsys, model, data, tmp_path):
     ):
         status, out, err = done(capsys, *again, *words)
         assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
+    rows = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(rows.replace('"version": 2, ', "", 1))
+    assert "is of a run with version None, and this one has 2" in done(capsys, *again)[2], "its rows have other columns"
+    (tmp_path / "a.jsonl").write_text(rows)
     lines = (data / "questions.jsonl").read_text()
     (data / "questions.jsonl").write_text(lines.replace("is there", "is here", 1))
     assert "run with questions" in done(capsys, *again)[2]
