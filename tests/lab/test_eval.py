@@ -679,15 +679,20 @@ def test_a_status_that_comes_late_is_still_a_failure(monkeypatch):
     assert parallel._status([Ended()]) == 3
 
 
-@pytest.mark.parametrize("by", ["--processes", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_two_processes_give_what_one_gives(capfd, model, data, tmp_path, by):
-    """The same JSON to the byte, printed and written once. Each question is asked once."""
+@pytest.mark.parametrize("start, processes", [
+    pytest.param(None, 2, id="this process"),
+    pytest.param(["run.py"], 2, id="run.py", marks=pytest.mark.slow),
+    pytest.param([*TORCHRUN, "run.py"], 1, id="torchrun", marks=pytest.mark.slow),
+])
+def test_two_processes_give_what_one_gives(capfd, model, data, tmp_path, start, processes):
+    """Started by this one, by run.py or by torchrun: the same JSON to the byte, printed and written once. Each question
+    is asked once."""
     assert done(capfd, *command(model, data, "--draws", 1, "--out", tmp_path / "one.json"))[0] == 0
-    words = command(model, data, "--draws", 1, "--out", tmp_path / "two.json")
-    if by == "torchrun":
-        printed = started(*TORCHRUN, "run.py", *words)
+    words = command(model, data, "--draws", 1, "--processes", processes, "--out", tmp_path / "two.json")
+    if start:
+        printed = started(*start, *words)
     else:
-        status, printed, err = done(capfd, *words, "--processes", 2)
+        status, printed, err = done(capfd, *words)
         assert status == 0, err
     assert printed.count("fastv 0.1 ") == 1 and printed.count("wrote ") == 2
     assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
