@@ -40,8 +40,10 @@ def whole_numbers(least, most):
 
 @cache
 def budgets(default, most):
-    """What `keep` may be: a share, or a number of at most so many tokens."""
-    shares = [1.0, .5, 1 / 3, .01] + [default] * (default is None)
+    """What `keep` may be: a share, a number up to `most`, or None for a method that has it as its default."""
+    shares = [1.0, .5, 1 / 3, .01]
+    if default is None:
+        shares.append(None)
     return st.sampled_from(shares) | whole_numbers(1, most)
 
 
