@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-import minivlm
 from pruning import EVERY
 from pruning.base import LayerView, Pruner, Tokens, UserError, whole_grid
 
-GOLDENS = Path(minivlm.__file__).parents[1] / "tests" / "goldens"
+GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 DRAWN = 12                             # prompts
 LAYERS = 32
 
