@@ -17,38 +17,27 @@ from dataclasses import dataclass
 
 import torch
 
-from pruning.base import Pruner, Reduction
-from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, Positions, Share, early_positions, option
+from pruning.base import Reduction
+from pruning.fields import Amount, Share, option
 from pruning.grid import per_tile
 from pruning.ranked import top
+from pruning.vision_site import VisionSite
 
 
 @dataclass(frozen=True)
-class HiRED(Pruner):
+class HiRED(VisionSite):
     """Divide a budget over tiles by visual content; keep of each tile the patches that its class token looks at."""
 
     keep: Amount = option(0.2, "share, or number, of the patches of all tiles kept, at most")
     alpha: Share = option(0.5, "share of the budget for the base tile; 1 - alpha of its patches are top patches")
-    positions: Positions = early_positions()
 
-    site = "vision"
     per = "image"
     laws = frozenset({"select", "ordered", "scale"})
-    preconditions = frozenset({"cls"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.budget(2 ** 20)           # raises UserError if no image is large enough for `keep`
-
-    def budget(self, n):
-        """Visual tokens left of n: exactly this many of one tile, at most this many of several."""
-        return tokens_to_keep(self.keep, n)
 
     def reduce(self, tokens):
-        # attention in the block that makes the features, and in the first one
-        final = self.importance(tokens.before)                                     # (n,)
-        initial = self.importance(tokens.before.block(0))                          # (n,)
+        # the class token's attention in the block that makes the features, and in the first one, mean over heads
+        final = tokens.before.cls_attention().mean(dim=0)                          # (n,)
+        initial = tokens.before.block(0).cls_attention().mean(dim=0)               # (n,)
         # divide the budget
         tiles = self.tiles(tokens.grid)                                            # [(m,)]
         base = tiles[0]
@@ -59,10 +48,6 @@ class HiRED(Pruner):
             best = top(final[tile], k)                                             # (k,)
             keep.append(tile[best])
         return Reduction(torch.cat(keep), score=final)
-
-    def importance(self, view):
-        """(n,) attention from the class token of each one's tile, mean over heads"""
-        return view.cls_attention().mean(dim=0)
 
     def tiles(self, grid):
         """The indices of each tile's tokens (m,), the base tile's first."""

@@ -14,42 +14,37 @@ from dataclasses import dataclass
 
 import torch
 
-from pruning.base import Pruner, Reduction
-from pruning.budget import tokens_to_keep
-from pruning.fields import Amount, FromOne, Positions, early_positions, option
+from pruning.base import Reduction
+from pruning.fields import Amount, FromOne, option
 from pruning.grid import squares
 from pruning.ranked import descending, finite
+from pruning.vision_site import VisionSite
 
 
 @dataclass(frozen=True)
-class HoloV(Pruner):
+class HoloV(VisionSite):
     """Divide the budget over crops of the image, by the class token's attention; keep each crop's best tokens."""
 
     keep: Amount = option(1 / 9, "share, or number, of the tokens of an image kept: 64 of 576")
     crops: FromOne | None = option(None, "number of crops; none: 1024 / 576 times n / keep, 16 for 64 of 576")
     grid: bool = option(False, "crops are squares of the picture, not strips of the flattened image")
-    positions: Positions = early_positions()
 
-    site = "vision"
     per = "image"
     laws = frozenset({"select", "budget", "scale"})
-    preconditions = frozenset({"cls"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.budget(2 ** 20)           # raises UserError if no image is large enough for `keep`
-
-    def budget(self, n):
-        return tokens_to_keep(self.keep, n)
 
     def reduce(self, tokens):
-        attention = finite(self.importance(tokens.before), "the attention scores")   # (n,)
+        # attention from the class token, mean over heads
+        attention = tokens.before.cls_attention().mean(dim=0)                      # (n,)
+        finite(attention, "the attention scores")
         feature = tokens.hidden[tokens.visual]                                     # (n, C)
         # divide the budget over the crops
         crops = self.crops_of(tokens)                                              # [(m,)]
         scores = [self.crop_score(attention[crop], feature[crop]) for crop in crops]
         sizes = [len(crop) for crop in crops]
-        quotas = self.quotas(self.budget(tokens.n), torch.stack(scores).cpu(), torch.tensor(sizes))
+        k = self.budget(tokens.n)
+        score = torch.stack(scores).cpu()                                          # (crops,)
+        size = torch.tensor(sizes)                                                 # (crops,)
+        quotas = self.quotas(k, score, size)
         # keep the best of each crop, the most attended first; all of a full crop, in its order
         keep = []
         for crop, quota in zip(crops, quotas.tolist()):
@@ -57,13 +52,10 @@ class HoloV(Pruner):
             keep.append(crop if quota >= len(crop) else crop[best])
         return Reduction(torch.cat(keep), score=attention)
 
-    def importance(self, view):
-        """(n,) attention from the class token, mean over heads"""
-        return view.cls_attention().mean(dim=0)
-
     def crops_of(self, tokens):
         """The indices (m,) of each crop's tokens: a list"""
-        count = self.crops or max(1, int(1024 / 576 * tokens.n / self.budget(tokens.n)))
+        ratio = tokens.n / self.budget(tokens.n)
+        count = self.crops or max(1, int(1024 / 576 * ratio))
         if self.grid:
             return squares(tokens.grid, count)
         index = torch.arange(tokens.n, device=tokens.visual.device)

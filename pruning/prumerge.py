@@ -18,12 +18,13 @@ import torch.nn.functional as F
 
 from pruning.base import Reduction
 from pruning.fields import Amount, Count, FromOne, option
-from pruning.grid import PerTile, over_all, per_tile
+from pruning.grid import over_all, per_tile
 from pruning.ranked import descending, finite
+from pruning.vision_site import VisionSite
 
 
 @dataclass(frozen=True)
-class PruMerge(PerTile):
+class PruMerge(VisionSite):
     """Keep the outliers of the class token's attention and merge into each the tokens with similar keys.
 
     `keep` counts every token left of a tile, the pooled one too: 73 of 576 is the released code's fixed ratio 1/8.

@@ -17,13 +17,14 @@ import torch
 from pruning.apply import reordered
 from pruning.base import Reduction
 from pruning.fields import Amount, option
-from pruning.grid import PerTile, over_all, per_tile
+from pruning.grid import over_all, per_tile
 from pruning.matching import merged
 from pruning.ranked import finite
+from pruning.vision_site import VisionSite
 
 
 @dataclass(frozen=True)
-class ToMe(PerTile):
+class ToMe(VisionSite):
     """Merge the patches with the most similar keys, some in each block of the tower."""
 
     keep: Amount = option(1 / 3, "share, or number, of the tokens of each tile left: 192 of 576")

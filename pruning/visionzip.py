@@ -17,12 +17,13 @@ import torch.nn.functional as F
 
 from pruning.base import Reduction, UserError
 from pruning.fields import Amount, option
-from pruning.grid import PerTile, over_all, per_tile
+from pruning.grid import over_all, per_tile
 from pruning.ranked import top
+from pruning.vision_site import VisionSite
 
 
 @dataclass(frozen=True)
-class VisionZip(PerTile):
+class VisionZip(VisionSite):
     """Keep the patches that the class token looks at, and merge the others by their keys."""
 
     keep: Amount = option(1 / 9, "number, or share, of the tokens of each tile left, of both kinds: 64 of 576")
@@ -51,8 +52,9 @@ class VisionZip(PerTile):
         return k - contextual, contextual
 
     def reduce(self, tokens):
-        attention = self.importance(tokens.before)                                 # (n,)
-        key = tokens.before.key().float().mean(dim=0)                              # (T, Dh)  mean over heads
+        # attention from the class token of each one's tile, and keys, mean over heads
+        attention = tokens.before.cls_attention().mean(dim=0)                      # (n,)
+        key = tokens.before.key().float().mean(dim=0)                              # (T, Dh)
         metric = key[tokens.visual]                                                # (n, Dh)
         is_cls = tokens.grid[:, 1] < 0                                             # (n,)
         keep = []
@@ -66,10 +68,6 @@ class VisionZip(PerTile):
         reason = torch.cat(reason).long()
         reasons = ("dominant", "contextual")
         return Reduction(torch.cat(keep), torch.cat(merge), attention, reason=reason, reasons=reasons)
-
-    def importance(self, view):
-        """(n,) attention from the class token of each one's tile, mean over heads"""
-        return view.cls_attention().mean(dim=0)
 
     def reduced_tile(self, attention, metric, is_cls):
         """One tile's attention (m,), keys (m, Dh) and is_cls (m,) bool -> keep (k,), merge weights (k, m), and which

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 
 from pruning.base import Reduction
 from pruning.fields import Amount, FromOne, Share, option
-from pruning.grid import PerTile, per_tile
+from pruning.grid import per_tile
 from pruning.ranked import descending, finite
+from pruning.vision_site import VisionSite
 
 
 @dataclass(frozen=True)
-class VisPruner(PerTile):
+class VisPruner(VisionSite):
     """Keep the patches that the class token looks at, and the most diverse of the others."""
 
     keep: Amount = option(2 / 9, "T: number, or share, of the tokens of each tile kept: 128 of 576")
@@ -32,7 +33,8 @@ class VisPruner(PerTile):
     laws = frozenset({"select", "ordered", "budget", "scale"})
 
     def reduce(self, tokens):
-        score = self.importance(tokens.before)                                     # (n,)
+        # attention from the class token of each one's tile, mean over heads
+        score = tokens.before.cls_attention().mean(dim=0)                          # (n,)
         feature = finite(tokens.hidden[tokens.visual], "the image features")       # (n, C)
         keep = []
         reason = []
@@ -42,10 +44,6 @@ class VisPruner(PerTile):
             reason.append(is_diverse)
         reason = torch.cat(reason).long()
         return Reduction(torch.cat(keep), score=score, reason=reason, reasons=("important", "diverse"))
-
-    def importance(self, view):
-        """(n,) attention from the class token of each one's tile, mean over heads"""
-        return view.cls_attention().mean(dim=0)
 
     def selected(self, score, feature):
         """One tile's attention (m,) and features (m, C) -> the kept tokens (k,) in sequence order, and which of them
