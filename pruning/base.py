@@ -22,6 +22,7 @@ from pruning import apply
 from pruning.budget import Budgeted
 from pruning.errors import UserError
 from pruning.fields import first_fault
+from pruning.grid import whole_grid
 from pruning.views import NOT_YET, LayerView, NoView
 
 
@@ -116,13 +117,6 @@ class Tokens:
 
     def __repr__(self):
         return f"Tokens(layer {self.layer}, hidden {tuple(self.hidden.shape)}, {self.n} visual of {self.N})"
-
-
-def whole_grid(rows, columns, tile=0):
-    """(rows * columns, 3): tile, row and column of every patch, row by row."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    tile = torch.full_like(row, tile)
-    return torch.stack([tile, row, column], dim=-1).flatten(0, 1)
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,5 +1,14 @@
 """Where tokens lie: tiles and grids of patches. A place is a row of Tokens.grid: tile, row, column (-1: no patch)."""
 
+import torch
+
+
+def whole_grid(rows, columns, tile=0):
+    """(rows * columns, 3): tile, row and column of every patch, row by row."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    tile = torch.full_like(row, tile)
+    return torch.stack([tile, row, column], dim=-1).flatten(0, 1)
+
 
 def per_tile(grid):
     """The indices of each tile's tokens (m,), tile after tile. (n, 3) -> list"""
