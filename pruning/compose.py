@@ -12,9 +12,8 @@ a layer on average; `fixed_ratio` gives all its rows. There is no released code.
 from dataclasses import dataclass, fields, replace
 
 from pruning.base import Pruner, UserError
-from pruning.budget import solve, tokens_to_keep
 from pruning.fields import Amount, AnyLayer
-from pruning.staged import Staged
+from pruning.staged import Staged, at_least_one
 
 SITES = ("image", "vision", "embed", "decoder")
 
@@ -56,16 +55,6 @@ class Schedule(Staged):
         following.append(self.layers[-1])
         return replace(self.method, layer=following[0]).mask(tokens)
 
-    def with_average(self, average, n, layers):
-        """All ratios multiplied by one factor."""
-        counts = [tokens_to_keep(ratio, n, self.rounding) for ratio in self.ratios]
-
-        def scaled(k):
-            shares = [count / counts[0] for count in counts]
-            return replace(self, ratios=at_least_one(k * share for share in shares))
-
-        return solve(scaled, range(1, n + 1), average, n, layers)
-
     def reduce(self, tokens):
         k = self.left_at(tokens)
         k = min(k, tokens.n)           # the method may have left fewer at an earlier cut
@@ -91,11 +80,6 @@ def fixed_ratio(method, ratio, layers, average, n=576, depth=32):
     if not 1 <= first <= n:
         raise UserError(f"an average of {average} is out of reach: {n} tokens enter each layer before {layers[0]}")
     return Schedule(method, tuple(layers), at_least_one(first * share for share in shares))
-
-
-def at_least_one(counts):
-    """The counts rounded, and none of them 0."""
-    return tuple(max(1, round(count)) for count in counts)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Staged: methods that cut before several layers, and keep a given share of the original tokens at each."""
 
+from dataclasses import replace
+
 from pruning.base import Pruner, UserError
-from pruning.budget import staged, tokens_to_keep
+from pruning.budget import solve, staged, tokens_to_keep
 
 
 class Staged(Pruner):
@@ -12,9 +14,9 @@ class Staged(Pruner):
     def __post_init__(self):
         super().__post_init__()
         name = type(self).__name__
-        if not self.layers or len(self.layers) != len(self.ratios):
-            raise UserError(f"{name}: give one ratio per layer; "
-                            f"got {len(self.layers)} layers and {len(self.ratios)} ratios")
+        count = len(self.layers)
+        if not count or count != len(self.ratios):
+            raise UserError(f"{name}: give one ratio per layer; got {count} layers and {len(self.ratios)} ratios")
         rises = list(self.layers) == sorted(set(self.layers))
         if self.layers[0] < 1 or not rises:
             raise UserError(f"{name}: layers must rise from 1; got {self.layers}")
@@ -36,3 +38,21 @@ class Staged(Pruner):
 
     def schedule(self, n, layers):
         return staged(zip(self.layers, self.ratios), n, layers, self.rounding)
+
+    def with_average(self, average, n, layers):
+        """All ratios multiplied by one factor."""
+        counts = [tokens_to_keep(ratio, n, self.rounding) for ratio in self.ratios]
+        first = counts[0]
+
+        def scaled(k):
+            factor = k / first
+            ratios = at_least_one(factor * count for count in counts)
+            return replace(self, ratios=ratios)
+
+        return solve(scaled, range(1, n + 1), average, n, layers)
+
+
+def at_least_one(counts):
+    """The counts rounded, and none of them 0."""
+    rounded = map(round, counts)
+    return tuple(max(1, count) for count in rounded)
