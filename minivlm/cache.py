@@ -1,9 +1,11 @@
 """KV cache with a length per layer: after a reduction before layer l, layers l.. hold fewer tokens than the others."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from pruning.apply import checked, order
 
 
 @dataclass
@@ -82,8 +84,17 @@ class Cache:
         """A cache for a decoder of so many layers."""
         return cls([LayerCache() for _ in range(layers)])
 
-    def mask_from(self, l, masked):
-        """Mask these keys (T,) in layers l.."""
+    def prune_past(self, tokens, keep):
+        """The layers that have run forget the visual tokens that are not kept, too."""
+        rows, _ = order(tokens, keep)
+        for held in self.layers[:tokens.layer]:
+            held.select(rows)
+
+    def rerank(self, pruner, l, view):
+        """Choose again, among all visual tokens, those that the layers l.. can see; view: of layer l-1."""
+        tokens = replace(self.tokens, layer=l, before=view)
+        r = checked(pruner, tokens)
+        masked = tokens.reduced(r).masked                                          # (T,)
         for held in self.layers[l:]:
             held.masked = masked
 

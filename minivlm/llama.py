@@ -15,8 +15,7 @@ from minivlm.kernels import attention                  # that of attention.py, o
 from minivlm.parts.sliding_window import prompt_mask, step_mask
 from minivlm.parts.views import DecoderView, StepView
 from minivlm.trace import Trace
-from pruning.apply import acting, checked, order, plan, with_last
-from pruning.base import NOT_YET
+from pruning.apply import acting, checked, plan, with_last
 
 
 class RMSNorm(nn.Module):
@@ -87,7 +86,8 @@ class MLP(nn.Module):
 
     def forward(self, x):
         gate = F.silu(self.gate_proj(x))
-        return self.down_proj(gate * self.up_proj(x))
+        up = self.up_proj(x)
+        return self.down_proj(gate * up)
 
 
 class Layer(nn.Module):
@@ -102,12 +102,19 @@ class Layer(nn.Module):
 
     def forward(self, x, rope, cache=None, mask=None, last=False):
         """(B, T, D) -> (B, T, D), as Attention does; rope: cos and sin of the T positions."""
+        _, out = self.streams(x, rope, cache, mask, last)
+        return out
+
+    def streams(self, x, rope, cache=None, mask=None, last=False):
+        """The residual stream after attention and after the MLP. (B, T, D) twice"""
         normed = self.input_layernorm(x)
         attended = self.self_attn(normed, rope, cache, mask, last)
         if last:
             x = x[:, -1:]
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x))
+        between = x + attended
+        normed = self.post_attention_layernorm(between)
+        added = self.mlp(normed)
+        return between, between + added
 
 
 class Decoder(nn.Module):
@@ -130,7 +137,7 @@ class Decoder(nn.Module):
         pruner = acting(pruner, "decoder")
         if not tokens.n:
             pruner = None              # no image to prune
-        cuts, masks = plan(pruner, depth)
+        cuts, masks, watched = plan(pruner, depth)
         if pruner:
             tokens = pruner.with_positions(tokens)
         if pruner and pruner.rerank_each_step:
@@ -149,18 +156,22 @@ class Decoder(nn.Module):
             if l in masks and tokens.n:
                 # the method says which tokens attend to which in this layer
                 here = DecoderView(layer, tokens, rope, mask)
-                layer_mask = pruner.mask(replace(tokens, here=here))
+                entering = replace(tokens, here=here)
+                layer_mask = pruner.mask(entering)
             # run the layer
             trace.enter(tokens)
             layer_cache = cache.layers[l]
             layer_cache.start(tokens)
             batch = tokens.hidden[None]                                            # (1, T, D)
             only_last = last and l == depth - 1
-            batch_out = layer(batch, rope, layer_cache, layer_mask, only_last)     # (1, T or 1, D)
-            before = NOT_YET
+            between, out = layer.streams(batch, rope, layer_cache, layer_mask, only_last)        # (1, T or 1, D) twice
+            view = DecoderView(layer, tokens, rope, layer_mask, layer_cache, between, out)
+            tokens = replace(tokens, hidden=out[0])
             if l + 1 in cuts:
-                before = DecoderView(layer, tokens, rope, layer_mask, layer_cache)
-            tokens = replace(tokens, hidden=batch_out[0], before=before)
+                tokens = replace(tokens, before=view)
+            if l in watched:
+                views = (*tokens.watched, view)
+                tokens = replace(tokens, watched=views)
         return self.norm(tokens.hidden)
 
     def rope(self, position, dtype):
@@ -180,10 +191,7 @@ class Decoder(nn.Module):
         r = with_last(r, tokens)       # if the prompt ends with an image, keep its last token: it predicts the answer
         trace.reduce("decoder", tokens.layer, tokens, r)
         if pruner.prune_past_kv:
-            # the layers that have run forget the dropped tokens, too
-            rows, _ = order(tokens, r.keep)
-            for layer_cache in cache.layers[:tokens.layer]:
-                layer_cache.select(rows)
+            cache.prune_past(tokens, r.keep)
         return tokens.reduced(r, pruner.positions)
 
     def step(self, hidden, cache, pruner=None):
@@ -204,13 +212,6 @@ class Decoder(nn.Module):
             hidden = layer(entered[None], ropes[first], layer_cache, mask)[0]      # (m, D)
             layer_cache.next_position += m
             if l + 1 in reranked_at:
-                before = StepView(layer, entered, ropes[first], mask, layer_cache)
-                tokens = replace(cache.tokens, layer=l + 1, before=before)
-                self.rerank(tokens, pruner.at("decoder"), cache)
+                view = StepView(layer, entered, ropes[first], mask, layer_cache)
+                cache.rerank(pruner.at("decoder"), l + 1, view)
         return self.norm(hidden)
-
-    def rerank(self, tokens, pruner, cache):
-        """Choose again, among all visual tokens, those that the layers from tokens.layer on can see."""
-        r = checked(pruner, tokens)
-        masked = tokens.reduced(r).masked
-        cache.mask_from(tokens.layer, masked)

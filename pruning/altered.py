@@ -55,7 +55,8 @@ def shifted(tokens, rows):
         changed = replace(changed, prompt=shifted(tokens.prompt, rows))
     before = ShiftedView(tokens.before, changed, rows)
     here = ShiftedView(tokens.here, changed, rows)
-    return replace(changed, before=before, here=here)
+    watched = [ShiftedView(view, shifted(view.tokens, rows), rows) for view in tokens.watched]
+    return replace(changed, before=before, here=here, watched=tuple(watched))
 
 
 class ShiftedView(LayerView):
@@ -95,6 +96,13 @@ class ShiftedView(LayerView):
 
     def final_normed(self):
         return self._with_new_rows(self.view.final_normed(), "all")
+
+    def modules(self):
+        pairs = []
+        for pair in self.view.modules():
+            with_new = [self._with_new_rows(x, "all") for x in pair]               # (rows+T, D) twice
+            pairs.append(with_new)
+        return pairs
 
     def mask(self, rows=None):
         if rows is None:

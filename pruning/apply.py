@@ -14,16 +14,16 @@ def acting(pruner, site):
 
 
 def plan(pruner, layers):
-    """The decoder layers before which the method reduces, and those whose mask it changes. UserError if not there."""
+    """The decoder layers before which the method reduces, whose mask it changes, and which it watches. UserError if a
+    cut is not there."""
     if not pruner:
-        return (), ()
+        return (), (), ()
     cuts = pruner.reduce_at(layers)
-    masks = pruner.mask_at(layers)
     for l in cuts:
         if not 0 < l < layers:
             raise UserError(f"{type(pruner).__name__} reduces before layer {l}, and this model has {layers} layers: "
                             f"choose a layer above 0 and below {layers}")
-    return cuts, masks
+    return cuts, pruner.mask_at(layers), pruner.watch_at(layers)
 
 
 def checked(pruner, tokens):

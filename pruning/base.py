@@ -42,14 +42,15 @@ class Tokens:
     layer: int = 0
     before: LayerView = NOT_YET    # view of layer - 1, which has run
     here: LayerView = NOT_YET      # view of this layer, which is about to run
+    watched: tuple = ()            # views of the layers of Pruner.watch_at that have run, each on what entered it
     prompt: "Tokens | None" = None  # the Tokens that entered layer 0; None if these are they
     masked: Tensor | None = None   # (T,)      True: the row stays in the sequence, but no other row sees its key
 
     @classmethod
-    def start(cls, hidden, visual, grid=None, before=None, here=None, layer=0):
+    def start(cls, hidden, visual, grid=None, before=None, here=None, layer=0, watched=()):
         """Tokens of an unpruned prompt: positions and sources count from 0. Also for examples typed by hand.
 
-        grid: (n, 3), or (rows, columns) of a single image; None: a single row. before and here: LayerView.of(..).
+        grid: (n, 3), or (rows, columns) of a single image; None: a single row. The views are LayerView.of(..).
         """
         hidden = torch.as_tensor(hidden)
         visual = torch.as_tensor(visual, dtype=torch.long, device=hidden.device)
@@ -63,7 +64,7 @@ class Tokens:
             tokens = replace(tokens, before=before.on(tokens))
         if here is not None:
             tokens = replace(tokens, here=here.on(tokens))
-        return tokens
+        return replace(tokens, watched=tuple(view.on(tokens) for view in watched))
 
     @property
     def n(self):
@@ -196,6 +197,10 @@ class Pruner(Budgeted):
     def at(self, site):
         """The method that acts at `site`, or None."""
         return self if self.site == site else None
+
+    def watch_at(self, layers):
+        """The decoder layers whose views, in tokens.watched, `reduce` reads at all later cuts."""
+        return ()
 
     def with_positions(self, tokens):
         """The prompt, possibly with other position ids for the decoder."""

@@ -12,8 +12,8 @@ class GivenView(LayerView):
 
     attention, logits: (T,), (T, T) or (H, T, T). query, unrotated_query: (H, T, Dh). key, unrotated_key: (Hk, T, Dh),
     what key() and key(rope=False) give. projected_key, stream_key: (T, Hk*Dh), what projected_key(norm=True) and
-    (norm=False) give. final_normed: (T, D). Of a tower: cls_attention, (n,) or (H, n), and blocks,
-    {0: LayerView.of(..)}, the other views that a method may ask for.
+    (norm=False) give. final_normed, and the four of modules(): (T, D). Of a tower: cls_attention, (n,) or (H, n), and
+    blocks, {0: LayerView.of(..)}, the other views that a method may ask for.
     """
 
     def __init__(
@@ -27,6 +27,10 @@ class GivenView(LayerView):
         projected_key=None,
         stream_key=None,
         final_normed=None,
+        attention_in=None,
+        attention_out=None,
+        mlp_in=None,
+        mlp_out=None,
         cls_attention=None,
         blocks=None,
     ):
@@ -42,6 +46,10 @@ class GivenView(LayerView):
             "projected_key": projected_key,
             "stream_key": stream_key,
             "final_normed": final_normed,
+            "attention_in": attention_in,
+            "attention_out": attention_out,
+            "mlp_in": mlp_in,
+            "mlp_out": mlp_out,
             "cls_attention": cls_attention,
         }
         self.given = {name: by_head(x) for name, x in by_head_given.items()}
@@ -72,6 +80,11 @@ class GivenView(LayerView):
 
     def final_normed(self):
         return self._get("final_normed")
+
+    def modules(self):
+        attention = self._get("attention_in"), self._get("attention_out")
+        mlp = self._get("mlp_in"), self._get("mlp_out")
+        return attention, mlp
 
     def mask(self, rows=None):
         T = len(self.tokens.hidden)

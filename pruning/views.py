@@ -28,6 +28,11 @@ class LayerView:
         """(T, D) the residual stream that enters the layer, after the decoder's final norm (DART); tokens.here only"""
         raise UserError(f"{self!r}: it has no final norm")
 
+    def modules(self):
+        """Of attention and of the MLP, what it reads, after its norm, and what it adds to the stream: two pairs of
+        (T, D) (TransPrune); only of a layer that has run"""
+        raise UserError(f"{self!r}: it has not run, so its modules have added nothing yet")
+
     def mask(self, rows=None):
         """(R, T) what the layer adds to the logits of these rows: 0 for keys that they see, else minus infinity
 

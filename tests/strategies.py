@@ -106,12 +106,15 @@ def make(name, case):
         cuts = pruner.reduce_at(LAYERS) or pruner.mask_at(LAYERS)
         layer = cuts[case.layer % len(cuts)]
         tokens = replace(tokens, prompt=tokens, layer=layer)
+        entered = [tokens for l in pruner.watch_at(LAYERS) if l < cuts[0]]
         if layer != cuts[0] and case.left:
             order = torch.rand(tokens.n, generator=noise.generator).argsort()
             tokens = tokens.reduced(Reduction(order[:case.left].sort().values), pruner.positions)
+        entered += [tokens for l in pruner.watch_at(LAYERS) if cuts[0] <= l < layer]
         aim = None if case.needle is None else case.needle % tokens.n
         views = {side: decoder_view(tokens, noise, aim, case.dtype).on(tokens) for side in ("before", "here")}
-        tokens = replace(tokens, **views)
+        watched = [watched_view(len(then.hidden), noise, case.dtype).on(then) for then in entered]
+        tokens = replace(tokens, **views, watched=tuple(watched))
     return pruner, tokens
 
 
@@ -171,6 +174,12 @@ def decoder_view(tokens, noise, needle, dtype):
                         key=noise.heads(HK, T).to(dtype), projected_key=noise.rows(T, HK * DH).to(dtype),
                         stream_key=noise.rows(T, HK * DH).to(dtype), unrotated_query=noise.heads(H, T).to(dtype),
                         unrotated_key=noise.heads(HK, T).to(dtype), final_normed=noise.rows(T, H * DH).to(dtype))
+
+
+def watched_view(T, noise, dtype):
+    """A view of a layer that has run on T tokens: what its attention and its MLP read and give."""
+    names = ("attention_in", "attention_out", "mlp_in", "mlp_out")
+    return LayerView.of(**{name: noise.rows(T, H * DH).to(dtype) for name in names})
 
 
 class Tower(LayerView):

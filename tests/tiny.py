@@ -203,5 +203,8 @@ class Around(Pruner):
     def mask_at(self, layers):
         return self.pruner.mask_at(layers)
 
+    def watch_at(self, layers):
+        return self.pruner.watch_at(layers)
+
     def mask(self, tokens):
         return self.pruner.mask(tokens)

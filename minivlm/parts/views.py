@@ -16,12 +16,14 @@ from pruning.views import mean_of
 class DecoderView(LayerView):
     """One decoder layer on the tokens that enter it: what it computes, for the rows that a method asks for."""
 
-    def __init__(self, layer, tokens, rope, mask, cache=None, norm=None):
+    def __init__(self, layer, tokens, rope, mask, cache=None, between=None, out=None, norm=None):
         self.layer = layer
         self.tokens = replace(tokens, before=NOT_YET, here=NOT_YET)        # or it would hold all views before it
         self.rope = rope
         self.given_mask = mask         # (T, T) or None: causal
         self.cache = cache             # of this layer: once it has run, it holds the keys
+        self.between = between         # once it has run: the streams of Layer.streams, (1, T, D) each
+        self.out = out
         self.norm = norm               # the decoder's last one
 
     def query(self, rows="all", rope=True):
@@ -51,6 +53,16 @@ class DecoderView(LayerView):
         if self.norm is None:
             return super().final_normed()
         return self.norm(self.tokens.hidden)
+
+    def modules(self):
+        if self.out is None:
+            return super().modules()
+        entered = self.tokens.hidden                                               # (T, D)
+        between = self.between[0]                                                  # (T, D)
+        out = self.out[0]                                                          # (T, D)
+        attention = self.layer.input_layernorm(entered), between - entered
+        mlp = self.layer.post_attention_layernorm(between), out - between
+        return attention, mlp
 
     def mask(self, rows=None):
         T = len(self.tokens.hidden)
