@@ -30,6 +30,7 @@ from pruning.ranked import Ranked
 from pruning.readings import READINGS
 from pruning.sparsevlm import SparseVLM
 from pruning.tome import ToMe
+from pruning.transprune import TransPrune
 from pruning.visionzip import VisionZip
 from pruning.vispruner import VisPruner
 from pruning.vtw import VTW
@@ -53,6 +54,7 @@ METHODS = {
     "pyramiddrop": PyramidDrop,
     "feather": FEATHER,
     "dart": DART,
+    "transprune": TransPrune,
     "adaptprune": AdaptPrune,
     "asap": ASAP,
     "atp": ATP,

@@ -26,6 +26,7 @@ from pruning.readings.prumerge import (
 )
 from pruning.readings.pyramiddrop import PyramidDropKept
 from pruning.readings.sparsevlm import SparseVLMPaper, SparseVLMPlus, SparseVLMRank
+from pruning.readings.transprune import TransPruneReleased, TransPruneTTV
 from pruning.readings.visionzip import VisionZipAverage, VisionZipReceived
 from pruning.readings.vispruner import FasterVLM, VisPrunerReceived
 from pruning.readings.vtw import VTWRandom, VTWRenumbered
@@ -61,6 +62,8 @@ READINGS = {
     "atp_2d": ATP2D,
     "feather_row": FEATHERRow,
     "dart_released": DARTReleased,
+    "transprune_released": TransPruneReleased,
+    "transprune_ttv": TransPruneTTV,
     "cdpruner_unconditioned": CDPrunerUnconditioned,
     "cdpruner_tiles": CDPrunerTiles,
     "cdpruner_theta": CDPrunerTheta,
