@@ -1,8 +1,8 @@
 """TransPrune. Li et al., "TransPrune: Token Transition Pruning for Efficient Large Vision-Language Model", CVPR 2026,
 arXiv:2507.20630.
 
-What a layer does to a token says how important the token is, whoever attends to it. Token Transition Variation (TTV) is
-how much attention and MLP change its representation, in length and in direction, accumulated over several layers.
+How much the layers change a token says how important it is. Token Transition Variation (TTV) measures how much
+attention and MLP change its representation, in length and in direction, accumulated over several layers.
 Instruction-Guided Attention (IGA) is the attention that the text pays it. Tokens are pruned at several layers by the
 sum of both, each divided by its total.
 

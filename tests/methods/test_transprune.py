@@ -1,4 +1,4 @@
-"""TransPrune and its readings: by hand, equal to the released code's recordings, what a view of a layer gives, edges."""
+"""TransPrune and its readings: by hand, equal to the released code's recordings, in a model, edges."""
 
 from dataclasses import replace
 
@@ -8,6 +8,8 @@ import torch
 from build import close, plane, tokens
 from golden import golden, of_case
 from pruning.base import LayerView, Reduction, Tokens, UserError
+from pruning.compose import Both
+from pruning.divprune import DivPrune
 from pruning.fastv import FastV
 from pruning.readings import TransPruneReleased, TransPruneTTV
 from pruning.transprune import TransPrune
@@ -218,9 +220,10 @@ def test_the_views_of_the_layers_that_have_run():
 
 
 def test_what_has_not_run_has_added_nothing():
-    """A method that reads the modules of the layer about to run, or of a typed view without them, is told so."""
+    """Reading the modules of the layer about to run, or of a typed view without them, is an error."""
+    method = Chosen({2: [0]}, look=lambda tokens: tokens.here.modules())
     with pytest.raises(UserError, match="DecoderView.* has not run"):
-        prefill(llava(), ids(3, MARK, 4), [picture(llava())], Chosen({2: [0]}, look=lambda tokens: tokens.here.modules()))
+        prefill(llava(), ids(3, MARK, 4), [picture(llava())], method)
     with pytest.raises(UserError, match="give it to LayerView.of.mlp_in=..."):
         LayerView.of(attention_in=[[1.]], attention_out=[[1.]]).modules()
 
@@ -258,11 +261,19 @@ def test_the_score_of_a_model():
 
 
 def test_two_images():
-    """They are one set of 32 tokens, and the text between them is asked, too."""
+    """They are one set of 32 tokens, and the text between them attends to the first, too."""
     pictures = [picture(llava(), i) for i in range(2)]
     logits, _, trace = prefill(llava(), ids(3, MARK, 4, MARK, 6), pictures, TransPrune())
     assert trace.visual == TransPrune().schedule(32, 32)
     assert logits.isfinite().all()
+
+
+def test_after_another_method():
+    """DivPrune leaves 8 of 16 before layer 0; these are the N tokens at first, and keep their places in the sums."""
+    both = Both((DivPrune(keep=8), TransPrune()))
+    _, _, trace = prefill(llava(), ids(3, MARK, 4), [picture(llava())], both)
+    assert trace.visual == TransPrune().schedule(8, 32)
+    assert int(trace.steps[1].source.max()) >= 8
 
 
 @pytest.mark.parametrize("model", [next_llava(context=2048), internvl()])
@@ -346,7 +357,7 @@ def test_not_a_number():
 
 
 def test_no_views():
-    """Tokens made by hand without them."""
+    """Tokens typed by hand without them are an error; with them, start binds the views."""
     entering = Tokens.start([[0.]] * 3, [0, 1], here=paid([.5, .5, 0.]), layer=7)
     with pytest.raises(UserError, match="give their views, Tokens.start.watched=..."):
         TransPrune().reduce(entering)
