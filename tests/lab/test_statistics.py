@@ -114,7 +114,7 @@ def test_the_command_prints_and_writes_them(capsys, tmp_path):
     """Methods that do not read the text keep the same for two questions about one picture, and so overlap by 1: none,
     uniform, DivPrune; random tokens and FastV keep others. Evenly spaced tokens are farther apart than others, and all
     tokens are one patch apart."""
-    words = ["eval", "--method", "fastv,divprune", "--keep", "0.1", "--count", "1", "--draws", "2", "--processes", "1"]
+    words = ["eval", "--method", "fastv,divprune", "--keep", "0.1", "--count", "1", "--draws", "1", "--processes", "1"]
     status, plain, _ = done(capsys, *words, "--out", tmp_path / "a.json")
     assert status == 0 and "overlap" not in plain
     status, out, _ = done(capsys, *words, "--out", tmp_path / "a.json", "--statistics")
