@@ -2,9 +2,9 @@
 
     cosine      of a kept token and the most similar other, on average: 1 if each has a twin
     distance    on the grid, in patches, from a kept token to the nearest other of its tile, on average
-    rank        effective rank of the (k, D) matrix of kept tokens, not centred (Roy and Vetterli, "The effective rank: a
-                measure of effective dimensionality", EUSIPCO 2007): exp(H), H the entropy of the singular values
-                divided by their sum
+    rank        effective rank of the (k, D) matrix of kept tokens, not centred: exp(H), H the entropy of the singular
+                values divided by their sum (Roy and Vetterli, "The effective rank: a measure of effective
+                dimensionality", EUSIPCO 2007)
     overlap     Jaccard index of what two questions about one picture keep: 1 for a method that does not read the text
 
 The first three read the tokens that are left after the last cut, merged ones as merged: cosine and rank their hidden
