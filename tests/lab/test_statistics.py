@@ -48,6 +48,11 @@ def test_effective_rank_by_hand():
     skewed = torch.tensor([[0., 3., 0.], [1., 0., 0.]])
     assert effective_rank(skewed) == pytest.approx(exp(-.75 * log(.75) - .25 * log(.25)))
     assert effective_rank(torch.ones(5, 3)) == pytest.approx(1)
+    long = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    share = torch.linalg.svdvals(long.double())
+    share = share / share.sum()
+    assert effective_rank(long) == pytest.approx(exp(-(share * share.log()).sum()), rel=1e-12)
+    assert effective_rank(long.T) == pytest.approx(effective_rank(long), rel=1e-12)
     assert effective_rank(torch.zeros(5, 3)) is None and effective_rank(torch.zeros(0, 3)) is None
 
 
