@@ -74,8 +74,9 @@ def lineup(names, keep, average, settings, prompt, schedule=None, others=()):
     """[Entrant]: each variant of "a,b@layer=3" or "all" at each budget of keep "192,128", or of average "192,128".
 
     A number is the whole prompt's (Pruner.divided). Among several, a method without a keep has its own schedule and is
-    there once. `schedule` "4:136,14:68,24:34" is for each of the methods, `prompt` a Prompt or Shape; others: see variants.
-    Raises UserError if a method cannot be built, or is there twice. With "all" the error takes the method's place.
+    there once. `schedule` "4:136,14:68,24:34" is for each of the methods, `prompt` a Prompt or Shape; others: see
+    variants. Raises UserError if a method cannot be built, or is there twice. With "all" the error takes the method's
+    place.
     """
     if names is None:
         if settings or {keep, average, schedule} != {None}:
@@ -127,7 +128,7 @@ def built(variant, budget, prompt, own, may_fail):
 def entrant_of(variant, budget, own):
     """The Entrant of a variant, before it meets a prompt. own: see `build`."""
     if budget.average is not None and variant.has_keep:
-        raise UserError(f"{variant.name} has a keep of its own, which --average would replace: leave one of the two out")
+        raise UserError(f"{variant.name} has a keep of its own, which --average would replace: leave one out")
     pruner = build(variant.name, budget.keep, variant.settings, budget.schedule, own)
     average = None if budget.average is None else number(budget.average)
     return Entrant(variant.name, str(budget) or None, pruner, average)

@@ -45,8 +45,7 @@ class Variant:
 
 
 def variants(names, settings=(), others=()):
-    """[Variant] of "all" or "a,b@option=value,..": a sweep has a variant for each value, several sweeps
-    for each combination.
+    """[Variant] of "all" or "a,b@option=value,..": a sweep is a variant for each value, or combination of values.
 
     others: methods that may be set although they are not named. UserError for a name that is given twice.
     """
@@ -102,7 +101,8 @@ def values_of(name, setting):
     if takes_list(annotation) and not all(value.startswith("[") for value in values):
         return [setting]
     if "@" in text or "+" in text:
-        raise UserError(f"--set {option}={text}: a value with @ or + cannot be in the name of a variant: give no other value with it")
+        raise UserError(f"--set {option}={text}: a value with @ or + cannot be in the name of a variant, so give no "
+                        "other value with it")
     return [f"{option}={value}" for value in words(f"--set {option}", text)]
 
 

@@ -2,9 +2,9 @@
 
     cosine      of a kept token and the most similar other, on average: 1 if each has a twin
     distance    on the grid, in patches, from a kept token to the nearest other of its tile, on average
-    rank        effective rank of the (k, D) matrix of kept tokens, not centred (Roy and Vetterli, "The effective rank: a
-                measure of effective dimensionality", EUSIPCO 2007): exp(H), H the entropy of the singular values
-                divided by their sum
+    rank        effective rank of the (k, D) matrix of kept tokens, not centred: exp(H), H the entropy of the singular
+                values divided by their sum (Roy and Vetterli, "The effective rank: a measure of effective
+                dimensionality", EUSIPCO 2007)
     overlap     Jaccard index of what two questions about one picture keep: 1 for a method that does not read the text
 
 The first three read the tokens that are left after the last cut, merged ones as merged: cosine and rank their hidden
@@ -79,11 +79,10 @@ def nearest_distance(grid):
     (0, 0), (0, 1) and (0, 5): 1, 1 and 4, so 2 on average.
     """
     on_grid = grid[grid[:, 1] >= 0].double()                                       # (m, 3)
-    tile = on_grid[:, 0]
-    place = on_grid[:, 1:]
-    distance = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")
+    tile, row, column = on_grid.T
+    distance = torch.hypot(row[:, None] - row, column[:, None] - column)           # (m, m)
     is_other_tile = tile[:, None] != tile
-    distance.masked_fill_(is_other_tile, torch.inf).fill_diagonal_(torch.inf)      # (m, m)
+    distance.masked_fill_(is_other_tile, torch.inf).fill_diagonal_(torch.inf)
     if not distance.isfinite().any():
         return None
     nearest = distance.min(dim=1).values                                           # (m,)
@@ -93,11 +92,15 @@ def nearest_distance(grid):
 def effective_rank(hidden):
     """exp of the entropy of the normalised singular values of (k, D); None without tokens.
 
-    Orthogonal rows of the same length: k. Rows that are all alike: 1.
+    Orthogonal rows of the same length: k. Rows that are all alike: 1. The squares of the singular values are the
+    eigenvalues of hidden @ hidden.T, which is small; those that rounding leaves in place of 0 are dropped.
     """
-    singular = torch.linalg.svdvals(hidden.double())
-    if not singular.any():
+    hidden = hidden.double()
+    squares = torch.linalg.eigvalsh(hidden @ hidden.T)                             # (k,)
+    if not squares.any():
         return None
+    rounding = max(hidden.shape) * torch.finfo(squares.dtype).eps * squares.max()
+    singular = squares[squares > rounding].sqrt()
     share = singular / singular.sum()
     return torch.special.entr(share).sum().exp().item()
 

@@ -57,8 +57,8 @@ def lines(groups):
         low, high = group["interval"]
         yield ""
         yield (f"{FILTER} {group['budget']} does not solve {group['questions']} questions, "
-               f"{100 * group['share']:.1f} % ({100 * low:.1f}-{100 * high:.1f}); no pruning solves {group['difficult']} of these: the difficult "
-               "ones")
+               f"{100 * group['share']:.1f} % ({100 * low:.1f}-{100 * high:.1f}); no pruning solves "
+               f"{group['difficult']} of these: the difficult ones")
         yield f"{'':{width}}  unsolved        difficult"
         for row in group["contestants"]:
             cells = [_cell(row[name]) for name in ("unsolved", "difficult")]
