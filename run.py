@@ -61,7 +61,7 @@ def main(argv):
 
 def overview(group):
     """The help of all commands, or of those of a group."""
-    rows = [f"  {name:10} {line}" for name, (_, line) in COMMANDS.items() if name.startswith(group)]
+    rows = [f"  {name:11} {line}" for name, (_, line) in COMMANDS.items() if name.startswith(group)]
     usage = " ".join(["usage: run.py", *group.split(), "COMMAND .."])
     end = [] if group else ["", EXAMPLES]
     return "\n".join([usage, "", "LLaVA from scratch, with visual token pruning.", "", "commands:", *rows, *end])

@@ -53,7 +53,7 @@ def test_the_list_of_commands_needs_no_imports(words, names):
     code = f"import sys, run; assert run.main({words}) == 0; print(sorted(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     *lines, modules = printed.splitlines()
-    assert [line[2:12].strip() for line in lines if line[2:12].strip() in run.COMMANDS] == names
+    assert [line[2:13].strip() for line in lines if line[2:13].strip() in run.COMMANDS] == names
     assert "'run'" in modules and "'torch" not in modules and "'minivlm" not in modules
 
 
