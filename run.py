@@ -13,6 +13,8 @@ COMMANDS = {                           # name: (module in minivlm.lab, the first
     "chat": ("compare.chat", "Talk about pictures: one question per line."),
     "compare": ("compare.side_by_side", "Answer one question under several methods: a table, and a sheet of pictures."),
     "eval": ("score.eval", "Score the model on a task, unpruned and under methods."),
+    "attention": ("attention.attention", "Show where on the image the decoder's attention lies, and whether position "
+                                         "ids are the reason."),
     "scenes": ("score.scenes", "Draw the world of the shipped model: pictures, questions, answers, evidence."),
     "fit": ("train.fit", "Fit a method to a model on a few questions: FitPrune's table, or VTW's layer."),
     "train toy": ("train.toy", "Train the shipped model anew, from nothing, on its drawn world."),

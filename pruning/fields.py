@@ -12,6 +12,7 @@ are never allowed, and a bool is not a number.
 
 import json
 import math
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -19,6 +20,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 MOST_LAYERS = 10_000                               # a schedule with more layers would fill the memory
 MOST = 2 ** 63                                     # from here on a number does not fit into an int64 tensor
+BARE_POINT = re.compile(r"(?<![\w.])\.(?=\d)")   # that of ".8", which JSON writes "0.8"
 SHOWN = 60                                         # a message repeats this many letters of a value
 
 
@@ -122,19 +124,25 @@ def parse(annotation, text):
     is_word = [member is str or get_origin(member) is Literal for member in members]
     if any(is_word):
         return text
-    takes_list = any(_is_list(member) for member in members)
+    is_list = takes_list(annotation)
+    text = BARE_POINT.sub("0.", text)
     spellings = [text, text.lower()]
-    if takes_list:
+    if is_list:
         spellings.append(f"[{text}]")
     for words in spellings:
         try:
             value = plain(json.loads(words))
         except (ValueError, RecursionError):       # RecursionError: nested too deep
             continue
-        if takes_list and isinstance(value, (int, float)):
+        if is_list and isinstance(value, (int, float)):
             return (value,)
         return value
     return text
+
+
+def takes_list(annotation):
+    """Whether a list is among the values that an annotation allows."""
+    return any(_is_list(_bare(member)) for member in _members(annotation))
 
 
 def described(annotation):

@@ -1,4 +1,5 @@
-"""What is done with a model and a method, in rooms: compare, check, cost, speed, score, train, studies.
+"""What is done with a model and a method, in rooms: compare, check, cost, speed, score, attention, train, studies.
 
-All use cli and draw. Imports run one way: cli, draw, cost, check, score, speed, compare, train, studies.
+All use cli, lineup and draw. Imports run one way: cli, lineup, draw, cost, check, score, attention, speed, compare,
+train, studies.
 """

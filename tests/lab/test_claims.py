@@ -18,18 +18,18 @@ from minivlm.lab.claims.claim import (
     UNTESTED,
     Answers,
     Claim,
-    Entrant,
     Measured,
     Pair,
     at_least,
+    halving,
     judged,
     verdict,
 )
-from minivlm.lab.claims.contest import halving
 from minivlm.lab.claims.plot import page
-from minivlm.lab.cli.options import build
-from pruning.base import UserError
+from minivlm.lab.lineup.lineup import entrant_of
+from minivlm.lab.lineup.variants import Variant
 
+PROMPT = SimpleNamespace(n=144, layers=8)
 ALL = [(paper, claim) for paper, rows in claims.PAPERS.items() for claim in rows]
 SAID = {paper: " ".join(claim.where for claim in rows) for paper, rows in claims.PAPERS.items()}
 # numbered figures and tables with a number or a comparison in them; the others are drawings
@@ -83,7 +83,7 @@ def typed():
     items = [SimpleNamespace(family=family) for family in ("color", "color", "count", "count")]
     right = {"a 0.5": [1, 1, 1, 0], "b 0.5": [0, 1, 0, 0], "b 0.1": [0, 0, 0, 0]}
     rows = {label: [dict(right=r, visual=[4, 2]) for r in own] for label, own in right.items()}
-    return Answers(None, items, rows, {"a 0.1": "out of reach"})
+    return Answers(PROMPT, items, rows, {"a 0.1": "out of reach"})
 
 
 def test_a_pair_by_hand(typed):
@@ -105,8 +105,8 @@ def test_what_does_not_run_is_said(typed):
 
 def test_budgets():
     pair = Pair("asap", "none", "pruning", average=(1 / 3,))
-    assert [entrant.label for entrant in pair.entrants()] == ["asap 33% average", "none"]
-    assert Entrant("asap", "0.1").label == "asap 0.1"
+    assert [side.label for side in pair.sides(PROMPT)] == ["asap average 48", "none"]
+    assert [side.label for side in Pair("asap@t=1", "vtw", "all").sides(PROMPT)] == ["asap@t=1 0.1", "vtw"]
 
 
 def test_stages_have_the_same_average():
@@ -114,18 +114,17 @@ def test_stages_have_the_same_average():
     assert halving(48, 144, 8) == "2:27,4:14,6:7"
     assert halving(192, 576, 32) == "2:250,16:125,24:62"
     assert (2 * 576 + 14 * 250 + 8 * 125 + 8 * 62) / 32 == pytest.approx(192, abs=.5)
-    with pytest.raises(UserError, match="out of reach in three stages"):
-        halving(32, 144, 8)
-    once, stages = Pair("asap", "asap", "three cuts", average=(1 / 3,), stages=True).entrants()[::-1]
-    assert (stages.label, once.label) == ("asap in stages 33% average", "asap 33% average")
+    assert halving(32, 144, 8) == "2:1,4:1,6:1"
+    stages, once = Pair("asap", "asap", "three cuts", average=(1 / 3,), stages=True).sides(PROMPT)
+    assert (stages.label, once.label) == ("asap 2:27,4:14,6:7", "asap average 48")
 
 
 @pytest.mark.parametrize("paper, claim", ALL, ids=lambda x: x if isinstance(x, str) else x.where)
 def test_each_claim_names_methods_that_exist_and_its_control(paper, claim):
     assert claim.says.endswith(".") and claim.test.control_line()
-    for entrant in claim.test.entrants():
-        if entrant.method != "none":
-            build(entrant.method, entrant.keep)
+    for side in claim.test.sides(PROMPT):
+        if side.method != "none":
+            entrant_of(Variant(side.method), side.budget, {})
     if isinstance(claim.test, Pair):
         assert claim.test.changed and (claim.test.method != claim.test.control or claim.test.stages)
 

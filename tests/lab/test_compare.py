@@ -10,7 +10,7 @@ from PIL import Image
 
 from command import done
 from minivlm.lab.cli.evidence import entering
-from minivlm.lab.cli.options import build, build_all
+from minivlm.lab.cli.options import build
 from minivlm.lab.compare.compare import Run, agreement
 from minivlm.lab.draw import draw
 from minivlm.toy.benchmark import on_patches
@@ -95,7 +95,7 @@ def test_a_setting_of_one_method(capsys):
     (["--method", "fastv,slowv"], "slowv"),
     (["--keep", "4", "--average", "12"], "not both"),
     (["--method", "fastv", "--average", "1"], "out of reach"),
-    (["--method", "fastv", "--set", "layer=1"], "METHOD.OPTION"),
+    (["--method", "fastv,last", "--set", "layer=1"], "METHOD.OPTION"),
     (["--method", "fastv", "--keep", "99"], "keep 99"),
 ])
 def test_bad_comparisons(capsys, words, message):
@@ -140,22 +140,10 @@ def test_the_table_says_how_to_read_it(capsys, tmp_path):
 
 def test_agreement():
     """The ids of the unpruned answer 1 2 3 4 up to the first that differs; an answer that stops early agrees so far."""
-    unpruned = Run("none", None, (1, 2, 3, 4))
-    assert agreement(Run("a", None, (1, 2, 3, 4)), unpruned) == "same"
-    assert agreement(Run("a", None, (1, 2, 9, 4)), unpruned) == "2 of 4 ids"
-    assert agreement(Run("a", None, (1, 2)), unpruned) == "2 of 4 ids"
-
-
-def test_all_leaves_out_what_cannot():
-    """With "all" a method that cannot meet the budget is reported. Among several a method without a keep has its own
-    schedule; named by itself it refuses --keep."""
-    pruners = build_all("all", "4", None, [], 16, 3)
-    assert isinstance(build_all("all", "99", None, [], 16, 3)["fastv"], UserError)
-    assert isinstance(build_all("all", None, 1.0, [], 16, 3)["fastv"], UserError)
-    assert pruners["vtw"] == METHODS["vtw"]() and pruners["fastv"] == FastV(keep=4)
-    assert build_all("vtw,fastv", "4", None, [], 16, 3) == {name: pruners[name] for name in ("vtw", "fastv")}
-    with pytest.raises(UserError, match="keep"):
-        build_all("vtw", "4", None, [], 16, 3)
+    unpruned = Run("none", ids=(1, 2, 3, 4))
+    assert agreement(Run("a", ids=(1, 2, 3, 4)), unpruned) == "same"
+    assert agreement(Run("a", ids=(1, 2, 9, 4)), unpruned) == "2 of 4 ids"
+    assert agreement(Run("a", ids=(1, 2)), unpruned) == "2 of 4 ids"
 
 
 def test_lists():
@@ -183,6 +171,7 @@ def test_what_cannot_be_composed_or_scheduled(words, message):
     ([], "no pruning"),
     (["--method", "fastv", "--keep", "4"], "fastv, keep 4"),
     (["--method", "fastv", "--average", "12"], "fastv, keep 4"),
+    (["--method", "fastv@layer=1", "--keep", "4"], "fastv@layer=1, keep 4"),
     (["--method", "vispruner+fastv", "--keep", "9+4"], "vispruner+fastv, keep 9+4"),
     (["--method", "vtw", "--set", "layer=1"], "vtw"),
 ])

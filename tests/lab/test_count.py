@@ -15,6 +15,7 @@ from minivlm.lab.cost.cost import tera
 from minivlm.lab.cost.count import count, on_meta, weight_bytes
 from minivlm.lab.cost.flops import Formula, kv_bytes
 from minivlm.lab.cost.shapes import SHAPES
+from minivlm.lab.lineup.lineup import fitted, lineup
 from paths import MODEL, PARITY
 from pruning import METHODS
 from pruning.base import UserError
@@ -95,7 +96,7 @@ def test_composed_and_scheduled():
     schedule = Schedule(FastV(), (1, 3), (9, 2))
     assert count(SHAPE, Both((VisPruner(keep=8), FastV(keep=3)))).visual == (8, 8, 3, 3)
     assert count(SHAPE, schedule).visual == (16, 9, 9, 2)
-    assert shapes.lineup("fastv", None, None, [], SHAPE, "1:9,3:2") == {"fastv 1:9,3:2": schedule}
+    assert fitted(lineup("fastv", None, None, [], SHAPE, "1:9,3:2"), SHAPE) == {"fastv 1:9,3:2": schedule}
 
 
 @pytest.mark.parametrize(
@@ -137,10 +138,10 @@ def test_weights():
 def test_tiles():
     """NeXT's five tiles of 576; a whole image's 960 are 192 of each tile for a method that keeps some of each."""
     shape = SHAPES["next-7b"]
-    pruners = shapes.lineup("vispruner,fastv", "960", None, [], shape)
+    pruners = fitted(lineup("vispruner,fastv", "960", None, [], shape), shape)
     assert shape.n == 2880 and pruners["vispruner 960"].keep == 192 and pruners["fastv 960"].keep == 960
     assert shapes.entering(pruners["vispruner 960"], shape) == [960] * 32
-    pruners = shapes.lineup("vispruner,divprune", None, "640", [], shape)
+    pruners = fitted(lineup("vispruner,divprune", None, "640", [], shape), shape)
     assert pruners["vispruner average 640"].keep == 128 and pruners["divprune average 640"].keep == 640
     cell = shapes.prompt(shape, 4, torch.empty(2884, 8)).grid
     assert cell[577].tolist() == [1, 0, 1] and cell[-1].tolist() == [4, 23, 23]
@@ -196,7 +197,7 @@ def test_why_a_method_is_not_counted(capsys, monkeypatch):
 
 
 def test_among_several_one_without_a_keep_has_its_own_schedule():
-    pruners = shapes.lineup("fastv,vtw", "4,8", None, ["vtw.layer=2"], SHAPE)
+    pruners = fitted(lineup("fastv,vtw", "4,8", None, ["vtw.layer=2"], SHAPE), SHAPE)
     assert list(pruners) == ["fastv 4", "fastv 8", "vtw"] and shapes.entering(pruners["vtw"], SHAPE) == [16, 16, 0, 0]
 
 

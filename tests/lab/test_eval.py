@@ -145,7 +145,7 @@ def test_a_contestant_that_fails_on_one_question_does_not_run():
     items, entered, rows = typed_rows()
     rows[50] = dict(contestant="random 0.1", question=10, why_not="too few tokens")
     report = facts(items, entered, rows)
-    assert report[1] == dict(contestant="random 0.1", method="random", keep="0.1", why_not="too few tokens")
+    assert report[1] == dict(contestant="random 0.1", method="random", budget="0.1", why_not="too few tokens")
     assert set(report[2]["all"]["against"]) == {"none"}
     rows[3] = dict(contestant="none", question=3, why_not="too long")
     with pytest.raises(UserError, match="too long"):
@@ -169,7 +169,7 @@ def test_questions_that_a_smaller_picture_does_not_solve():
         if row["contestant"] == "none" and row["question"] < 5:
             row["right"] = 0.
     (group,) = unsolved(items, entered, rows)
-    assert (group["keep"], group["questions"], group["share"], group["difficult"]) == ("0.1", 10, .25, 5)
+    assert (group["budget"], group["questions"], group["share"], group["difficult"]) == ("0.1", 10, .25, 5)
     assert group["interval"] == wilson(.25, 40)
     of = {row["contestant"]: row for row in group["contestants"]}
     assert list(of) == ["none", "random 0.1", "fastv 0.1", "downsample_image 0.1"]
@@ -298,19 +298,63 @@ def test_settings(model, tmp_path):
 
 def test_variants_of_a_method(model):
     """One table holds a method with kept and with new position ids, each with settings of its own."""
-    found = entered(model, "divprune,divprune@positions=keep", settings=["divprune.keep=0.2"])
+    found = entered(model, "divprune,divprune@positions=keep")
     variants = {c.label: c.pruner for c in found if c.method.startswith("divprune")}
     assert {label: (pruner.positions, pruner.keep) for label, pruner in variants.items()} == {
-        "divprune 0.1": ("renumber", .2), "divprune@positions=keep 0.1": ("keep", .1)}
+        "divprune 0.1": ("renumber", .1), "divprune@positions=keep 0.1": ("keep", .1)}
     assert {c.rival for c in found if c.label in variants} == {"random embed 0.1"}
     with pytest.raises(UserError, match="positions is one of keep, renumber"):
         entered(model, "divprune@positions=lost")
 
 
+def test_controls_go_where_a_variant_drops(model, data):
+    """An average of 72 of 144 tokens in 8 layers: FastV keeps 48 before layer 2, (2 * 144 + 6 * 48) / 8, and 29 before
+    layer 3. Random and uniform tokens keep as many, at each place."""
+    entrants = contestants(model, torch.zeros(1, 3, 96, 96), "fastv,fastv@layer=3,divprune", settings=[], average="72")
+    labels = [entrant.label for entrant in entrants]
+    assert labels == [
+        "none", "random average 72", "uniform average 72", "random@3 average 72", "uniform@3 average 72",
+        "random embed average 72", "uniform embed average 72",
+        "fastv average 72", "fastv@layer=3 average 72", "divprune average 72",
+    ]
+    assert [entrant.rival for entrant in entrants[-3:]] == [labels[1], labels[3], labels[5]]
+    contest = Contest(model, benchmark.read(data)[:1], entrants, "llava-hf", draws=1, max_new_tokens=1)
+    visual = {row["contestant"]: row["visual"] for row in contest.run(Log(None, {}))}
+    assert visual["fastv average 72"] == [144] * 2 + [48] * 6
+    assert visual["fastv@layer=3 average 72"] == [144] * 3 + [29] * 5
+    assert visual["divprune average 72"] == [72] * 8
+    for entrant in entrants[-3:]:
+        assert visual[entrant.rival] == visual[entrant.label] == visual[entrant.rival.replace("random", "uniform")]
+
+
+def test_an_average_is_solved_for_on_each_picture():
+    """A flat picture has fewer tokens than a square one: 50 on average are other shares of them."""
+    tiles = load(PARITY / "next_vicuna")
+    pictures = [Image.new("RGB", size) for size in ((96, 96), (96, 40))]
+    pixels = [tiles.processor.pixels(picture) for picture in pictures]
+    counts = [tiles.visual_tokens(each) for each in pixels]
+    assert counts[0] != counts[1]
+    items = [Item(i, picture, "a", "What?", "", ()) for i, picture in enumerate(pictures)]
+    entrants = contestants(tiles, pixels[0], "fastv@layer=1", settings=[], average="50")
+    rows = Contest(tiles, items, entrants, "llava-hf", draws=1, max_new_tokens=1).run(Log(None, {}))
+    for row in rows:
+        if row["contestant"] != "none":
+            average = sum(row["visual"]) / len(row["visual"])
+            assert 50 <= average < 51 and row["visual"][0] == counts[row["question"]]
+
+
+def test_a_schedule_for_each_method(model):
+    """Before layers 2 and 4; the controls leave as many."""
+    labels = {c.label: c for c in contestants(model, torch.zeros(1, 3, 96, 96), "fastv", schedule="2:72,4:9")}
+    assert list(labels) == ["none", *(f"{name}fastv 2:72,4:9" for name in ("random as ", "uniform as ", ""))]
+    for label in list(labels)[1:]:
+        assert labels[label].pruner.schedule(144, 8) == [144] * 2 + [72] * 2 + [9] * 4
+
+
 def test_all_methods_with_reasons(model):
     """Each is there, with a budget where it has one; those that cannot run say why, also if they were named."""
     entrants = {entrant.method: entrant for entrant in entered(model, "all")}
-    assert {*METHODS} <= set(entrants) and not entrants["fastv"].why_not and entrants["vtw"].keep is None
+    assert {*METHODS} <= set(entrants) and not entrants["fastv"].why_not and entrants["vtw"].budget is None
     assert "run.py train atp" in entrants["atp"].why_not and "layer 16" in entrants["sparsevlm"].why_not
     assert "run.py train atp" in entered(model, "atp")[-1].why_not
     tiles = load(PARITY / "next_vicuna")
@@ -489,6 +533,9 @@ def test_another_recipe_is_refused(capsys, model, data, tmp_path):
         (["--draws", 2], "draws 3"),
         (["--keep", "0.2"], "random 0.1"),
         (["--set", "fastv.layer=3"], "random 0.1"),
+        (["--method", "fastv,fastv@layer=3"], "random@3 0.1"),
+        (["--method", "fastv@keep=0.1"], "fastv 0.1"),
+        (["--set", "fastv.layer=2,1"], "fastv 0.1"),
         (["--count", 1], "count None"),
     ):
         status, out, err = done(capsys, *again, *words)
@@ -607,6 +654,28 @@ def test_processes_end_with_the_first_that_fails():
     start = time.monotonic()
     assert parallel.spread(sleeps_or_fails, 2) == 3
     assert time.monotonic() - start < 300
+
+
+class Ended:
+    """A process that has failed, of which the system does not know the status at once."""
+
+    def __init__(self):
+        self.sentinel, _ = os.pipe()
+        self.statuses = [None, 3, 3]
+
+    @property
+    def exitcode(self):
+        return self.statuses.pop(0)
+
+    def terminate(self):
+        os.close(self.sentinel)
+
+
+@pytest.mark.internal
+def test_a_status_that_comes_late_is_still_a_failure(monkeypatch):
+    """It was overlooked between two looks at it, and the other processes were waited for as long as they slept."""
+    monkeypatch.setattr(parallel, "wait", lambda sentinels: sentinels)
+    assert parallel._status([Ended()]) == 3
 
 
 def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):

@@ -41,6 +41,7 @@ WORDS = {                              # a word of a command, and the smaller th
 EXTRA = {                              # options that make a command small: the last of two counts
     "ask": "--max-new-tokens 3",
     "eval": "--count 1 --draws 1 --keep 0.5 --processes 1",
+    "attention": "--count 1 --method fastv --positions usual",
     "scenes": "--count 1",
     "train toy": "--minutes 0",
     "train atp": "--steps 2 --batch 2 --layers 1,3,6 --target-tokens 36",
@@ -84,6 +85,8 @@ def small(command):
     _, _, rest = command.partition("run.py")
     words = [smaller(word) for word in shlex.split(rest)]
     extra = next((extra for name, extra in EXTRA.items() if rest.split()[:len(name.split())] == name.split()), "")
+    if "--average" in words:                               # in place of --keep
+        extra = extra.replace("--keep 0.5", "")
     if rest.split()[:1] in (["bench"], ["growth"]):
         words = tiny(words)
     return words + extra.split()

@@ -401,7 +401,7 @@ NUMBERS = {
     "ask": ["temperature", "top-p", "seed", "max-new-tokens", "average"],
     "compare": ["average", "max-new-tokens"],
     "fit": ["count", "ratio", "eta"],
-    "eval": ["count", "seed", "draws", "processes", "max-new-tokens"],
+    "eval": ["count", "seed", "draws", "processes", "max-new-tokens", "average"],
     "scenes": ["count", "seed"],
     "train toy": ["seed", "minutes"],
     "train atp": [
@@ -409,8 +409,8 @@ NUMBERS = {
         "warmup", "theta-r", "theta-s", "width", "seed", "save-every",
     ],
     "ablate": ["steps", "batch", "lr", "lr-module", "count", "seed"],
-    "cost": ["text", "layers"],
-    "bench": ["text", "repeat", "steps", "threads", "layers"],
+    "cost": ["text", "layers", "average"],
+    "bench": ["average", "text", "repeat", "steps", "threads", "layers"],
     "growth": ["tokens", "decode", "prompts", "repeat", "threads"],
     "tables": ["text"],
 }

@@ -8,7 +8,8 @@ nothing there is no range, and the question is whether the two readings differ.
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
 
-from minivlm.lab.cli.options import takes_keep
+from minivlm.lab.lineup.lineup import Budget
+from minivlm.lab.lineup.variants import Variant
 from minivlm.lab.score.accuracy import against
 from minivlm.lab.score.answers import mean
 from pruning.base import UserError
@@ -67,24 +68,16 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """A method, as the command line names it, with its budget."""
+class Side:
+    """One of the two methods of a comparison, as the command line names it, with its budget."""
 
-    method: str                        # "asap@salvage=False"
-    keep: str | None = None            # a share, or a number of tokens
-    average: float | None = None       # or the share of all tokens that is in a layer, on average
-    stages: bool = False               # reached in three cuts, each to half of the one before, and not in one
-
-    @property
-    def budget(self):
-        """In words; "" without one."""
-        return self.keep or "" if self.average is None else f"{self.average:.0%} average"
+    method: str                        # "asap@salvage=False", or "none"
+    budget: Budget = Budget()
 
     @property
     def label(self):
         """Its name among the answers."""
-        stages = "in stages" if self.stages else ""
-        return " ".join(filter(None, (self.method, stages, self.budget)))
+        return f"{self.method} {self.budget}".strip()
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ class Pair:
     changed: str                       # the one thing, in words
     range: tuple | None = MORE         # of the difference, in points; None: the paper says nothing
     keep: tuple = ("0.1",)
-    average: tuple = ()                # budgets as averages over the layers, in place of `keep`
+    average: tuple = ()                # in place of `keep`: shares of all tokens that enter a layer, on average
     by_family: bool = False            # the claim is for each family of questions
     stages: bool = False               # the method acts in stages, the control once
 
@@ -104,30 +97,36 @@ class Pair:
         """What is compared, and what differs."""
         return f"{self.method} against {self.control}: {self.changed}"
 
-    def pairs(self):
-        """[(Entrant, Entrant)], one pair per budget."""
-        budgets = [dict(average=a) for a in self.average] or [dict(keep=k) for k in self.keep]
-        pairs = [(self.entrant(self.method, **b), self.entrant(self.control, **b)) for b in budgets]
-        if self.stages:
-            return [(replace(method, stages=True), control) for method, control in pairs]
+    def pairs(self, prompt):
+        """[(budget in words, Side, Side)] on a model and picture: the method and the control at each budget."""
+        if not self.average:
+            return [(keep, self.side(self.method, Budget(keep)), self.side(self.control, Budget(keep)))
+                    for keep in self.keep]
+        pairs = []
+        for share in self.average:
+            average = share * prompt.n
+            budget = Budget(average=f"{average:g}")
+            own = Budget(schedule=halving(average, prompt.n, prompt.layers)) if self.stages else budget
+            pairs.append((str(budget), self.side(self.method, own), self.side(self.control, budget)))
         return pairs
 
-    def entrant(self, method, **budget):
-        """With its budget, if it takes one."""
-        return Entrant(method, **budget) if takes_keep(method) else Entrant(method)
+    def side(self, method, budget):
+        """The method with that budget, if it takes one."""
+        takes_one = budget.schedule or Variant(method).takes_keep
+        return Side(method, budget) if takes_one else Side(method)
 
-    def entrants(self):
+    def sides(self, prompt):
         """All that must answer."""
-        return [entrant for pair in self.pairs() for entrant in pair]
+        return [side for _, *pair in self.pairs(prompt) for side in pair]
 
     def result(self, answers):
         """The Finding of these Answers."""
         measured = []
         left_out = {}
-        for method, control in self.pairs():
-            reasons = [answers.why_not[e.label] for e in (method, control) if e.label in answers.why_not]
+        for budget, method, control in self.pairs(answers.prompt):
+            reasons = [answers.why_not[side.label] for side in (method, control) if side.label in answers.why_not]
             if reasons:
-                left_out[method.budget] = reasons[0]
+                left_out[budget] = reasons[0]
                 continue
             for family in answers.families if self.by_family else [None]:
                 measured.append(answers.difference(method.label, control.label, family))
@@ -136,6 +135,20 @@ class Pair:
         finding = judged(measured, self.range)
         notes = "".join(f"; not run at {budget}: {reason}" for budget, reason in left_out.items())
         return replace(finding, sentence=finding.sentence + notes)
+
+
+def halving(average, n, layers):
+    """Three cuts, before layer 2, half and three quarters of the depth, each to half of the one before, so that on
+    average as many of n visual tokens enter a layer; at least one token after the first cut.
+
+    halving(48, 144, 8) -> "2:27,4:14,6:7": 2 x 144, 2 x 27, 2 x 14 and 2 x 7 tokens are 48 a layer.
+    """
+    cuts = (2, layers // 2, 3 * layers // 4)
+    lengths = [end - start for start, end in zip(cuts, (*cuts[1:], layers))]
+    weight = sum(length / 2 ** i for i, length in enumerate(lengths))
+    first = (average * layers - cuts[0] * n) / weight
+    counts = [max(1, round(first / 2 ** i)) for i in range(len(cuts))]
+    return ",".join(f"{cut}:{count}" for cut, count in zip(cuts, counts))
 
 
 @dataclass(frozen=True)
@@ -150,8 +163,8 @@ class Check:
         """What is compared."""
         return self.control
 
-    def entrants(self):
-        """None: the function runs what it needs, or reads what other claims ask for."""
+    def sides(self, prompt):
+        """None: the function runs what it needs."""
         return []
 
     def result(self, answers):
@@ -173,7 +186,7 @@ class Untested:
         """Nothing."""
         return "nothing was run"
 
-    def entrants(self):
+    def sides(self, prompt):
         """None."""
         return []
 
@@ -184,9 +197,9 @@ class Untested:
 
 @dataclass(frozen=True)
 class Answers:
-    """What every entrant answered to the same questions."""
+    """What every method answered to the same questions."""
 
-    model: object
+    prompt: object                     # a Prompt: the model, and the picture of the first question
     items: list
     rows: dict                         # {label: the rows of the questions, in order}
     why_not: dict                      # {label: the reason} of those that do not run on the model

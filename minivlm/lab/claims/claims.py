@@ -49,13 +49,14 @@ def main(args):
         if size == 1 and count > 1:
             return parallel.spread(args.again, count)
         template = session.template(args, model)
+        prompt = contest.entry(model, items)
         findings = {}
         for paper, claims in papers.items():
             path = folder and folder / f"{paper}.jsonl"
             with filled(folder) if folder else nullcontext():
-                rows, entered = contest.rows(model, items, claims, template, partial(Log, path), rank, size)
+                rows, entered = contest.rows(prompt, items, claims, template, partial(Log, path), rank, size)
             if rank == 0:
-                answers = contest.answers(model, items, entered, rows)
+                answers = contest.answers(prompt, items, entered, rows)
                 findings[paper] = [(claim, claim.test.result(answers)) for claim in claims]
     if rank == 0:
         report(findings, len(items), args)

@@ -130,8 +130,8 @@ def add_dtype(parser, default="float32"):
 def add_method(parser):
     """One method and its budget; session.conversation builds it."""
     group = parser.add_argument_group("method")
-    group.add_argument("--method", help=f"one of {', '.join(METHODS)}; a file that `fit` wrote; "
-                                        "or A+B, one after the other (default: none)")
+    group.add_argument("--method", help=f"one of {', '.join(METHODS)}; a variant, like fastv@layer=3; a file that "
+                                        "`fit` wrote; or A+B, one after the other (default: none)")
     group.add_argument("--keep", help="visual tokens to keep: a number (128), of the whole prompt, or a share (0.25); "
                                       "for A+B one each (256+64)")
     group.add_argument("--average", type=within(Positive), metavar="A",
@@ -140,9 +140,9 @@ def add_method(parser):
     add_settings(group, "another option of the method; for A+B, A.OPTION=VALUE")
 
 
-def add_settings(parser, help, form="OPTION=VALUE"):
+def add_settings(parser, help):
     """--set, once for each option."""
-    parser.add_argument("--set", action="append", default=[], metavar=form, help=help)
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help=help)
 
 
 def add_sampling(parser):

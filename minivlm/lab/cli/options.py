@@ -31,12 +31,13 @@ def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({}))
         return None
     if "+" in name:
         return _both(name, keep, settings, schedule, own)
-    name, own_words = variant(name)
-    settings = [*own.get(name, own.get(read_from(name), ())), *own_words, *settings]
+    name, of_variant = variant(name)
+    settings = [*of_variant, *settings]
     if name.endswith(".json"):
         pruner = _fitted(name, keep, settings)
     else:
-        pruner = _single(name, keep, settings)
+        defaults = own.get(name, own.get(read_from(name), ()))
+        pruner = _single(name, keep, settings, defaults)
     return pruner if schedule is None else Schedule(pruner, *_stages(schedule))
 
 
@@ -46,7 +47,15 @@ def variant(name):
     if name.endswith(".json"):
         return name, []
     method, *settings = name.split("@")
+    if not all("=" in setting for setting in settings):
+        raise UserError(f"--method {name}: write a variant as METHOD@OPTION=VALUE")
     return method, settings
+
+
+def root(name):
+    """root("fastv@layer=3") -> "fastv", root("vispruner+fastv@layer=3") -> "vispruner+fastv": without settings."""
+    methods = [variant(part)[0] for part in name.split("+")]
+    return "+".join(methods)
 
 
 def _both(name, keep, settings, schedule, own):
@@ -57,7 +66,7 @@ def _both(name, keep, settings, schedule, own):
         raise UserError(f"--keep {keep}: give one number for each of {name}, like 256+64")
     each = share(settings, names)
     schedules = [None] * (len(names) - 1) + [schedule]
-    methods = [build(part, k, each[part], stages, own) for part, k, stages in zip(names, keeps, schedules)]
+    methods = [build(part, k, each[root(part)], stages, own) for part, k, stages in zip(names, keeps, schedules)]
     return Both(tuple(methods))
 
 
@@ -84,58 +93,6 @@ def own_settings(folder):
             raise UserError(f"{path}: {error}") from None
     return settings
 
-
-def build_all(names, keep, average, settings, n, layers, parts=MappingProxyType({}), own=MappingProxyType({})):
-    """{name: pruner} of "all" or "a,b,..", each with this keep or average.
-
-    With "all", the UserError that forbids a method takes its place. Among several, methods without a keep have their
-    own schedule. Settings are "method.option=value".
-    """
-    several = chosen(names)
-    each = share(settings, several)
-
-    def built_one(name):
-        own_keep = keep if len(several) == 1 or takes_keep(name) else None
-        return averaged(build(name, own_keep, each[name], own=own), average, n, layers, parts)
-    return {name: built(names, lambda: built_one(name)) for name in several}
-
-
-def chosen(names):
-    """The methods of "a,b,..", or all of the registry. UserError for one that is named twice."""
-    return list(METHODS) if names == "all" else listed("--method", names)
-
-
-def listed(option, text):
-    """listed("--keep", "0.5,0.25") -> ["0.5", "0.25"].
-
-    UserError for a word that is given twice, as both would have the same name.
-    """
-    words = text.split(",")
-    twice = [word for word in dict.fromkeys(words) if words.count(word) > 1]
-    if twice:
-        raise UserError(f"{option} {text}: {twice[0]} is there twice: give it once")
-    return words
-
-
-def built(names, build):
-    """What `build` gives; with the names "all" the UserError that forbids it, in its place."""
-    try:
-        return build()
-    except UserError as error:
-        if names != "all":
-            raise
-        return error
-
-
-def takes_keep(name):
-    """Whether --keep is for the method of that name: not for one that has its own schedule, or was fitted.
-
-    A+B takes 256+64, and a name that is not known is refused by `build`.
-    """
-    if name.endswith(".json"):
-        return False
-    name, _ = variant(name)
-    return name not in EVERY or "keep" in annotations(EVERY[name])
 
 
 def averaged(pruner, average, n, layers, parts=MappingProxyType({})):
@@ -215,24 +172,32 @@ def substitute(method, need):
 
 
 def share(settings, names):
-    """{name: its settings} from "name.option=value"; UserError for a setting of no method named."""
-    own = {name: [] for name in names}
+    """{method: ["option=value", ..]} from "method.option=value", for the methods of these names, variants or not.
+
+    UserError for a setting of no method named.
+    """
+    own = {root(name): [] for name in names}
     for setting in settings:
-        name, _, words = setting.partition(".")
-        if name not in own:
-            raise UserError(f"--set {setting!r}: write METHOD.OPTION=VALUE, with a METHOD of {', '.join(names)}")
-        own[name].append(words)
+        owners = [method for method in own if setting.startswith(f"{method}.")]
+        if not owners:
+            raise UserError(f"--set {setting!r}: write METHOD.OPTION=VALUE, with a METHOD of {', '.join(own)}")
+        method = max(owners, key=len)
+        own[method].append(setting.removeprefix(f"{method}."))
     return own
 
 
-def _single(name, keep, settings):
-    """The method of that name with these options."""
+def _single(name, keep, settings, defaults):
+    """The method of that name with these options, and `defaults` in place of those that are not given."""
     if name not in EVERY:
         raise UserError(f"--method {name}: {name!r} is not known: use one of {', '.join(METHODS)}, "
                         "or a reading (run.py methods --readings)")
     known = annotations(EVERY[name])
     texts = {} if keep is None else dict(keep=keep)
-    texts |= dict(map(_pair, settings))
+    for option, text in map(_pair, settings):
+        if option in texts:
+            raise UserError(f"{name}: {option} is given twice, as {texts[option]} and as {text}: give it once")
+        texts[option] = text
+    texts = dict(map(_pair, defaults)) | texts
     for option in texts:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}: its options are {', '.join(known)}")

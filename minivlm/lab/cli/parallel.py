@@ -82,12 +82,14 @@ def _status(ranks):
     running = list(ranks)
     while running:
         wait([rank.sentinel for rank in running])
-        failed = [rank for rank in running if rank.exitcode]
+        # TRAP: a status read twice may be None at first and a failure then, which nobody would see
+        statuses = [rank.exitcode for rank in running]
+        failed = [status for status in statuses if status]
         if failed:
             for rank in running:
                 rank.terminate()
-            return abs(failed[0].exitcode)
-        running = [rank for rank in running if rank.exitcode is None]
+            return abs(failed[0])
+        running = [rank for rank, status in zip(running, statuses) if status is None]
     return 0
 
 

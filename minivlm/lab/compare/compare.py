@@ -1,6 +1,7 @@
 """Methods side by side on one picture and question: answers, tokens, FLOPs, cache, and one sheet of what each kept."""
 
 from dataclasses import dataclass
+from itertools import groupby
 
 from tqdm import tqdm
 
@@ -11,9 +12,10 @@ from minivlm.lab.cli.output import size
 from minivlm.lab.cost.flops import average, flops
 from minivlm.lab.draw import draw
 from minivlm.lab.draw.sheet import sheet
+from minivlm.lab.lineup.lineup import Entrant, Prompt
 from minivlm.toy.benchmark import on_patches
 from minivlm.trace import Trace, runs
-from pruning.base import Pruner, UserError
+from pruning.base import UserError
 
 LEGEND = (
     "agreement: the same ids as the unpruned answer, or how many of its ids come before the first that differs",
@@ -25,12 +27,10 @@ LEGEND_OF_EVIDENCE = (
 )
 
 
-@dataclass
-class Run:
-    """One method's answer, or why there is none."""
+@dataclass(frozen=True)
+class Run(Entrant):
+    """One method's answer at one budget, or why there is none."""
 
-    name: str
-    pruner: Pruner | None
     ids: tuple = ()
     answer: str = ""
     trace: Trace | None = None
@@ -38,30 +38,45 @@ class Run:
     why_not: str = ""
 
 
-def compare(model, ids, pixels, pruners, max_new_tokens=64):
-    """[Run] of the unpruned model, first, and of each method of {name: Pruner, or the UserError that forbids it}."""
-    unpruned = answered(model, ids, pixels, "none", check(None, model), max_new_tokens)
+def compare(model, ids, pixels, entrants, max_new_tokens=64):
+    """[Run] of the unpruned model, first, and of each Entrant, one budget after the other."""
+    unpruned = answered(model, ids, pixels, Entrant("none"), max_new_tokens)
     runs = [unpruned]
-    others = {name: pruner for name, pruner in pruners.items() if name != "none"}  # which has no budget
-    for name, pruner in tqdm(others.items(), desc="compare", leave=False):
+    others = [entrant for entrant in entrants if entrant.method != "none"]
+    for entrant in tqdm(by_budget(others), desc="compare", leave=False):
         try:
-            if isinstance(pruner, UserError):
-                raise pruner
-            run = answered(model, ids, pixels, name, check(pruner, model), max_new_tokens)
+            run = answered(model, ids, pixels, entrant, max_new_tokens)
         except UserError as error:
-            run = Run(name, None, why_not=str(error))
+            run = Run(entrant.method, entrant.budget, why_not=str(error))
         runs.append(run)
     return runs
 
 
-def answered(model, ids, pixels, name, pruner, max_new_tokens):
-    """The Run of one method."""
+def by_budget(entrants):
+    """Those of the first budget, then those of the next, then those without; with one budget in the order they have."""
+    budgets = budgets_of(entrants)
+    if len(budgets) == 1:
+        return entrants
+    return sorted(entrants, key=lambda entrant: [*budgets, None].index(entrant.budget))
+
+
+def budgets_of(runs):
+    """The budgets, each once."""
+    return list(dict.fromkeys(run.budget for run in runs if run.budget))
+
+
+def answered(model, ids, pixels, entrant, max_new_tokens):
+    """The Run of one method at one budget. UserError if it cannot run."""
+    pruner = entrant.on(Prompt(model, pixels))
+    if isinstance(pruner, UserError):
+        raise pruner
+    pruner = check(pruner, model)
     talk = Conversation(model, pruner)
     talk.read(ids, pixels)
     kv_bytes = talk.cache.bytes
     answer = tuple(talk.generate(max_new_tokens))
     text = model.tokenizer.decode(answer).strip()
-    return Run(name, pruner, answer, text, talk.trace, kv_bytes)
+    return Run(entrant.method, entrant.budget, pruner, entrant.average, answer, text, talk.trace, kv_bytes)
 
 
 def agreement(run, unpruned):
@@ -77,7 +92,8 @@ def agreement(run, unpruned):
 
 
 def facts(runs, config, evidence=()):
-    """The table as data: per run the visual tokens that enter each layer, their average, FLOPs and bytes as shares.
+    """The table as data: per run the label ("contestant"), the visual tokens that enter each layer, their average,
+    FLOPs and bytes as shares.
 
     evidence: the patches that hold the answer, if they are known: how much of it enters each layer, and on average.
     """
@@ -86,10 +102,11 @@ def facts(runs, config, evidence=()):
     whole = flops(unpruned.trace.tokens, *shape)
     rows = []
     for run in runs:
+        names = {"contestant": run.label, "method": run.method, "budget": run.budget}
         if run.why_not:
-            rows.append({"method": run.name, "why_not": run.why_not})
+            rows.append({**names, "why_not": run.why_not})
             continue
-        row = {"method": run.name, "answer": run.answer, "agreement": agreement(run, unpruned)}
+        row = {**names, "answer": run.answer, "agreement": agreement(run, unpruned)}
         row["visual"] = run.trace.visual
         row["average"] = average(run.trace.visual)
         row["flops_share"] = flops(run.trace.tokens, *shape) / whole
@@ -103,16 +120,16 @@ def facts(runs, config, evidence=()):
 
 
 def lines(rows):
-    """The same as text, with a legend."""
-    wide = max(len(row["method"]) for row in rows)
+    """The same as text, a block per budget if there are several, with a legend."""
+    wide = max(len(row["contestant"]) for row in rows)
     has_evidence = "evidence" in rows[0]
     evidence = "  evidence" if has_evidence else ""
     head = f"{'method':{wide}}  average  FLOPs   KV cache{evidence}"
     yield f"{head}  agreement     visual tokens entering the layers; answer"
-    for row in rows:
-        if "why_not" in row:
-            yield f"{row['method']:{wide}}  does not run here: {row['why_not']}"
-        else:
+    for i, block in enumerate(blocks(rows, lambda row: row["budget"])):
+        if i:
+            yield ""
+        for row in block:
             yield line(row, wide)
     yield ""
     yield from LEGEND
@@ -120,10 +137,20 @@ def lines(rows):
         yield from LEGEND_OF_EVIDENCE
 
 
+def blocks(runs, budget):
+    """The runs of each budget, one after the other; with one budget all of them are together. budget: that of a run."""
+    several = {budget(run) for run in runs} - {None}
+    if len(several) < 2:
+        return [runs]
+    return [list(block) for _, block in groupby(runs, budget)]
+
+
 def line(row, wide):
     """One method's, its name so many characters wide."""
+    if "why_not" in row:
+        return f"{row['contestant']:{wide}}  does not run here: {row['why_not']}"
     kv_bytes = size(row["kv_bytes"])
-    cells = [f"{row['method']:{wide}}", f"{row['average']:7.1f}", f"{row['flops_share']:5.1%}", f"{kv_bytes:>8}"]
+    cells = [f"{row['contestant']:{wide}}", f"{row['average']:7.1f}", f"{row['flops_share']:5.1%}", f"{kv_bytes:>8}"]
     if "evidence" in row:
         cells.append(f"{row['evidence_share']:8.0%}")
     answer = " ".join(row["answer"].split())
@@ -134,7 +161,7 @@ def line(row, wide):
 
 def picture(runs, image, box, header, index=0, columns=4, evidence=(), maps=False):
     """One sheet: for each method the picture after its last reduction, with its name and answer below, evidence
-    outlined.
+    outlined. Each budget begins a new row.
 
     With maps, below it what the method ranked by there and what it merged.
     """
@@ -143,17 +170,18 @@ def picture(runs, image, box, header, index=0, columns=4, evidence=(), maps=Fals
     if maps:
         kinds += [draw.score_maps, draw.merge_maps]
     rows = []
-    for i in range(0, len(shown), columns):
-        for kind in kinds:
-            row = [last(kind, run, image, box, index, evidence) for run in shown[i:i + columns]]
-            if any(row):
-                rows.append(row)
+    for block in blocks(shown, lambda run: run.budget):
+        for i in range(0, len(block), columns):
+            for kind in kinds:
+                row = [last(kind, run, image, box, index, evidence) for run in block[i:i + columns]]
+                if any(row):
+                    rows.append(row)
     return sheet(rows, header, legend=draw.legend(evidence))
 
 
 def last(kind, run, image, box, index, evidence):
     """The last picture of one kind of a run."""
     tokens = on_patches(run.trace.grid, evidence).tolist()
-    title = f"{run.name}: {run.answer}"
+    title = f"{run.label}: {run.answer}"
     drawn = kind(image, box, run.trace, index, title, tokens)
     return drawn[-1]

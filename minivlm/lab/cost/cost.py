@@ -4,6 +4,7 @@ No weights are needed. FLOPs are given by the papers' formula and counted, with 
 
 examples:
   python run.py cost --method fastv,divprune --keep 192,64
+  python run.py cost --method fastv,fastv@layer=3 --average 192,128
   python run.py cost --shape next-7b --method all --keep 0.25
 """
 
@@ -11,10 +12,12 @@ import torch
 
 from minivlm.lab.cli.arguments import Number, add_dtype, add_json, within
 from minivlm.lab.cli.output import printed, refusals, size
-from minivlm.lab.cost.arguments import add_formula, add_lineup, add_shape
+from minivlm.lab.cost.arguments import add_formula, add_shape
 from minivlm.lab.cost.count import able, count, least, weight_bytes
 from minivlm.lab.cost.flops import Formula, average
-from minivlm.lab.cost.shapes import lineup, shape_of
+from minivlm.lab.cost.shapes import shape_of
+from minivlm.lab.lineup.arguments import add_lineup
+from minivlm.lab.lineup.lineup import fitted, lineup
 from minivlm.trace import runs
 
 
@@ -37,7 +40,7 @@ def add_arguments(parser):
 def main(args):
     """Print the table."""
     shape = shape_of(args.shape, args.model, args.layers)
-    pruners = lineup(args.method, args.keep, args.average, args.set, shape, args.schedule)
+    pruners = fitted(lineup(args.method, args.keep, args.average, args.set, shape, args.schedule), shape)
     why_not = {}
     if args.method == "all":
         pruners, why_not = able(shape, pruners)

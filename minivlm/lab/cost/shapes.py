@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -10,7 +9,6 @@ import torch
 from minivlm.families.registry import read_config
 from minivlm.io.files import folder_of
 from minivlm.lab.cli import options
-from minivlm.lab.cli.options import averaged, build, built, listed, share, takes_keep
 from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
 from minivlm.parts.sequence import places_on_tiles
 from pruning.base import Tokens, UserError
@@ -44,6 +42,11 @@ class Shape:
     def layers(self):
         """Decoder layers."""
         return self.config.text.num_hidden_layers
+
+    @property
+    def own(self):
+        """What the checkpoint needs in place of the methods' defaults."""
+        return options.own_settings(self.folder)
 
 
 def _llava(**text):
@@ -99,43 +102,3 @@ def prompt(shape, text, hidden):
 def entering(pruner, shape):
     """Image tokens that enter each decoder layer; None where the prompt decides."""
     return options.entering(pruner, shape.n, shape.layers, shape.parts)
-
-
-def lineup(names, keep, average, settings, shape, schedule=None):
-    """{"fastv 192": pruner, ..}: each method of "a,b" or "all" at each budget of "192,128", or of averages.
-
-    A number is the whole prompt's (Pruner.divided). Among several, a method without a keep has its own schedule and one
-    entry. `schedule` "4:136,14:68,24:34" is for each of the methods. Raises UserError if a method cannot be built. With
-    "all" the error takes the method's place.
-    """
-    if not names:
-        if keep or average or settings or schedule:
-            raise UserError("--keep, --average, --schedule and --set are for a method: name one with --method")
-        return {}
-    if keep and average:
-        raise UserError("give --keep or --average, not both: each says how many tokens are left")
-    chosen = options.chosen(names)
-    own = share(settings, chosen) if len(chosen) > 1 else {names: settings}
-    keeps = listed("--keep", keep) if keep else [None]
-    averages = {None: None}
-    if average:
-        averages = {f"average {text}": _number(text) for text in listed("--average", average)}
-
-    def built_one(name, budget, mean):
-        pruner = build(name, budget, own[name], schedule)
-        return averaged(pruner, mean, shape.n, shape.layers, shape.parts)
-
-    pruners = {}
-    for name in chosen:
-        own_keeps = keeps if len(chosen) == 1 or takes_keep(name) else [None]
-        for budget, (words, mean) in product(own_keeps, averages.items()):
-            label = " ".join(filter(None, (name, schedule, words, budget)))
-            pruners[label] = built(names, lambda: built_one(name, budget, mean))
-    return pruners
-
-
-def _number(text):
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"--average {text}: give a number of tokens, or several with commas") from None

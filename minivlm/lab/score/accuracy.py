@@ -89,7 +89,7 @@ def answered(items, contestants, rows):
 
 
 def facts(items, contestants, rows):
-    """[{"contestant", "method", "keep", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
+    """[{"contestant", "method", "budget", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
 
     A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model cannot answer.
     """
@@ -100,7 +100,7 @@ def facts(items, contestants, rows):
 def _fact(contestant, answers, why_not, items):
     """The numbers of one contestant: on all questions, and on those of each family."""
     label = contestant.label
-    names = dict(contestant=label, method=contestant.method, keep=contestant.keep)
+    names = dict(contestant=label, method=contestant.method, budget=contestant.budget)
     if label in why_not:
         return dict(names, why_not=why_not[label])
     others = [other for other in ("none", contestant.rival) if other in answers and other != label]

@@ -16,6 +16,7 @@ from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import parallel
 from minivlm.lab.cli.evidence import share
+from minivlm.lab.lineup.lineup import Prompt
 from minivlm.lab.score.contestants import Oracle
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
@@ -80,16 +81,15 @@ class Contest:
         pixels = self.model.processor.pixels(item.picture)
         for contestant in contestants:
             try:
-                result = self.result(contestant.pruner, i, ids, pixels)
+                result = self.result(contestant, i, ids, pixels)
             except UserError as error:
                 result = dict(why_not=str(error))
             yield dict(contestant=contestant.label, question=i, **result)
 
-    def result(self, pruner, i, ids, pixels):
-        """What a method answers to question i: {"answers", "right", "visual", "evidence"}"""
+    def result(self, contestant, i, ids, pixels):
+        """What a contestant answers to question i: {"answers", "right", "visual", "evidence"}"""
         item = self.items[i]
-        if pruner:
-            pruner = pruner.divided(self.model.parts([pixels]))        # pictures may differ in their tiles
+        pruner = contestant.on(Prompt(self.model, [pixels]))           # pictures may differ in their tiles
         draws = [self.answer(ids, pixels, drawn, item.evidence) for drawn in self.drawn(pruner, i)]
         answers, visual, evidence = zip(*draws)
         right = mean([answer == item.answer for answer in answers])

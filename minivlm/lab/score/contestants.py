@@ -11,137 +11,88 @@ from itertools import product
 
 import torch
 
-from minivlm.lab.cli.options import (
-    averaged,
-    build,
-    built,
-    check,
-    chosen,
-    entering,
-    listed,
-    own_settings,
-    share,
-    takes_keep,
-)
+from minivlm.lab.cli.options import check, entering
+from minivlm.lab.lineup.lineup import Budget, Entrant, Prompt, budgets, entrant_of, lineup
+from minivlm.lab.lineup.variants import Variant, settings_of
 from minivlm.toy.benchmark import on_patches
-from pruning.base import Pruner, Reduction, UserError
+from pruning.base import Reduction, UserError
 from pruning.compose import Both, Schedule
 from pruning.controls import Random
 from pruning.ranked import top
 
 CONTROLS = ("random", "uniform")
+ALWAYS = ("none", *CONTROLS)
 DEFAULT = "fastv,divprune,adaptprune,asap,vispruner"
+KEEP = "0.5,0.25,0.1"                              # if neither --keep nor --average nor --schedule is given
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A method with a budget, or why it does not run here."""
+class Contestant(Entrant):
+    """A method with a budget on this model, or why it does not run here."""
 
-    method: str
-    keep: str | None = None            # as the user wrote it; None if the method has no such option
-    pruner: Pruner | None = None       # None: no pruning
     why_not: str = ""
     place: int | None = Random.layer   # the layer before which it drops tokens (0: before the decoder); None: several
-
-    @property
-    def label(self):
-        """Its name in tables: "fastv 0.1"."""
-        return " ".join(filter(None, (self.method, self.keep)))
 
     @property
     def rival(self):
         """The label of the random tokens at its places and budget."""
         if self.place is None:
             return f"random as {self.label}"
-        return f"{control_name('random', self.place)} {self.keep}"
+        return f"{control_name('random', self.place)} {self.budget}"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What contestants are built from: a model, a picture of the task, and the settings of each method."""
+class Entry(Prompt):
+    """What contestants are built from: a model, a picture of the task, and the settings of the controls."""
 
-    model: object
-    pixels: object
     settings: dict
 
-    @property
-    def layers(self):
-        """Of the decoder."""
-        return self.model.config.text.num_hidden_layers
-
-    @property
-    def tokens(self):
-        """Visual tokens of the picture."""
-        return self.model.visual_tokens(self.pixels)
-
-    @property
-    def parts(self):
-        """The tiles and images that a budget may count."""
-        return self.model.parts([self.pixels])
-
-    def pruner(self, name, keep=None, settings=()):
-        """The method, as Python has it: what its number means is decided for each picture. UserError if no tokens can
-        meet it."""
-        settings = [*settings, *self.settings[name]]
-        own = own_settings(self.model.folder)
-        pruner = build(name, keep, settings, own=own)
-        averaged(pruner, None, self.tokens, self.layers, self.parts)
-        return pruner
-
-    def contestant(self, name, keep, pruner):
-        """The method, or the UserError that forbids it, with its place, or with the reason if it does not run here."""
-        if isinstance(pruner, UserError):
-            return Contestant(name, keep, why_not=str(pruner))
-        place = place_of(pruner, keep, self.layers)
-        contestant = Contestant(name, keep, place=place)
+    def contestant(self, entrant):
+        """The entrant with its place, or with the reason if it does not run here."""
+        contestant = Contestant(entrant.method, entrant.budget, average=entrant.average)
+        if isinstance(entrant.pruner, UserError):
+            return replace(contestant, why_not=str(entrant.pruner))
+        place = place_of(entrant, self)
+        contestant = replace(contestant, place=place)
         try:
-            return replace(contestant, pruner=check(pruner, self.model))
+            return replace(contestant, pruner=check(entrant.pruner, self.model))
         except UserError as error:
             return replace(contestant, why_not=str(error))
 
-    def counts(self, pruner):
+    def control(self, name, place, budget):
+        """Random or uniform tokens before a layer, 0: before the decoder, at a budget."""
+        there = f"layer={place}" if place else "site=embed"
+        own = [*self.own.get(name, ()), there]
+        variant = Variant(name, tuple(self.settings[name]))
+        entrant = entrant_of(variant, budget, {name: own})
+        entrant.on(self)                                   # UserError if the tokens cannot meet the budget
+        contestant = self.contestant(entrant)
+        return replace(contestant, method=control_name(name, contestant.place))
+
+    def counts(self, contestant):
         """Visual tokens that enter each decoder layer; None if the prompt decides it."""
-        return entering(pruner, self.tokens, self.layers, self.parts)
+        return entering(contestant.on(self), self.n, self.layers, self.parts)
 
 
-def contestants(model, pixels, names, keeps, settings, oracles=False):
-    """[Contestant], no pruning first: `names` "all" or "a,b", `keeps` "0.5,0.1", settings ["method.option=value", ..],
-    "option=value" if there is only one method.
+def contestants(model, pixels, names, keep=None, settings=(), oracles=False, average=None, schedule=None):
+    """[Contestant], no pruning first, then the controls. The words are those of lineup.lineup.
 
     With "all" a method that cannot be built is there with its reason, else it is a UserError; one that cannot run on
     this model has its reason in any case. pixels: of a picture, whose tokens the budgets are checked against. oracles:
     as well as random tokens, those on things first, and those on the background.
     """
-    always = ("none", *CONTROLS)
-    methods = [name for name in chosen(names) if name not in always]
-    if len(methods) == 1:
-        settings = [with_method(setting, *methods) for setting in settings]
-    entry = Entry(model, pixels, share(settings, [*CONTROLS, *methods]))
-    keeps = listed("--keep", keeps)
+    if {keep, average, schedule} == {None}:
+        keep = KEEP
+    of_method = settings_of(names, settings, CONTROLS)
+    entry = Entry(model, [pixels], of_method)
     # the methods at each budget
-    entered = []
-    for name in methods:
-        budgets = keeps if takes_keep(name) else [None]
-        for keep in budgets:
-            pruner = built(names, lambda: entry.pruner(name, keep))
-            entered.append(entry.contestant(name, keep, pruner))
+    entrants = lineup(names, keep, average, settings, entry, schedule, CONTROLS)
+    entered = [entry.contestant(entrant) for entrant in entrants if entrant.method not in ALWAYS]
     # the controls where these act
-    controls = at_places(entry, entered, keeps)
+    controls = at_places(entry, entered, budgets(keep, average, schedule))
     controls += at_several_places(entry, entered)
     known = oracles_of(controls) if oracles else []
-    every = [Contestant("none"), *controls, *known, *entered]
-    by_label = {contestant.label: contestant for contestant in every}
-    return list(by_label.values())
-
-
-def with_method(setting, method):
-    """A setting of the only method with its name: "layer=3" -> "fastv.layer=3", "a.layer=3" -> "a+b.a.layer=3"."""
-    option, _, _ = setting.partition("=")
-    name, dot, _ = option.partition(".")
-    parts = method.split("+") if "+" in method else []
-    if dot and name not in parts:                          # of a control, or with its name already
-        return setting
-    return f"{method}.{setting}"
+    return [Contestant("none"), *controls, *known, *entered]
 
 
 def places(pruner, layers):
@@ -154,10 +105,11 @@ def places(pruner, layers):
     return where
 
 
-def place_of(pruner, keep, layers):
-    """The place where it leaves `keep` tokens; None if there are several, or the number is its own."""
-    where = places(pruner, layers)
-    has_budget = keep is not None and "+" not in keep
+def place_of(entrant, prompt):
+    """The place where it leaves as many tokens as its budget says; None if there are several, or it has no keep."""
+    pruner = entrant.on(prompt)
+    where = places(pruner, prompt.layers)
+    has_budget = entrant.budget and hasattr(pruner, "keep")
     return where[0] if has_budget and len(where) == 1 else None
 
 
@@ -168,22 +120,18 @@ def control_name(name, place):
     return name if place == Random.layer else f"{name}@{place}"
 
 
-def at_places(entry, entered, keeps):
-    """The controls at the place of each method, at each budget; before layer 2 if there is none."""
+def at_places(entry, entered, given):
+    """The controls at the place of each method, at each of the budgets given; before layer 2 if there is no place."""
     ran = [contestant for contestant in entered if contestant.pruner]
     where = {contestant.place for contestant in ran if contestant.place is not None}
     where = where or {Random.layer}
     before_layers = sorted(where - {0})
     before_all = sorted(where & {0})
-    budgets = [keep for keep in keeps if "+" not in keep]
+    of_one_cut = [budget for budget in given if not budget.schedule and "+" not in str(budget)]
     controls = []
     for place in [*before_layers, *before_all]:
-        settings = [f"layer={place}"] if place else ["site=embed"]
-        for name, keep in product(CONTROLS, budgets):
-            pruner = entry.pruner(name, keep, settings)
-            contestant = entry.contestant(name, keep, pruner)
-            method = control_name(name, contestant.place)
-            controls.append(replace(contestant, method=method))
+        for name, budget in product(CONTROLS, of_one_cut):
+            controls.append(entry.control(name, place, budget))
     return controls
 
 
@@ -192,16 +140,16 @@ def at_several_places(entry, entered):
     several = [contestant for contestant in entered if contestant.pruner and contestant.place is None]
     controls = []
     for contestant in several:
-        counts = entry.counts(contestant.pruner)
+        counts = entry.counts(contestant)
         if counts is None:                                 # the prompt decides
             continue
-        if min(counts) in (0, entry.tokens):               # none are left to choose, or all
+        if min(counts) in (0, entry.n):                    # none are left to choose, or all
             continue
         for name in CONTROLS:
-            control = replace(entry.pruner(name), site="decoder")
-            pruner = as_many(control, entry.tokens, counts)
-            method = f"{name} as {contestant.method}"
-            controls.append(entry.contestant(method, contestant.keep, pruner))
+            variant = Variant(name, tuple(entry.settings[name]))
+            control = entrant_of(variant, Budget(), entry.own).pruner
+            pruner = as_many(replace(control, site="decoder"), entry.n, counts)
+            controls.append(entry.contestant(Entrant(f"{name} as {contestant.method}", contestant.budget, pruner)))
     return controls
 
 

@@ -7,15 +7,17 @@ questions that a smaller picture does not solve. An interrupted run continues if
 examples:
   python run.py eval --method fastv,divprune --keep 0.25,0.1 --out scores.json
   python run.py eval --method downsample_image,divprune,divprune@positions=keep --keep 0.1
+  python run.py eval --method fastv,fastv_all,asap --set asap.threshold=.8,.9,.95 --average 72
   python run.py eval --data FOLDER --model DIR --method all --keep 0.25
 """
 
 from pathlib import Path
 
 from minivlm.lab.cli import output, parallel, session
-from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, add_settings, new_name, within
+from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, new_name, within
+from minivlm.lab.lineup.arguments import add_lineup
 from minivlm.lab.score import accuracy, answers, unsolved
-from minivlm.lab.score.contestants import DEFAULT, contestants
+from minivlm.lab.score.contestants import DEFAULT, KEEP, contestants
 from minivlm.lab.score.curves import curves
 from minivlm.lab.score.log import Log
 from minivlm.toy import benchmark
@@ -52,8 +54,8 @@ def first(items, count):
 TASKS = {"scenes": scenes}
 
 
-def add_arguments(parser):
-    """The questions, the contestants, the output, and the rest."""
+def add_questions(parser, count=COUNT):
+    """The task, its files, and how many questions; `asked` reads them. count: drawn ones of each family."""
     group = parser.add_argument_group("questions")
     group.add_argument("--task", choices=TASKS, default="scenes", help="(default: scenes, the drawn world)")
     group.add_argument("--data", metavar="DIR",
@@ -62,20 +64,34 @@ def add_arguments(parser):
                        help="of what is drawn: heldout (default), pairs (kinds of objects never shown in training), "
                             "validation")
     group.add_argument("--count", type=within(Number), metavar="N",
-                       help=f"questions of each family (default: {COUNT}; of a folder all)")
+                       help=f"questions of each family (default: {count}; of a folder all)")
     group.add_argument("--seed", type=within(Seed), help="of what is drawn (default: 0)")
-    _add_contestants(parser)
+
+
+def asked(args, count=COUNT):
+    """[Item] that the options of `add_questions` name."""
+    number = args.count
+    if number is None and args.data is None:
+        number = count
+    return TASKS[args.task](args.data, args.split, number, args.seed)
+
+
+def question_options(args):
+    """The options of `add_questions`, for the recipe of a run."""
+    return {name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")}
+
+
+def add_arguments(parser):
+    """The questions, the contestants, the output, and the rest."""
+    add_questions(parser)
+    add_lineup(parser, DEFAULT, KEEP)
+    _add_controls(parser)
     _add_run(parser)
     add_model(parser)
 
 
-def _add_contestants(parser):
-    group = parser.add_argument_group("contestants")
-    group.add_argument("--method", default=DEFAULT, metavar="A,B,..",
-                       help=f"methods, or all (default: {DEFAULT}); none, random and uniform are always added")
-    group.add_argument("--keep", default="0.5,0.25,0.1", metavar="K,K,..",
-                       help="visual tokens left after the reduction: shares or numbers (default: 0.5,0.25,0.1)")
-    add_settings(group, "another option; of several methods, METHOD.OPTION=VALUE")
+def _add_controls(parser):
+    group = parser.add_argument_group("controls (none, random and uniform are always there)")
     group.add_argument("--oracles", action="store_true",
                        help="add tokens on things first, and on the background first, if it is known what a picture "
                             "shows")
@@ -98,16 +114,16 @@ def main(args):
     """Ask, print the table, write the numbers and the picture."""
     output.writable(args.out, ".json")
     log_path = args.out and Path(args.out).with_suffix(".jsonl")
-    items = TASKS[args.task](args.data, args.split, args.count, args.seed)
+    items = asked(args)
     is_kept = output.interruptible(log_path, output.SAME_COMMAND)
     with is_kept, parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
         pixels = model.processor.pixels(items[0].picture)
-        entered = contestants(model, pixels, args.method, args.keep, args.set, args.oracles)
+        entered = contestants(model, pixels, args.method, args.keep, args.set, args.oracles, args.average,
+                              args.schedule)
         template = session.template(args, model)
         contest = answers.Contest(model, items, entered, template, args.draws, args.max_new_tokens)
-        questions = {name: getattr(args, name) for name in ("task", "data", "split", "count", "seed")}
-        recipe = contest.recipe(model=str(args.model), **questions)
+        recipe = contest.recipe(model=str(args.model), **question_options(args))
         log = Log(log_path, recipe)
         count = args.processes or parallel.worthwhile(model)
         if size == 1 and count > 1:

@@ -12,7 +12,7 @@ FILTER = "downsample_image"
 
 
 def unsolved(items, contestants, rows):
-    """[{"keep", "questions", "share", "interval", "difficult", "contestants": [{"contestant", "unsolved": part,
+    """[{"budget", "questions", "share", "interval", "difficult", "contestants": [{"contestant", "unsolved": part,
     "difficult": part}]}] as plain data, one per budget of downsample_image; [] if that was not run.
 
     A part is None if it has no question.
@@ -28,7 +28,7 @@ def unsolved(items, contestants, rows):
 
 def is_alike(contestant, other):
     """Whether a contestant has the budget of the other one, or none of its own."""
-    return contestant.keep in (None, other.keep)
+    return contestant.budget in (None, other.budget)
 
 
 def _group(answers, filter, labels):
@@ -42,7 +42,7 @@ def _group(answers, filter, labels):
         parts = {"unsolved": _part(answers, label, left), "difficult": _part(answers, label, difficult)}
         rows.append(dict(contestant=label, **parts))
     share = len(left) / len(right)
-    return dict(keep=filter.keep, questions=len(left), share=share, interval=wilson(share, len(right)),
+    return dict(budget=filter.budget, questions=len(left), share=share, interval=wilson(share, len(right)),
                 difficult=len(difficult), contestants=rows)
 
 
@@ -56,7 +56,7 @@ def lines(groups):
         width = max(len(row["contestant"]) for row in group["contestants"])
         low, high = group["interval"]
         yield ""
-        yield (f"{FILTER} {group['keep']} does not solve {group['questions']} questions, {100 * group['share']:.1f} % "
+        yield (f"{FILTER} {group['budget']} does not solve {group['questions']} questions, {100 * group['share']:.1f} % "
                f"({100 * low:.1f}-{100 * high:.1f}); no pruning solves {group['difficult']} of these: the difficult "
                "ones")
         yield f"{'':{width}}  unsolved        difficult"

@@ -12,9 +12,11 @@ import torch
 
 from minivlm.lab.cli import output, parallel
 from minivlm.lab.cli.arguments import Number, Threads, add_device, add_dtype, new_name, within
-from minivlm.lab.cost.arguments import add_lineup, add_shape
+from minivlm.lab.cost.arguments import add_shape
 from minivlm.lab.cost.count import able
-from minivlm.lab.cost.shapes import lineup, shape_of
+from minivlm.lab.cost.shapes import shape_of
+from minivlm.lab.lineup.arguments import add_lineup
+from minivlm.lab.lineup.lineup import fitted, lineup
 from minivlm.lab.speed import verdict
 from minivlm.lab.speed.measure import measure
 from minivlm.lab.speed.plot import plot
@@ -62,8 +64,8 @@ def main(args):
 
 def contestants(args, shape):
     """{label: pruner}, and {label: why it does not run} with --method all."""
-    is_named = args.method or args.keep or args.average or args.schedule
+    is_named = {args.method, args.keep, args.average, args.schedule} != {None}
     if not is_named:
-        return lineup(METHODS, KEEP, None, args.set, shape), {}
-    pruners = lineup(args.method, args.keep, args.average, args.set, shape, args.schedule)
+        return fitted(lineup(METHODS, KEEP, None, args.set, shape), shape), {}
+    pruners = fitted(lineup(args.method, args.keep, args.average, args.set, shape, args.schedule), shape)
     return able(shape, pruners, counted=False) if args.method == "all" else (pruners, {})
