@@ -15,6 +15,8 @@ COMMANDS = {                           # name: (module in minivlm.lab, the first
     "eval": ("score.eval", "Score the model on a task, unpruned and under methods."),
     "attention": ("attention.attention", "Show where on the image the decoder's attention lies, and whether position "
                                          "ids are the reason."),
+    "sensitivity": ("attention.sensitivity", "Prune before each layer in turn: which questions need image tokens up to "
+                                             "which layer."),
     "scenes": ("score.scenes", "Draw the world of the shipped model: pictures, questions, answers, evidence."),
     "fit": ("train.fit", "Fit a method to a model on a few questions: FitPrune's table, or VTW's layer."),
     "train toy": ("train.toy", "Train the shipped model anew, from nothing, on its drawn world."),
@@ -28,6 +30,10 @@ COMMANDS = {                           # name: (module in minivlm.lab, the first
     "bench": ("speed.bench", "Measure encoding, prefill, decoding and memory, unpruned and under methods."),
     "inspect": ("check.inspect", "Show a checkpoint: its configuration, and which stored tensor fills which module."),
     "verify": ("check.verify", "Compare every stage of a model with what transformers computes."),
+    "check": ("own.check", "Compare a function or a class of your own with one of the methods, on recordings and on "
+                           "drawn prompts."),
+    "errata": ("check.errata", "Say where paper and released code differ, what this repository does, and show each "
+                               "reading's difference."),
     "methods": ("check.methods", "List the methods, or describe one with its options."),
 }
 EXAMPLES = """examples:

@@ -67,10 +67,13 @@ class Conversation:
         self._unknown = None                           # see _unused
 
     @torch.inference_mode()
-    def read(self, ids, images=()):
-        """Take in the first prompt (ids with one image mark per image; pixels of each), or more text later."""
+    def read(self, ids, images=(), trace=None):
+        """Take in the first prompt (ids with one image mark per image; pixels of each), or more text later.
+
+        trace: in place of a plain Trace of the first prompt.
+        """
         if self.cache is None:
-            trace = Trace()                                # a prompt that fails leaves nothing: another may follow
+            trace = trace or Trace()                       # a prompt that fails leaves nothing: another may follow
             tokens = self.model.embed(ids, images, self.pruner, trace)
             self.logits, self.cache = self.model.prefill(tokens, self.pruner, trace)
             self.ids = list(ids)

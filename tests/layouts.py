@@ -80,11 +80,13 @@ def vision_shapes(c, prefix, layers):
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
-def text_shapes(c, prefix):
-    """{name: shape} of the decoder without its head."""
-    D, M, q, kv = (c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim,
-                   c.num_key_value_heads * c.head_dim)
-    layer = {
+def llama_layer(c):
+    """{name: shape} of one layer of the decoder."""
+    D = c.hidden_size
+    M = c.intermediate_size
+    q = c.num_attention_heads * c.head_dim
+    kv = c.num_key_value_heads * c.head_dim
+    return {
         "self_attn.q_proj": (q, D),
         "self_attn.k_proj": (kv, D),
         "self_attn.v_proj": (kv, D),
@@ -95,6 +97,12 @@ def text_shapes(c, prefix):
         "input_layernorm": (D,),
         "post_attention_layernorm": (D,),
     }
+
+
+def text_shapes(c, prefix):
+    """{name: shape} of the decoder without its head."""
+    D = c.hidden_size
+    layer = llama_layer(c)
     shapes = {"embed_tokens.weight": (c.vocab_size, D)}
     shapes |= {f"layers.{l}.{name}.weight": shape for l in range(c.num_hidden_layers) for name, shape in layer.items()}
     return {prefix + name: shape for name, shape in (shapes | {"norm.weight": (D,)}).items()}
@@ -153,17 +161,7 @@ def internvl_shapes(text, original=True):
             **_both("mlp.fc1", 4 * C, C), **_both("mlp.fc2", C, 4 * C), **_both("attention.projection_layer", C, C)}
         for name in "qkv":
             block |= _both(f"attention.{name}_proj", C, C)
-        layer = {
-            "self_attn.q_proj": (q, D),
-            "self_attn.k_proj": (kv, D),
-            "self_attn.v_proj": (kv, D),
-            "self_attn.o_proj": (D, q),
-            "mlp.gate_proj": (M, D),
-            "mlp.up_proj": (M, D),
-            "mlp.down_proj": (D, M),
-            "input_layernorm": (D,),
-            "post_attention_layernorm": (D,),
-        }
+        layer = llama_layer(text)
         names = ("vision_tower.embeddings.", "vision_tower.encoder.layer.", "embed_tokens",
                  "language_model.lm_head.weight")
         projector = {**_both("multi_modal_projector.layer_norm", 4 * C),

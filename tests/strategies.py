@@ -1,6 +1,7 @@
 """Random tokens for the laws: what hypothesis draws and shrinks, and the Tokens and views that are made of it."""
 
 from dataclasses import dataclass, fields, replace
+from functools import cache
 
 import torch
 from hypothesis import assume, strategies as st
@@ -31,6 +32,34 @@ class Case:
     needle: int | None                 # a visual token that gets nearly all the attention
 
 
+@cache
+def whole_numbers(least, most):
+    """st.integers, built once: to build it again at each draw takes longer than to draw."""
+    return st.integers(least, most)
+
+
+@cache
+def budgets(default, most):
+    """What `keep` may be: a share, a number up to `most`, or None for a method that has it as its default."""
+    shares = [1.0, .5, 1 / 3, .01]
+    if default is None:
+        shares.append(None)
+    return st.sampled_from(shares) | whole_numbers(1, most)
+
+
+@cache
+def tokens_left(most):
+    """Nothing is dropped before, or this number of visual tokens is left."""
+    return st.none() | whole_numbers(1, most)
+
+
+TOWERS = {least: st.tuples(whole_numbers(1, 3), whole_numbers(1, 5), whole_numbers(least, 1)) for least in (0, 1)}
+IMAGES = st.lists(st.sampled_from([*COLUMNS, *TILED, *EQUAL]), min_size=1, max_size=3)
+ANY_KIND = st.sampled_from(KINDS)
+ANY_DTYPE = st.sampled_from(DTYPES)
+
+
+@cache
 @st.composite
 def cases(draw, name, law=None):
     """A Case for a method that promises `law`."""
@@ -38,29 +67,27 @@ def cases(draw, name, law=None):
     at_vision = site in ("image", "vision")
     needle = law == "needle"
     if at_vision:
-        without_class = st.just(1) if site == "image" else st.integers(0, 1)
-        sizes = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), without_class))
+        sizes = draw(TOWERS[int(site == "image")])
         most = sizes[1] ** 2
     else:
-        sizes = draw(prompts(needle, bool(refusal(name))))
+        sizes = draw_prompt(draw, needle, bool(refusal(name)))
         most = sum(sizes[1::2])
     default = next((f.default for f in fields(EVERY[name]) if f.name == "keep"), None)
-    shares = [1.0, .5, 1 / 3, .01] + [default] * (default is None)
-    keep = draw(st.sampled_from(shares) | st.integers(1, most))
+    keep = draw(budgets(default, most))
     assume(law is None or law in built(name, keep).laws)
-    return Case(draw(st.integers(0, 999)), draw(st.sampled_from(KINDS)), draw(st.sampled_from(DTYPES)), sizes, keep,
-                draw(st.integers(0, 9)), draw(st.none() | st.integers(1, most)), draw(st.integers(0, 99)) if needle else None)
+    return Case(draw(whole_numbers(0, 999)), draw(ANY_KIND), draw(ANY_DTYPE), sizes, keep, draw(whole_numbers(0, 9)),
+                draw(tokens_left(most)), draw(whole_numbers(0, 99)) if needle else None)
 
 
-@st.composite
-def prompts(draw, needle, joined):
+def draw_prompt(draw, needle, joined):
     """Sizes of one to three images, and of the text around them; without text between them if they are to be joined.
 
     A needle is seen by all text after the first image, and what comes before it has something else to look at.
     """
-    images = draw(st.lists(st.sampled_from([*COLUMNS, *TILED, *EQUAL]), min_size=1, max_size=3))
-    between = [draw(st.integers(0, 0 if needle or joined else 2)) for _ in images[1:]]
-    texts = [draw(st.integers(int(needle), 3)), *between, draw(st.integers(1, 4))]
+    images = draw(IMAGES)
+    longest = 0 if needle or joined else 2
+    between = [draw(whole_numbers(0, longest)) for _ in images[1:]]
+    texts = [draw(whole_numbers(int(needle), 3)), *between, draw(whole_numbers(1, 4))]
     return sum(([text, image] for text, image in zip(texts, images)), []) + texts[-1:]
 
 

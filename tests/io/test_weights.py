@@ -153,8 +153,9 @@ def test_released_names_and_shapes(tmp_path, name):
 
 
 def test_loading_takes_no_memory(tmp_path):
-    """14 GB in 16 bits: nothing is copied, and no page is read that is not used. Most of the peak is torch itself."""
-    layouts.write_sparse(tmp_path, layouts.shapes(HF_7B, "A"), layouts.config_json(HF_7B))
+    """8 of the 7B's layers, 4.4 GB in 16 bits: nothing is copied, and no page is read that is not used."""
+    eight = replace(HF_7B, text=replace(HF_7B.text, num_hidden_layers=8))
+    size = layouts.write_sparse(tmp_path, layouts.shapes(eight, "A"), layouts.config_json(eight))
     code = f"""
 import resource, sys
 sys.path.insert(0, {str(Path(weights.__file__).parent)!r})
@@ -162,12 +163,12 @@ import weights
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 model = weights.load({str(tmp_path)!r})
-assert sum(p.numel() * p.itemsize for p in model.parameters()) == {14_126_854_144}
+assert sum(p.numel() * p.itemsize for p in model.parameters()) == {size}
 print(peak() - before)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     unit = 1 if sys.platform == "darwin" else 1024
-    assert int(done.stdout) * unit < 0.05 * 14_126_854_144
+    assert int(done.stdout) * unit < 0.05 * size
 
 
 # dtypes and the head

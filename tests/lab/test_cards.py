@@ -9,21 +9,16 @@ import pytest
 import pruning
 import run
 from build import tokens
+from minivlm.lab.check.cards import cards
 from pages import CARDS as PAGE, ROOT, blocks_of, check_block
-from pruning import EVERY, METHODS, READINGS
+from pruning import EVERY, METHODS
 from pruning.laws import LAWS, OF_ALL, broken
 
 BLOCKS = blocks_of(PAGE)
 COMMANDS = re.findall(r"^    (python run\.py compare .+)$", PAGE, re.M)
 
 
-def cards():
-    """{names of a card's methods: its text}. A heading has them in code type: "### ASAP with SG-BiMask: `asap`, .."."""
-    _, *sections = re.split(r"^(?=### )", PAGE[:PAGE.index("\n## Write your own")], flags=re.M)
-    return {tuple(re.findall(r"`(\w+)`", section.splitlines()[0])): section for section in sections}
-
-
-CARDS = [(names, card) for names, card in cards().items()]
+CARDS = list(cards(PAGE).items())
 every_card = pytest.mark.parametrize("names, card", CARDS, ids=[names[0] for names, _ in CARDS])
 
 
@@ -34,14 +29,6 @@ def table_rows(card):
 
 def test_every_method_has_a_card():
     assert sorted(name for names, _ in CARDS for name in names) == sorted(METHODS)
-
-
-def test_every_reading_is_named():
-    """In the card of the method that it changes."""
-    cards_of = {METHODS[name]: card for names, card in CARDS for name in names}
-    for name, reading in READINGS.items():
-        card = next(cards_of[kind] for kind in reading.__mro__ if kind in cards_of)
-        assert f"`{name}`" in card, f"{name} is in no table of its card"
 
 
 def test_every_reading_that_is_named_exists():

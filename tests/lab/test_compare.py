@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from command import done
-from minivlm.lab.cli.evidence import entering
+from minivlm.lab.draw.evidence import entering
 from minivlm.lab.cli.options import build
 from minivlm.lab.compare.compare import Run, agreement
 from minivlm.lab.draw import draw

@@ -99,6 +99,9 @@ def test_a_difference_is_ours_less_theirs():
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
+KEPT = dict(kept=["3"], statistics=dict(cosine=.5, distance=1.0, rank=2.0))
+
+
 def typed_rows(fastv=lambda i: i % 10 == 0, n=40):
     """No pruning is always right, random tokens half of the time, FastV as `fastv` says; ATP does not run."""
     items = [Item(i, None, "ab"[i % 2], "?", "yes", ()) for i in range(n)]
@@ -108,7 +111,7 @@ def typed_rows(fastv=lambda i: i % 10 == 0, n=40):
         Contestant("atp", why_not="no module"),
     ]
     row = lambda label, i, right: dict(
-        contestant=label, question=i, right=float(right), visual=[14.0, 6.0], evidence=0.5 if i % 2 else None
+        contestant=label, question=i, right=float(right), visual=[14.0, 6.0], evidence=0.5 if i % 2 else None, **KEPT
     )
     right = {"none": lambda i: 1, "random 0.1": lambda i: .5, "fastv 0.1": fastv}
     return items, entered, [row(label, i, of(i)) for label, of in right.items() for i in range(n)]
@@ -157,7 +160,7 @@ def small_picture(right, keep="0.1"):
     items, entered, rows = typed_rows()
     entered.append(Contestant("downsample_image", keep, METHODS["downsample_image"](.1)))
     label = f"downsample_image {keep}"
-    rows += [dict(contestant=label, question=i, right=float(right(i)), visual=[9.], evidence=None) for i in range(len(items))]
+    rows += [dict(contestant=label, question=i, right=float(right(i)), visual=[9.], evidence=None, **KEPT) for i in range(len(items))]
     return items, entered, rows
 
 
@@ -432,14 +435,15 @@ def test_random_counts_by_its_share_of_right_draws(model, data):
 @pytest.mark.internal
 def test_pictures_are_encoded_once(model, data, monkeypatch):
     """Once for all contestants, VisPruner too, and once at each size for downsample_image; and the answers are those of a conversation of its own."""
-    items, calls = benchmark.read(data), Counter()
+    items, calls = benchmark.read(data)[4:10], Counter()
     entered = contestants(model, torch.zeros(1, 3, 96, 96), "vispruner,downsample_image,fastv", "0.5,0.1", [])
     forward = type(model.vision_tower).forward
     monkeypatch.setattr(
         type(model.vision_tower), "forward", lambda self, *args: calls.update([args[1]]) or forward(self, *args)
     )
     rows = Contest(model, items, entered, "llava-hf", draws=1, max_new_tokens=2).run(Log(None, {}))
-    assert list(calls.values()) == [3 * len({item.image for item in items})]
+    pictures = Counter(item.image for item in items)
+    assert list(pictures.values()) == [4, 2] and list(calls.values()) == [3 * 2]
     assert not isinstance(model.vision_tower, Remembering)
     for row in rows[::7]:
         pruner = next(entrant.pruner for entrant in entered if entrant.label == row["contestant"])
@@ -509,8 +513,8 @@ def interrupted(monkeypatch, after):
 def test_interrupted_and_gone_on_with(capsys, model, data, tmp_path, monkeypatch):
     """After 20 answers three questions are done, six answers each, and the fourth has only that of `none`.
     The rest is asked, and no question twice."""
-    assert done(capsys, *command(model, data, "--out", tmp_path / "whole.json"))[0] == 0
-    again = command(model, data, "--out", tmp_path / "part.json")
+    assert done(capsys, *command(model, data, "--count", 1, "--out", tmp_path / "whole.json"))[0] == 0
+    again = command(model, data, "--count", 1, "--out", tmp_path / "part.json")
     _, answer = interrupted(monkeypatch, 20)
     assert done(capsys, *again)[0] == 130
     lines = (tmp_path / "part.jsonl").read_text().splitlines()
@@ -519,7 +523,7 @@ def test_interrupted_and_gone_on_with(capsys, model, data, tmp_path, monkeypatch
     (tmp_path / "part.jsonl").write_text("\n".join(lines)[:-9])
     monkeypatch.setattr(Contest, "answer", answer)
     calls, _ = interrupted(monkeypatch, 1000)
-    assert done(capsys, *again)[0] == 0 and len(calls) == 16 * 6 - 3 * 6
+    assert done(capsys, *again)[0] == 0 and len(calls) == 8 * 6 - 3 * 6
     assert (tmp_path / "part.json").read_text() == (tmp_path / "whole.json").read_text()
     calls.clear()
     assert done(capsys, *again)[0] == 0 and not calls
@@ -527,7 +531,7 @@ def test_interrupted_and_gone_on_with(capsys, model, data, tmp_path, monkeypatch
 
 def test_another_recipe_is_refused(capsys, model, data, tmp_path):
     """Other options, or other questions or weights under the same names. A file of another kind is not touched."""
-    again = command(model, data, "--out", tmp_path / "a.json")
+    again = command(model, data, "--count", 1, "--out", tmp_path / "a.json")
     assert done(capsys, *again)[0] == 0
     for words, message in (
         (["--draws", 2], "draws 3"),
@@ -536,10 +540,14 @@ def test_another_recipe_is_refused(capsys, model, data, tmp_path):
         (["--method", "fastv,fastv@layer=3"], "random@3 0.1"),
         (["--method", "fastv@keep=0.1"], "fastv 0.1"),
         (["--set", "fastv.layer=2,1"], "fastv 0.1"),
-        (["--count", 1], "count None"),
+        (["--count", 2], "count 1"),
     ):
         status, out, err = done(capsys, *again, *words)
         assert status == 2 and message in err and len(err.splitlines()) == 1 and not out
+    rows = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(rows.replace('"version": 2, ', "", 1))
+    assert "is of a run with version None, and this one has 2" in done(capsys, *again)[2], "its rows have other columns"
+    (tmp_path / "a.jsonl").write_text(rows)
     lines = (data / "questions.jsonl").read_text()
     (data / "questions.jsonl").write_text(lines.replace("is there", "is here", 1))
     assert "run with questions" in done(capsys, *again)[2]
@@ -678,17 +686,26 @@ def test_a_status_that_comes_late_is_still_a_failure(monkeypatch):
     assert parallel._status([Ended()]) == 3
 
 
-def test_two_processes_give_what_one_gives(capsys, model, data, tmp_path):
-    """Under torchrun and by --processes: the same JSON to the byte, printed and written once. Each question is asked
-    once."""
-    assert done(capsys, *command(model, data, "--out", tmp_path / "one.json"))[0] == 0
-    for out, start, more in (("torchrun", TORCHRUN, []), ("spread", [], ["--processes", "2"])):
-        printed = started(*start, "run.py", *command(model, data, "--out", tmp_path / f"{out}.json", *more))
-        assert printed.count("fastv 0.1 ") == 1 and printed.count("wrote ") == 2
-        assert (tmp_path / f"{out}.json").read_text() == (tmp_path / "one.json").read_text()
-        rows = [json.loads(line) for line in (tmp_path / f"{out}.jsonl").read_text().splitlines()]
-        asked = Counter((row["contestant"], row["question"]) for row in rows if "contestant" in row)
-        assert len(asked) == 4 * 16 and set(asked.values()) == {1}
+@pytest.mark.parametrize("start, processes", [
+    pytest.param(None, 2, id="this process"),
+    pytest.param(["run.py"], 2, id="run.py", marks=pytest.mark.slow),
+    pytest.param([*TORCHRUN, "run.py"], 1, id="torchrun", marks=pytest.mark.slow),
+])
+def test_two_processes_give_what_one_gives(capfd, model, data, tmp_path, start, processes):
+    """Started by this one, by run.py or by torchrun: the same JSON to the byte, printed and written once. Each question
+    is asked once."""
+    assert done(capfd, *command(model, data, "--draws", 1, "--out", tmp_path / "one.json"))[0] == 0
+    words = command(model, data, "--draws", 1, "--processes", processes, "--out", tmp_path / "two.json")
+    if start:
+        printed = started(*start, *words)
+    else:
+        status, printed, err = done(capfd, *words)
+        assert status == 0, err
+    assert printed.count("fastv 0.1 ") == 1 and printed.count("wrote ") == 2
+    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
+    rows = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    asked = Counter((row["contestant"], row["question"]) for row in rows if "contestant" in row)
+    assert len(asked) == 4 * 16 and set(asked.values()) == {1}
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from build import close, plane, tiles, tokens
-from minivlm.lab.cli.evidence import entering, share
+from minivlm.lab.draw.evidence import entering, share
 from minivlm.trace import Trace
 from pruning.adaptprune import AdaptPrune
 from pruning.base import Reduction, whole_grid

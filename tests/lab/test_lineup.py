@@ -1,4 +1,4 @@
-"""Several methods in one command: variants, sweeps and budgets have one label everywhere, and bad words are one line."""
+"""Several methods in one command: variants, sweeps and budgets have one label everywhere; bad words are one line."""
 
 import io
 import json
@@ -167,7 +167,7 @@ def test_ask_and_chat_take_a_variant(capsys, monkeypatch):
 
 @pytest.mark.parametrize("words, message", [
     (["fastv,asap,fastv"], "--method fastv,asap,fastv: fastv is there twice"),
-    (["fastv,fastv@layer=2"], "fastv and fastv@layer=2 are the same: give one of them"),
+    (["fastv,fastv@layer=2"], "fastv and fastv@layer=2 are the same: give it once"),
     (["fastv", "--keep", ".5,0.50"], "fastv .5 and fastv 0.50 are the same"),
     (["asap@layer=1", "--set", "layer=1,2"], "asap: layer is given twice, as 1 and as 1"),
     (["asap,asap@threshold=.8", "--set", "asap.layer=1,1"], "--set layer 1,1: 1 is there twice"),

@@ -66,7 +66,7 @@ PICTURES = [ROOT / "minivlm" / "lab" / f"{name}.py" for name in (
     "draw/view",
     "score/contestants",
     "score/curves",
-    "cli/evidence",
+    "draw/evidence",
     "draw/chart",
     "speed/plot",
 )]

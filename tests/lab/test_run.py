@@ -57,9 +57,11 @@ def test_the_list_of_commands_needs_no_imports(words, names):
     assert "'run'" in modules and "'torch" not in modules and "'minivlm" not in modules
 
 
-def test_a_command_imports_no_other():
-    """`methods` needs no tokenizer, and none of the other commands."""
-    code = "import sys, run; assert run.main(['methods', 'fastv']) == 0; print(*sys.modules)"
+def test_what_is_imported():
+    """`import minivlm` does not load torch, and files of the package are imported as ever. Of the commands `methods`
+    needs no other."""
+    code = ("import sys, minivlm; assert 'torch' not in sys.modules; from minivlm import trace; assert trace.Trace; "
+            "import run; assert run.main(['methods', 'fastv']) == 0; print(*sys.modules)")
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     others = [module for module, _ in run.COMMANDS.values() if module != "check.methods"]
     assert not {f"minivlm.lab.{module}" for module in others} & set(modules.split())
@@ -182,8 +184,8 @@ def test_raw_and_a_template_that_is_a_file(capsys, tmp_path):
 def test_eval_notes_the_template(capsys, tmp_path):
     out = tmp_path / "e.json"
     status, _, err = done(
-        capsys, "eval", "--count", "1", "--method", "fastv", "--keep", "0.5", "--out", out,
-        "--template", "vicuna_v1", "--system", "Be brief.",
+        capsys, "eval", "--count", "1", "--method", "fastv", "--keep", "0.5", "--out", out, "--draws", "1",
+        "--max-new-tokens", "1", "--processes", "1", "--template", "vicuna_v1", "--system", "Be brief.",
     )
     assert status == 0, err
     assert json.loads(out.read_text())["recipe"]["template"] == "vicuna_v1 with the system message 'Be brief.'"

@@ -1,7 +1,5 @@
 """The shipped model: its folder, its answers, the command without words, what it says of what it does not know."""
 
-import contextlib
-import io
 import json
 import re
 
@@ -9,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-import run
 import weights
 from command import done
 from live import live
@@ -115,15 +112,6 @@ def test_to_keep_all_is_to_prune_nothing(model, name):
         talk.read(ids, [pixels])
         results.append((tuple(talk.generate(4)), talk.trace.visual))
     assert results[0] == results[1]
-
-
-@pytest.fixture(scope="module")
-def first_look(tmp_path_factory):
-    """What `python run.py` prints, and the sheet that it draws."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.chdir(tmp_path_factory.mktemp("first"))
-        assert run.main([]) == 0
-        return out.getvalue(), Image.open("pruned.png").copy()
 
 
 def test_without_words_every_method_answers(first_look):

@@ -366,7 +366,9 @@ def test_the_best_network_is_missing(capsys, toy, monkeypatch):
 # --- eval and ablate -------------------------------------------------------------------------------------------------
 
 RECIPE = dict(model="m", draws=3)
-ROW = dict(contestant="none", question=0, answers=["yes"], right=1.0, visual=[144, 14.5], evidence=None)
+KEPT = dict(cosine=-.5, distance=None, rank=2.5)
+ROW = dict(contestant="none", question=0, answers=["yes"], right=1.0, visual=[144, 14.5], evidence=None, kept=["25"],
+           statistics=KEPT)
 GAVE_UP = dict(contestant="none", question=1, why_not="too long")
 
 
@@ -388,6 +390,9 @@ def test_a_log_is_read(tmp_path):
     dict(right=None), dict(visual=[]),
     dict(visual=3), dict(visual=[None]), dict(visual=[-1]), dict(visual=[float("inf")]), dict(visual=[10 ** 400]),
     dict(evidence="1"),
+    dict(kept="25"), dict(kept=["25", "25"]), dict(kept=[25]), dict(kept=["2g"]), dict(kept=[""]),
+    dict(statistics=None), dict(statistics={}), dict(statistics=KEPT | dict(rank="2")),
+    dict(statistics=KEPT | dict(rank=float("nan"))), dict(statistics=KEPT | dict(cosine=-2)),
     dict(evidence=-1), dict(more=1), dict(why_not="x")])
 def test_a_row_that_no_run_wrote(tmp_path, change):
     """Keys, kinds and bounds."""

@@ -2,6 +2,7 @@
 and hides fairly."""
 
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from minivlm.toy.train import HIDING, Recipe, Run, train
 from pruning.base import Reduction, UserError
 import weights
 from scene_answers import answer_by_loops
+from tiny import toy_config
 
 MICRO = Recipe(seed=3, vision_steps=3, vision_batch=4, joint_steps=3, joint_batch=2, warmup=2)
 
@@ -47,8 +49,11 @@ def test_loss_falls(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)])
-def test_resumed_run_gives_the_same_bits(tmp_path, stop):
-    """Interrupted in stage 1, between the stages, in stage 2; and run with threads or without."""
+def test_resumed_run_gives_the_same_bits(monkeypatch, tmp_path, stop):
+    """Interrupted in stage 1, between the stages, in stage 2; and run with threads or without. On a narrow model, and
+    with one batch to score it on."""
+    monkeypatch.setattr("minivlm.toy.train.config", lambda: toy_config(8))
+    monkeypatch.setattr(Run, "check", partialmethod(Run.check, batches=1))
     whole = Run(tmp_path / "whole", MICRO)
     for _ in range(6):
         whole.step()
@@ -70,18 +75,26 @@ def test_resume_of_another_recipe_is_refused(tmp_path):
         Run(tmp_path, replace(MICRO, seed=4)).resume()
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The student of a run in float32, and the model as loaded from its folder."""
+    path = tmp_path_factory.mktemp("saved")
+    student = Run(path / "run", MICRO, dtype=torch.float32).student
+    folder.save(student.llava, path / "model")
+    model = weights.load(path / "model", dtype="float32")
+    student.llava.load_state_dict(model.state_dict())                              # as rounded to float16
+    return student, model
+
+
 @pytest.mark.parametrize("hidden, closed", [(0, False), (60, False), (134, False), (60, True), (134, True)])
-def test_packed_questions_equal_single_ones(tmp_path, hidden, closed):
+def test_packed_questions_equal_single_ones(saved, hidden, closed):
     """Every answer's logits in a packed row are those of its question alone, in the model as loaded from its folder."""
-    run = Run(tmp_path / "run", MICRO, dtype=torch.float32)
-    folder.save(run.student.llava, tmp_path / "model")
-    model = weights.load(tmp_path / "model", dtype="float32")
-    run.student.llava.load_state_dict(model.state_dict())                          # as rounded to float16
+    student, model = saved
     worlds = scenes.worlds("heldout", 0, 0, 2)
     text, labels, shown = pack(np.random.default_rng(0), worlds, hidden)
     with torch.no_grad():
-        features = run.student.llava.vision_tower(pixels(worlds), 3)[-1][:, 1:]
-        packed = run.student.answers(features, text, shown, closed)
+        features = student.llava.vision_tower(pixels(worlds), 3)[-1][:, 1:]
+        packed = student.answers(features, text, shown, closed)
     block, _ = layout("cpu")
     for i in range(2):
         assert torch.equal(pixels(worlds)[i:i + 1], model.processor.pixels(Image.fromarray(worlds.pixels[i])))

@@ -3,8 +3,9 @@
 float32. DEEP is the tolerance after 32 layers.
 """
 
-
+from copy import deepcopy
 from dataclasses import replace
+from functools import cached_property
 
 import pytest
 import torch
@@ -27,12 +28,28 @@ class Prompt(list):
     def __init__(self, *parts, sizes=()):
         super().__init__(ids(*parts))
         self.sizes, self.model = sizes, next_llava if sizes else llava
+        self.runs = {}
+
+    def under(self, name):
+        """Logits, cache and trace of the prefill under a method. It runs once; each caller has a cache of its own."""
+        if name not in self.runs:
+            self.runs[name] = prefill(self.model(), self, images(self), name and built(name))
+        logits, cache, trace = self.runs[name]
+        return logits, deepcopy(cache), trace
+
+    @cached_property
+    def unpruned(self):
+        """Of a model without a method: logits, those after WORDS, and what its cache then holds."""
+        logits, cache, _ = self.under(None)
+        after = self.model().step(WORDS, cache)
+        return logits, after, *held(cache)
 
 
 PROMPTS = {"one image": Prompt(5, MARK, 7), "two images": Prompt(3, MARK, 4, MARK, 6),
            "two images side by side": Prompt(2, MARK, MARK, 5),
            "tiles": Prompt(5, MARK, 7, sizes=[(24, 32)]),          # 2 x 2 of them, and a map of 6 x 8 patches
            "tiles without a map": Prompt(2, MARK, MARK, 5, sizes=[(60, 10), (4, 400)])}    # the second's; the first's is 12 x 2
+TEXT = Prompt(9)
 WORDS = ids(4, seed=1)
 SELECTING = [name for name in REDUCING if built(name).laws >= {"select", "ordered"} and not built(name).mask_at(32)]
 DROPPING = [name for name in SELECTING if built(name).site == "decoder"]
@@ -64,7 +81,7 @@ def test_dropped_equals_masked(name, prompt):
     logits, in the prefill and after each step."""
     taken(name, prompt)
     model, pruner = prompt.model(), built(name)
-    logits, cache, trace = prefill(model, prompt, images(prompt), pruner)
+    logits, cache, trace = prompt.under(name)
     logits_masked, cache_masked, masked = prefill(model, prompt, images(prompt), replay(pruner, trace, drop=False))
     assert masked.visual == trace.visual and trace.tokens[-1] < trace.tokens[0] and masked.tokens == [trace.tokens[0]] * 32
     close(logits, logits_masked, DEEP)
@@ -134,22 +151,21 @@ def test_keeping_all_is_the_unpruned_model(name, prompt):
     if prompt.sizes and pruner.site == "vision":
         pytest.skip("of tiles a method of the vision site sends on other tokens: padding, but no newlines")
     logits, cache, trace = prefill(model, prompt, images(prompt), pruner)
-    unpruned, cache_unpruned, _ = prefill(model, prompt, images(prompt))
     assert trace.steps and all(len(step.reduction.keep) == len(step.source) for step in trace.steps)
-    after, after_unpruned = model.step(WORDS, cache), model.step(WORDS, cache_unpruned)
-    for ours, theirs in [(logits, unpruned), (after, after_unpruned), *zip(held(cache), held(cache_unpruned))]:
+    after = model.step(WORDS, cache)
+    for ours, theirs in zip((logits, after, *held(cache)), prompt.unpruned, strict=True):
         assert ours.equal(theirs)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_text_alone(name):
     """A prompt without an image is the unpruned model to the bit, whatever the method."""
-    prompt, pruner = ids(9), built(name)
-    logits, cache, trace = prefill(llava(), prompt, (), pruner)
-    unpruned, cache_unpruned, _ = prefill(llava(), prompt)
+    pruner = built(name)
+    logits, cache, trace = prefill(llava(), TEXT, (), pruner)
+    unpruned, after_unpruned, *_ = TEXT.unpruned
     assert not trace.steps and trace.N == 0 and trace.tokens == [9] * 32
     assert logits.equal(unpruned)
-    assert llava().step(WORDS, cache, pruner).equal(llava().step(WORDS, cache_unpruned))
+    assert llava().step(WORDS, cache, pruner).equal(after_unpruned)
 
 
 @every_prompt
@@ -157,7 +173,7 @@ def test_text_alone(name):
 def test_text_is_never_dropped(name, prompt):
     """Each layer holds what the trace says, and all of the text; every survivor is traced to the image."""
     taken(name, prompt)
-    logits, cache, trace = prefill(prompt.model(), prompt, images(prompt), built(name))
+    logits, cache, trace = prompt.under(name)
     text = len(prompt) - prompt.count(MARK)
     assert logits.isfinite().all() and bool(trace.steps) == (name in REDUCING)
     assert trace.tokens == [text + n for n in trace.visual] == cache.lengths
@@ -177,7 +193,7 @@ def test_cached_equals_uncached(name, prompt):
         taken(name, prompt)
     pruner = built(name) if name else None
     model = prompt.model()
-    _, cache, trace = prefill(model, prompt, images(prompt), pruner)
+    _, cache, trace = prompt.under(name)
     for words in (WORDS[:2], WORDS[2:3], WORDS[3:]):
         stepped = model.step(words, cache)
     again = pruner and replay(pruner, trace)

@@ -16,9 +16,9 @@ from pruning.base import Pruner, Reduction
 from pruning.fields import annotations
 from pruning.laws import LAWS, broken
 from strategies import LAYERS, cases, make
-from tiny import REDUCING, SETTINGS, built, reduces
+from tiny import EXAMPLES, REDUCING, SETTINGS, built, reduces
 
-FEW = settings(SETTINGS, max_examples=10)              # of a reading, which is its method but for one step
+FEW = settings(SETTINGS, max_examples=EXAMPLES // 2)    # of a reading, which is its method but for one step
 REDUCING_READINGS = [name for name in READINGS if reduces(name)]
 
 TWICE = ("prumerge_plus_released",)                     # keeps a patch twice, as the released code does

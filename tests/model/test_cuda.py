@@ -9,9 +9,10 @@ import torch
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import shipped
-from minivlm.lab.cli.options import build, check, own_settings, takes_keep
+from minivlm.lab.cli.options import build, check, own_settings
 from minivlm.toy.benchmark import items
 from pruning import METHODS, READINGS
+from tiny import has_keep
 from weights import load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -41,7 +42,7 @@ def read(model, pruner, item):
 
 def fitted(name, model):
     """The method with the settings of the shipped model, at a budget of 36 tokens if it has one."""
-    keep = "36" if takes_keep(name) else None
+    keep = "36" if has_keep(name) else None
     return check(build(name, keep, SETTINGS.get(name, ()), own=own_settings(shipped.FOLDER)), model)
 
 

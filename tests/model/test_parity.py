@@ -189,11 +189,12 @@ def test_original_with_its_tower_apart(tmp_path):
     ("language_model.layers.1.mlp.down_proj.weight", "layer_out 1"), ("language_model.norm.weight", "final_hidden"),
     ("lm_head.weight", "logits")])
 def test_verify_names_the_module_that_is_wrong(broken, first):
-    """A weight off by 1 %: the first line to fail is that module's, all lines before it pass."""
-    model = weights.load(PARITY / "llava15_mha")
+    """A weight off by 1 %: the first line to fail is that module's, all lines before it pass. On the first prompt."""
+    folder = PARITY / "llava15_mha"
+    model, expected = weights.load(folder), read_expected(folder / "expected.json")
     p = model.get_parameter(broken)
     p.data = p.data * 1.01 + (.001 if p.ndim == 1 else 0)
-    rows = verify(model, PARITY / "llava15_mha")
+    rows = verify(model, folder, Expected(expected.prompts[:1], expected.tensors))
     assert next(row.stage for row in rows if not row.passed) == first
 
 

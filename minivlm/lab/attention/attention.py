@@ -12,7 +12,6 @@ examples:
   python run.py attention --demo --out demo.png
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from minivlm.lab.attention import demo, figures, maps, tables
 from minivlm.lab.attention.measured import Study, overview
 from minivlm.lab.attention.watch import IDS, attention_of, cases
 from minivlm.lab.cli import output, session
-from minivlm.lab.cli.arguments import add_model, add_settings, new_name
+from minivlm.lab.cli.arguments import add_model, add_settings, layer_numbers, new_name
 from minivlm.lab.lineup.variants import words
 from minivlm.lab.score.answers import Contest
 from minivlm.lab.score.contestants import contestants
@@ -71,14 +70,6 @@ def main(args):
         show_prompt(args)
     else:
         show_questions(args)
-
-
-def layer_numbers(text):
-    """layer_numbers("1,2") -> [1, 2]: what reads --layers."""
-    numbers = [int(part) for part in text.split(",") if part.isdecimal()]
-    if len(numbers) != len(text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text}: give numbers of layers from 0, with commas")
-    return numbers
 
 
 def chosen(layers, depth):

@@ -4,8 +4,8 @@ from minivlm.lab.attention.figures import AFTER, is_late
 
 LEGEND = (
     "index r: correlation of the attention row with the index of the image token, mean over the questions, and its",
-    "95 % interval; above 0, late tokens get more. of mean: that of the mean row. image: share of the row that the image",
-    "gets. alike: mean correlation between the maps of two families. Then the share of each row of patches, from the top",
+    "95 % interval; above 0, late tokens get more. of mean: that of the mean row. image: share of the row that the",
+    "image gets. alike: mean correlation between the maps of two families. Then the share of each row of patches, in %",
 )
 CAUSES = "the cause", "a part of the cause", "not the cause"
 READ_BY = {

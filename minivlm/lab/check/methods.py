@@ -12,7 +12,7 @@ import re
 import sys
 
 from minivlm.lab.cli.arguments import add_json
-from minivlm.lab.cli.options import substitute
+from minivlm.lab.cli.options import read_from, substitute
 from minivlm.lab.cli.output import printed
 from pruning import EVERY, METHODS, READINGS
 from pruning.base import UserError
@@ -45,7 +45,7 @@ def facts(name):
                         "or a reading (run.py methods --readings)")
     method = EVERY[name]
     default = method()
-    reads = _reads(method) if name in READINGS else None
+    reads = read_from(name) or None
     paper = METHODS[reads] if reads else method
     file = method.__module__.replace(".", "/") + ".py"
     what = " ".join(method.__doc__.split())
@@ -57,12 +57,6 @@ def facts(name):
     without = {need: substitute(method, need) for need in needs}
     return dict(name=name, reads=reads, file=file, what=what, source=source, site=default.site, per=default.per,
                 asks=needs, without=without, laws=laws, options=options)
-
-
-def _reads(reading):
-    """The name of the method that a reading changes: the nearest class above it that the registry names."""
-    names = {method: name for name, method in METHODS.items()}
-    return next(names[kind] for kind in reading.__mro__ if kind in names)
 
 
 def _source(doc):

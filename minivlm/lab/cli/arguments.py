@@ -55,6 +55,14 @@ def within(annotation):
     return number
 
 
+def layer_numbers(text):
+    """layer_numbers("1,2") -> [1, 2]: what reads --layers."""
+    numbers = [int(part) for part in text.split(",") if part.isdecimal()]
+    if len(numbers) != len(text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text}: give numbers of layers from 0, with commas")
+    return numbers
+
+
 def new_name(text):
     """The text itself, if it can be the name of what a command writes: the `type` of --out."""
     wrong = _wrong_in_name(text)

@@ -71,11 +71,11 @@ def _both(name, keep, settings, schedule, own):
 
 
 def read_from(name):
-    """The method whose paper a reading reads, "" for what is no reading: read_from("fastv_all") -> "fastv"."""
+    """The method that a reading changes, "" for what is no reading: read_from("asap_dedup") -> "asap", not "fastv"."""
     if name not in READINGS:
         return ""
-    parents = READINGS[name].__mro__
-    return next((method for method, kind in METHODS.items() if kind in parents), "")
+    names = {kind: method for method, kind in METHODS.items()}
+    return next(names[kind] for kind in READINGS[name].__mro__ if kind in names)
 
 
 def own_settings(folder):

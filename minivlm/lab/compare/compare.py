@@ -6,7 +6,7 @@ from itertools import groupby
 from tqdm import tqdm
 
 from minivlm.generate import Conversation
-from minivlm.lab.cli.evidence import entering, share
+from minivlm.lab.draw.evidence import entering, share
 from minivlm.lab.cli.options import check
 from minivlm.lab.cli.output import size
 from minivlm.lab.cost.flops import average, flops

@@ -11,6 +11,7 @@ RIGHT = 260
 TOP = 70
 BOTTOM = 70
 ENTRY = 30                             # a line of the legend
+TOKENS = "image tokens entering a layer, on average"
 RADIUS = 5                             # of a dot
 COLORS = (
     (0, 114, 178),
@@ -26,8 +27,8 @@ COLORS = (
 class Chart:
     """A white page with a title and axes, high enough for so many lines of legend."""
 
-    def __init__(self, title, across, up, unit, entries=0):
-        """across, up: the marks of both axes, from the first to the last."""
+    def __init__(self, title, across, up, unit, entries=0, below=TOKENS):
+        """across, up: the marks of both axes, from the first to the last; unit, below: what these are."""
         needed = TOP + ENTRY * entries + BOTTOM + 90
         height = max(HEIGHT, needed)
         self.page = Image.new("RGB", (WIDTH, height), "white")
@@ -38,7 +39,7 @@ class Chart:
         self.bottom = self.page.height - BOTTOM
         heading = words(title, WIDTH - LEFT, LARGE)
         self.page.paste(heading, (LEFT, 20))
-        self._draw_axes(unit)
+        self._draw_axes(unit, below)
 
     def place(self, x, y):
         """The pixels (x, y) of a point."""
@@ -86,7 +87,7 @@ class Chart:
         place = (self.right + 20, self.bottom - 60)
         self.page.paste(note, place)
 
-    def _draw_axes(self, unit):
+    def _draw_axes(self, unit, axis):
         start = (LEFT, TOP)
         corner = (LEFT, self.bottom)
         end = (self.right, self.bottom)
@@ -105,7 +106,7 @@ class Chart:
         # what the axes are
         middle = (LEFT + self.right) / 2
         below = self.page.height - 30
-        self._write("image tokens entering a layer, on average", middle, below, "ma")
+        self._write(axis, middle, below, "ma")
         self._write(unit, LEFT, TOP - 10, "rs")
 
     def _write(self, text, x, y, anchor):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from minivlm.lab.cli.evidence import carried
+from minivlm.lab.draw.evidence import carried
 from minivlm.lab.draw.sheet import BLACK, GREY, captioned, stack, words
 from minivlm.lab.draw.view import View
 from minivlm.trace import Step

@@ -73,8 +73,8 @@ class Entrant:
 def lineup(names, keep, average, settings, prompt, schedule=None, others=()):
     """[Entrant]: each variant of "a,b@layer=3" or "all" at each budget of keep "192,128", or of average "192,128".
 
-    A number is the whole prompt's (Pruner.divided). Among several, a method without a keep has its own schedule and one
-    entry. `schedule` "4:136,14:68,24:34" is for each of the methods, `prompt` a Prompt or Shape; others: see variants.
+    A number is the whole prompt's (Pruner.divided). Among several, a method without a keep has its own schedule and is
+    there once. `schedule` "4:136,14:68,24:34" is for each of the methods, `prompt` a Prompt or Shape; others: see variants.
     Raises UserError if a method cannot be built, or is there twice. With "all" the error takes the method's place.
     """
     if names is None:
@@ -105,7 +105,7 @@ def budgets(keep, average, schedule=None):
 
 
 def budgets_for(variant, given):
-    """Those of the budgets that are for it: without the keep, and so one in all, if it takes none."""
+    """The budgets that are for it: without the keeps, and so a single budget, if it takes none."""
     if variant.takes_keep:
         return given
     without = [replace(budget, keep=None) for budget in given]
@@ -127,7 +127,7 @@ def built(variant, budget, prompt, own, may_fail):
 def entrant_of(variant, budget, own):
     """The Entrant of a variant, before it meets a prompt. own: see `build`."""
     if budget.average is not None and variant.has_keep:
-        raise UserError(f"{variant.name} has a keep of its own, which --average would replace: give one of them")
+        raise UserError(f"{variant.name} has a keep of its own, which --average would replace: leave one of the two out")
     pruner = build(variant.name, budget.keep, variant.settings, budget.schedule, own)
     average = None if budget.average is None else number(budget.average)
     return Entrant(variant.name, str(budget) or None, pruner, average)
@@ -151,7 +151,7 @@ def refuse_twins(entrants):
     for entrant in entrants:
         alike = seen.setdefault((entrant.average, repr(entrant.pruner)), entrant)
         if alike is not entrant and alike.pruner == entrant.pruner:
-            raise UserError(f"{alike.label} and {entrant.label} are the same: give one of them")
+            raise UserError(f"{alike.label} and {entrant.label} are the same: give it once")
 
 
 def fitted(entrants, prompt):

@@ -2,7 +2,7 @@
 
 "asap,asap@layer=3" are a method and a variant of it, which has a setting of its own. --set METHOD.OPTION=VALUE is for
 the method and all its variants. Several values, "asap.threshold=.8,.9", make a variant of each: asap@threshold=.8 and
-asap@threshold=.9. A value that is a list stands in brackets where commas could mean either.
+asap@threshold=.9. A list needs brackets where its commas could be read either way.
 """
 
 import re
@@ -45,8 +45,8 @@ class Variant:
 
 
 def variants(names, settings=(), others=()):
-    """[Variant] of "all" or "a,b@option=value,..": a sweep has one for each value, several of them for each
-    combination.
+    """[Variant] of "all" or "a,b@option=value,..": a sweep has a variant for each value, several sweeps
+    for each combination.
 
     others: methods that may be set although they are not named. UserError for a name that is given twice.
     """
@@ -102,7 +102,7 @@ def values_of(name, setting):
     if takes_list(annotation) and not all(value.startswith("[") for value in values):
         return [setting]
     if "@" in text or "+" in text:
-        raise UserError(f"--set {option}={text}: a value with @ or + cannot be in the name of a variant: give it alone")
+        raise UserError(f"--set {option}={text}: a value with @ or + cannot be in the name of a variant: give no other value with it")
     return [f"{option}={value}" for value in words(f"--set {option}", text)]
 
 
@@ -129,7 +129,7 @@ def named(name, settings):
 def words(option, text):
     """words("--keep", "0.5,0.25") -> ["0.5", "0.25"], and "[1,2],[3]" -> ["[1,2]", "[3]"].
 
-    UserError for an empty one, and for one that is given twice, as both would have the same name.
+    UserError for an empty word, and for a word that is given twice, as both would have the same name.
     """
     several = COMMA.split(text)
     if "" in several:

@@ -13,6 +13,7 @@ question per picture; over all families they are nearly so.
 from math import sqrt
 
 from minivlm.lab.score.answers import mean
+from minivlm.lab.score.statistics import summary
 from pruning.base import UserError
 
 Z = 1.959964                                       # of the normal distribution: 2.5 % lie above
@@ -89,7 +90,8 @@ def answered(items, contestants, rows):
 
 
 def facts(items, contestants, rows):
-    """[{"contestant", "method", "budget", "tokens", "all": part, "families": {name: part}}, ..] as plain data.
+    """[{"contestant", "method", "budget", "tokens", "statistics", "all": part, "families": {name: part}}, ..] as plain
+    data.
 
     A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model cannot answer.
     """
@@ -112,6 +114,7 @@ def _fact(contestant, answers, why_not, items):
     return dict(
         names,
         tokens=mean(tokens),
+        statistics=summary(items, answers[label]),
         all=part(answers, label, others, range(len(items))),
         families=families,
     )

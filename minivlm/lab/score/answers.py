@@ -15,12 +15,16 @@ from tqdm import tqdm
 from minivlm.generate import Conversation
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import parallel
-from minivlm.lab.cli.evidence import share
+from minivlm.lab.draw.evidence import share
 from minivlm.lab.lineup.lineup import Prompt
 from minivlm.lab.score.contestants import Oracle
+from minivlm.lab.score.statistics import NAMES, Watched, bits, statistics
 from pruning.base import UserError
 from pruning.compose import Both, Schedule
 from pruning.controls import Random, Random3x3
+
+
+VERSION = 2                            # of the rows in a log
 
 
 class Remembering(nn.Module):
@@ -87,14 +91,24 @@ class Contest:
             yield dict(contestant=contestant.label, question=i, **result)
 
     def result(self, contestant, i, ids, pixels):
-        """What a contestant answers to question i: {"answers", "right", "visual", "evidence"}"""
+        """What a contestant answers to question i: {"answers", "right", "visual", "evidence", "kept", "statistics"}"""
         item = self.items[i]
         pruner = contestant.on(Prompt(self.model, [pixels]))           # pictures may differ in their tiles
-        draws = [self.answer(ids, pixels, drawn, item.evidence) for drawn in self.drawn(pruner, i)]
-        answers, visual, evidence = zip(*draws)
-        right = mean([answer == item.answer for answer in answers])
-        visual = [mean(layer) for layer in zip(*visual)]
-        return dict(answers=answers, right=right, visual=visual, evidence=mean(evidence))
+        answers = []
+        traces = []
+        for drawn in self.drawn(pruner, i):
+            answer, trace = self.answer(ids, pixels, drawn)
+            answers.append(answer)
+            traces.append(trace)
+        drawn_statistics = [statistics(trace) for trace in traces]
+        return dict(
+            answers=tuple(answers),
+            right=mean([answer == item.answer for answer in answers]),
+            visual=[mean(layer) for layer in zip(*(trace.visual for trace in traces))],
+            evidence=mean([share(trace, item.evidence) for trace in traces]),
+            kept=[bits(trace.kept.tolist()) for trace in traces],
+            statistics={name: mean([each[name] for each in drawn_statistics]) for name in NAMES},
+        )
 
     def drawn(self, pruner, i):
         """The method; of a random one several, whose seeds no other question has. Oracles get the things' patches."""
@@ -104,12 +118,13 @@ class Contest:
             pruner = replace(pruner, things=self.items[i].things)
         return [reseeded(pruner, self.draws * i + draw) for draw in range(self.draws)]
 
-    def answer(self, ids, pixels, pruner, evidence):
-        """The answer, the visual tokens that enter each layer, and the share of the evidence that enters one."""
+    def answer(self, ids, pixels, pruner):
+        """The answer, and what happened to the visual tokens."""
         talk = Conversation(self.model, pruner)
-        talk.read(ids, [pixels])
+        trace = Watched()
+        talk.read(ids, [pixels], trace)
         answer = self.model.tokenizer.decode(list(talk.generate(self.max_new_tokens))).strip()
-        return answer, talk.trace.visual, share(talk.trace, evidence)
+        return answer, trace
 
     def recipe(self, **options):
         """The options, and everything else that decides the rows, as words and numbers."""
@@ -117,7 +132,8 @@ class Contest:
         pruners = {contestant.label: _described(contestant.pruner) for contestant in self.contestants}
         model = dict(device=self.model.device.type, dtype=str(self.model.lm_head.weight.dtype).removeprefix("torch."),
                      weights=checksum(self.model.state_dict().values()))
-        return dict(options, template=str(self.template), draws=self.draws, max_new_tokens=self.max_new_tokens, **model,
+        return dict(options, version=VERSION, template=str(self.template), draws=self.draws,
+                    max_new_tokens=self.max_new_tokens, **model,
                     questions=zlib.crc32(repr(questions).encode()), **pruners)
 
 

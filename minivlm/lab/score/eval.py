@@ -8,6 +8,7 @@ examples:
   python run.py eval --method fastv,divprune --keep 0.25,0.1 --out scores.json
   python run.py eval --method downsample_image,divprune,divprune@positions=keep --keep 0.1
   python run.py eval --method fastv,fastv_all,asap --set asap.threshold=.8,.9,.95 --average 72
+  python run.py eval --method fastv,divprune --keep 0.1 --statistics
   python run.py eval --data FOLDER --model DIR --method all --keep 0.25
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from minivlm.lab.cli import output, parallel, session
 from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, new_name, within
 from minivlm.lab.lineup.arguments import add_lineup
-from minivlm.lab.score import accuracy, answers, unsolved
+from minivlm.lab.score import accuracy, answers, statistics, unsolved
 from minivlm.lab.score.contestants import DEFAULT, KEEP, contestants
 from minivlm.lab.score.curves import curves
 from minivlm.lab.score.log import Log
@@ -102,6 +103,9 @@ def _add_controls(parser):
 def _add_run(parser):
     group = parser.add_argument_group("run and output")
     add_length(group, answers.Contest.max_new_tokens)
+    group.add_argument("--statistics", action="store_true",
+                       help="print as well which tokens are kept: how alike they are, how near, of what rank, and how "
+                            "many of them for another question too")
     group.add_argument("--processes", type=within(Threads), metavar="N",
                        help="on this machine (default: one per core for a small model on the CPU, else 1); "
                             "or start it with torchrun")
@@ -132,7 +136,7 @@ def main(args):
     if rank == 0:
         numbers = accuracy.facts(items, entered, rows)
         result = dict(recipe=recipe, questions=len(items), contestants=numbers)
-        report(result | by_difficulty(items, entered, rows), args.out)
+        report(result | by_difficulty(items, entered, rows), args.out, args.statistics)
 
 
 def by_difficulty(items, entered, rows):
@@ -141,9 +145,11 @@ def by_difficulty(items, entered, rows):
     return dict(unsolved=groups) if groups else {}
 
 
-def report(result, path):
+def report(result, path, with_statistics=False):
     """Print the tables; write them, and the picture of the first, if there is a path."""
     tables = [*accuracy.lines(result), *unsolved.lines(result.get("unsolved", []))]
+    if with_statistics:
+        tables += statistics.lines(result["contestants"])
     print("\n".join(tables))
     if path:
         output.save_json(path, result)

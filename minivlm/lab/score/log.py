@@ -5,15 +5,18 @@ Each is written before work on the next begins, so that an interrupted run can c
 
 import json
 import os
+import re
 from pathlib import Path
 
+from minivlm.lab.score.statistics import NAMES
 from pruning.base import UserError
 from pruning.fields import shown
 
 ROW = {"contestant", "question"}
-ANSWERED = ROW | {"answers", "right", "visual", "evidence"}
+ANSWERED = ROW | {"answers", "right", "visual", "evidence", "kept", "statistics"}
 FAILED = ROW | {"why_not"}
 MOST_TOKENS = 10 ** 9
+HEXADECIMAL = re.compile("[0-9a-f]+")
 
 
 class Log:
@@ -95,16 +98,29 @@ def _is_answer(row):
     has_words = isinstance(answers, list) and all(isinstance(answer, str) for answer in answers)
     has_tokens = isinstance(visual, list) and visual and all(_is_number(n, MOST_TOKENS) for n in visual)
     has_evidence = row["evidence"] is None or _is_number(row["evidence"], 1)
-    return has_words and has_tokens and has_evidence and _is_number(row["right"], 1)
+    has_numbers = has_words and has_tokens and has_evidence and _is_number(row["right"], 1)
+    return has_numbers and _has_kept(row["kept"], len(answers)) and _has_statistics(row["statistics"])
+
+
+def _has_kept(kept, draws):
+    """Whether it is a number in hexadecimal for each draw."""
+    is_list = isinstance(kept, list) and len(kept) == draws
+    return is_list and all(isinstance(bits, str) and HEXADECIMAL.fullmatch(bits) for bits in kept)
+
+
+def _has_statistics(numbers):
+    """Whether each is a number or not known."""
+    is_table = isinstance(numbers, dict) and numbers.keys() == set(NAMES)
+    return is_table and all(x is None or _is_number(x, MOST_TOKENS, least=-1) for x in numbers.values())
 
 
 def _is_count(x):
     return isinstance(x, int) and not isinstance(x, bool) and x >= 0
 
 
-def _is_number(x, most):
-    """From 0 to `most`, and so not NaN."""
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x <= most
+def _is_number(x, most, least=0):
+    """From `least` to `most`, and so not NaN."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and least <= x <= most
 
 
 def _check_same(path, other, own):

@@ -56,8 +56,8 @@ def lines(groups):
         width = max(len(row["contestant"]) for row in group["contestants"])
         low, high = group["interval"]
         yield ""
-        yield (f"{FILTER} {group['budget']} does not solve {group['questions']} questions, {100 * group['share']:.1f} % "
-               f"({100 * low:.1f}-{100 * high:.1f}); no pruning solves {group['difficult']} of these: the difficult "
+        yield (f"{FILTER} {group['budget']} does not solve {group['questions']} questions, "
+               f"{100 * group['share']:.1f} % ({100 * low:.1f}-{100 * high:.1f}); no pruning solves {group['difficult']} of these: the difficult "
                "ones")
         yield f"{'':{width}}  unsolved        difficult"
         for row in group["contestants"]:

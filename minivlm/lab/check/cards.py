@@ -1,0 +1,74 @@
+"""The tables "paper against code" of the method cards (pruning/README.md), read as data.
+
+Such a table has an empty first head and a column "here": | | paper | released code | here |.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pruning
+from minivlm.lab.cli.options import read_from
+from pruning import METHODS, READINGS
+from pruning.base import UserError
+
+PAGE = Path(pruning.__file__).parent / "README.md"
+
+
+@dataclass(frozen=True)
+class Erratum:
+    """One row: a question on which paper, released code and this repository may differ."""
+
+    methods: tuple                     # of the card
+    topic: str
+    says: dict                         # {"paper": .., "released code": .., "here": .., "other readings": ..}
+    readings: tuple                    # the other readings of these methods that it names
+
+
+def errata(page=None):
+    """[Erratum] of all cards, in their order. `page` is the text of pruning/README.md."""
+    page = PAGE.read_text(encoding="utf-8") if page is None else page
+    rows = []
+    for methods, card in cards(page).items():
+        for heads, cells in rows_of(card):
+            says = {head: cell for head, cell in zip(heads, cells[1:]) if cell}
+            rows.append(Erratum(methods, cells[0], says, readings_in(" ".join(cells), methods)))
+    return rows
+
+
+def cards(page):
+    """{names of a card's methods: its text}. A heading has them in code type: "### ASAP with SG-BiMask: `asap`, .."."""
+    _, *sections = re.split(r"^(?=#+ )", page, flags=re.M)
+    named = {tuple(re.findall(r"`(\w+)`", section.splitlines()[0])): section for section in sections}
+    return {names: section for names, section in named.items() if names and set(names) <= set(METHODS)}
+
+
+def rows_of(card):
+    """(heads, cells) of each row of the card's tables with a column "here"."""
+    for table in re.findall(r"^(?:\|.*\n)+", card, re.M):
+        heads, _, *rows = [cells_of(line) for line in table.splitlines()]
+        if heads[0] == "" and "here" in heads:
+            for cells in rows:
+                yield heads[1:], cells
+
+
+def cells_of(line):
+    """cells_of("| a | b |") -> ["a", "b"]"""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def readings_in(text, methods):
+    """The readings of these methods that are named in code type, in their order."""
+    named = dict.fromkeys(re.findall(r"`(\w+)`", text))
+    return tuple(name for name in named if name in READINGS and read_from(name) in methods)
+
+
+def chosen(rows, name):
+    """The rows of the card with this method, or the row with this reading. UserError if there is none."""
+    of_method = [row for row in rows if name in row.methods]
+    of_reading = [row for row in rows if name in row.readings]
+    if not of_method and not of_reading:
+        known = dict.fromkeys(method for row in rows for method in row.methods)
+        raise UserError(f"no card of {name!r} says where paper and code differ: use one of {', '.join(known)}, "
+                        "or a reading (run.py methods --readings)")
+    return of_method or of_reading

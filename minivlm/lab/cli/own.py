@@ -1,0 +1,65 @@
+"""What a reader's own Python file defines, by FILE.py:NAME. The file is executed.
+
+An exception that the reader's code raises is a UserError with the file and the line.
+"""
+
+import importlib.util
+import sys
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+from pruning.base import UserError
+
+MODULE = "own_method"                  # the name under which the file is imported
+
+
+def from_file(words):
+    """The function or class that "FILE.py:NAME" means. UserError if there is none, or if the file fails."""
+    file, colon, name = words.rpartition(":")
+    if not colon or not file.endswith(".py") or not name:
+        raise UserError(f"{words}: write FILE.py:NAME, the file and what it defines")
+    if not Path(file).is_file():
+        raise UserError(f"{file}: there is no such file")
+    module = executed(file)
+    own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", None) == MODULE}
+    if name not in own or not callable(own[name]):
+        known = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"{file} defines no function or class {name!r}: it has {', '.join(known) or 'none'}")
+    return own[name]
+
+
+def executed(file):
+    """The module that the file is, after it has run. The folder of the file is searched for what it imports."""
+    spec = importlib.util.spec_from_file_location(MODULE, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[MODULE] = module       # dataclasses look there for the module of a class
+    sys.path.insert(0, str(Path(file).resolve().parent))
+    try:
+        with blaming(file):
+            spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+@contextmanager
+def blaming(file):
+    """What fails inside is one UserError that names the file, and its line if the error passed one."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        message = str(error).strip().splitlines()
+        kind = "" if isinstance(error, UserError) else type(error).__name__
+        words = ": ".join(filter(None, [kind, *message[:1]]))
+        place = ":".join([file, *lines_of(error, file)[-1:]])
+        raise UserError(f"{place}: {words}") from error
+
+
+def lines_of(error, file):
+    """The numbers of the lines of the file that the error passed, as text."""
+    if isinstance(error, SyntaxError):
+        return [str(error.lineno)]
+    path = Path(file).resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    return [str(frame.lineno) for frame in frames if Path(frame.filename).resolve() == path]

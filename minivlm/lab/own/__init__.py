@@ -1,0 +1,4 @@
+"""A method of one's own, in a file outside this repository.
+
+Commands: `check`.
+"""
