@@ -1,13 +1,25 @@
 """What AdaptPrune claims (Luan et al., arXiv:2503.08019)."""
 
-from minivlm.lab.claims.claim import LESS, Claim, Pair, Untested
+from minivlm.lab.claims import places
+from minivlm.lab.claims.claim import LESS, Check, Claim, Pair, Untested, at_least
 
 # rows (b) and (c) of Table 4
 CORRECTED = "adaptprune@distance=False@similarity=False"
 NEAR = "adaptprune@similarity=False"
+FIGURE_3 = (("fastv", "0.1"), ("random", "0.1"))
 RATIOS = ("0.5", "0.4", "0.3", "0.2", "0.1", "0.05")
 
 CLAIMS = (
+    Claim("Figure 2; Figures 8 and 9", "The end of the image gets more attention.",
+          Check(places.late, "the place of a token; compared with no correlation"), "maps of 1000 samples of two tasks"),
+    Claim("Figure 2; Figures 8 and 9", "Different tasks have almost the same map: a correlation of 0.9 at least.",
+          Check(places.same_maps, "the family of questions", range=at_least(0.9)), "almost identical, by eye"),
+    Claim("Figure 3", "The tokens with most attention are more alike than random ones.",
+          Check(places.alike, "FastV's 10 % against random ones, before the same layer", methods=FIGURE_3)),
+    Claim("Figure 3", "They lie nearer to each other than random ones.",
+          Check(places.near, "FastV's 10 % against random ones, before the same layer", range=LESS, methods=FIGURE_3)),
+    Claim("Figures 6 and 7", "FastV keeps patches at fixed places, AdaptPrune what matters.",
+          Untested("pictures, to be looked at: compare IMAGE QUESTION --method fastv,adaptprune --keep 0.5,0.3,0.1")),
     Claim("Table 4, (a) to (b)", "Correcting attention towards the centre answers more than attention as it is.",
           Pair(CORRECTED, "fastv", "the Gaussian on the attention"),
           "GQA 51.0 to 55.4, TextVQA 38.5 to 37.5, POPE 69.7 to 77.9"),

@@ -1,10 +1,19 @@
 """What ASAP claims (Pathak and Han, arXiv:2603.14549)."""
 
-from minivlm.lab.claims.claim import LESS, Claim, Pair, Untested, at_least
+from minivlm.lab.claims import places
+from minivlm.lab.claims.claim import LESS, Check, Claim, Pair, Untested, at_least
 
 AVERAGES = (1 / 3, 2 / 9)              # 192 and 128 of 576 tokens: the budgets of Tables 1 and 2
 
 CLAIMS = (
+    Claim("Section 3, Figure 2", "Late image tokens get more attention than early ones.",
+          Check(places.late, "the place of a token; compared with no correlation")),
+    Claim("Section 3.1", "The rotary embedding is the cause: with reversed position ids early tokens get more.",
+          Check(places.turned, "the position ids of the image, read by the whole model, or by this layer only",
+                range=LESS)),
+    Claim("Section 3.1", "Without the rotary embedding of the image the bias is weaker.",
+          Check(places.without, "the rotation of the image's queries and keys, in the whole model, or in this layer only",
+                range=LESS)),
     Claim("Section 1", "Removing the rotary embedding from the ranking costs accuracy.",
           Pair("fastv_unrotated", "fastv", "the rotary embedding of the queries and keys that rank", range=LESS,
                keep=("0.25", "0.1"))),

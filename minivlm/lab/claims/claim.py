@@ -158,22 +158,55 @@ class Check:
     measure: object
     control: str
     range: tuple | None = MORE
+    methods: tuple = ()                # ((method, keep), ..) that the function reads the answers of
 
     def control_line(self):
         """What is compared."""
         return self.control
 
     def sides(self, prompt):
-        """None: the function runs what it needs."""
-        return []
+        """All that must answer."""
+        return [Side(method, Budget(keep)) for method, keep in self.methods]
 
     def result(self, answers):
         """The Finding of these Answers."""
+        for side in self.sides(answers.prompt):
+            if side.label in answers.why_not:
+                return Finding(UNTESTED, answers.why_not[side.label])
         try:
             measured = self.measure(answers)
         except UserError as error:
             return Finding(UNTESTED, str(error))
         return judged(measured, self.range)
+
+
+@dataclass(frozen=True)
+class Studied:
+    """Two rows of `run.py ablate`, trained alike. Their answers are in the tables.json of a study."""
+
+    row: str
+    control: str
+    changed: str
+    range: tuple | None = MORE
+
+    def control_line(self):
+        """What is compared, and what differs."""
+        return f"{self.row} against {self.control}, both of `ablate`: {self.changed}"
+
+    def sides(self, prompt):
+        """None: the study has its own answers."""
+        return []
+
+    def result(self, answers):
+        """The Finding of the study."""
+        for compared in answers.study.get("comparisons", ()):
+            if (compared["row"], compared["control"]) == (self.row, self.control):
+                interval = tuple(100 * end for end in compared["interval"])
+                what = f"{self.row} - {self.control}"
+                one = Measured(what, 100 * compared["difference"], interval, answers.study["questions"])
+                return judged([one], self.range)
+        return Finding(UNTESTED, f"the study has no rows {self.row} and {self.control}: run.py ablate --out STUDY --rows "
+                                 f"{self.row},{self.control}, then claims --study STUDY/tables.json")
 
 
 @dataclass(frozen=True)
@@ -203,6 +236,9 @@ class Answers:
     items: list
     rows: dict                         # {label: the rows of the questions, in order}
     why_not: dict                      # {label: the reason} of those that do not run on the model
+    template: object = None            # of the prompts
+    study: dict = field(default_factory=dict)          # tables.json of `run.py ablate`
+    places: object = None              # a Places
 
     @property
     def families(self):

@@ -13,14 +13,18 @@ from functools import partial
 from pathlib import Path
 
 from minivlm.io.atomic import filled
+from minivlm.io.data import read_json
 from minivlm.lab.claims import adaptprune, asap, atp, contest, others
+from minivlm.lab.claims.places import Places
 from minivlm.lab.claims.plot import page
-from minivlm.lab.cli import output, parallel, session
+from minivlm.lab.cli import output, parallel, session, shipped
 from minivlm.lab.cli.arguments import Number, Threads, add_model, new_name, within
 from minivlm.lab.score.eval import scenes
 from minivlm.lab.score.log import Log
 from pruning.base import UserError
+from pruning.fields import fault
 
+STUDY = shipped.FOLDER / "ablation.json"
 PAPERS = {"asap": asap.CLAIMS, "adaptprune": adaptprune.CLAIMS, "atp": atp.CLAIMS, "others": others.CLAIMS}
 
 
@@ -31,6 +35,8 @@ def add_arguments(parser):
                         help="a folder of questions, as `scenes` writes it (default: those of the drawn world)")
     parser.add_argument("--count", type=within(Number), metavar="N",
                         help="questions of each family (default: 40; of a folder all)")
+    parser.add_argument("--study", default=STUDY, metavar="FILE",
+                        help="tables.json of `ablate`, for ATP's tables (default: the one that is shipped)")
     parser.add_argument("--out", type=new_name, metavar="DIR",
                         help="the folder for the answers, claims.json and claims.png (default: they are not kept)")
     parser.add_argument("--processes", type=within(Threads), metavar="N",
@@ -50,16 +56,25 @@ def main(args):
             return parallel.spread(args.again, count)
         template = session.template(args, model)
         prompt = contest.entry(model, items)
+        others = dict(template=template, study=study(args.study), places=Places())
         findings = {}
         for paper, claims in papers.items():
             path = folder and folder / f"{paper}.jsonl"
             with filled(folder) if folder else nullcontext():
                 rows, entered = contest.rows(prompt, items, claims, template, partial(Log, path), rank, size)
             if rank == 0:
-                answers = contest.answers(prompt, items, entered, rows)
+                answers = contest.answers(prompt, items, entered, rows, **others)
                 findings[paper] = [(claim, claim.test.result(answers)) for claim in claims]
     if rank == 0:
         report(findings, len(items), args)
+
+
+def study(path):
+    """What `run.py ablate` has written. UserError for another file."""
+    data = read_json(path, "tables of ablate")
+    if fault(dict, data) or not {"comparisons", "questions"} <= data.keys():
+        raise UserError(f"{path} is no tables.json of run.py ablate")
+    return data
 
 
 def chosen(names):

@@ -41,7 +41,7 @@ def rows(prompt, items, claims, template, log, rank=0, size=1):
     return contest.run(log(contest.recipe()), rank, size), entered
 
 
-def answers(prompt, items, entered, rows):
+def answers(prompt, items, entered, rows, **others):
     """The Answers that the rows hold."""
     own, why_not = answered(items, entered, rows)
-    return Answers(prompt, items, own, why_not)
+    return Answers(prompt, items, own, why_not, **others)
