@@ -8,7 +8,7 @@ AVERAGES = (1 / 3, 2 / 9)              # 192 and 128 of 576 tokens: the budgets 
 CLAIMS = (
     Claim("Section 3, Figure 2", "Late image tokens get more attention than early ones.",
           Check(places.late, "the place of a token; compared with no correlation")),
-    Claim("Section 3.1", "The rotary embedding is the cause: with reversed position ids early tokens get more.",
+    Claim("Section 3.1", "The rotary embedding is a cause: reversed position ids take attention from late tokens.",
           Check(places.turned, "the position ids of the image, read by the whole model, or by this layer only",
                 range=LESS)),
     Claim("Section 3.1", "Without the rotary embedding of the image the bias is weaker.",
