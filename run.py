@@ -22,6 +22,8 @@ COMMANDS = {                           # name: (module in minivlm.lab, the first
     "train toy": ("train.toy", "Train the shipped model anew, from nothing, on its drawn world."),
     "train atp": ("train.atp", "Train a method's module on a model and instructions: ATP, by its losses."),
     "ablate": ("studies.ablate", "Train and score ATP as each row of its paper's Tables 1 to 5 has it."),
+    "claims": ("claims.claims", "Test what three papers claim, each claim by one comparison with its control, with a "
+               "verdict."),
     "tables": ("studies.tables", "Recompute every FLOPs, ratio, average and storage figure of three papers."),
     "growth": ("studies.growth", "Measure how time and memory grow with the tokens of a prompt and of an answer."),
     "cost": ("cost.cost", "Count what a shape costs under methods: tokens, FLOPs, cache, weights."),

@@ -1,0 +1,1 @@
+"""What three papers claim, each tested by one comparison. Command `claims`."""

@@ -1,0 +1,127 @@
+"""Test what three papers claim, each claim by one comparison with its control, with a verdict that follows from it.
+
+DIR keeps every answer, so that the same command continues an interrupted run; then claims.json has every number and
+claims.png a page of the intervals.
+
+examples:
+  python run.py claims --out CLAIMS
+  python run.py claims asap --model DIR --data QUESTIONS --out CLAIMS
+"""
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+from minivlm.io.atomic import filled
+from minivlm.io.data import read_json
+from minivlm.lab.claims import adaptprune, asap, atp, contest, others
+from minivlm.lab.claims.places import Places
+from minivlm.lab.claims.plot import page
+from minivlm.lab.cli import output, parallel, session, shipped
+from minivlm.lab.cli.arguments import Number, Threads, add_model, new_name, within
+from minivlm.lab.score.eval import scenes
+from minivlm.lab.score.log import Log
+from pruning.base import UserError
+from pruning.fields import fault
+
+STUDY = shipped.FOLDER / "ablation.json"
+PAPERS = {"asap": asap.CLAIMS, "adaptprune": adaptprune.CLAIMS, "atp": atp.CLAIMS, "others": others.CLAIMS}
+
+
+def add_arguments(parser):
+    """The papers, the questions, the output, the model."""
+    parser.add_argument("papers", nargs="*", metavar="PAPER", help=f"of {', '.join(PAPERS)} (default: all)")
+    parser.add_argument("--data", metavar="DIR",
+                        help="a folder of questions, as `scenes` writes it (default: those of the drawn world)")
+    parser.add_argument("--count", type=within(Number), metavar="N",
+                        help="questions of each family (default: 40; of a folder all)")
+    parser.add_argument("--study", default=STUDY, metavar="FILE",
+                        help="tables.json of `ablate`, for ATP's tables (default: the one that is shipped)")
+    parser.add_argument("--out", type=new_name, metavar="DIR",
+                        help="the folder for the answers, claims.json and claims.png (default: they are not kept)")
+    parser.add_argument("--processes", type=within(Threads), metavar="N",
+                        help="on this machine (default: one per core for a small model on the CPU, else 1)")
+    add_model(parser)
+
+
+def main(args):
+    """Answer, compare, print, write."""
+    papers = chosen(args.papers)
+    items = scenes(args.data, count=args.count)
+    folder = args.out and Path(args.out)
+    with output.interruptible(folder, output.SAME_COMMAND), parallel.processes(args.device) as (rank, size, args.device):
+        model = session.opened(args)
+        count = args.processes or parallel.worthwhile(model)
+        if size == 1 and count > 1:
+            return parallel.spread(args.again, count)
+        template = session.template(args, model)
+        prompt = contest.entry(model, items)
+        others = dict(template=template, study=study(args.study), places=Places())
+        findings = {}
+        for paper, claims in papers.items():
+            path = folder and folder / f"{paper}.jsonl"
+            with filled(folder) if folder else nullcontext():
+                rows, entered = contest.rows(prompt, items, claims, template, partial(Log, path), rank, size)
+            if rank == 0:
+                answers = contest.answers(prompt, items, entered, rows, **others)
+                findings[paper] = [(claim, claim.test.result(answers)) for claim in claims]
+    if rank == 0:
+        report(findings, len(items), args)
+
+
+def study(path):
+    """What `run.py ablate` has written. UserError for another file."""
+    data = read_json(path, "tables of ablate")
+    if fault(dict, data) or not {"comparisons", "questions"} <= data.keys():
+        raise UserError(f"{path} is no tables.json of run.py ablate")
+    return data
+
+
+def chosen(names):
+    """{paper: its claims} of these papers, of all without names."""
+    unknown = [name for name in names if name not in PAPERS]
+    if unknown:
+        raise UserError(f"no claims of {unknown[0]!r}: the papers are {', '.join(PAPERS)}")
+    return {name: claims for name, claims in PAPERS.items() if name in (names or PAPERS)}
+
+
+def report(findings, questions, args):
+    """Print the claims and their verdicts; write them, and the page, if there is a folder."""
+    print("\n".join(lines(findings, questions, args.model)))
+    if args.out:
+        output.save_json(Path(args.out) / "claims.json", facts(findings))
+        output.save(Path(args.out) / "claims.png", page(findings).save)
+
+
+def lines(findings, questions, model):
+    """The claims as text: where, the claim, what was changed, what the paper prints, what was measured."""
+    yield f"{model}: {questions} questions, 95 % intervals of differences on the same questions"
+    for paper, rows in findings.items():
+        yield ""
+        yield f"{paper}: {tally(rows)}"
+        for claim, finding in rows:
+            yield ""
+            yield f"{claim.where}. {claim.says}"
+            if claim.figures:
+                yield f"  paper     {claim.figures}"
+            yield f"  changed   {claim.test.control_line()}"
+            yield f"  {finding.verdict.upper()}: {finding.sentence}"
+
+
+def tally(rows):
+    """3 claims: 2 holds, 1 cannot be told"""
+    verdicts = [finding.verdict for _, finding in rows]
+    counted = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
+    return f"{len(rows)} claims: {', '.join(counted)}"
+
+
+def facts(findings):
+    """Every claim, finding and number as plain data."""
+    return {paper: [fact(claim, finding) for claim, finding in rows] for paper, rows in findings.items()}
+
+
+def fact(claim, finding):
+    """One claim as plain data."""
+    measured = [vars(one) for one in finding.measured]
+    return dict(where=claim.where, says=claim.says, paper=claim.figures, changed=claim.test.control_line(),
+                verdict=finding.verdict, sentence=finding.sentence, measured=measured)

@@ -1,0 +1,167 @@
+"""Claims of papers: verdicts follow from intervals, each claim has its control, every figure and table has a row."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from command import done
+from minivlm.lab.claims import claims
+from minivlm.lab.claims.claim import (
+    DIFFERS,
+    FAILS,
+    HOLDS,
+    LESS,
+    MORE,
+    OPEN,
+    UNTESTED,
+    Answers,
+    Claim,
+    Measured,
+    Pair,
+    at_least,
+    halving,
+    judged,
+    verdict,
+)
+from minivlm.lab.claims.plot import page
+from minivlm.lab.lineup.lineup import entrant_of
+from minivlm.lab.lineup.variants import Variant
+
+PROMPT = SimpleNamespace(n=144, layers=8)
+ALL = [(paper, claim) for paper, rows in claims.PAPERS.items() for claim in rows]
+SAID = {paper: " ".join(claim.where for claim in rows) for paper, rows in claims.PAPERS.items()}
+# numbered figures and tables with a number or a comparison in them; the others are drawings
+PRINTED = {
+    "asap": ["Figure 2", "Figure 4", "Figure 5", "Table 1", "Table 2", "Table 3", "Table 4"],
+    "adaptprune": ["Figure 2", "Figure 3", "Figure 5", "Figures 6 and 7", "Figures 8 and 9", "Table 1", "Table 2", "Table 3",
+                   "Table 4", "Table 5", "Tables 6 to 8"],
+    "atp": ["Figure 2", "Figure 4", "Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6"],
+}
+
+
+@pytest.mark.parametrize("interval, range, expected", [
+    ((1, 3), MORE, HOLDS),
+    ((-1, 3), MORE, OPEN),
+    ((-3, -1), MORE, FAILS),
+    ((-3, -1), LESS, HOLDS),
+    ((0, 3), MORE, OPEN),                      # the end lies on the limit
+    ((-2, 5), at_least(-3), HOLDS),
+    ((-4, 5), at_least(-3), OPEN),
+    ((-9, -4), at_least(-3), FAILS),
+    ((-1, 1), (-2, 2), HOLDS),
+    ((3, 4), (-2, 2), FAILS),
+    ((1, 3), None, DIFFERS),
+    ((-1, 3), None, OPEN),
+])
+def test_the_verdict_follows_from_the_interval(interval, range, expected):
+    assert verdict(interval, range) == expected
+
+
+def test_how_many_questions_would_tell():
+    """A difference of 2 with an interval of 4 to either side: twice as narrow needs four times as many questions."""
+    one = Measured("a - b", 2, (-2, 6), 100)
+    assert one.needed(0) == 400
+    assert one.needed(-2) == 100
+    assert one.needed(2) is None
+
+
+def test_a_claim_holds_only_if_each_of_its_differences_does():
+    good, bad, unknown = (Measured(name, d, (d - 1, d + 1), 10) for name, d in (("g", 5), ("b", -5), ("u", 0.5)))
+    assert judged([good, good], MORE).verdict == HOLDS
+    assert judged([good, unknown], MORE).verdict == OPEN
+    assert judged([good, unknown, bad], MORE).verdict == FAILS
+    assert "b: -5.0 points (-6.0 to -4.0)" in judged([good, bad], MORE).sentence
+    assert judged([good] * 3 + [bad], MORE).sentence.startswith("1 of 4 differences are not as claimed, such as b:")
+    assert "some 40 questions would tell" in judged([unknown], MORE).sentence
+
+
+@pytest.fixture
+def typed():
+    """Four questions of two families, answered by two methods at two budgets; one does not run at the second."""
+    items = [SimpleNamespace(family=family) for family in ("color", "color", "count", "count")]
+    right = {"a 0.5": [1, 1, 1, 0], "b 0.5": [0, 1, 0, 0], "b 0.1": [0, 0, 0, 0]}
+    rows = {label: [dict(right=r, visual=[4, 2]) for r in own] for label, own in right.items()}
+    return Answers(PROMPT, items, rows, {"a 0.1": "out of reach"})
+
+
+def test_a_pair_by_hand(typed):
+    """a is right on three questions and b on one of these: +50 points; of the first family also +50."""
+    found = Pair("a", "b", "all", keep=("0.5",)).result(typed)
+    assert found.measured[0].difference == 50 and found.measured[0].questions == 4
+    families = Pair("a", "b", "all", keep=("0.5",), by_family=True).result(typed)
+    assert [one.difference for one in families.measured] == [50, 50]
+    assert families.measured[1].what == "a 0.5 - b 0.5, count"
+    assert typed.tokens("a 0.5") == 3
+
+
+def test_what_does_not_run_is_said(typed):
+    found = Pair("a", "b", "all", keep=("0.5", "0.1")).result(typed)
+    assert len(found.measured) == 1 and found.sentence.endswith("; not run at 0.1: out of reach")
+    nothing = Pair("a", "b", "all", keep=("0.1",)).result(typed)
+    assert nothing.verdict == UNTESTED and nothing.sentence == "out of reach"
+
+
+def test_budgets():
+    pair = Pair("asap", "none", "pruning", average=(1 / 3,))
+    assert [side.label for side in pair.sides(PROMPT)] == ["asap average 48", "none"]
+    assert [side.label for side in Pair("asap@t=1", "vtw", "all").sides(PROMPT)] == ["asap@t=1 0.1", "vtw"]
+
+
+def test_stages_have_the_same_average():
+    """(2 x 144 + 2 x 27 + 2 x 14 + 2 x 7) / 8 = 48; 32 layers: 2, 14, 8, 8 of them."""
+    assert halving(48, 144, 8) == "2:27,4:14,6:7"
+    assert halving(192, 576, 32) == "2:250,16:125,24:62"
+    assert (2 * 576 + 14 * 250 + 8 * 125 + 8 * 62) / 32 == pytest.approx(192, abs=.5)
+    assert halving(32, 144, 8) == "2:1,4:1,6:1"
+    stages, once = Pair("asap", "asap", "three cuts", average=(1 / 3,), stages=True).sides(PROMPT)
+    assert (stages.label, once.label) == ("asap 2:27,4:14,6:7", "asap average 48")
+
+
+@pytest.mark.parametrize("paper, claim", ALL, ids=lambda x: x if isinstance(x, str) else x.where)
+def test_each_claim_names_methods_that_exist_and_its_control(paper, claim):
+    assert claim.says.endswith(".") and claim.test.control_line()
+    for side in claim.test.sides(PROMPT):
+        if side.method != "none":
+            entrant_of(Variant(side.method), side.budget, {})
+    if isinstance(claim.test, Pair):
+        assert claim.test.changed and (claim.test.method != claim.test.control or claim.test.stages)
+
+
+def test_every_figure_and_table_has_a_row():
+    assert len(ALL) >= 25
+    for paper, printed in PRINTED.items():
+        missing = [name for name in printed if name not in SAID[paper]]
+        assert not missing, f"{paper}: {missing}"
+
+
+def test_the_command_goes_on_from_its_answers(capsys, tmp_path, monkeypatch):
+    """Two claims, eight questions; the second run asks nothing and says the same."""
+    pair = Claim("Table 1", "FastV answers more than the last tokens.", Pair("fastv", "last", "which tokens are kept"))
+    monkeypatch.setattr(claims, "PAPERS", {"adaptprune": (pair,)})
+    argv = ("claims", "adaptprune", "--count", 1, "--processes", 1, "--out", tmp_path / "c")
+    status, first, _ = done(capsys, *argv)
+    assert status == 0 and "changed   fastv against last: which tokens are kept" in first
+    answers = (tmp_path / "c" / "adaptprune.jsonl").read_bytes()
+    assert done(capsys, *argv)[1] == first
+    assert (tmp_path / "c" / "adaptprune.jsonl").read_bytes() == answers
+    facts = json.loads((tmp_path / "c" / "claims.json").read_text())["adaptprune"]
+    one = facts[0]["measured"][0]
+    assert one["questions"] == 8 and math.isclose(one["difference"], sum(one["interval"]) / 2 * 10 / 8, abs_tol=1e-6)
+
+
+def test_bad_input(capsys):
+    status, _, err = done(capsys, "claims", "fitprune")
+    assert status == 2 and err == "run.py: no claims of 'fitprune': the papers are " + ", ".join(claims.PAPERS) + "\n"
+
+
+def test_the_page_marks_each_verdict():
+    """Three intervals, three colours."""
+    pair = Pair("a", "b", "all")
+    rows = []
+    for d in (5, -5, 0.5):
+        one = Measured("a - b", d, (d - 1, d + 1), 10)
+        rows.append((Claim("Table 1", "More.", pair), judged([one], MORE)))
+    colors = {color for _, color in page({"asap": rows}).getcolors(1 << 16)}
+    assert {(0, 114, 178), (213, 94, 0), (130, 130, 130)} <= colors
