@@ -25,7 +25,8 @@ ASKED = (MODEL, 'asked = {"00001.png": "is there a cyan square ?", "00003.png": 
 KEPT = "[prune(model, SAMPLES / image, text, EVERY[name]()).kept.tolist() for image, text in asked.items()]"
 RED = (MODEL, 'question = "what shape is the red object ?"')
 RATED = 'prune(model, SAMPLES / "00003.png", question, EVERY[name](layers=(1, 3, 5))).kept.tolist()'
-TURNED = 'prune(model, SAMPLES / "00003.png", question, EVERY[name](layers=(2, 3, 4), since=1)).kept.tolist()'
+BLUE = (MODEL, 'question = "what shape is the blue object ?"')
+TURNED = 'prune(model, SAMPLES / "00002.png", question, EVERY[name](layers=(2, 3, 4), since=1)).kept.tolist()'
 # of a tower: row 0 is the class token. Its attention, and the attention that patches pay to one another
 SEEN = "cls_attention=[.4, .3, .2, .1]"
 PAID = "attention=[[.1, .1, .1, .6, .1]] * 5"
@@ -120,8 +121,8 @@ REPRODUCTIONS = {
          "before, here = LayerView.of(key=key), LayerView.of(final_normed=states)",
          "tokens = Tokens.start(states, [0, 1, 2, 3, 4, 5], before=before, here=here)"),
         "EVERY[name](keep=4, image_pivots=1, text_pivots=1).reduce(tokens)"),
-    "transprune_released": (RED, TURNED),
-    "transprune_ttv": (RED, TURNED),
+    "transprune_released": (BLUE, TURNED),
+    "transprune_ttv": (BLUE, TURNED),
     "cdpruner_unconditioned": (
         ("tokens = Tokens.start([[1., 0.], [.6, .8], [.2, 1.], [0., 1.]], [0, 1, 2])",),
         "EVERY[name](keep=1).reduce(tokens)"),
