@@ -24,6 +24,8 @@ COMMANDS = {                           # name: (module in minivlm.lab, the first
     "ablate": ("studies.ablate", "Train and score ATP as each row of its paper's Tables 1 to 5 has it."),
     "claims": ("claims.claims", "Test what three papers claim, each claim by one comparison with its control, with a "
                "verdict."),
+    "readings": ("claims.readings", "Weigh the readings of papers: how many tokens each changes, and how many "
+                 "answers."),
     "tables": ("studies.tables", "Recompute every FLOPs, ratio, average and storage figure of three papers."),
     "growth": ("studies.growth", "Measure how time and memory grow with the tokens of a prompt and of an answer."),
     "cost": ("cost.cost", "Count what a shape costs under methods: tokens, FLOPs, cache, weights."),

@@ -1,0 +1,120 @@
+"""Weigh the readings of papers: how many tokens each changes, and how many answers.
+
+Where a paper is silent or its code differs, pruning/readings has the other choice under a name. Each is compared with
+its method at the same budget, on the same questions. DIR keeps every answer, so that the same command continues.
+
+examples:
+  python run.py readings --out READINGS
+  python run.py readings asap,atp --keep 0.25,0.1 --model DIR --data QUESTIONS
+"""
+
+from functools import partial
+from pathlib import Path
+
+from minivlm.lab.claims import contest
+from minivlm.lab.claims.claim import OPEN, Claim, Pair, verdict
+from minivlm.lab.cli import output, parallel, session
+from minivlm.lab.cli.arguments import Number, Threads, add_model, new_name, within
+from minivlm.lab.cli.options import read_from
+from minivlm.lab.lineup.variants import words
+from minivlm.lab.score.answers import mean
+from minivlm.lab.score.eval import scenes
+from minivlm.lab.score.log import Log
+from minivlm.lab.score.statistics import jaccard
+from pruning import METHODS, READINGS
+from pruning.base import UserError
+
+LEGEND = (
+    "changed: of the tokens that a reading or its method keeps, the share that only one of them does; then right",
+    "answers, in % of the method and as the difference in points, with its 95 % interval (Bonett and Price)",
+)
+
+
+def add_arguments(parser):
+    """The methods, the budgets, the questions, the output, the model."""
+    parser.add_argument("methods", nargs="?", metavar="A,B,..", help="whose readings (default: of all methods)")
+    parser.add_argument("--keep", default="0.1", help="visual tokens left, of methods that have a budget (default: 0.1)")
+    parser.add_argument("--data", metavar="DIR",
+                        help="a folder of questions, as `scenes` writes it (default: those of the drawn world)")
+    parser.add_argument("--count", type=within(Number), metavar="N",
+                        help="questions of each family (default: 40; of a folder all)")
+    parser.add_argument("--out", type=new_name, metavar="JSON",
+                        help="write every number; next to it .jsonl, every answer")
+    parser.add_argument("--processes", type=within(Threads), metavar="N",
+                        help="on this machine (default: one per core for a small model on the CPU, else 1)")
+    add_model(parser)
+
+
+def main(args):
+    """Answer, compare, print, write."""
+    output.writable(args.out, ".json")
+    claims = weighed(args.methods, words("--keep", args.keep))
+    items = scenes(args.data, count=args.count)
+    path = args.out and Path(args.out).with_suffix(".jsonl")
+    is_kept = output.interruptible(path, output.SAME_COMMAND)
+    with is_kept, parallel.processes(args.device) as (rank, size, args.device):
+        model = session.opened(args)
+        count = args.processes or parallel.worthwhile(model)
+        if size == 1 and count > 1:
+            return parallel.spread(args.again, count)
+        prompt = contest.entry(model, items)
+        template = session.template(args, model)
+        rows, entered = contest.rows(prompt, items, claims, template, partial(Log, path), rank, size)
+    if rank == 0:
+        answers = contest.answers(prompt, items, entered, rows)
+        table = [row for claim in claims for row in facts(claim, answers)]
+        print("\n".join(lines(table, len(items), args.model)))
+        output.save_json(args.out, table)
+
+
+def weighed(names, keeps):
+    """[Claim] for each reading of these methods: nothing is claimed, so the question is whether it differs."""
+    chosen = words("methods", names) if names else list(METHODS)
+    unknown = [name for name in chosen if name not in METHODS]
+    if unknown:
+        raise UserError(f"no method {unknown[0]!r}: use some of {', '.join(METHODS)}")
+    pairs = [(name, read_from(name)) for name in READINGS if read_from(name) in chosen]
+    return [Claim(method, name, Pair(name, method, "the reading", None, tuple(keeps))) for name, method in pairs]
+
+
+def facts(claim, answers):
+    """The rows of one reading, one per budget, as plain data; the reason if it does not run."""
+    rows = []
+    for budget, reading, method in claim.test.pairs(answers.prompt):
+        row = dict(reading=reading.label, method=method.label, budget=budget)
+        reasons = [answers.why_not[side.label] for side in (reading, method) if side.label in answers.why_not]
+        if reasons:
+            rows.append(dict(row, why_not=reasons[0]))
+            continue
+        one = answers.difference(reading.label, method.label)
+        accuracy = mean(answers.right(method.label))
+        rows.append(dict(row, changed=changed(answers, reading.label, method.label), accuracy=accuracy,
+                         difference=one.difference, interval=one.interval, verdict=verdict(one.interval, None)))
+    return rows
+
+
+def changed(answers, reading, method):
+    """Of the tokens that either keeps, the share that only one does, on average over questions and draws."""
+    shares = []
+    for own, other in zip(answers.rows[reading], answers.rows[method]):
+        shares += [1 - jaccard(int(a, 16), int(b, 16)) for a, b in zip(own["kept"], other["kept"])]
+    return mean(shares)
+
+
+def lines(table, questions, model):
+    """The table as text."""
+    yield f"{model}: {questions} questions"
+    yield ""
+    width = max(len(row["reading"]) for row in table)
+    other = max(len(row["method"]) for row in table)
+    yield f"{'':{width}}  {'method':{other}}  changed   right  difference"
+    for row in table:
+        start = f"{row['reading']:{width}}  {row['method']:{other}}"
+        if "why_not" in row:
+            yield f"{start}  does not run here: {row['why_not']}"
+            continue
+        low, high = row["interval"]
+        yield (f"{start}  {row['changed']:7.0%}  {100 * row['accuracy']:6.1f}  {row['difference']:+5.1f} "
+               f"({low:+.1f} to {high:+.1f}) {'differs' if row['verdict'] != OPEN else ''}").rstrip()
+    yield ""
+    yield from LEGEND
