@@ -97,6 +97,14 @@ def test_the_horizon_is_on_the_axis():
     assert COLORS[1] not in on_axis
 
 
+def test_each_method_has_a_colour():
+    """Random tokens have that of the first method at their budget; without methods each budget has one."""
+    names = [(method, keep) for method in ("random", "fastv", "dart") for keep in ("0.5", "0.1")]
+    color_of = horizon.colors(dict.fromkeys(names))
+    assert [color_of[name] for name in names] == [COLORS[i] for i in (0, 1, 0, 1, 2, 3)]
+    assert list(horizon.colors(dict.fromkeys(names[:2])).values()) == list(COLORS[:2])
+
+
 @pytest.fixture
 def words(tmp_path):
     """The command on one question."""
