@@ -148,7 +148,8 @@ def sentences(budget, questions):
     if budget["better"]:
         horizon = "not among the layers tried"
         if budget["horizon"] is not None:
-            horizon = f"layer {budget['horizon']}, from which on no method differs from random tokens"
+            difference = f"{questions} questions show no difference to random tokens"
+            horizon = f"layer {budget['horizon']}, from which on {difference}"
         yield f"keep {keep}: information horizon: {horizon}"
     no_loss = "before the last layer tried, too"
     if budget["needed"] is not None:
