@@ -98,7 +98,8 @@ def test_without_rotation_places_do_not_matter():
 
 
 def test_the_tile_that_shows_all():
-    """The first of LLaVA-NeXT, without newlines; the last of InternVL; all patches of a plain picture, without a class token."""
+    """The first of LLaVA-NeXT, without newlines; the last of InternVL; of a plain picture all patches, but no class
+    token."""
     model = next_llava(layers=2)
     tokens = model.embed(ids(3, MARK, 5), [tiled(model, 32, 32)])
     assert overview(model, tokens.grid).tolist() == list(range(16)) and tokens.n > 16
@@ -258,8 +259,8 @@ def few(tmp_path):
     questions = tmp_path / "data" / "questions.jsonl"
     lines = questions.read_text().splitlines()
     questions.write_text("\n".join(lines[:3]))
-    return ["attention", "--data", tmp_path / "data", "--method", "fastv", "--positions", "reversed", "--out", tmp_path / "a.png",
-            "--json", tmp_path / "a.json"]
+    return ["attention", "--data", tmp_path / "data", "--method", "fastv", "--positions", "reversed",
+            "--out", tmp_path / "a.png", "--json", tmp_path / "a.json"]
 
 
 def test_an_interrupted_study_goes_on(capsys, few, tmp_path, monkeypatch):

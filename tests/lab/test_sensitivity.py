@@ -59,7 +59,8 @@ def test_first_beyond_by_hand():
 
 def test_differences_by_hand():
     """FastV at 0.5 before layer 2: 36 of 40, against all and 20; in each family 18 of 20."""
-    cell = next(cell for cell in facts()["cells"] if (cell["method"], cell["keep"], cell["layer"]) == ("fastv", "0.5", 2))
+    cells = {(cell["method"], cell["keep"], cell["layer"]): cell for cell in facts()["cells"]}
+    cell = cells["fastv", "0.5", 2]
     whole = cell["families"]["all"]
     assert whole["accuracy"] == .9
     assert whole["against"]["none"]["difference"] == pytest.approx(-.1)
@@ -72,7 +73,8 @@ def test_text():
     text = "\n".join(horizon.lines(facts()))
     assert "minus random      -40.0*  +40.0*  -45.0*   +0.0 " in text
     assert "keep 0.5: fastv is better than random tokens before layer 2, worse before layers 1, 3" in text
-    assert "keep 0.5: information horizon: layer 4, from which on no method differs from random tokens" in text
+    beyond = "from which on 40 questions show no difference to random tokens"
+    assert f"keep 0.5: information horizon: layer 4, {beyond}" in text
     assert "keep 0.1: information horizon: not among the layers tried" in text
     assert "keep 0.5: random tokens lose before layers 1, 2; from layer 3 on 40 questions show no loss" in text
     assert "keep 0.1: random tokens lose before layers 1, 2, 3, 4; before the last layer tried, too" in text
@@ -95,6 +97,14 @@ def test_the_horizon_is_on_the_axis():
     assert chart.page.getpixel((round(x), chart.bottom)) == COLORS[0]
     on_axis = [chart.page.getpixel((left, chart.bottom)) for left in range(100, chart.right)]
     assert COLORS[1] not in on_axis
+
+
+def test_each_method_has_a_colour():
+    """Random tokens have that of the first method at their budget; without methods each budget has one."""
+    names = [(method, keep) for method in ("random", "fastv", "dart") for keep in ("0.5", "0.1")]
+    color_of = horizon.colors(dict.fromkeys(names))
+    assert [color_of[name] for name in names] == [COLORS[i] for i in (0, 1, 0, 1, 2, 3)]
+    assert list(horizon.colors(dict.fromkeys(names[:2])).values()) == list(COLORS[:2])
 
 
 @pytest.fixture

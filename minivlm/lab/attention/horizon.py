@@ -116,10 +116,7 @@ def lines(result):
     """A table for each method and budget, and the sentences."""
     unpruned = result["unpruned"]
     yield f"{result['model']} on {result['questions']} questions: {percent(unpruned, 1)} % right without pruning"
-    groups = {}
-    for cell in result["cells"]:
-        groups.setdefault((cell["method"], cell["keep"]), []).append(cell)
-    for (method, keep), cells in groups.items():
+    for (method, keep), cells in series_of(result["cells"]).items():
         yield ""
         yield f"{method} {keep}".ljust(LABEL) + "".join(f"{cell['layer']:>8}" for cell in cells)
         for family in cells[0]["families"]:
@@ -151,7 +148,8 @@ def sentences(budget, questions):
     if budget["better"]:
         horizon = "not among the layers tried"
         if budget["horizon"] is not None:
-            horizon = f"layer {budget['horizon']}, from which on no method differs from random tokens"
+            difference = f"{questions} questions show no difference to random tokens"
+            horizon = f"layer {budget['horizon']}, from which on {difference}"
         yield f"keep {keep}: information horizon: {horizon}"
     no_loss = "before the last layer tried, too"
     if budget["needed"] is not None:
@@ -171,43 +169,60 @@ def numbers(layers):
 
 def page(result):
     """Two charts: accuracy of all questions by layer, for each method and budget, with the horizons; and that of each
-    family for the first method at the smallest budget."""
+    family for the first method at the last budget."""
     charts = [overall(result), by_family(result)]
     return stack([chart.page for chart in charts])
 
 
 def overall(result):
-    """A colour per budget: dots of the methods, hollow dots of random tokens, on the axis a dot at the horizon."""
+    """Dots of each method and budget, hollow ones of random tokens, and on the axis a dot at each horizon."""
     cells = result["cells"]
-    series = {}
-    for cell in cells:
-        series.setdefault((cell["method"], cell["keep"]), []).append(cell)
-    keeps = [budget["keep"] for budget in result["budgets"]]
+    series = series_of(cells)
+    color_of = colors(series)
     title = f"{result['questions']} questions: right answers if tokens are dropped before a layer, with 95 % intervals"
     chart = axes(title, cells, ["all"], len(series) + 2)
     low, high = ends(result["unpruned"])
     chart.band(low, high, PALE)
     chart.legend(0, "no pruning, interval", PALE)
     for i, ((method, keep), own) in enumerate(series.items()):
-        color = COLORS[keeps.index(keep) % len(COLORS)]
+        color = color_of[method, keep]
         aside = ASIDE * (i - len(series) / 2)
         is_random = method == RANDOM
         curve(chart, own, "all", color, is_random, aside)
         chart.legend(i + 1, f"{method} {keep}", color, is_random)
-    draw_horizons(chart, result["budgets"])
-    chart.note("dots on the axis: the information horizon of the budget of their colour")
+    draw_horizons(chart, result["budgets"], color_of)
+    chart.note("dots on the axis: information horizons, in the colour of random tokens at that budget")
     return chart
 
 
-def draw_horizons(chart, budgets):
+def series_of(cells):
+    """{(method, keep): its cells, one per layer}"""
+    series = {}
+    for cell in cells:
+        series.setdefault((cell["method"], cell["keep"]), []).append(cell)
+    return series
+
+
+def colors(series):
+    """{(method, keep): colour}; random tokens have that of the first method at their budget."""
+    own = [name for name in series if name[0] != RANDOM]
+    color_of = {}
+    for i, (method, keep) in enumerate(own or series):
+        color = COLORS[i % len(COLORS)]
+        color_of[method, keep] = color
+        color_of.setdefault((RANDOM, keep), color)
+    return color_of
+
+
+def draw_horizons(chart, budgets, color_of):
     """A dot on the axis for the horizon of each budget; those of one layer above one another."""
     drawn = []
-    for i, budget in enumerate(budgets):
+    for budget in budgets:
         layer = budget["horizon"]
         if budget["better"] and layer is not None:
             x, _ = chart.place(layer, 100)
             height = APART * drawn.count(layer)
-            chart.dot((x, chart.bottom - height), COLORS[i % len(COLORS)])
+            chart.dot((x, chart.bottom - height), color_of[RANDOM, budget["keep"]])
             drawn.append(layer)
 
 
