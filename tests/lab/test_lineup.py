@@ -129,10 +129,11 @@ def test_one_label_in_table_and_json(capsys, tmp_path):
 
 
 def test_cost_and_bench_read_what_the_model_needs():
-    """methods.json of the shipped model moves PyramidDrop's cuts to its eight layers, as in `eval`."""
+    """methods.json of the shipped model moves PyramidDrop's cuts to its eight layers, as in `eval`. A variant's own
+    layers come first."""
     shape = shape_of(model=FOLDER)
-    entrants = lineup("pyramiddrop,pyramiddrop@ratios=[.5,.5,.5]", None, None, [], shape)
-    assert [entrant.pruner.layers for entrant in entrants] == [(2, 4, 6)] * 2
+    entrants = lineup("pyramiddrop,pyramiddrop@ratios=[.5,.5,.5],pyramiddrop@layers=[1,3,5]", None, None, [], shape)
+    assert [entrant.pruner.layers for entrant in entrants] == [(2, 4, 6), (2, 4, 6), (1, 3, 5)]
 
 
 def test_a_block_and_a_row_for_each_budget(capsys, tmp_path):
