@@ -1,6 +1,6 @@
-"""Test what three papers claim, each claim by one comparison with its control, with a verdict that follows from it.
+"""Test what papers claim, each claim by one comparison with its control, with a verdict.
 
-DIR keeps every answer, so that the same command continues an interrupted run; then claims.json has every number and
+The verdict follows from the interval of the difference. DIR keeps every answer, so that the same command continues an interrupted run; then claims.json has every number and
 claims.png a page of the intervals.
 
 examples:
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from minivlm.io.atomic import filled
 from minivlm.io.data import read_json
-from minivlm.lab.claims import adaptprune, asap, atp, contest, others
+from minivlm.lab.claims import contest
+from minivlm.lab.claims.papers import adaptprune, asap, atp, others
 from minivlm.lab.claims.places import Places
 from minivlm.lab.claims.plot import page
 from minivlm.lab.cli import output, parallel, session, shipped

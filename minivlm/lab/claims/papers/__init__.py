@@ -1,0 +1,1 @@
+"""What each paper claims, as a table of Claims: facts and figures only."""
