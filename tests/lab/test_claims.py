@@ -20,6 +20,7 @@ from minivlm.lab.claims.claim import (
     Claim,
     Measured,
     Pair,
+    Studied,
     at_least,
     halving,
     judged,
@@ -47,6 +48,7 @@ PRINTED = {
     ((-3, -1), MORE, FAILS),
     ((-3, -1), LESS, HOLDS),
     ((0, 3), MORE, OPEN),                      # the end lies on the limit
+    ((-3, 0), MORE, FAILS),
     ((-2, 5), at_least(-3), HOLDS),
     ((-4, 5), at_least(-3), OPEN),
     ((-9, -4), at_least(-3), FAILS),
@@ -81,17 +83,17 @@ def test_a_claim_holds_only_if_each_of_its_differences_does():
 def typed():
     """Four questions of two families, answered by two methods at two budgets; one does not run at the second."""
     items = [SimpleNamespace(family=family) for family in ("color", "color", "count", "count")]
-    right = {"a 0.5": [1, 1, 1, 0], "b 0.5": [0, 1, 0, 0], "b 0.1": [0, 0, 0, 0]}
+    right = {"a 0.5": [1, 1, 1, 0], "b 0.5": [0, 1, 1, 0], "b 0.1": [0, 0, 0, 0]}
     rows = {label: [dict(right=r, visual=[4, 2]) for r in own] for label, own in right.items()}
     return Answers(PROMPT, items, rows, {"a 0.1": "out of reach"})
 
 
 def test_a_pair_by_hand(typed):
-    """a is right on three questions and b on one of these: +50 points; of the first family also +50."""
+    """a is right on three questions and b on two of these: +25 points; of the first family +50, of the second 0."""
     found = Pair("a", "b", "all", keep=("0.5",)).result(typed)
-    assert found.measured[0].difference == 50 and found.measured[0].questions == 4
+    assert found.measured[0].difference == 25 and found.measured[0].questions == 4
     families = Pair("a", "b", "all", keep=("0.5",), by_family=True).result(typed)
-    assert [one.difference for one in families.measured] == [50, 50]
+    assert [one.difference for one in families.measured] == [50, 0]
     assert families.measured[1].what == "a 0.5 - b 0.5, count"
     assert typed.tokens("a 0.5") == 3
 
@@ -154,6 +156,27 @@ def test_the_command_goes_on_from_its_answers(capsys, tmp_path, monkeypatch):
 def test_bad_input(capsys):
     status, _, err = done(capsys, "claims", "fitprune")
     assert status == 2 and err == "run.py: no claims of 'fitprune': the papers are " + ", ".join(claims.PAPERS) + "\n"
+
+
+def test_a_study_is_of_its_model(capsys, tmp_path):
+    """The shipped study is not taken for another model; another file is refused."""
+    assert claims.study(SimpleNamespace(model=tmp_path, study=None)) == {}
+    shipped = claims.study(SimpleNamespace(model=claims.shipped.FOLDER, study=None))
+    rows = {(one["row"], one["control"]) for one in shipped["comparisons"]}
+    asked = [claim.test for _, claim in ALL if isinstance(claim.test, Studied)]
+    assert {(test.row, test.control) for test in asked} <= rows
+    (tmp_path / "t.json").write_text("{}")
+    status, _, err = done(capsys, "claims", "atp", "--count", 1, "--processes", 1, "--study", tmp_path / "t.json")
+    assert status == 2 and "is no tables.json of run.py ablate" in err
+
+
+def test_a_row_that_a_study_lacks():
+    found = Studied("adaptive", "frozen", "all").result(Answers(PROMPT, [], {}, {}, study={"comparisons": []}))
+    assert found.verdict == UNTESTED and "--rows adaptive,frozen" in found.sentence
+    one = dict(row="adaptive", control="frozen", difference=.02, interval=[.01, .03])
+    found = Studied("adaptive", "frozen", "all").result(
+        Answers(PROMPT, [], {}, {}, study={"comparisons": [one], "questions": 800}))
+    assert found.sentence == "adaptive - frozen: +2.0 points (+1.0 to +3.0): holds"
 
 
 def test_the_page_marks_each_verdict():

@@ -1,1 +1,1 @@
-"""What three papers claim, each tested by one comparison. Command `claims`."""
+"""What papers claim, each tested by one comparison, and their other readings. Commands `claims`, `readings`."""

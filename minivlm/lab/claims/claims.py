@@ -1,7 +1,7 @@
 """Test what papers claim, each claim by one comparison with its control, with a verdict.
 
-The verdict follows from the interval of the difference. DIR keeps every answer, so that the same command continues an interrupted run; then claims.json has every number and
-claims.png a page of the intervals.
+The verdict follows from the interval of the difference. DIR keeps every answer, so that the same command continues an
+interrupted run; then claims.json has every number, and claims.png is a page of the intervals.
 
 examples:
   python run.py claims --out CLAIMS
@@ -36,8 +36,9 @@ def add_arguments(parser):
                         help="a folder of questions, as `scenes` writes it (default: those of the drawn world)")
     parser.add_argument("--count", type=within(Number), metavar="N",
                         help="questions of each family (default: 40; of a folder all)")
-    parser.add_argument("--study", default=STUDY, metavar="FILE",
-                        help="tables.json of `ablate`, for ATP's tables (default: the one that is shipped)")
+    parser.add_argument("--study", metavar="FILE",
+                        help="tables.json of `ablate` on this model, for ATP's tables (default: for the shipped model, "
+                             "the one that is shipped)")
     parser.add_argument("--out", type=new_name, metavar="DIR",
                         help="the folder for the answers, claims.json and claims.png (default: they are not kept)")
     parser.add_argument("--processes", type=within(Threads), metavar="N",
@@ -57,7 +58,7 @@ def main(args):
             return parallel.spread(args.again, count)
         template = session.template(args, model)
         prompt = contest.entry(model, items)
-        others = dict(template=template, study=study(args.study), places=Places())
+        others = dict(template=template, study=study(args), places=Places())
         findings = {}
         for paper, claims in papers.items():
             path = folder and folder / f"{paper}.jsonl"
@@ -70,9 +71,13 @@ def main(args):
         report(findings, len(items), args)
 
 
-def study(path):
-    """What `run.py ablate` has written. UserError for another file."""
-    data = read_json(path, "tables of ablate")
+def study(args):
+    """What `run.py ablate` has written of this model; {} if there is nothing. UserError for another file."""
+    is_shipped = Path(args.model).resolve() == shipped.FOLDER.resolve()
+    path = args.study or (STUDY if is_shipped else None)
+    if path is None:
+        return {}
+    data = read_json(path, "tables of run.py ablate")
     if fault(dict, data) or not {"comparisons", "questions"} <= data.keys():
         raise UserError(f"{path} is no tables.json of run.py ablate")
     return data
