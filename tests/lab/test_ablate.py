@@ -8,8 +8,8 @@ import torch
 from command import done
 from minivlm.lab.cli.modules import read
 from minivlm.lab.cost.flops import average
-from minivlm.lab.studies import ablation
-from minivlm.lab.studies.ablation import ROWS, Row, facts, lines, method, picture, study
+from minivlm.lab.studies.ablation import study as ablation
+from minivlm.lab.studies.ablation.study import ROWS, Row, facts, lines, method, picture, study
 from minivlm.lab.train.instruct import Instructions
 from minivlm.lab.train.train_atp import Recipe
 from minivlm.llava import Llava

@@ -10,7 +10,7 @@ from PIL import Image
 import run
 from atp_runs import atp_command, write_instructions
 from minivlm.io import atomic
-from minivlm.lab.studies import ablation
+from minivlm.lab.studies.ablation import study as ablation
 from minivlm.lab.train import instruct
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder, scenes, train

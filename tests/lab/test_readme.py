@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 
 from minivlm.lab.check.hf import TESTED
-from minivlm.lab.studies.ablation import ROWS as ABLATED
+from minivlm.lab.studies.ablation.study import ROWS as ABLATED
 from pages import FRONT, PAGES, ROOT, TOY, blocks_of, check_block, table
 from pruning import METHODS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minivlm.lab.cli import output, shipped
 from minivlm.lab.cli.arguments import Number, add_device, add_model_name, new_name, within
-from minivlm.lab.studies import ablation
+from minivlm.lab.studies.ablation import study as ablation
 from minivlm.lab.train.instruct import Instructions
 from minivlm.lab.train.train_atp import Recipe
 from minivlm.toy import benchmark
