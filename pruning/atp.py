@@ -102,16 +102,33 @@ class ATP(Pruner):
         }
         return choices[self.score]
 
+    def used(self, S):
+        """Zeros in place of a score that does not count (Table 5). (2, n) -> (2, n)"""
+        counts = {
+            "both": [1, 1],
+            "self": [1, 0],
+            "cross": [0, 1],
+        }
+        return S * S.new_tensor(counts[self.score])[:, None]
+
+    def samples(self):
+        """The strides (of rows, of columns) of each uniform sample, the rarest sample last"""
+        return [(stride, stride) for stride in sorted(self.strides)]
+
+    def offset(self, stride):
+        """The first row, or column, of a sample with this stride"""
+        return 0
+
     def spatial_pruning_score(self, grid):
         """S_spatial by the tokens' places (n, 3): that of the rarest sample with this token, 0 if none has it. (n,)"""
         row = grid[:, 1]
         column = grid[:, 2]
         S_spatial = torch.zeros(len(grid), device=grid.device)                     # (n,)
-        for stride in sorted(self.strides):                                        # the rarest last
-            in_row = row % stride == 0
-            in_column = column % stride == 0
+        for of_rows, of_columns in self.samples():
+            in_row = row % of_rows == self.offset(of_rows)
+            in_column = column % of_columns == self.offset(of_columns)
             is_sampled = in_row & in_column & (row >= 0)                           # (n,)    row -1: not a patch
-            R = 1 / stride ** 2                                                    # sampling rate
+            R = 1 / (of_rows * of_columns)                                         # sampling rate
             S_sampled = 1 - R * self.lambda_sample                                 # Eq. 5
             S_spatial = S_spatial.masked_fill(is_sampled, S_sampled)
         return S_spatial
@@ -149,7 +166,7 @@ class ATP(Pruner):
         S = self.normalised(raw, alive)                                            # (2, n)
         S_redundant = self.redundant_pruning_score(S)                              # (n,)
         S_spatial = self.spatial_pruning_score(tokens.grid)                        # (n,)
-        read = self.read_by_linear(raw, S) * alive                                 # (2, n)
+        read = self.used(self.read_by_linear(raw, S)) * alive                      # (2, n)
         theta_r, theta_s = self.thresholds(i, read, tokens)
         above_r = S_redundant - theta_r                                            # (n,)
         above_s = S_spatial - theta_s                                              # (n,)

@@ -11,8 +11,8 @@ from pruning.readings.asap import (
     ASAPSimilarRoute, ASAPUniformMask, FastVBiMaskLast,
 )
 from pruning.readings.atp import (
-    ATP2D, ATPDetached, ATPFixedRatio, ATPGiven, ATPMaskedSelf, ATPPooled, ATPProbs, ATPRankedScores, ATPRawScores,
-    ATPRenumbered, ATPSoftmaxScores, ATPUnnormalised,
+    ATP2D, ATPCentres, ATPDetached, ATPFixedRatio, ATPFixedRatioMax, ATPFixedRatioRedundant, ATPGiven, ATPMaskedSelf,
+    ATPMoreRates, ATPPooled, ATPProbs, ATPRankedScores, ATPRawScores, ATPRenumbered, ATPSoftmaxScores, ATPUnnormalised,
 )
 from pruning.readings.cdpruner import CDPrunerTheta, CDPrunerTiles, CDPrunerUnconditioned
 from pruning.readings.dart import DARTReleased
@@ -57,7 +57,11 @@ READINGS = {
     "atp_pooled": ATPPooled,
     "atp_detached": ATPDetached,
     "atp_masked_self": ATPMaskedSelf,
+    "atp_more_rates": ATPMoreRates,
+    "atp_centres": ATPCentres,
     "atp_fixed_ratio": ATPFixedRatio,
+    "atp_fixed_ratio_max": ATPFixedRatioMax,
+    "atp_fixed_ratio_redundant": ATPFixedRatioRedundant,
     "atp_renumbered": ATPRenumbered,
     "atp_2d": ATP2D,
     "feather_row": FEATHERRow,

@@ -89,8 +89,29 @@ class ATPMaskedSelf(ATP):
 
 
 @dataclass(frozen=True)
+class ATPMoreRates(ATP):
+    """Eq. 5 with the rates in between, 1/4, 1/8, 1/16, 1/32 and 1/64: columns are thinned out before rows."""
+
+    def samples(self):
+        strides = sorted(self.strides)
+        finer_rows = list(zip(strides, strides[1:]))
+        return sorted([*super().samples(), *finer_rows])
+
+
+@dataclass(frozen=True)
+class ATPCentres(ATP):
+    """Eq. 5 with samples in the middle of equal squares, as in `uniform`, not from the first row and column on."""
+
+    def offset(self, stride):
+        return stride // 2
+
+
+@dataclass(frozen=True)
 class ATPFixedRatio(ATP):
-    """Table 2's pre-defined ratio: `counts` tokens are kept before each layer, without thresholds."""
+    """Table 2's pre-defined ratio: `counts` tokens are kept before each layer, without thresholds.
+
+    The spatial samples come first, the rarest before the others, and equals in the order of S_redundant.
+    """
 
     counts: tuple[FromOne, ...] = option((136, 68, 34), "one number per layer")
 
@@ -106,13 +127,37 @@ class ATPFixedRatio(ATP):
         stages = [(layer, min(n, k)) for layer, k in zip(self.layers, self.counts)]
         return staged(stages, n, layers)
 
+    def order(self, S_redundant, S_spatial):
+        """Indices of all tokens, the first to be kept first. (n,)"""
+        order = descending(S_redundant)                                            # (n,)
+        samples_first = descending(S_spatial[order])                               # (n,)
+        return order[samples_first]
+
     def soft_masks(self, tokens, i, alive):
         S = self.normalised(self.scores(tokens, alive), alive)                     # (2, n)
         S_redundant = self.redundant_pruning_score(S)                              # (n,)
-        alive_first = S_redundant.masked_fill(alive < 0.5, -torch.inf)             # (n,)
-        best = descending(alive_first)[:self.counts[i]]                            # (k,)
+        S_spatial = self.spatial_pruning_score(tokens.grid)                        # (n,)
+        order = self.order(S_redundant, S_spatial)                                 # (n,)
+        is_left = alive[order] >= 0.5
+        best = order[is_left][:self.counts[i]]                                     # (k,)
         mask = torch.zeros_like(S_redundant).index_fill(0, best, 1)                # (n,)
         return S_redundant, mask[None]
+
+
+@dataclass(frozen=True)
+class ATPFixedRatioMax(ATPFixedRatio):
+    """Table 2's pre-defined ratio: the larger of the two scores ranks, as Eq. 11 takes the larger of two masks."""
+
+    def order(self, S_redundant, S_spatial):
+        return descending(torch.maximum(S_redundant, S_spatial))
+
+
+@dataclass(frozen=True)
+class ATPFixedRatioRedundant(ATPFixedRatio):
+    """A pre-defined ratio without the spatial samples, which the paper's has: S_redundant ranks."""
+
+    def order(self, S_redundant, S_spatial):
+        return descending(S_redundant)
 
 
 @dataclass(frozen=True)

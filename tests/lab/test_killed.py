@@ -10,7 +10,7 @@ from PIL import Image
 import run
 from atp_runs import atp_command, write_instructions
 from minivlm.io import atomic
-from minivlm.lab.studies import ablation
+from minivlm.lab.studies.ablation import study
 from minivlm.lab.train import instruct
 from minivlm.llava import Llava
 from minivlm.toy import benchmark, folder, scenes, train
@@ -116,15 +116,16 @@ def model(tmp_path):
 
 @pytest.mark.slow
 def test_ablate(monkeypatch, tmp_path, model):
-    """One row that trains the decoder: what is trained, answered and drawn. Three questions."""
+    """No pruning, and a row that trains the decoder: what is trained, answered, drawn and reported. Three questions."""
     items = benchmark.items
     monkeypatch.setattr(instruct.drawn, "__defaults__", (1,))
     monkeypatch.setattr(benchmark, "items", lambda *args: items(*args)[:3])
-    monkeypatch.setattr(ablation, "picture", lambda *args: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(study, "picture", lambda *args: Image.new("RGB", (8, 8)))
 
     def command(out, begun):
-        return run.main(["ablate", "--out", str(out), "--model", str(model), "--rows", "adaptive", "--steps", "1",
-                         "--batch", "2", "--count", "1"])
+        words = ["ablate", "--out", str(out), "--count", "1"]
+        status = run.main([*words, "--model", str(model), "--rows", "none,adaptive", "--steps", "1", "--batch", "2"])
+        return status or run.main([*words, "--report"])
     names = check_every_rename(monkeypatch, tmp_path, command)
     assert {"tables.json", "none/answers.jsonl", "adaptive/kept.png", "adaptive/model.safetensors"} <= names
 

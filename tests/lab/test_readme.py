@@ -11,7 +11,8 @@ from statistics import fmean
 import pytest
 
 from minivlm.lab.check.hf import TESTED
-from minivlm.lab.studies.ablation import ROWS as ABLATED
+from minivlm.lab.studies.ablation.rows import COMPARISONS, ROWS as STUDIED
+from minivlm.lab.studies.ablation.verdicts import claim_sentence, conclusion
 from pages import FRONT, PAGES, ROOT, TOY, blocks_of, check_block, table
 from pruning import METHODS
 
@@ -195,11 +196,92 @@ def test_hiding():
         assert cells == [f"{whole['count']:.0f}", f"{things['count']}", average(whole), average(things)]
 
 
-def test_ablated_rows_are_the_studys():
-    """Names, tables and the paper's figures; the first row is the unpruned model."""
-    unpruned, *rows = table(TOY, "| row |")
-    assert unpruned[0] == "none"
-    assert [name for name, *_ in rows] == [row.name for row in ABLATED]
-    for (_, tables, *_, paper), row in zip(rows, ABLATED):
-        assert tables.replace("1-5", "1 2 3 4 5") == row.tables
-        assert paper == ("" if row.paper is None else f"{row.paper:.2f}")
+# --- ATP's study ------------------------------------------------------------------------------------------------------
+
+ATP = RESULTS["atp"]
+ROW_OF = {row.name: row for row in STUDIED}
+
+
+def between(interval):
+    """(-1.3, 1.9) -> "-1.3 to +1.9" """
+    low, high = interval
+    return f"{low:+.1f} to {high:+.1f}"
+
+
+def printed(row):
+    """The paper's figure of a row: the mean of four benchmarks, or Table 1's percentage."""
+    if row.paper:
+        return f"{row.mean + 1e-9:.2f}"
+    return f"{row.percent} %" if row.percent else ""
+
+
+def test_rows_of_the_study():
+    """Names, words, tables and the paper's figures are the code's; the measured ones those of results.json."""
+    rows = table(TOY, "| row |")
+    assert [name for name, *_ in rows] == [name for name in ROW_OF if name in ATP["rows"]] == list(ATP["rows"])
+    for name, tables, what, tokens, entering, right, interval, paper in rows:
+        row = ROW_OF[name]
+        measured = ATP["rows"][name]
+        assert (tables, what, paper) == (row.tables, row.what, printed(row))
+        low, high = measured["interval"]
+        assert (tokens, right, interval) == (f"{measured['tokens']}", f"{measured['right']}", f"{low}-{high}")
+        assert entering == " ".join(f"{n:.0f}" for n in measured["entering"])
+
+
+def test_comparisons_of_the_study():
+    """Each comparison of two rows that were run, what it changes, and the verdict that follows from its interval."""
+    rows = table(TOY, "| compared |")
+    ran = [c for c in COMPARISONS if c.row in ATP["rows"] and c.control in ATP["rows"]]
+    assert len(rows) == len(ran) == len(ATP["comparisons"])
+    for cells, comparison, measured in zip(rows, ran, ATP["comparisons"]):
+        compared, changes, where, tokens, difference, interval, others, paper, said = cells
+        assert (measured["row"], measured["control"]) == (comparison.row, comparison.control)
+        assert compared == f"{comparison.row} against {comparison.control}"
+        assert (changes, where) == (comparison.changes, comparison.table)
+        assert (difference, interval) == (f"{measured['difference']:+.1f}", between(measured["interval"]))
+        assert tokens == f"{measured['share']:.0%}"
+        assert others == "; ".join(between(other) for other in measured["others"])
+        row = ROW_OF[comparison.row]
+        control = ROW_OF[comparison.control]
+        expected = None
+        unit = ""
+        if comparison.table and row.paper and control.paper:
+            expected = row.mean - control.mean
+        elif comparison.table:
+            expected = row.percent - control.percent
+            unit = " %"
+        assert paper == ("" if expected is None else f"{expected + 1e-9:+.2f}{unit}")
+        share = measured["share"] if comparison.same_tokens else 1
+        assert said == conclusion([measured["interval"], *measured["others"]], expected, share)
+
+
+def test_adaptivity_of_the_study():
+    """The rows of the table, and what their intervals say."""
+    rows = table(TOY, "| adaptivity |")
+    assert len(rows) > 3
+    for name, *cells in rows:
+        spread = ATP["rows"][name]["spread"]
+        assert cells == [f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in spread.values()]
+
+
+def test_claims_of_the_study():
+    """What the trainings say of the figures, in the sentences of the command, with the verdict that follows."""
+    assert len(ATP["claims"]) == 2
+    for measured in ATP["claims"]:
+        intervals = [training["interval"] for training in measured["trainings"]]
+        assert measured["verdict"] == conclusion(intervals, 1, 1)
+        assert f"\n- {claim_sentence(measured)}.\n" in TOY
+
+
+def test_candidates_for_the_shipped_module():
+    """The shipped one has the most right answers, and each has about the same number of tokens."""
+    rows = table(TOY, "| candidate |")
+    candidates = RESULTS["atp_candidates"]["rows"]
+    assert [name for name, *_ in rows] == list(candidates)
+    for name, tokens, right, interval, *spreads in rows:
+        measured = candidates[name]
+        low, high = measured["interval"]
+        assert (tokens, right, interval) == (f"{measured['tokens']}", f"{measured['right']}", f"{low}-{high}")
+        assert spreads == ["{:.2f} ({:.2f} to {:.2f})".format(*measured[spread]) for spread in ("deviation", "crowded")]
+        assert measured["right"] <= candidates["shipped"]["right"]
+        assert measured["tokens"] == pytest.approx(candidates["shipped"]["tokens"], abs=.6)

@@ -468,7 +468,7 @@ def test_ctrl_c_of_a_study(capsys, tmp_path, monkeypatch):
         return answer(*args)
     monkeypatch.setattr(Contest, "answer", interrupted)
     limit = 0
-    argv = ["ablate", "--out", tmp_path / "a", "--count", "1", "--rows", "adaptive"]
+    argv = ["ablate", "--out", tmp_path / "a", "--count", "1", "--rows", "none,adaptive"]
     status, _, err = done(capsys, *argv)
     assert status == 130 and err.endswith("run.py: interrupted; nothing was kept\n") and list(tmp_path.iterdir()) == []
     limit = 2

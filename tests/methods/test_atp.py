@@ -17,8 +17,10 @@ from minivlm.lab.cli.options import build, check
 from pruning import READINGS
 from pruning.atp import ATP, Thresholds, budget_losses, full_loss
 from pruning.base import LayerView, UserError, whole_grid
-from pruning.readings import (ATP2D, ATPDetached, ATPFixedRatio, ATPGiven, ATPMaskedSelf, ATPPooled, ATPProbs,
-                              ATPRankedScores, ATPRawScores, ATPRenumbered, ATPSoftmaxScores, ATPUnnormalised)
+from pruning.controls import lattice
+from pruning.readings import (ATP2D, ATPCentres, ATPDetached, ATPFixedRatio, ATPFixedRatioMax, ATPFixedRatioRedundant,
+                              ATPGiven, ATPMaskedSelf, ATPMoreRates, ATPPooled, ATPProbs, ATPRankedScores, ATPRawScores,
+                              ATPRenumbered, ATPSoftmaxScores, ATPUnnormalised)
 from tiny import MARK, SETTINGS, Chosen, ids, llava, picture, prefill, thresholds
 
 RECORDED, FACTS = golden("atp_recommended")
@@ -150,6 +152,30 @@ def test_spatial_pruning():
     assert kept(.5, strategy="redundant") == [4]
 
 
+def test_more_rates():
+    """4 x 4 patches, strides 2 and 4: samples of 4, 2 and 1 patches with the rates 1/4, 1/8 and 1/16.
+
+    0 2 8 10 have 1 - 3/4 = .25; of them 0 8, in every 2nd row and 4th column, 1 - 3/8 = .625; and 0 has 1 - 3/16.
+    """
+    S_spatial = ATPMoreRates(strides=(2, 4)).spatial_pruning_score(whole_grid(4, 4))
+    expected = torch.zeros(16)
+    expected[[0, 2, 8, 10]] = torch.tensor([.8125, .25, .625, .25])
+    close(S_spatial, expected)
+    of_rates = ATPMoreRates().spatial_pruning_score(whole_grid(12, 12))
+    assert [int((of_rates >= 1 - 3 * R).sum()) for R in (1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)] == [36, 18, 9, 6, 4]
+
+
+def test_samples_in_the_middle_of_squares():
+    """4 x 4 patches: stride 2 has 5 7 13 15, stride 4 has 10. Of 24 x 24 they are the blocks of the control `uniform`.
+    """
+    expected = torch.zeros(16)
+    expected[[5, 7, 13, 15, 10]] = torch.tensor([.25, .25, .25, .25, .8125])
+    close(ATPCentres(strides=(2, 4)).spatial_pruning_score(whole_grid(4, 4)), expected)
+    for stride in (2, 4, 8):
+        S_spatial = ATPCentres(strides=(stride,)).spatial_pruning_score(whole_grid(24, 24))
+        assert S_spatial.nonzero().squeeze(1).equal(lattice(24 // stride, 24 // stride, 24, 24))
+
+
 def test_newlines_are_in_no_sample():
     """A newline token is on no grid, row -1, not even in the sample of stride 1, which has every patch (1 - .5)."""
     grid = torch.tensor([[0, 0, 1], [0, 0, 2], [0, -1, -1]])
@@ -226,6 +252,15 @@ def test_raw_scores_are_read():
         inputs = reading(method.module[0])
         close(method.reduce(prompt).score, [0, 1])
         close(inputs[0], expected)
+
+
+@pytest.mark.parametrize("score, expected", [("self", [0, 1, 0, 0]), ("cross", [0, 0, 0, 1])])
+def test_a_score_that_does_not_count_is_not_read(score, expected):
+    """Logits -1 1 and text .2 .6, both 0 1 after normalisation: Eq. 6 reads zeros in place of the other one."""
+    method = atp(.5, .99, 2, score=score)
+    inputs = reading(method.module[0])
+    method.reduce(entering([-1., 1], [.2, .6], (1, 2)))
+    close(inputs[0], expected)
 
 
 def test_at_first_all_prompts_have_the_same_thresholds():
@@ -428,17 +463,37 @@ def test_nothing_may_be_kept():
 
 
 def test_counts_keep_the_best():
-    """The fixed ratio of Table 2: that many, by S_redundant 0 .75 .75 .5, or what is there; soft masks are hard."""
+    """A fixed ratio without samples: that many, by S_redundant 0 .75 .75 .5, or what is there; soft masks are hard."""
     prompt = entering([-1., 0, 1, 1], [.1, .3, .2, .1], (2, 2))
 
     def fixed(*counts):
-        return ATPFixedRatio(layers=(4,), counts=counts)
+        return ATPFixedRatioRedundant(layers=(4,), counts=counts)
 
     assert fixed(3).reduce(prompt).keep.tolist() == [1, 2, 3]
     assert fixed(9).reduce(prompt).keep.tolist() == [0, 1, 2, 3]
     assert fixed(2).running_mask(prompt, 0, torch.tensor([1., 0, 1, 1])).tolist() == [0, 0, 1, 1]
     one = torch.tensor([1., 0, 0, 0])
     assert fixed(2).running_mask(prompt, 0, one).equal(one)                        # what is gone does not come back
+
+
+def test_a_fixed_ratio_keeps_the_samples():
+    """3 x 3 patches, strides 2 and 4: S_spatial .8125 of 0 and .25 of 2 6 8. S_redundant 1 of 4, .5 of 6, .4 of 8.
+
+    Samples first: 0 6 8 2 4, of which 6 is before 8 and 2 by S_redundant. The larger score: 4 0 6 8 2.
+    S_redundant: 4 6 8 0.
+    """
+    S = [0., 0, 0, 0, 10, 0, 5, 0, 4]
+    prompt = entering(S, [x / 100 for x in S], (3, 3))
+
+    def kept(method, k):
+        return method(layers=(4,), counts=(k,), strides=(2, 4)).reduce(prompt).keep.tolist()
+
+    assert [kept(ATPFixedRatio, k) for k in (1, 2, 3, 4, 5)] == [[0], [0, 6], [0, 6, 8], [0, 2, 6, 8], [0, 2, 4, 6, 8]]
+    assert [kept(ATPFixedRatioMax, k) for k in (1, 2, 3, 4)] == [[4], [0, 4], [0, 4, 6], [0, 4, 6, 8]]
+    assert [kept(ATPFixedRatioRedundant, k) for k in (1, 2, 3, 4)] == [[4], [4, 6], [4, 6, 8], [0, 4, 6, 8]]
+    some_left = torch.tensor([0., 1, 1, 1, 1, 1, 1, 1, 0])
+    mask = ATPFixedRatio(layers=(4,), counts=(2,), strides=(2, 4)).running_mask(prompt, 0, some_left)
+    assert mask.nonzero().squeeze(1).tolist() == [2, 6]                            # samples that are left
 
 
 def test_schedule_of_a_fixed_ratio():

@@ -17,7 +17,8 @@ from weights import load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 NAMES = [*METHODS, *READINGS]
-SETTINGS = {"atp_fixed_ratio": ("layers=1,3,6", "counts=72,36,18")}         # its own layers are those of the 7B
+FIXED = ("atp_fixed_ratio", "atp_fixed_ratio_max", "atp_fixed_ratio_redundant")
+SETTINGS = dict.fromkeys(FIXED, ("layers=1,3,6", "counts=72,36,18"))        # their own layers are those of the 7B
 
 
 @pytest.fixture(scope="module")

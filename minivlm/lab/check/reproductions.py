@@ -27,6 +27,8 @@ RED = (MODEL, 'question = "what shape is the red object ?"')
 RATED = 'prune(model, SAMPLES / "00003.png", question, EVERY[name](layers=(1, 3, 5))).kept.tolist()'
 BLUE = (MODEL, 'question = "what shape is the blue object ?"')
 TURNED = 'prune(model, SAMPLES / "00002.png", question, EVERY[name](layers=(2, 3, 4), since=1)).kept.tolist()'
+FIXED = 'len(prune(model, SAMPLES / "00003.png", question, EVERY[name](layers=(1, 3, 6))).kept)'
+SAMPLED = "EVERY[name](strides=(2, 4)).spatial_pruning_score(whole_grid(4, 4)).tolist()"
 # of a tower: row 0 is the class token. Its attention, and the attention that patches pay to one another
 SEEN = "cls_attention=[.4, .3, .2, .1]"
 PAID = "attention=[[.1, .1, .1, .6, .1]] * 5"
@@ -104,8 +106,11 @@ REPRODUCTIONS = {
         "EVERY[name](layers=(1,), module=module).thresholds(0, scores, tokens)[0].requires_grad"),
     "atp_masked_self": (("mask = torch.tensor([1., .5])                 # how much of each token is left",),
                         "EVERY[name]().softmax_mask(torch.zeros(2, 2), torch.tensor([0, 1]), mask)"),
-    "atp_fixed_ratio": (
-        RED, 'len(prune(model, SAMPLES / "00003.png", question, EVERY[name](layers=(1, 3, 6))).kept)'),
+    "atp_more_rates": ((), SAMPLED),
+    "atp_centres": ((), SAMPLED),
+    "atp_fixed_ratio": (RED, FIXED),
+    "atp_fixed_ratio_max": (RED, FIXED),
+    "atp_fixed_ratio_redundant": (RED, FIXED),
     "atp_renumbered": ((THREE,), POSITIONS),
     "atp_2d": (("tokens = Tokens.start([[0.]] * 6, [1, 2, 3, 4], (2, 2))",),
                "EVERY[name]().with_positions(tokens).position.tolist()"),
