@@ -163,8 +163,7 @@ def test_a_study_is_of_its_model(capsys, tmp_path):
     assert claims.study(SimpleNamespace(model=tmp_path, study=None)) == {}
     shipped = claims.study(SimpleNamespace(model=claims.shipped.FOLDER, study=None))
     rows = {(one["row"], one["control"]) for one in shipped["comparisons"]}
-    asked = [claim.test for _, claim in ALL if isinstance(claim.test, Studied)]
-    assert {(test.row, test.control) for test in asked} <= rows
+    assert ("adaptive", "fixed-1-2") in rows
     (tmp_path / "t.json").write_text("{}")
     status, _, err = done(capsys, "claims", "atp", "--count", 1, "--processes", 1, "--study", tmp_path / "t.json")
     assert status == 2 and "is no tables.json of run.py ablate" in err
@@ -173,10 +172,21 @@ def test_a_study_is_of_its_model(capsys, tmp_path):
 def test_a_row_that_a_study_lacks():
     found = Studied("adaptive", "frozen", "all").result(Answers(PROMPT, [], {}, {}, study={"comparisons": []}))
     assert found.verdict == UNTESTED and "--rows adaptive,frozen" in found.sentence
-    one = dict(row="adaptive", control="frozen", difference=.02, interval=[.01, .03])
-    found = Studied("adaptive", "frozen", "all").result(
-        Answers(PROMPT, [], {}, {}, study={"comparisons": [one], "questions": 800}))
-    assert found.sentence == "adaptive - frozen: +2.0 points (+1.0 to +3.0): holds"
+
+
+def test_a_study_by_hand():
+    """In fractions, as `ablate` writes it: 2 points; with another seed 0 to 2; with more tokens nothing can be told."""
+    one = dict(row="a", control="b", difference=.02, interval=[.01, .03], others=[], share=1)
+    more = dict(one, others=[dict(interval=[0, .02])])
+    uneven = dict(one, share=1.2)
+
+    def found(row):
+        study = claims.compared(dict(questions=800, comparisons=[row]), 100, "t.json")
+        return Studied("a", "b", "all").result(Answers(PROMPT, [], {}, {}, study=study))
+
+    assert found(one).sentence == "a - b: +2.0 points (+1.0 to +3.0): holds"
+    assert found(more).verdict == OPEN and "a - b, other seeds: +1.0 points (+0.0 to +2.0)" in found(more).sentence
+    assert found(uneven).verdict == OPEN and found(uneven).sentence.endswith("since the first has 120% of the other's tokens")
 
 
 def test_the_page_marks_each_verdict():

@@ -20,6 +20,7 @@ FAILS = "does not hold"
 UNTESTED = "cannot be tested here"
 DIFFERS = "differs"
 
+UNEVEN = 0.05                          # by how much the tokens of two trained rows may differ
 MORE = (0, inf)                        # ranges of a claimed difference
 LESS = (-inf, 0)
 
@@ -188,6 +189,7 @@ class Studied:
     control: str
     changed: str
     range: tuple | None = MORE
+    same_tokens: bool = True           # False: the number of tokens is what is changed
 
     def control_line(self):
         """What is compared, and what differs."""
@@ -201,12 +203,23 @@ class Studied:
         """The Finding of the study."""
         for compared in answers.study.get("comparisons", ()):
             if (compared["row"], compared["control"]) == (self.row, self.control):
-                interval = tuple(100 * end for end in compared["interval"])
-                what = f"{self.row} - {self.control}"
-                one = Measured(what, 100 * compared["difference"], interval, answers.study["questions"])
-                return judged([one], self.range)
+                return self.judged(compared, answers.study["questions"])
         return Finding(UNTESTED, f"the study has no rows {self.row} and {self.control}: run.py ablate --out STUDY --rows "
                                  f"{self.row},{self.control}, then claims --study STUDY/tables.json")
+
+
+    def judged(self, compared, questions):
+        """The Finding of a comparison: that of every training of the two rows, if the budgets are equal."""
+        first, *others = compared["intervals"]
+        what = f"{self.row} - {self.control}"
+        measured = [Measured(what, compared["difference"], tuple(first), questions)]
+        for low, high in others:
+            measured.append(Measured(f"{what}, other seeds", (low + high) / 2, (low, high), questions))
+        finding = judged(measured, self.range)
+        if self.same_tokens and abs(compared["share"] - 1) > UNEVEN:
+            note = f"{finding.sentence.rpartition(': ')[0]}: {OPEN}, since the first has {compared['share']:.0%} of the "
+            return Finding(OPEN, f"{note}other's tokens", measured)
+        return finding
 
 
 @dataclass(frozen=True)

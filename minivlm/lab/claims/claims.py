@@ -25,7 +25,7 @@ from minivlm.lab.score.log import Log
 from pruning.base import UserError
 from pruning.fields import fault
 
-STUDY = shipped.FOLDER / "ablation.json"
+RESULTS = shipped.FOLDER / "results.json"
 PAPERS = {"asap": asap.CLAIMS, "adaptprune": adaptprune.CLAIMS, "atp": atp.CLAIMS, "others": others.CLAIMS}
 
 
@@ -72,15 +72,31 @@ def main(args):
 
 
 def study(args):
-    """What `run.py ablate` has written of this model; {} if there is nothing. UserError for another file."""
-    is_shipped = Path(args.model).resolve() == shipped.FOLDER.resolve()
-    path = args.study or (STUDY if is_shipped else None)
-    if path is None:
-        return {}
-    data = read_json(path, "tables of run.py ablate")
+    """{"questions", "comparisons"} of `run.py ablate` on this model, in points; {} if there is nothing. UserError for
+    another file."""
+    if args.study:
+        return compared(read_json(args.study, "tables of run.py ablate"), 100, args.study)
+    if Path(args.model).resolve() == shipped.FOLDER.resolve():
+        return compared(read_json(RESULTS, "results")["atp"], 1, RESULTS)
+    return {}
+
+
+def compared(data, points, path):
+    """What claims need of a study, whose differences are in a unit of so many points."""
     if fault(dict, data) or not {"comparisons", "questions"} <= data.keys():
         raise UserError(f"{path} is no tables.json of run.py ablate")
-    return data
+    rows = []
+    for row in data["comparisons"]:
+        trainings = [row["interval"], *row["others"]]
+        intervals = [[points * end for end in interval_of(training)] for training in trainings]
+        rows.append(dict(row=row["row"], control=row["control"], share=row["share"], intervals=intervals,
+                         difference=points * row["difference"]))
+    return dict(questions=data["questions"], comparisons=rows)
+
+
+def interval_of(training):
+    """Of another training of the same rows: its interval, alone or with its difference."""
+    return training["interval"] if isinstance(training, dict) else training
 
 
 def chosen(names):

@@ -40,7 +40,7 @@ def facts(results, items):
     for comparison in COMPARISONS:
         if comparison.row in results and comparison.control in results:
             compared.append(_compared(comparison, results, spreads))
-    return dict(rows=rows, comparisons=compared, claims=_claims(spreads))
+    return dict(questions=len(items), rows=rows, comparisons=compared, claims=_claims(spreads))
 
 
 def _described(row):
