@@ -154,7 +154,7 @@ def drawn(method, seed):
     before = view(T, n, random)
     here = view(T, n, random)
     hidden = torch.randn(T, 8, generator=random)
-    tokens = Tokens.start(hidden, visual, whole_grid(rows, columns), before, here, layer)
+    tokens = Tokens.start(hidden, visual, whole_grid(rows, columns), before, here, layer, watched=[before])
     if pruner.site == "decoder":
         tokens = replace(tokens, prompt=tokens)
     kept = ascending(pruner.reduce(tokens).keep)
@@ -192,4 +192,8 @@ def view(T, n, random):
         final_normed=normal(T, 8),
         cls_attention=normal(2, n).softmax(dim=1),
         blocks={0: first_block},
+        attention_in=normal(T, 8),
+        attention_out=normal(T, 8),
+        mlp_in=normal(T, 8),
+        mlp_out=normal(T, 8),
     )
