@@ -1,9 +1,9 @@
 """The claims on one page: a line per measured difference, its interval, and zero."""
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from minivlm.lab.claims.claim import DIFFERS, FAILS, HOLDS, OPEN
-from minivlm.lab.draw.sheet import BLACK, GREY, LARGE, SMALL, font, stack, words
+from minivlm.lab.draw.sheet import BLACK, GREY, LARGE, MARGIN, SMALL, font, stack, words
 
 WIDTH = 1240                           # pixels of the page
 TEXT = 620                             # of them for the claim
@@ -22,7 +22,7 @@ def page(findings):
             limit = reach([one for _, finding in drawn for one in of_points(finding)])
             parts.append(words(f"{paper}  (the axis ends at {limit:.0f} points)", WIDTH, LARGE))
             parts += [block(claim, finding, limit) for claim, finding in drawn]
-    return stack(parts, 12)
+    return ImageOps.expand(stack(parts, 12), MARGIN, "white")
 
 
 def of_points(finding):
@@ -38,7 +38,7 @@ def reach(measured):
 def block(claim, finding, limit):
     """One claim: its words on the left, its intervals on the right."""
     measured = of_points(finding)
-    text = words(f"{claim.where}. {claim.says} {finding.verdict}.", TEXT - 20)
+    text = words(f"{claim.where}. {claim.says} {finding.verdict.capitalize()}.", TEXT - 20)
     height = max(text.height, ROW * len(measured)) + 4
     picture = Image.new("RGB", (WIDTH, height), "white")
     picture.paste(text, (0, 0))
