@@ -14,7 +14,7 @@ from minivlm.lab.check.hf import TESTED
 from minivlm.lab.studies.ablation.rows import COMPARISONS, ROWS as STUDIED
 from minivlm.lab.studies.ablation.verdicts import claim_sentence, conclusion
 from pages import FRONT, PAGES, ROOT, TOY, blocks_of, check_block, table
-from pruning import METHODS
+from pruning import METHODS, READINGS
 
 
 def test_front_page_is_short():
@@ -285,3 +285,36 @@ def test_candidates_for_the_shipped_module():
         assert spreads == ["{:.2f} ({:.2f} to {:.2f})".format(*measured[spread]) for spread in ("deviation", "crowded")]
         assert measured["right"] <= candidates["shipped"]["right"]
         assert measured["tokens"] == pytest.approx(candidates["shipped"]["tokens"], abs=.6)
+
+
+def points(numbers):
+    """[14.4, 9.2, 19.2] -> "+14.4 (+9.2 to +19.2)\""""
+    value, low, high = numbers
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def test_all_methods_are_those_of_the_results():
+    """Each row of the page's table at a quarter and a tenth, and each method of the registry that has a row."""
+    rows = RESULTS["methods"]["rows"]
+    names = dict.fromkeys(re.sub(r" 0\.(25|1)$", "", label) for label in rows)
+    for name in names:
+        cells = []
+        for label in (f"{name} 0.25", f"{name} 0.1", name):
+            if label in rows:
+                row = rows[label]
+                random = points(row["random"]) if "random" in row else ""
+                cells += [f"{row['tokens']:.1f}", f"{row['right']:.1f}", random]
+        cells += [""] * (6 - len(cells))
+        assert f"| {name} | {' | '.join(cells)} |" in TOY
+    papers = {name for name, method in METHODS.items() if method.__module__ != "pruning.controls"}
+    assert papers <= set(names)
+
+
+def test_readings_that_differ_are_those_of_the_results():
+    rows = RESULTS["readings"]["rows"]
+    for name, row in rows.items():
+        low, high = row["interval"]
+        difference = points([row["difference"], low, high])
+        line = f"| {name} | {row['method']} | {row['changed']} % | {row['right']:.1f} | {difference} |"
+        assert (line in TOY) == (not low <= 0 <= high), name
+    assert {name.removesuffix(" 0.1") for name in rows} == set(READINGS) - {"atp_fixed_ratio"}
