@@ -3,12 +3,13 @@ arXiv:2507.20630.
 
 How much the layers change a token says how important it is. Token Transition Variation (TTV) measures how much
 attention and MLP change its representation, in length and in direction, accumulated over several layers.
-Instruction-Guided Attention (IGA) is the attention that the text pays it. Tokens are pruned at several layers by the
-sum of both, each divided by its total.
+Instruction-Guided Attention (IGA) is the attention that the text pays it. Tokens are pruned at several layers by
+TTV + IGA, each divided by its sum over the tokens.
 
-Paper and code: this file follows the released code. There the softmax over the changes of direction is over all tokens,
-the text too, so that a longer system prompt changes the choice: TransPruneReleased in readings/. Here it is over the
-visual tokens. Layers are counted from 0: those that the code accumulates as 7 to 12 are 6 to 11.
+Paper and code: this file follows the released code, but for one step. The softmax over the changes of direction is over
+the visual tokens here. In the code it is over all tokens, the text too, so that a longer system prompt changes the
+choice: TransPruneReleased in readings/. The code counts the layers that it accumulates from 1, as 7 to 12; counted from
+0 they are 6 to 11.
 """
 
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class TransPrune(Staged):
         """(n,) Token Transition Variation: the transitions of the watched layers that have run, accumulated"""
         if not tokens.watched:
             raise UserError("TransPrune reads how layers change the tokens: give their views, Tokens.start(watched=..)")
+        # a token's place in the sum is its index in the unpruned image, since later layers have fewer tokens
         last = tokens.watched[0].tokens.source.max()
         accumulated = torch.zeros(last + 1, device=last.device)                    # (N,)
         for view in tokens.watched:
@@ -60,12 +62,12 @@ class TransPrune(Staged):
         return accumulated[tokens.source]
 
     def transition(self, view):
-        """(n,) how much attention and MLP of one layer, together, change each visual token"""
+        """(n,) how much one layer changes each visual token: attention and MLP, summed"""
         attention, mlp = view.modules()
         return self.variation(*attention, view.tokens.visual) + self.variation(*mlp, view.tokens.visual)
 
     def variation(self, x, out, visual):
-        """(n,) how much a module that reads x (T, D) and gives out (T, D) changes each visual token"""
+        """(n,) how much a module that reads x (T, D) and adds out (T, D) to the stream changes each visual token"""
         x = x.float()
         out = out.float()
         magnitude = out.norm(dim=1) / x.norm(dim=1)                                # (T,)
@@ -73,7 +75,7 @@ class TransPrune(Staged):
         return magnitude[visual] * self.direction(turn, visual)
 
     def direction(self, turn, visual):
-        """(n,) each visual token's share of the changes of direction (T,)"""
+        """(n,) each visual token's share of all changes of direction. turn: (T,)"""
         return turn[visual].softmax(dim=0)
 
     def iga(self, tokens):

@@ -110,7 +110,8 @@ class ATPCentres(ATP):
 class ATPFixedRatio(ATP):
     """Table 2's pre-defined ratio: `counts` tokens are kept before each layer, without thresholds.
 
-    The spatial samples come first, the rarest before the others, and equals in the order of S_redundant.
+    The spatial samples come first, those of the widest stride before the others; of equal S_spatial the order is that
+    of S_redundant.
     """
 
     counts: tuple[FromOne, ...] = option((136, 68, 34), "one number per layer")
@@ -154,7 +155,7 @@ class ATPFixedRatioMax(ATPFixedRatio):
 
 @dataclass(frozen=True)
 class ATPFixedRatioRedundant(ATPFixedRatio):
-    """A pre-defined ratio without the spatial samples, which the paper's has: S_redundant ranks."""
+    """A pre-defined ratio without the spatial samples that the paper's has: S_redundant ranks."""
 
     def order(self, S_redundant, S_spatial):
         return descending(S_redundant)

@@ -13,8 +13,8 @@ from pruning.readings.received import ByReceived
 
 @dataclass(frozen=True)
 class HoloVReleased(HoloV):
-    """The released code: a crop's score has a term for the variance of its features, which cancels, and what a crop
-    cannot hold is lost: rows of zeros, in the places of the first tokens not kept, make up the number."""
+    """The released code. A crop's score has a term for the variance of its features, which cancels in the mean. What a
+    crop is to keep, but cannot hold, is lost: rows of zeros take the places of the first tokens that are not kept."""
 
     crops: FromOne | None = option(16, "number of crops")
 
@@ -30,7 +30,7 @@ class HoloVReleased(HoloV):
         similarity = (unit @ unit.T).fill_diagonal_(0)                             # (m, m)
         mean = similarity.sum(dim=1, keepdim=True) / (m - 1)                       # (m, 1)
         variance = (similarity - mean).square().sum(dim=1) / (m - 1)               # (m,)
-        # both terms at the same scale
+        # bring both terms to the same scale
         attention = 1000 * attention                                               # (m,)
         scale = attention.abs().mean() / (variance.abs().mean() + 1e-6)
         return (attention + 0.09 * scale * variance).mean()

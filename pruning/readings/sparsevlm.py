@@ -16,7 +16,7 @@ Zero = Annotated[float, Range(0, 0)]
 
 @dataclass(frozen=True)
 class SparseVLMRank(SparseVLM):
-    """v1.0: four cuts, and scale * rank + bias tokens are kept, by the rank of the raters' attention matrix."""
+    """v1.0: four cuts, and scale * rank + bias tokens are kept. The rank is that of the raters' attention matrix."""
 
     layers: tuple[Count, ...] = option((2, 6, 15, 19), "cut after each of these layers")
     table: tuple[NotNegative, ...] = option((), "instead of keep: scale and bias")
@@ -78,8 +78,8 @@ def rank_of(P):
 
 @dataclass(frozen=True)
 class SparseVLMPlus(SparseVLM):
-    """v2.0: nothing is recycled, and position ids are kept. Attention is divided by its value for distance alone, and
-    only the heads with the most attention to the image count."""
+    """v2.0: nothing is recycled, and position ids are kept. Attention is divided by `gravity`, its value for distance
+    only, and the heads count that pay the image most of it."""
 
     heads: FromOne = option(14, "heads that count")
     recycle: Zero = option(0.0, "tau")
@@ -98,11 +98,11 @@ class SparseVLMPlus(SparseVLM):
     def rating(self, tokens, raters):
         attention = tokens.before.attention(raters)[:, :, tokens.visual]           # (H, r, n)
         attention = attention / self.gravity(tokens, raters)
-        looks_most = top(attention.sum(dim=(1, 2)), self.heads)                    # (14,)
-        return attention[looks_most].mean(dim=0)                                   # (r, n)
+        heads = top(attention.sum(dim=(1, 2)), self.heads)                         # (heads,)
+        return attention[heads].mean(dim=0)                                        # (r, n)
 
     def gravity(self, tokens, raters):
-        """(r, n) logit of two rotated vectors of ones: the value for distance alone. It may be small or negative."""
+        """(r, n) logit of two rotated vectors of ones: the value for distance only. It may be small or negative."""
         Dh = tokens.before.key().shape[-1]
         ones = torch.ones(len(tokens.hidden), Dh, device=tokens.visual.device)
         ones = tokens.before.rotated(ones)                                         # (T, Dh)
