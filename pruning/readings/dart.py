@@ -7,8 +7,8 @@ from pruning.dart import DART
 
 @dataclass(frozen=True)
 class DARTReleased(DART):
-    """The released code: each pivot adds floor(keep / pivots) tokens, and the image's pivots come on top, so that a keep
-    of 128 leaves 132. Pivots are visited in the order of a Python set of row numbers: a longer system prompt changes the
+    """The released code: each pivot adds floor(keep / pivots) tokens, and the image's pivots come on top, so that keep
+    128 leaves 132. Pivots are visited in the order of a Python set of row numbers: a longer system prompt changes the
     choice."""
 
     laws = frozenset({"select", "ordered"})

@@ -1,4 +1,4 @@
-"""Methods at their budgets, as one command compares them: each has one label, in its tables, files and pictures."""
+"""Methods at their budgets, as a command compares them: each has a label, the same in tables, files and pictures."""
 
 from dataclasses import dataclass, replace
 
@@ -10,10 +10,10 @@ from pruning.fields import Positive, fault
 
 @dataclass(frozen=True)
 class Prompt:
-    """A model and the pixels of a prompt's pictures: what budgets are counted in. A Shape has the same properties."""
+    """A model, and the pictures of a prompt: what budgets are counted in. A Shape has the same properties."""
 
     model: object
-    pictures: list
+    pictures: list                     # of pixels
 
     @property
     def n(self):
@@ -32,13 +32,13 @@ class Prompt:
 
     @property
     def own(self):
-        """What the model needs in place of the methods' defaults."""
+        """The model's settings in place of the methods' defaults; see own_settings."""
         return own_settings(self.model.folder)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """--keep, --average and --schedule, as the user wrote them."""
+    """What the user wrote for --keep, --average and --schedule."""
 
     keep: str | None = None
     average: str | None = None
@@ -56,7 +56,7 @@ class Entrant:
     method: str                        # its name: "asap@threshold=.8"
     budget: str | None = None          # as in its label: "0.1", "average 72"; None if the method has its own
     pruner: Pruner | UserError | None = None       # None: no pruning; an error: why it cannot be built
-    average: float | None = None       # visual tokens entering a layer, to be solved for on each prompt
+    average: float | None = None       # visual tokens that enter a layer on average, to be solved for on each prompt
 
     @property
     def label(self):
@@ -64,19 +64,20 @@ class Entrant:
         return f"{self.method} {self.budget}" if self.budget else self.method
 
     def on(self, prompt):
-        """The pruner for a prompt or shape (averaged), or the error that forbids it."""
+        """The pruner for a prompt or shape, with the keep that the average needs there; or the error that forbids it.
+        """
         if isinstance(self.pruner, UserError):
             return self.pruner
         return averaged(self.pruner, self.average, prompt.n, prompt.layers, prompt.parts)
 
 
 def lineup(names, keep, average, settings, prompt, schedule=None, others=()):
-    """[Entrant]: each variant of "a,b@layer=3" or "all" at each budget of keep "192,128", or of average "192,128".
+    """[Entrant]: each variant of the methods "a,b@layer=3", or of "all", at each budget.
 
-    A number is the whole prompt's (Pruner.divided). Among several, a method without a keep has its own schedule and is
-    there once. `schedule` "4:136,14:68,24:34" is for each of the methods, `prompt` a Prompt or Shape; others: see
-    variants. Raises UserError if a method cannot be built, or is there twice. With "all" the error takes the method's
-    place.
+    Budgets are the words of keep "192,128", or of average "192,128"; a number counts the whole prompt (Pruner.divided).
+    `schedule` "4:136,14:68,24:34" is for each method. A method that takes no keep has its own schedule; among several
+    it is there once. prompt: a Prompt or Shape; others: see variants. UserError if a method cannot be built, or is
+    there twice. With "all", a method that cannot be built is an Entrant whose pruner is the error.
     """
     if names is None:
         if settings or {keep, average, schedule} != {None}:
@@ -84,18 +85,20 @@ def lineup(names, keep, average, settings, prompt, schedule=None, others=()):
         return []
     every = variants(names, settings, others)
     given = budgets(keep, average, schedule)
+    # a single method gets its keep in any case, so that one that takes none refuses it
     is_only = len(every) == 1 and not others
     own = prompt.own
     entrants = []
     for variant in every:
-        for budget in given if is_only else budgets_for(variant, given):
+        of_variant = given if is_only else budgets_for(variant, given)
+        for budget in of_variant:
             entrants.append(built(variant, budget, prompt, own, names == "all"))
     refuse_twins(entrants)
     return entrants
 
 
 def budgets(keep, average, schedule=None):
-    """[Budget] of the words of --keep "192,128" or --average, each with the schedule."""
+    """[Budget]: one for each word of --keep "192,128", or of --average; each has the schedule."""
     if keep is not None and average is not None:
         raise UserError("give --keep or --average, not both: each says how many tokens are left")
     if keep is not None:
@@ -106,7 +109,7 @@ def budgets(keep, average, schedule=None):
 
 
 def budgets_for(variant, given):
-    """The budgets that are for it: without the keeps, and so a single budget, if it takes none."""
+    """The given budgets; of a variant that takes no keep, what remains without the keeps, each once."""
     if variant.takes_keep:
         return given
     without = [replace(budget, keep=None) for budget in given]
@@ -114,7 +117,7 @@ def budgets_for(variant, given):
 
 
 def built(variant, budget, prompt, own, may_fail):
-    """The Entrant, whose tokens can meet the budget; if it may fail, the UserError that forbids it is its pruner."""
+    """The Entrant. If the prompt forbids it, that is a UserError, or, if it may fail, an Entrant with the error."""
     try:
         entrant = entrant_of(variant, budget, own)
         entrant.on(prompt)
@@ -126,7 +129,7 @@ def built(variant, budget, prompt, own, may_fail):
 
 
 def entrant_of(variant, budget, own):
-    """The Entrant of a variant, before it meets a prompt. own: see `build`."""
+    """The Entrant of a variant, not yet tried on a prompt. own: see `build`."""
     if budget.average is not None and variant.has_keep:
         raise UserError(f"{variant.name} has a keep of its own, which --average would replace: leave one out")
     pruner = build(variant.name, budget.keep, variant.settings, budget.schedule, own)
@@ -135,7 +138,7 @@ def entrant_of(variant, budget, own):
 
 
 def number(text):
-    """The number of tokens that a word of --average means."""
+    """A word of --average as a number of tokens."""
     try:
         average = float(text)
     except ValueError:
@@ -148,11 +151,11 @@ def number(text):
 
 def refuse_twins(entrants):
     """UserError for two names of one method at one budget, like asap@layer=2 where 2 is the default."""
-    seen = {}
+    first_with = {}
     for entrant in entrants:
-        alike = seen.setdefault((entrant.average, repr(entrant.pruner)), entrant)
-        if alike is not entrant and alike.pruner == entrant.pruner:
-            raise UserError(f"{alike.label} and {entrant.label} are the same: give it once")
+        first = first_with.setdefault((entrant.average, repr(entrant.pruner)), entrant)
+        if first is not entrant and first.pruner == entrant.pruner:
+            raise UserError(f"{first.label} and {entrant.label} are the same: give it once")
 
 
 def fitted(entrants, prompt):

@@ -1,8 +1,9 @@
 """Which methods a command line names, and the settings of each.
 
-"asap,asap@layer=3" are a method and a variant of it, which has a setting of its own. --set METHOD.OPTION=VALUE is for
-the method and all its variants. Several values, "asap.threshold=.8,.9", make a variant of each: asap@threshold=.8 and
-asap@threshold=.9. A list needs brackets where its commas could be read either way.
+    --method asap,asap@layer=3      a method, and a variant of it, which has a setting of its own
+    --set asap.threshold=.8         for the method and all its variants
+    --set asap.threshold=.8,.9      several values make a variant of each: asap@threshold=.8 and asap@threshold=.9
+    --set atp.layers=[2,4],[3,5]    a list needs brackets if its commas could be those between values, or methods
 """
 
 import re
@@ -28,7 +29,7 @@ class Variant:
 
     @property
     def has_keep(self):
-        """Whether it has a keep of its own, so that --keep is not for it."""
+        """Whether one of its settings is a keep, so that --keep is not for it."""
         _, settings = variant(self.name)
         return any(setting.startswith("keep=") for setting in (*settings, *self.settings))
 
@@ -36,7 +37,7 @@ class Variant:
     def takes_keep(self):
         """Whether --keep is for it: not if it has its own keep or schedule, or was fitted.
 
-        A+B takes 256+64, and a name that is not known is refused by `build`.
+        A+B takes a keep, 256+64. So does a name that is not known, which `build` refuses later.
         """
         if self.name.endswith(".json") or self.has_keep:
             return False
@@ -45,9 +46,9 @@ class Variant:
 
 
 def variants(names, settings=(), others=()):
-    """[Variant] of "all" or "a,b@option=value,..": a sweep is a variant for each value, or combination of values.
+    """[Variant] of "all" or "a,b@option=value,..". Of options with several values: one for each combination of values.
 
-    others: methods that may be set although they are not named. UserError for a name that is given twice.
+    others: methods that may have settings although they are not named. UserError for a name that is given twice.
     """
     of_method = settings_of(names, settings, others)
     every = []
@@ -63,7 +64,7 @@ def chosen(names):
 
 
 def settings_of(names, settings, others=()):
-    """{method: its settings}, of "all" or "a,b" and of the others. With one method only, "option=value" is enough."""
+    """{method: its settings}, of the methods named and of the others. With one method, "option=value" is enough."""
     methods = list(dict.fromkeys(root(name) for name in chosen(names)))
     if len(methods) == 1:
         settings = [with_method(setting, methods[0]) for setting in settings]
@@ -71,24 +72,26 @@ def settings_of(names, settings, others=()):
 
 
 def with_method(setting, method):
-    """A setting of the only method with its name: "layer=3" -> "fastv.layer=3", "a.layer=3" -> "a+b.a.layer=3"."""
+    """A setting, with the name of the only method: "layer=3" -> "fastv.layer=3", in A+B "a.layer=3" -> "a+b.a.layer=3".
+    """
     option, _, _ = setting.partition("=")
     name, dot, _ = option.partition(".")
     parts = method.split("+") if "+" in method else []
-    if dot and name not in parts:                          # of a control, or with its name already
+    if dot and name not in parts:                          # the setting has its method's name, this one's or another's
         return setting
     return f"{method}.{setting}"
 
 
 def swept(name, settings):
-    """The variants of one method: each combination of the values that its settings have."""
+    """[Variant] of one method: one for each combination of the values of its settings."""
     values = [values_of(name, setting) for setting in settings]
     count = prod(len(each) for each in values)
     if count > MOST:
         raise UserError(f"--set sweeps {count} variants of {name}: at most {MOST} are compared, so give fewer values")
-    alike = tuple(each[0] for each in values if len(each) == 1)
-    several = [each for each in values if len(each) > 1]
-    return [Variant(named(name, chosen), alike) for chosen in product(*several)]
+    # a setting with one value is the same in all variants; one with several values is in the variant's name
+    shared = tuple(each[0] for each in values if len(each) == 1)
+    swept_over = [each for each in values if len(each) > 1]
+    return [Variant(named(name, own), shared) for own in product(*swept_over)]
 
 
 def values_of(name, setting):
@@ -98,7 +101,7 @@ def values_of(name, setting):
     annotation = annotation_of(name, option)
     if len(values) == 1 or annotation is None:             # `build` refuses an option that is not known
         return [setting]
-    if takes_list(annotation) and not all(value.startswith("[") for value in values):
+    if takes_list(annotation) and not all(value.startswith("[") for value in values):      # one list, without brackets
         return [setting]
     if "@" in text or "+" in text:
         raise UserError(f"--set {option}={text}: a value with @ or + cannot be in the name of a variant, so give no "
@@ -107,7 +110,7 @@ def values_of(name, setting):
 
 
 def annotation_of(name, option):
-    """What values an option of a method may have, in A+B "a.option"; None if there is no such option."""
+    """The annotation of a method's option, in A+B of "a.option"; None if there is no such option."""
     if "+" in name:
         name, _, option = option.partition(".")
     method = EVERY.get(root(name))
@@ -115,11 +118,11 @@ def annotation_of(name, option):
 
 
 def named(name, settings):
-    """named("asap", ["threshold=.8"]) -> "asap@threshold=.8"; in A+B the part that is meant has it."""
+    """named("asap", ["threshold=.8"]) -> "asap@threshold=.8"; of "a+b", ["a.layer=3"] -> "a@layer=3+b"."""
     for setting in settings:
         if "+" in name:
-            part, _, setting = setting.partition(".")
-            parts = [f"{each}@{setting}" if root(each) == part else each for each in name.split("+")]
+            method, _, setting = setting.partition(".")
+            parts = [f"{part}@{setting}" if root(part) == method else part for part in name.split("+")]
             name = "+".join(parts)
         else:
             name = f"{name}@{setting}"
@@ -131,11 +134,11 @@ def words(option, text):
 
     UserError for an empty word, and for a word that is given twice, as both would have the same name.
     """
-    several = COMMA.split(text)
-    if "" in several:
+    values = COMMA.split(text)
+    if "" in values:
         raise UserError(f"{option} {text!r}: there is an empty value: give values with single commas between them")
-    refuse_twice(f"{option} {text}", several)
-    return several
+    refuse_twice(f"{option} {text}", values)
+    return values
 
 
 def refuse_twice(where, names):
