@@ -1,8 +1,8 @@
-"""A claim of a paper, the comparison that tests only it, and the verdict, which follows from the interval.
+"""A claim of a paper, the comparison that tests it, and the verdict, which follows from the interval.
 
-A claim says in which range a difference lies: above zero, within two points of it, .. It holds if the whole interval
-lies in that range, does not hold if the whole interval lies outside, and cannot be told otherwise. Where a paper says
-nothing there is no range, and the question is whether the two readings differ.
+A claim says in which range a difference lies: above zero, at most two points below it, .. It holds if the whole
+interval lies in that range, does not hold if the whole interval lies outside, and cannot be told otherwise. If the
+paper says nothing there is no range, and the question is only whether the two differ.
 """
 
 from dataclasses import dataclass, field, replace
@@ -20,8 +20,9 @@ FAILS = "does not hold"
 UNTESTED = "cannot be tested here"
 DIFFERS = "differs"
 
-UNEVEN = 0.05                          # by how much the tokens of two trained rows may differ
-MORE = (0, inf)                        # ranges of a claimed difference
+UNEVEN = 0.05                          # by which share the tokens of two trained rows may differ
+# ranges of a claimed difference
+MORE = (0, inf)
 LESS = (-inf, 0)
 
 
@@ -32,7 +33,7 @@ def at_least(difference):
 
 @dataclass(frozen=True)
 class Measured:
-    """A difference, its 95 % interval, and what differs."""
+    """A difference with its 95 % interval, and what it is the difference of."""
 
     what: str                          # "asap - fastv at 0.1"
     difference: float
@@ -41,7 +42,10 @@ class Measured:
     unit: str = "points"
 
     def needed(self, limit):
-        """How many questions would tell, at this difference, on which side of the limit it lies. None: no number."""
+        """How many questions would tell on which side of the limit the difference lies, if it stays as it is.
+
+        The interval narrows with the square root of their number. None if no number would tell.
+        """
         low, high = self.interval
         distance = abs(self.difference - limit)
         if distance == 0:
@@ -60,17 +64,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """Where a paper says something, what it says, in a sentence of ours, and how it is tested."""
+    """Where a paper says something, what it says, in our words, and how that is tested."""
 
     where: str                         # "Figure 4"
     says: str
-    test: object                       # Pair, Check, or Untested
+    test: object                       # Pair, Check, Studied or Untested
     figures: str = ""                  # what the paper prints
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two methods of a comparison, as the command line names it, with its budget."""
+    """A method of a comparison, as the command line names it, with its budget."""
 
     method: str                        # "asap@salvage=False", or "none"
     budget: Budget = Budget()
@@ -88,7 +92,7 @@ class Pair:
     method: str
     control: str
     changed: str                       # the one thing, in words
-    range: tuple | None = MORE         # of the difference, in points; None: the paper says nothing
+    range: tuple | None = MORE         # of the difference, in points; None: nothing is claimed
     keep: tuple = ("0.1",)
     average: tuple = ()                # in place of `keep`: shares of all tokens that enter a layer, on average
     by_family: bool = False            # the claim is for each family of questions
@@ -99,7 +103,7 @@ class Pair:
         return f"{self.method} against {self.control}: {self.changed}"
 
     def pairs(self, prompt):
-        """[(budget in words, Side, Side)] on a model and picture: the method and the control at each budget."""
+        """[(budget in words, Side of the method, Side of the control)], one for each budget, on a model and picture."""
         if not self.average:
             return [(keep, self.side(self.method, Budget(keep)), self.side(self.control, Budget(keep)))
                     for keep in self.keep]
@@ -107,8 +111,8 @@ class Pair:
         for share in self.average:
             average = share * prompt.n
             budget = Budget(average=f"{average:g}")
-            own = Budget(schedule=halving(average, prompt.n, prompt.layers)) if self.stages else budget
-            pairs.append((str(budget), self.side(self.method, own), self.side(self.control, budget)))
+            of_method = Budget(schedule=halving(average, prompt.n, prompt.layers)) if self.stages else budget
+            pairs.append((str(budget), self.side(self.method, of_method), self.side(self.control, budget)))
         return pairs
 
     def side(self, method, budget):
@@ -117,19 +121,20 @@ class Pair:
         return Side(method, budget) if takes_one else Side(method)
 
     def sides(self, prompt):
-        """All that must answer."""
+        """[Side] that must answer."""
         return [side for _, *pair in self.pairs(prompt) for side in pair]
 
     def result(self, answers):
         """The Finding of these Answers."""
         measured = []
         left_out = {}
+        families = answers.families if self.by_family else [None]
         for budget, method, control in self.pairs(answers.prompt):
             reasons = [answers.why_not[side.label] for side in (method, control) if side.label in answers.why_not]
             if reasons:
                 left_out[budget] = reasons[0]
                 continue
-            for family in answers.families if self.by_family else [None]:
+            for family in families:
                 measured.append(answers.difference(method.label, control.label, family))
         if not measured:
             return Finding(UNTESTED, next(iter(left_out.values())))
@@ -139,13 +144,17 @@ class Pair:
 
 
 def halving(average, n, layers):
-    """Three cuts, before layer 2, half and three quarters of the depth, each to half of the one before, so that on
-    average as many of n visual tokens enter a layer; at least one token after the first cut.
+    """A schedule "LAYER:KEEP,.." of three cuts by which `average` of n visual tokens enter a layer, on average.
 
-    halving(48, 144, 8) -> "2:27,4:14,6:7": 2 x 144, 2 x 27, 2 x 14 and 2 x 7 tokens are 48 a layer.
+    The cuts are before layer 2, at half and at three quarters of the depth. The second and the third leave half of what
+    the one before leaves; at least one token is left.
+
+    halving(48, 144, 8) -> "2:27,4:14,6:7": (2 x 144 + 2 x 27 + 2 x 14 + 2 x 7) / 8 is 48.
     """
     cuts = (2, layers // 2, 3 * layers // 4)
+    # how many layers run on what each cut leaves
     lengths = [end - start for start, end in zip(cuts, (*cuts[1:], layers))]
+    # layers * average = cuts[0] * n + first * (lengths[0] + lengths[1] / 2 + lengths[2] / 4)
     weight = sum(length / 2 ** i for i, length in enumerate(lengths))
     first = (average * layers - cuts[0] * n) / weight
     counts = [max(1, round(first / 2 ** i)) for i in range(len(cuts))]
@@ -156,10 +165,10 @@ def halving(average, n, layers):
 class Check:
     """A claim that is tested by a function of the Answers, which gives [Measured]."""
 
-    measure: object
-    control: str
-    range: tuple | None = MORE
-    methods: tuple = ()                # ((method, keep), ..) that the function reads the answers of
+    measure: object                    # the function
+    control: str                       # what is compared, in words
+    range: tuple | None = MORE         # of the differences, in their unit
+    methods: tuple = ()                # ((method, keep), ..) whose answers the function reads
 
     def control_line(self):
         """What is compared."""
@@ -183,11 +192,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Studied:
-    """Two rows of `run.py ablate`, trained alike. Their answers are in the tables.json of a study."""
+    """Two rows of `run.py ablate`, trained alike. What they differ by is in the tables.json of a study."""
 
     row: str
     control: str
-    changed: str
+    changed: str                       # as of a Pair, like the range
     range: tuple | None = MORE
     same_tokens: bool = True           # False: the number of tokens is what is changed
 
@@ -204,12 +213,15 @@ class Studied:
         for compared in answers.study.get("comparisons", ()):
             if (compared["row"], compared["control"]) == (self.row, self.control):
                 return self.judged(compared, answers.study["questions"])
-        return Finding(UNTESTED, f"the study has no rows {self.row} and {self.control}: run.py ablate --out STUDY --rows "
-                                 f"{self.row},{self.control}, then claims --study STUDY/tables.json")
-
+        rows = f"{self.row},{self.control}"
+        return Finding(UNTESTED, f"the study has no rows {self.row} and {self.control}: run.py ablate --out STUDY "
+                                 f"--rows {rows}, then claims --study STUDY/tables.json")
 
     def judged(self, compared, questions):
-        """The Finding of a comparison: that of every training of the two rows, if the budgets are equal."""
+        """The Finding of a comparison: the claim holds if it does for each training of the two rows.
+
+        If they have different numbers of tokens it cannot be told, unless these are what is changed.
+        """
         first, *others = compared["intervals"]
         what = f"{self.row} - {self.control}"
         measured = [Measured(what, compared["difference"], tuple(first), questions)]
@@ -217,8 +229,9 @@ class Studied:
             measured.append(Measured(f"{what}, other seeds", (low + high) / 2, (low, high), questions))
         finding = judged(measured, self.range)
         if self.same_tokens and abs(compared["share"] - 1) > UNEVEN:
-            note = f"{finding.sentence.rpartition(': ')[0]}: {OPEN}, since the first has {compared['share']:.0%} of the "
-            return Finding(OPEN, f"{note}other's tokens", measured)
+            numbers, _, _ = finding.sentence.rpartition(": ")
+            note = f"since the first has {compared['share']:.0%} of the other's tokens"
+            return Finding(OPEN, f"{numbers}: {OPEN}, {note}", measured)
         return finding
 
 
@@ -247,10 +260,10 @@ class Answers:
 
     prompt: object                     # a Prompt: the model, and the picture of the first question
     items: list
-    rows: dict                         # {label: the rows of the questions, in order}
+    rows: dict                         # {label: a row per question, in order}
     why_not: dict                      # {label: the reason} of those that do not run on the model
     template: object = None            # of the prompts
-    study: dict = field(default_factory=dict)          # tables.json of `run.py ablate`
+    study: dict = field(default_factory=dict)          # {"questions", "comparisons"}, see claims.study
     places: object = None              # a Places
 
     @property
@@ -259,11 +272,12 @@ class Answers:
         return sorted({item.family for item in self.items})
 
     def right(self, label, family=None):
-        """Of each question, of one family or of all: 1 if the answer is right, or the share of draws that are."""
+        """Of each question, of a family or of all: 1 if the answer is right, else 0; the share of draws if there are
+        several."""
         return [row["right"] for row, item in zip(self.rows[label], self.items) if family in (None, item.family)]
 
     def difference(self, label, control, family=None):
-        """The Measured difference of two entrants in points."""
+        """The Measured difference in points between two entrants, on the same questions."""
         right = self.right(label, family)
         compared = against(right, self.right(control, family))
         where = f", {family}" if family else ""
@@ -277,8 +291,9 @@ class Answers:
 
 def judged(measured, range):
     """The Finding of these differences: the claim holds if it holds for each of them."""
-    verdicts = [verdict(one.interval, range) for one in measured]
-    whole = next((v for v in (FAILS, OPEN, DIFFERS, HOLDS) if v in verdicts), OPEN)
+    verdicts = [verdict(difference.interval, range) for difference in measured]
+    worst_first = (FAILS, OPEN, DIFFERS, HOLDS)
+    whole = next((each for each in worst_first if each in verdicts), OPEN)
     return Finding(whole, sentence(measured, verdicts, whole, range), measured)
 
 
@@ -294,14 +309,16 @@ def verdict(interval, range):
 
 
 def sentence(measured, verdicts, whole, range):
-    """The numbers, the verdict, and what it would take to tell."""
-    shown = [one for one, own in zip(measured, verdicts) if own == whole]
-    numbers = "; ".join(figures(one) for one in (measured if len(measured) <= 3 else shown[:3]))
+    """The numbers, the verdict, and how many questions it would take to tell."""
+    decisive = [one for one, own in zip(measured, verdicts) if own == whole]
+    # the numbers: all of them, or three of those that decide
+    shown = measured if len(measured) <= 3 else decisive[:3]
+    numbers = "; ".join(figures(one) for one in shown)
     if len(measured) > 3:
-        numbers = f"{len(shown)} of {len(measured)} differences {of_all(whole)}, such as {numbers}"
+        numbers = f"{len(decisive)} of {len(measured)} differences {of_all(whole)}, such as {numbers}"
     if whole == OPEN:
         limits = [limit for limit in (range or (0,)) if abs(limit) < inf]
-        needed = [one.needed(limit) for one in shown for limit in limits]
+        needed = [one.needed(limit) for one in decisive for limit in limits]
         needed = [count for count in needed if count]
         more = f" (at this size some {max(needed):,} questions would tell)" if needed else ""
         return f"{numbers}: {whole}{more}"
@@ -309,7 +326,7 @@ def sentence(measured, verdicts, whole, range):
 
 
 def of_all(verdict):
-    """How a sentence goes on that counts the differences with a verdict."""
+    """The verb phrase of a sentence that counts the differences with a verdict."""
     return {HOLDS: "are as claimed", FAILS: "are not as claimed", OPEN: "cannot be told", DIFFERS: "differ"}[verdict]
 
 

@@ -31,7 +31,7 @@ PAPERS = {"asap": asap.CLAIMS, "adaptprune": adaptprune.CLAIMS, "atp": atp.CLAIM
 
 def add_arguments(parser):
     """The papers, the questions, the output, the model."""
-    parser.add_argument("papers", nargs="*", metavar="PAPER", help=f"of {', '.join(PAPERS)} (default: all)")
+    parser.add_argument("papers", nargs="*", metavar="PAPER", help=f"some of {', '.join(PAPERS)} (default: all)")
     parser.add_argument("--data", metavar="DIR",
                         help="a folder of questions, as `scenes` writes it (default: those of the drawn world)")
     parser.add_argument("--count", type=within(Number), metavar="N",
@@ -51,7 +51,8 @@ def main(args):
     papers = chosen(args.papers)
     items = scenes(args.data, count=args.count)
     folder = args.out and Path(args.out)
-    with output.interruptible(folder, output.SAME_COMMAND), parallel.processes(args.device) as (rank, size, args.device):
+    is_kept = output.interruptible(folder, output.SAME_COMMAND)
+    with is_kept, parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
         count = args.processes or parallel.worthwhile(model)
         if size == 1 and count > 1:
@@ -72,8 +73,10 @@ def main(args):
 
 
 def study(args):
-    """{"questions", "comparisons"} of `run.py ablate` on this model, in points; {} if there is nothing. UserError for
-    another file."""
+    """{"questions", "comparisons"} of `run.py ablate` on this model, in points; {} if there is no study of it.
+
+    UserError for a file that is no study.
+    """
     if args.study:
         return compared(read_json(args.study, "tables of run.py ablate"), 100, args.study)
     if Path(args.model).resolve() == shipped.FOLDER.resolve():
@@ -82,7 +85,7 @@ def study(args):
 
 
 def compared(data, points, path):
-    """What claims need of a study, whose differences are in a unit of so many points."""
+    """What claims need of a study. points: what its numbers are multiplied with to be in points."""
     if fault(dict, data) or not {"comparisons", "questions"} <= data.keys():
         raise UserError(f"{path} is no tables.json of run.py ablate")
     rows = []
@@ -95,7 +98,7 @@ def compared(data, points, path):
 
 
 def interval_of(training):
-    """Of another training of the same rows: its interval, alone or with its difference."""
+    """The interval of a training: given as it is, or in a dict with the difference."""
     return training["interval"] if isinstance(training, dict) else training
 
 
@@ -108,7 +111,7 @@ def chosen(names):
 
 
 def report(findings, questions, args):
-    """Print the claims and their verdicts; write them, and the page, if there is a folder."""
+    """Print the claims and their verdicts; write both, and the page, if there is a folder."""
     print("\n".join(lines(findings, questions, args.model)))
     if args.out:
         output.save_json(Path(args.out) / "claims.json", facts(findings))

@@ -15,7 +15,7 @@ def entry(model, items):
 
 
 def contestants(prompt, claims):
-    """[Contestant] of all claims, each once, no pruning first."""
+    """[Contestant] of all claims, each once; the first is no pruning."""
     sides = [side for claim in claims for side in claim.test.sides(prompt)]
     by_label = {side.label: side for side in sides if side.method != "none"}
     return [Contestant("none"), *(contestant(prompt, side) for side in by_label.values())]
@@ -32,9 +32,9 @@ def contestant(prompt, side):
 
 
 def rows(prompt, items, claims, template, log, rank=0, size=1):
-    """The rows of every method that the claims compare, and the Contestants. log(recipe) opens an earlier run's rows.
+    """The answers of every method that the claims compare, a row each, and the Contestants.
 
-    `size` processes divide the questions.
+    log(recipe) opens the rows of an earlier run. `size` processes divide the questions.
     """
     entered = contestants(prompt, claims)
     contest = Contest(prompt.model, items, entered, template)
@@ -42,6 +42,6 @@ def rows(prompt, items, claims, template, log, rank=0, size=1):
 
 
 def answers(prompt, items, entered, rows, **others):
-    """The Answers that the rows hold."""
-    own, why_not = answered(items, entered, rows)
-    return Answers(prompt, items, own, why_not, **others)
+    """The Answers that the rows hold. others: further fields of Answers."""
+    by_label, why_not = answered(items, entered, rows)
+    return Answers(prompt, items, by_label, why_not, **others)

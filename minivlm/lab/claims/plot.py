@@ -6,7 +6,7 @@ from minivlm.lab.claims.claim import DIFFERS, FAILS, HOLDS, OPEN
 from minivlm.lab.draw.sheet import BLACK, GREY, LARGE, MARGIN, SMALL, font, stack, words
 
 WIDTH = 1240                           # pixels of the page
-TEXT = 620                             # of them for the claim
+TEXT = 620                             # of these for the claim
 ROW = 22                               # from one interval to the next
 MARK = {HOLDS: ((0, 114, 178), "filled"), FAILS: ((213, 94, 0), "cross"), OPEN: ((130, 130, 130), "hollow"),
         DIFFERS: ((0, 158, 115), "filled")}

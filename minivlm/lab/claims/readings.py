@@ -1,7 +1,8 @@
 """Weigh the readings of papers: how many tokens each changes, and how many answers.
 
-Where a paper is silent or its code differs, pruning/readings has the other choice under a name. Each is compared with
-its method at the same budget, on the same questions. DIR keeps every answer, so that the same command continues.
+If a paper leaves something open, or its code differs, pruning/readings has the other choice under a name. Each is
+compared with its method at the same budget, on the same questions. With --out every answer is kept, so that the same
+command continues.
 
 examples:
   python run.py readings --out READINGS
@@ -33,7 +34,8 @@ LEGEND = (
 def add_arguments(parser):
     """The methods, the budgets, the questions, the output, the model."""
     parser.add_argument("methods", nargs="?", metavar="A,B,..", help="whose readings (default: of all methods)")
-    parser.add_argument("--keep", default="0.1", help="visual tokens left, of methods that have a budget (default: 0.1)")
+    parser.add_argument("--keep", default="0.1",
+                        help="visual tokens left, of methods that have a budget (default: 0.1)")
     parser.add_argument("--data", metavar="DIR",
                         help="a folder of questions, as `scenes` writes it (default: those of the drawn world)")
     parser.add_argument("--count", type=within(Number), metavar="N",
@@ -68,7 +70,7 @@ def main(args):
 
 
 def weighed(names, keeps):
-    """[Claim] for each reading of these methods: nothing is claimed, so the question is whether it differs."""
+    """[Claim], one for each reading of these methods. Nothing is claimed: the question is whether answers differ."""
     chosen = words("methods", names) if names else list(METHODS)
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
@@ -78,7 +80,7 @@ def weighed(names, keeps):
 
 
 def facts(claim, answers):
-    """The rows of one reading, one per budget, as plain data; the reason if it does not run."""
+    """The rows of a reading, one per budget, as plain data; with the reason if it does not run."""
     rows = []
     for budget, reading, method in claim.test.pairs(answers.prompt):
         row = dict(reading=reading.label, method=method.label, budget=budget)
@@ -94,7 +96,7 @@ def facts(claim, answers):
 
 
 def changed(answers, reading, method):
-    """Of the tokens that either keeps, the share that only one does, on average over questions and draws."""
+    """Of the tokens that one of the two keeps, the share that the other drops, on average over questions and draws."""
     shares = []
     for own, other in zip(answers.rows[reading], answers.rows[method]):
         shares += [1 - jaccard(int(a, 16), int(b, 16)) for a, b in zip(own["kept"], other["kept"])]
