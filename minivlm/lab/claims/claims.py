@@ -59,14 +59,14 @@ def main(args):
             return parallel.spread(args.again, count)
         template = session.template(args, model)
         prompt = contest.entry(model, items)
-        others = dict(template=template, study=study(args), places=Places())
+        shared = dict(template=template, study=study(args), places=Places())
         findings = {}
         for paper, claims in papers.items():
             path = folder and folder / f"{paper}.jsonl"
             with filled(folder) if folder else nullcontext():
                 rows, entered = contest.rows(prompt, items, claims, template, partial(Log, path), rank, size)
             if rank == 0:
-                answers = contest.answers(prompt, items, entered, rows, **others)
+                answers = contest.answers(prompt, items, entered, rows, **shared)
                 findings[paper] = [(claim, claim.test.result(answers)) for claim in claims]
     if rank == 0:
         report(findings, len(items), args)
