@@ -1,16 +1,16 @@
 """Which tokens a method keeps, in four numbers that need no answer: are they alike, near each other, the same again?
 
-    cosine      of a kept token and the most similar other, on average: 1 if each has a twin
-    distance    on the grid, in patches, from a kept token to the nearest other of its tile, on average
+    cosine      between a kept token and the most similar other one, on average: 1 if each has a twin
+    distance    on the grid, in patches, from a kept token to the nearest other one of its tile, on average
     rank        effective rank of the (k, D) matrix of kept tokens, not centred: exp(H), H the entropy of the singular
                 values divided by their sum (Roy and Vetterli, "The effective rank: a measure of effective
                 dimensionality", EUSIPCO 2007)
-    overlap     Jaccard index of what two questions about one picture keep: 1 for a method that does not read the text
+    overlap     Jaccard index of the tokens kept for two questions about one picture: 1 if the text is not read
 
-The first three read the tokens that are left after the last cut, merged ones as merged: cosine and rank their hidden
-states as they enter the decoder layer that follows it, which is layer 0 if the cut is before the decoder, and without a
-cut. States of different layers are not alike, so methods should be compared with random tokens of their own place. A
-merged token counts for overlap as the one whose place it takes.
+The first three are of the tokens that are left after the last cut, merged ones as merged. cosine and rank read their
+hidden states as they enter the next decoder layer, which is layer 0 if the cut is before the decoder, or if there is
+none. States of different layers are not alike, so compare a method with random tokens of its own place. For overlap a
+merged token is the one whose place it takes.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Watched(Trace):
     """A Trace that also holds the sequence as it enters the decoder layer after the last cut."""
 
     last: Tokens | None = None
-    was_cut: bool = True               # since that sequence entered
+    was_cut: bool = True               # since `last` entered; at first, so that layer 0 counts
 
     def reduce(self, site, layer, tokens, r):
         """Note a reduction."""
@@ -51,7 +51,7 @@ class Watched(Trace):
 
 
 def statistics(trace):
-    """{"cosine", "distance", "rank"} of what is left after the last cut, None if too few tokens are left to tell."""
+    """{"cosine", "distance", "rank"} of the tokens after the last cut; None for a number of too few tokens."""
     hidden = trace.last.hidden[trace.last.visual]                                  # (k, D)
     grid = trace.last.grid                                                         # (k, 3)
     values = (nearest_cosine(hidden), nearest_distance(grid), effective_rank(hidden))
@@ -59,12 +59,12 @@ def statistics(trace):
 
 
 def rounded(value):
-    """Without the last digits, which depend on the number of threads; None stays."""
+    """The value without its last digits, which depend on the number of threads; None stays None."""
     return None if value is None else round(value, 6)
 
 
 def nearest_cosine(hidden):
-    """Of each of k tokens (k, D) with the most similar other, on average; None of fewer than two."""
+    """The cosine of each of k tokens (k, D) to the most similar other one, on average; None for fewer than two."""
     if len(hidden) < 2:
         return None
     direction = F.normalize(hidden.double(), dim=1)
@@ -74,9 +74,9 @@ def nearest_cosine(hidden):
 
 
 def nearest_distance(grid):
-    """Of each of k places (k, 3) to the nearest other of its tile, on average; None if no two are on one tile.
+    """The distance of each of k places (k, 3) to the nearest other one of its tile, on average; None if none has one.
 
-    (0, 0), (0, 1) and (0, 5): 1, 1 and 4, so 2 on average.
+    (0, 0), (0, 1) and (0, 5) of one tile: 1, 1 and 4, so 2 on average.
     """
     on_grid = grid[grid[:, 1] >= 0].double()                                       # (m, 3)
     tile, row, column = on_grid.T
@@ -93,7 +93,7 @@ def effective_rank(hidden):
     """exp of the entropy of the normalised singular values of (k, D); None without tokens.
 
     Orthogonal rows of the same length: k. Rows that are all alike: 1. The squares of the singular values are the
-    eigenvalues of hidden @ hidden.T, which is small; those that rounding leaves in place of 0 are dropped.
+    eigenvalues of hidden @ hidden.T, which is only (k, k); those that are 0 but for rounding are dropped.
     """
     hidden = hidden.double()
     squares = torch.linalg.eigvalsh(hidden @ hidden.T)                             # (k,)
@@ -111,9 +111,9 @@ def bits(kept):
 
 
 def overlap(images, kept):
-    """Mean Jaccard index over all pairs of questions about one picture; None if no picture has two.
+    """Jaccard index, mean over all pairs of questions about one picture; None if no picture has two.
 
-    images: the picture of each question; kept: what each of its draws keeps, as `bits` says.
+    images: the picture of each question; kept: of each question, the tokens that each draw keeps, as `bits`.
     """
     of_image = {}
     for image, draws in zip(images, kept):
@@ -126,13 +126,13 @@ def overlap(images, kept):
 
 
 def jaccard(a, b):
-    """Of two sets of bits, the share of the tokens in either that are in both; 1 of two empty ones."""
+    """Of the tokens in either of two sets of bits, the share in both; 1 for two empty sets."""
     either = (a | b).bit_count()
     return (a & b).bit_count() / either if either else 1.0
 
 
 def summary(items, rows):
-    """{"cosine", "distance", "rank", "overlap"} of a contestant: means over the questions on which they are known."""
+    """{"cosine", "distance", "rank", "overlap"} of a contestant: means over the questions that have the number."""
     numbers = {}
     for name in NAMES:
         known = [row["statistics"][name] for row in rows if row["statistics"][name] is not None]
@@ -157,5 +157,5 @@ def lines(contestants):
 
 
 def cell(number, width, digits):
-    """The number so wide, blank if it is not known."""
+    """The number as text of this width; blanks for None."""
     return " " * width if number is None else f"{number:{width}.{digits}f}"
