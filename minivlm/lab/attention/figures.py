@@ -29,24 +29,28 @@ def correlation(row, other):
 
 
 def interval(values, pictures, least=-1.0, most=1.0):
-    """(low, high) of the mean of a number per question (Q,); with the picture of each question. The whole range from
-    `least` to `most` if there is a single picture."""
+    """(low, high): the interval of the mean of a number per question (Q,). pictures: the picture of each question.
+
+    With a single picture nothing is known: it is the whole range from `least` to `most`.
+    """
     number = {picture: i for i, picture in enumerate(dict.fromkeys(pictures))}
-    of_question = torch.tensor([number[picture] for picture in pictures])
+    picture_of = torch.tensor([number[picture] for picture in pictures])           # (Q,)
     count = len(number)
     if count == 1:
         return least, most
     mean = values.mean()
-    # the sum of what differs from the mean, of each picture
-    sums = values.new_zeros(count).index_add(0, of_question, values - mean)
+    # of each picture, the sum of its questions' distances from the mean
+    sums = values.new_zeros(count).index_add(0, picture_of, values - mean)         # (pictures,)
     variance = sums.square().sum() * count / (count - 1) / len(values) ** 2
     half = Z * variance.sqrt()
     return max(least, float(mean - half)), min(most, float(mean + half))
 
 
 def index_correlations(attention, pictures):
-    """[{"value", "interval", "difference", "difference_interval", "of_mean"}] of each case, the first being the usual
-    one. attention: (Q, cases, m) of one layer; pictures: of the Q questions."""
+    """[{"value", "interval", "difference", "difference_interval", "of_mean"}], one for each case, the usual one first.
+
+    attention: (Q, cases, m) of one layer; pictures: of the Q questions.
+    """
     index = torch.arange(attention.shape[-1])
     by_question = correlation(attention, index).T                                  # (cases, Q)
     of_mean = correlation(attention.mean(dim=0), index)                            # (cases,)
@@ -70,8 +74,7 @@ def is_late(correlated):
 
 
 def verdict(usual, other):
-    """What other ids do to the bias of a layer: one of AFTER, or "" if late tokens do not get more with the usual
-    ids."""
+    """What other ids do to the bias of a layer: one of AFTER, or "" if the layer has none with the usual ids."""
     if not is_late(usual):
         return ""
     turned, weakened, stays, grown = AFTER
@@ -104,7 +107,7 @@ def facts(measured, cases, contestants, items):
 
 
 def family_maps(attention, items):
-    """{family: (L, m)} the mean of its questions; first that of "all". attention: (Q, L, m)"""
+    """{family: (L, m)}: the mean map of its questions; the first, "all", is that of all. attention: (Q, L, m)"""
     maps = {"all": attention.mean(dim=0)}
     for family in sorted({item.family for item in items}):
         own = [i for i, item in enumerate(items) if item.family == family]
@@ -134,8 +137,10 @@ def layer_facts(measured, cases, items, maps):
 
 
 def of_prompt(attention, drawn):
-    """[{"layer", "correlation", "share", "by_row"}] of one prompt: attention (L, n) of all image tokens and of those of
-    the tile that shows the whole picture, (L, m)."""
+    """[{"layer", "correlation", "share", "by_row"}], one for each layer, of one prompt.
+
+    attention: (L, n) of all image tokens; drawn: (L, m) of the tile that shows the whole picture.
+    """
     m = drawn.shape[-1]
     side = isqrt(m)
     layers = []
@@ -156,15 +161,17 @@ def by_row(row, side):
 
 
 def alike(maps):
-    """Mean correlation between two of these maps (m,); None for a single one."""
+    """Correlation between two of these maps (m,), mean over all pairs; None if there is no pair."""
     pairs = [float(correlation(one, other)) for one, other in combinations(maps, 2)]
     return sum(pairs) / len(pairs) if pairs else None
 
 
 def counted(kept):
-    """{"tokens", "by_row"} of the counts of each question by row of patches (Q, rows): the mean number, and the share
-    of each row; None if nothing is kept."""
-    row = kept.mean(dim=0)                                 # (rows,)
-    total = float(row.sum())
-    shares = (row / total).tolist() if total else None
+    """{"tokens", "by_row"} of kept tokens, counted for each question by row of patches (Q, rows).
+
+    tokens: the mean number; by_row: the share of each row, None if nothing is kept.
+    """
+    mean = kept.mean(dim=0)                                # (rows,)
+    total = float(mean.sum())
+    shares = (mean / total).tolist() if total else None
     return dict(tokens=total, by_row=shares)

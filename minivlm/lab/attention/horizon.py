@@ -1,12 +1,10 @@
 """Accuracy by the layer before which tokens are dropped, as figures, tables and a picture; and the information horizon.
 
 In arXiv:2512.07580 the information of a token is how much the output changes without it, and the horizon is the layer
-beyond which that vanishes. Here both are seen in right answers:
+beyond which that vanishes. Here right answers show it. Of the layers before which tokens were dropped, at a budget:
 
-    horizon    of a budget: the first layer such that before it and before every later layer that was tried the interval
-               of each method's difference to random tokens holds zero
-    needed     the first layer such that from it on random tokens lose nothing that the interval can tell, against no
-               pruning
+    horizon    the first one from which on no method differs from random tokens: all intervals hold zero
+    needed     the first one from which on random tokens lose nothing against no pruning: no interval is below zero
 
 Both say what this number of questions can tell: with more questions they can only move to later layers.
 """
@@ -32,7 +30,7 @@ LEGEND = (
 def facts(items, contestants, rows):
     """{"questions", "unpruned", "cells": [{"method", "keep", "layer", "families"}], "budgets", "why_not"}
 
-    families: of "all" questions and of each family {"accuracy", "interval", "against": {"none", "random"}, ..}.
+    families: {"all" or a family of questions: {"accuracy", "interval", "against": {"none", "random"}, ..}}.
     """
     answers, why_not = answered(items, contestants, rows)
     questions = {"all": range(len(items))}
@@ -50,7 +48,7 @@ def facts(items, contestants, rows):
 
 
 def placed(name):
-    """placed("fastv@layer=3") -> ("fastv", 3); a variant keeps its other settings in its name."""
+    """placed("fastv@layer=3") -> ("fastv", 3): the method, with other settings if it has any, and the layer."""
     method, _, layer = name.rpartition("@layer=")
     return method, int(layer)
 
@@ -59,15 +57,16 @@ def compared(answers, contestant, layer, questions):
     """The numbers on these questions, against no pruning and against random tokens before the same layer."""
     rival = f"{RANDOM}@layer={layer} {contestant.budget}"
     numbers = part(answers, contestant.label, ["none", rival], questions)
-    none, random = numbers["against"].values()
-    return dict(numbers, against=dict(none=none, random=random))
+    against = numbers["against"]
+    return dict(numbers, against=dict(none=against["none"], random=against[rival]))
 
 
 def budgets(cells):
-    """[{"keep", "better", "worse": {method: layers}, "horizon", "loses", "needed"}] of each budget.
+    """[{"keep", "better", "worse", "horizon", "loses", "needed"}], one for each budget.
 
-    better, worse: where the interval of the difference to random tokens excludes zero. loses: where random tokens
-    answer less than no pruning. horizon, needed: a layer, or None if it lies beyond those that were tried.
+    better, worse: {method: the layers before which the interval of its difference to random tokens excludes zero}.
+    loses: the layers before which random tokens answer less than no pruning. horizon, needed: a layer, or None if it
+    lies beyond those that were tried.
     """
     rows = []
     for keep in dict.fromkeys(cell["keep"] for cell in cells):
@@ -132,7 +131,7 @@ def lines(result):
 
 
 def points(cell, other, family):
-    """"  -12.5*": a difference in points, marked if its interval excludes zero."""
+    """A difference in points, with a star if its interval excludes zero: -12.5*"""
     difference = 100 * cell["families"][family]["against"][other]["difference"]
     mark = "*" if sign(cell, other, family) else " "
     return f"{difference:+7.1f}{mark}"
@@ -158,7 +157,7 @@ def sentences(budget, questions):
 
 
 def numbers(layers):
-    """numbers([2, 3]) -> "layers 2, 3\""""
+    """The numbers of some layers as text: layers 2, 3; or: no layer"""
     if not layers:
         return "no layer"
     noun = "layer" if len(layers) == 1 else "layers"
@@ -168,8 +167,8 @@ def numbers(layers):
 # --- picture ----------------------------------------------------------------------------------------------------------
 
 def page(result):
-    """Two charts: accuracy of all questions by layer, for each method and budget, with the horizons; and that of each
-    family for the first method at the last budget."""
+    """Two charts of accuracy by layer: of all questions, for each method and budget, with the horizons; and of each
+    family, for the first method at the last budget."""
     charts = [overall(result), by_family(result)]
     return stack([chart.page for chart in charts])
 
@@ -227,22 +226,24 @@ def draw_horizons(chart, budgets, color_of):
 
 
 def by_family(result):
-    """A line per family of questions."""
-    *_, budget = result["budgets"]
-    methods = [*budget["better"], RANDOM]
-    own = [cell for cell in result["cells"] if cell["keep"] == budget["keep"] and cell["method"] == methods[0]]
-    families = [family for family in own[0]["families"] if family != "all"]
-    chart = axes(f"{methods[0]} {budget['keep']}, by family of questions", own, families, len(families))
+    """A line per family of questions, of the first method (random tokens if there is none) at the last budget."""
+    budget = result["budgets"][-1]
+    keep = budget["keep"]
+    method = next(iter(budget["better"]), RANDOM)
+    cells = [cell for cell in result["cells"] if cell["keep"] == keep and cell["method"] == method]
+    families = [family for family in cells[0]["families"] if family != "all"]
+    chart = axes(f"{method} {keep}, by family of questions", cells, families, len(families))
     for i, family in enumerate(families):
-        turn, color = divmod(i, len(COLORS))
+        color = COLORS[i % len(COLORS)]
+        hollow = i >= len(COLORS)                          # the same colours again
         aside = ASIDE * (i - len(families) / 2)
-        curve(chart, own, family, COLORS[color], turn > 0, aside)
-        chart.legend(i, family, COLORS[color], turn > 0)
+        curve(chart, cells, family, color, hollow, aside)
+        chart.legend(i, family, color, hollow)
     return chart
 
 
 def axes(title, cells, families, entries):
-    """A chart of these cells: layers across, per cent up from the lowest interval."""
+    """A chart of these cells: layers from left to right, % right from below the lowest interval to 100."""
     layers = sorted({cell["layer"] for cell in cells})
     lowest = min(ends(cell["families"][family])[0] for cell in cells for family in families)
     first = 10 * floor(lowest / 10)
@@ -251,7 +252,7 @@ def axes(title, cells, families, entries):
 
 
 def ends(numbers):
-    """Its interval in per cent."""
+    """The interval of an accuracy, in %."""
     return [100 * end for end in numbers["interval"]]
 
 

@@ -1,4 +1,4 @@
-"""Attention as pictures: maps on the grid of patches, a panel per layer, and on a photograph; bars of kept tokens."""
+"""Attention as pictures: maps on the grid of patches, or on a photograph, a panel per layer; bars of kept tokens."""
 
 import torch
 from PIL import Image, ImageDraw
@@ -35,7 +35,7 @@ def row_of_maps(name, maps, side, texts):
 
 
 def page(result, layers):
-    """The sheet of many questions: families, position ids, kept tokens."""
+    """The sheet of many questions: a row of maps for each family, and for other position ids; bars of kept tokens."""
     texts = [f"layer {l}" for l in layers]
     named = dict(result["maps"])
     for label, maps in result["cases"].items():

@@ -24,7 +24,7 @@ SECONDS = 30                           # between two states of a run
 
 @dataclass
 class Measured:
-    """What is known so far: a row per question."""
+    """What is measured so far: a row per question."""
 
     attention: torch.Tensor            # (Q, cases, L, m)  of the m tokens of the tile that shows the whole picture
     image: torch.Tensor                # (Q, cases, L)     of all image tokens together
@@ -53,14 +53,14 @@ class Study:
     """A model and its questions, under cases of position ids; the methods whose tokens are counted."""
 
     contest: Contest                   # model, items, contestants and template
-    cases: list
-    which: str = "last"                # the rows whose attention it is, as Tokens.rows names them
+    cases: list                        # the first is the usual one
+    which: str = "last"                # the rows whose attention is measured, as Tokens.rows names them
     path: Path | None = None           # of the state; None: nothing is kept
-    recipe: dict = field(default_factory=dict)
+    recipe: dict = field(default_factory=dict)         # what decides the result; a state of another one is refused
 
     @torch.no_grad()
     def run(self):
-        """The Measured of all questions. It goes on with the state that is there, and leaves one if interrupted."""
+        """The Measured of all questions. It continues from the state at `path`, and leaves one if interrupted."""
         measured = self.opened()
         model = self.contest.model
         tower = model.vision_tower
@@ -81,7 +81,7 @@ class Study:
         return measured
 
     def measure(self, measured, i):
-        """Fill in question i."""
+        """Fill in question i: attention, then the tokens that each method keeps."""
         item = self.contest.items[i]
         model = self.contest.model
         ids = model.tokenizer.encode(prompt([(item.question, None)], 1, self.contest.template))
@@ -92,7 +92,7 @@ class Study:
         measured.image[i] = attention.sum(dim=-1)
         measured.tokens[i] = tokens.n
         for m, contestant in enumerate(self.contest.contestants):
-            pruner, *_ = self.contest.drawn(contestant.pruner, i)                  # other random tokens each time
+            pruner, *_ = self.contest.drawn(contestant.pruner, i)                  # of a random method its first draw
             trace = kept_by(model, pruner, ids, pixels)
             places = trace.grid[trace.kept]                                        # (k, 3)
             row = places[overview(model, places, trace.grid), 1]
@@ -121,14 +121,15 @@ class Study:
             save_state(self.path, measured.tensors(), self.options() | dict(done=measured.done))
 
     def options(self):
-        """What decides the result, as JSON has it."""
+        """The recipe as it comes back from a JSON file, to be compared with that of a state."""
         return json.loads(json.dumps(dict(run=self.recipe)))
 
 
 def overview(model, grid, whole=None):
-    """Indices of the places (n, 3) on the patches of the tile that shows the whole picture, row by row.
+    """Of the places `grid` (n, 3), the indices of those on the tile that shows the whole picture, row by row.
 
-    It is the first tile of LLaVA-NeXT and the last of InternVL. whole: (N, 3), if `grid` is a part of it.
+    It is the first tile of LLaVA-NeXT and the last of InternVL. whole: the grid of all tokens (N, 3), if `grid` has
+    only the kept ones.
     """
     tile = (grid if whole is None else whole)[:, 0]
     chosen = tile.max() if isinstance(model, InternVL) else tile.min()
@@ -137,7 +138,7 @@ def overview(model, grid, whole=None):
 
 
 def kept_by(model, pruner, ids, pixels):
-    """The Trace of the prompt under a method."""
+    """The Trace of the prompt under a method, which knows the kept tokens."""
     pruner = pruner.divided(model.parts([pixels]))
     trace = Trace()
     tokens = model.embed(ids, [pixels], pruner, trace)

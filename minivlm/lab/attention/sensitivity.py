@@ -31,7 +31,7 @@ RANDOM = "random"
 
 
 def add_arguments(parser):
-    """The questions, where and how is pruned, the output, and the rest."""
+    """The questions, the methods and layers, the output, and the rest."""
     add_questions(parser, COUNT)
     group = parser.add_argument_group("pruning")
     group.add_argument("--method", default="fastv", metavar="A,B,..",
@@ -74,7 +74,7 @@ def main(args):
 
 
 def report(args, result):
-    """Print the tables; draw and write them if that is asked."""
+    """Print the tables; draw them and write the numbers, if the options say so."""
     result = dict(model=str(args.model), **result)
     print("\n".join(horizon.lines(result)))
     if args.out:

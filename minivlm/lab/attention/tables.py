@@ -49,7 +49,7 @@ def numbered_rows(side):
 
 
 def with_interval(correlated):
-    """"+.28 (+.21 to +.35)\""""
+    """A correlation as text: +.28 (+.21 to +.35)"""
     low, high = correlated["interval"]
     return f"{signed(correlated['value'])} ({signed(low)} to {signed(high)})"
 
@@ -67,9 +67,9 @@ def percents(shares):
 
 def kept_lines(result, heads):
     """The tokens that each method keeps, by row of patches."""
-    width = max(map(len, result["kept"]))
-    yield f"{'kept tokens, % by row':{width}}  tokens   {heads}"
-    width = max(width, len("kept tokens, % by row"))
+    title = "kept tokens, % by row"
+    width = max(map(len, [title, *result["kept"]]))
+    yield f"{title:{width}}  tokens   {heads}"
     for label, kept in result["kept"].items():
         shares = percents(kept["by_row"]) if kept["by_row"] else "none on a patch"
         yield f"{label:{width}}  {kept['tokens']:6.1f}   {shares}"
@@ -96,7 +96,7 @@ def position_lines(result):
 
 
 def position_cell(correlated):
-    """"-.12 (-.40, -.47 to -.33) turns over\""""
+    """A case as text, with the difference to the usual ids and the verdict: -.12 (-.40, -.47 to -.33) turns over"""
     low, high = correlated["difference_interval"]
     difference = f"{signed(correlated['difference'])}, {signed(low)} to {signed(high)}"
     return f"{signed(correlated['value'])} ({difference}) {correlated['verdict']}"
@@ -129,13 +129,13 @@ def sentences(result, reader, labels):
 
 
 def ids_of(label):
-    """ids_of("reversed, model") -> "reversed\""""
+    """The ids of a case's label: of "reversed, model" they are "reversed"."""
     ids, _, _ = label.partition(",")
     return ids
 
 
 def numbers(layers):
-    """"layers 1, 2", or "no layer\""""
+    """The numbers of some layers as text: layers 1, 2; or: no layer"""
     names = [str(layer["layer"]) for layer in layers]
     if not names:
         return "no layer"
@@ -144,7 +144,7 @@ def numbers(layers):
 
 
 def grouped(layers, outcomes, outcome_of):
-    """"turns over in layer 1, stays in layers 2, 3": the layers of each outcome."""
+    """The layers of each outcome as text: turns over in layer 1, stays in layers 2, 3"""
     parts = []
     for outcome in outcomes:
         own = [layer for layer in layers if outcome_of(layer) == outcome]
@@ -154,10 +154,10 @@ def grouped(layers, outcomes, outcome_of):
 
 
 def cause(correlated, labels):
-    """Which of CAUSES rotary positions are of a late bias.
+    """Which of CAUSES rotary positions are, for the late bias of a layer.
 
-    The cause: the map turns over with the reversed ids, and the bias weakens with all others that were read. Not the
-    cause: with the reversed ids it does not even weaken.
+    They are the cause if the map turns over with the reversed ids and the bias weakens, or turns over, with all other
+    ids that were read. They are not the cause if it does not even weaken with the reversed ids.
     """
     turned, weakened, *_ = AFTER
     whole, part, none = CAUSES

@@ -8,7 +8,7 @@ arXiv:2503.08019), other ids must change where it lies. A Case says which ids, a
     equal       all image tokens have the id of the middle one
     unrotated   no rotation at all: the id 0 for image and text
 
-In the case "model" every layer reads them, so that the hidden states differ too. In the case "layer" the model runs as
+If the "model" reads them, every layer does, so that the hidden states differ too. If a "layer" does, the model runs as
 usual, and only the queries and keys whose attention is noted are rotated by the other ids, one layer at a time.
 """
 
@@ -38,13 +38,13 @@ class Case:
 
 
 def cases(names):
-    """The usual case, and the other ids of `names` in the whole model and in the layer only."""
+    """[Case]: the usual one first, then each other one of `names`, read by the model, and again by the layer only."""
     others = [ids for ids in IDS if ids in names and ids != "usual"]
     return [Case(), *(Case(ids, reader) for reader in READERS for ids in others)]
 
 
 def changed(position, visual, ids):
-    """The position ids (T,) of a prompt whose rows `visual` (n,) are one image, as a Case has them. (T,)"""
+    """The position ids (T,) of a prompt, those of its image, the rows `visual` (n,), being changed to `ids`. (T,)"""
     position = position.clone()
     own = position[visual]                                                         # (n,)
     if ids == "reversed":
@@ -69,7 +69,7 @@ class Watch(Pruner):
     laws = frozenset()
 
     def __init__(self, decoder, cases, which="last"):
-        """cases: those of one run; all but those of the reader "layer" have the same ids."""
+        """cases: those noted in one run. The model reads the ids of the first; the others are of the reader "layer"."""
         self.decoder = decoder
         self.cases = cases
         self.which = which
@@ -87,13 +87,13 @@ class Watch(Pruner):
 
     def reduce(self, tokens):
         if tokens.layer == 1:
-            self.note(tokens, tokens.before)
+            self.note(tokens, tokens.before)                                       # layer 0, which has no cut
         self.note(tokens, tokens.here)
         every = torch.arange(tokens.n, device=tokens.visual.device)
         return Reduction(every)
 
     def note(self, tokens, view):
-        """Add a layer: what each case gives the image's tokens, mean over rows and heads."""
+        """Note a layer: the attention that the image's tokens get in each case, mean over rows and heads."""
         rows = tokens.rows(self.which)
         if not len(rows):
             raise UserError("there is no text after the image whose attention could be read: put the question last")
@@ -107,8 +107,8 @@ class Watch(Pruner):
         self.noted.append(torch.stack(attention))
 
     def rerotated(self, tokens, view, rows, ids):
-        """(T,) the layer's attention of these rows if its queries and keys are rotated by other ids, mean over rows
-        and heads"""
+        """(T,) the attention of these rows, mean over rows and heads, if the layer's queries and keys are rotated by
+        other ids"""
         position = changed(tokens.position, tokens.visual, ids)
         cos, sin = self.decoder.rope(position, tokens.hidden.dtype)                # (T, Dh) each
         query = view.query(rows, rope=False)                                       # (H, R, Dh)
@@ -121,7 +121,7 @@ class Watch(Pruner):
 def attention_of(model, tokens, cases, which="last"):
     """(cases, layers, n) the attention that each visual token of a prompt gets from the rows `which`.
 
-    One run for each ids that the whole model reads; the first also gives the cases of the reader "layer".
+    The model runs once for each case whose ids it reads. The first run also gives the cases of the reader "layer".
     """
     whole = [case for case in cases if case.reader == "model"]
     by_layer = [case for case in cases if case.reader == "layer"]
