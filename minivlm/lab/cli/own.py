@@ -22,6 +22,7 @@ def from_file(words):
     if not Path(file).is_file():
         raise UserError(f"{file}: there is no such file")
     module = executed(file)
+    # what it defines, not what it imports
     own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", None) == MODULE}
     if name not in own or not callable(own[name]):
         known = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
@@ -30,7 +31,7 @@ def from_file(words):
 
 
 def executed(file):
-    """The module that the file is, after it has run. The folder of the file is searched for what it imports."""
+    """The file as a module, after it has run. It can import what lies in its own folder."""
     spec = importlib.util.spec_from_file_location(MODULE, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[MODULE] = module       # dataclasses look there for the module of a class
@@ -45,7 +46,8 @@ def executed(file):
 
 @contextmanager
 def blaming(file):
-    """What fails inside is one UserError that names the file, and its line if the error passed one."""
+    """An error raised inside becomes a UserError of one line, which names the file, and its line if the error has one.
+    """
     try:
         yield
     except (Exception, SystemExit) as error:

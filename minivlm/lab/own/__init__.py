@@ -1,4 +1,4 @@
-"""A method of one's own, in a file outside this repository.
+"""A method of your own, in a file outside this repository.
 
 Commands: `check`.
 """

@@ -1,6 +1,6 @@
-"""What a method of one's own is run on: a method's recordings (tests/goldens), and small drawn prompts.
+"""What a method of your own is run on: the recordings of a method (tests/goldens), and small drawn prompts.
 
-Of each case: the tokens, our method, and the visual tokens that are to be kept.
+A case has the tokens, this repository's method, and the visual tokens that are to be kept.
 """
 
 import json
@@ -20,16 +20,16 @@ LAYERS = 32
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt. `kept` are the visual tokens that remain, ascending; of a drawn one those of our method."""
+    """A prompt, and what is to be kept of it: by the recording, or, if it is drawn, by our method."""
 
     name: str
     tokens: Tokens
-    pruner: Pruner
-    kept: torch.Tensor                 # (k,)
+    pruner: Pruner                     # our method, with the options of the case
+    kept: torch.Tensor                 # (k,)  visual tokens, ascending
 
 
 def cases(method):
-    """[Case] of a method of the registry: recorded, then drawn ones. UserError if it needs more than a prompt."""
+    """[Case] of a method or reading: recorded ones, then drawn ones. UserError if it needs more than a prompt."""
     recorded = list(RECORDED[method]()) if method in RECORDED else []
     return recorded + [drawn(method, seed) for seed in range(DRAWN)]
 
@@ -46,7 +46,7 @@ def recording(name):
 # --- recorded ---------------------------------------------------------------------------------------------------------
 
 def fastv():
-    """Attention rows of the last token, of three released codes. Numbers of tokens, since the codes round otherwise."""
+    """Attention of the last row. keep is a number of tokens, since the three released codes round shares otherwise."""
     tensors, facts = recording("fastv_select")
     for name, case in facts["cases"].items():
         last_row = tensors[f"{name}.attn_last_row"][:, None]                       # (H, 1, T)
@@ -60,7 +60,7 @@ def fastv():
 
 
 def adaptprune():
-    """The full method, if its Gaussian is that of our default: half of the longer side wide."""
+    """The full method; cases whose Gaussian is not that of our default, half of the longer side wide, are left out."""
     tensors, facts = recording("adaptprune_select")
     for name, case in facts["cases"].items():
         H, W = case["grid"]
@@ -82,7 +82,7 @@ def adaptprune():
 
 
 def divprune():
-    """Projected features."""
+    """Projected features, without text."""
     tensors, facts = recording("divprune_select")
     for case in facts["cases"]:
         feature = tensors[f"case{case['case']}.x"]                                 # (n, D)
@@ -95,7 +95,8 @@ def divprune():
 
 
 def vispruner():
-    """Features and attention from the class token, of one tile, if float32 gives the same as float64."""
+    """Features, and attention from the class token, of one tile. Only cases in which float32 keeps what float64 does.
+    """
     tensors, facts = recording("vispruner_select")
     for case in facts["cases"]:
         if case["B"] > 1 or not case["float32_agrees"]:
@@ -125,12 +126,12 @@ def hired():
 
 
 def ascending(indices):
-    """Recorded indices as those of a Reduction."""
+    """Recorded indices in the order of a Reduction's."""
     return indices.long().sort().values
 
 
 def patches(feature, attention):
-    """Tokens of one tile without its class token: features (n, C), attention (H, n) from it."""
+    """The Tokens of a tile without its class token. feature: (n, C); attention: (H, n) from the class token."""
     view = LayerView.of(cls_attention=attention)
     before = LayerView.of(cls_attention=attention, blocks={0: view})
     n = len(feature)
@@ -144,12 +145,13 @@ RECORDED = {"fastv": fastv, "adaptprune": adaptprune, "divprune": divprune, "vis
 # --- drawn ------------------------------------------------------------------------------------------------------------
 
 def drawn(method, seed):
-    """A prompt of 4 to 36 visual tokens, always the same for a seed, with all that a method may read."""
+    """The Case of a prompt of 4 to 36 visual tokens with all that a method may read, always the same for a seed."""
     random = torch.Generator().manual_seed(seed)
     rows, columns = torch.randint(2, 7, (2,), generator=random).tolist()
     n = rows * columns
-    share = 2 + seed % 3
-    pruner = sized(method, 1 + n // share)
+    # a half, a third or a quarter of the tokens, and one more
+    k = 1 + n // (2 + seed % 3)
+    pruner = sized(method, k)
     T, visual, layer = site_of(pruner, n)
     before = view(T, n, random)
     here = view(T, n, random)
@@ -162,14 +164,14 @@ def drawn(method, seed):
 
 
 def sized(method, k):
-    """Our method with this number of tokens, or as it is if it takes no number."""
+    """Our method with this keep, or as it is by default if it has no keep."""
     kind = EVERY[method]
     takes_keep = "keep" in kind.__dataclass_fields__
     return kind(keep=k) if takes_keep else kind()
 
 
 def site_of(pruner, n):
-    """T, the visual rows and the layer: text around them in the decoder, a class token before them in the tower."""
+    """(T, rows of the n visual tokens, layer): in the tower after a class token, in the decoder between texts."""
     if pruner.site == "vision":
         return 1 + n, 1 + torch.arange(n), 23
     layer = next(iter(pruner.reduce_at(LAYERS)), 0)
@@ -177,7 +179,7 @@ def site_of(pruner, n):
 
 
 def view(T, n, random):
-    """A layer of two heads with drawn matrices."""
+    """The view of a layer of two heads, all of whose matrices are drawn."""
     def normal(*shape):
         return torch.randn(*shape, generator=random)
 

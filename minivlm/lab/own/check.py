@@ -1,10 +1,10 @@
 """Compare a function or a class of your own with one of the methods, on recordings and on drawn prompts.
 
 FILE.py is executed. NAME is a function that returns the indices of the visual tokens that it keeps; the names of its
-arguments say what it is given (see below). Or NAME is a class like those of pruning/ (a Pruner): it is built with those
-options of the method that it has, and its merges are compared, too. Recordings (tests/goldens) hold what the released
-code kept. Drawn prompts are small and always the same; there this repository's method says what is kept. The exit
-status is 1 if a case differs.
+arguments say what it is given (see below). Or NAME is a class like those of pruning/ (a Pruner): it gets the method's
+values of the options that it has, too, and its merges are compared, too. Recordings (tests/goldens) hold what the
+released code kept. Drawn prompts are small and always the same; there this repository's method says what is kept. The
+exit status is 1 if a case differs.
 
 examples:
   python run.py check mine.py:select --against fastv
@@ -55,21 +55,22 @@ def main(args):
 
 
 def row_of(case, own, is_class):
-    """One case as data: whether they agree, and the difference in words."""
+    """One case as data: whether the user's own method agrees, and the difference in words."""
     if is_class:
-        theirs = checked(built(own, case.pruner), case.tokens)
+        reduction = checked(built(own, case.pruner), case.tokens)
     else:
-        theirs = called(own, case.tokens, len(case.kept))
-    difference = kept_otherwise(theirs.keep, case)
+        reduction = called(own, case.tokens, len(case.kept))
+    difference = kept_otherwise(reduction.keep, case)
     if is_class and not difference:
-        difference = merged_otherwise(theirs, case.pruner.reduce(case.tokens))
+        difference = merged_otherwise(reduction, case.pruner.reduce(case.tokens))
     return dict(case=case.name, n=case.tokens.n, keep=len(case.kept), agrees=not difference, difference=difference)
 
 
 def built(own, pruner):
-    """The class with those options of our method that it has, too."""
+    """The class, built with our method's values of the options that both have."""
     known = {field.name for field in fields(own) if field.init}
-    return own(**{field.name: getattr(pruner, field.name) for field in fields(pruner) if field.name in known})
+    shared = [field.name for field in fields(pruner) if field.name in known]
+    return own(**{name: getattr(pruner, name) for name in shared})
 
 
 def kept_otherwise(keep, case):
@@ -90,7 +91,7 @@ def kept_otherwise(keep, case):
 
 
 def named(verb, tokens, case):
-    """["keeps 3 (row 0, column 3) .."] of the first tokens of a set; [] of none."""
+    """["keeps 3 (row 0, column 3), .."]: the verb and the first tokens of a set; [] if it is empty."""
     places = []
     for i in sorted(tokens)[:SHOWN]:
         _, row, column = case.tokens.grid[i].tolist()
@@ -101,14 +102,14 @@ def named(verb, tokens, case):
     return [f"{verb} {', '.join(places)}"] if places else []
 
 
-def merged_otherwise(theirs, ours):
-    """The first weight that differs, in words; "" if none does."""
-    if theirs.merge is None or ours.merge is None:
-        both_select = theirs.merge is ours.merge
+def merged_otherwise(reduction, expected):
+    """The first merge weight by which two Reductions differ, in words; "" if there is none."""
+    if reduction.merge is None or expected.merge is None:
+        both_select = reduction.merge is expected.merge
         return "" if both_select else "one of the two merges tokens, and the other selects them"
     # rows in the order of the tokens whose places they take
-    weights = theirs.merge.float()[theirs.keep.argsort()]                          # (k, n)
-    expected = ours.merge.float()[ours.keep.argsort()]                             # (k, n)
+    weights = reduction.merge.float()[reduction.keep.argsort()]                    # (k, n)
+    expected = expected.merge.float()[expected.keep.argsort()]                     # (k, n)
     is_far = (weights - expected).abs() > TOLERANCE
     if not is_far.any():
         return ""

@@ -1,6 +1,6 @@
-"""What a function may ask for by the names of its arguments, and what it gives back.
+"""What a function of your own is given, by the names of its arguments, and what it returns.
 
-A function has any of the arguments in INPUTS, and returns the visual tokens that it keeps, as indices 0 .. n-1:
+Its arguments are any of INPUTS. It returns the visual tokens that it keeps, as indices 0 .. n-1:
 
     def select(attention, visual, keep):
         score = attention.mean(dim=0)[visual]          # of the last row, mean over heads
@@ -21,7 +21,7 @@ class Input:
     """An argument: what it is, and how it is read."""
 
     about: str
-    read: Callable                     # tokens -> tensor
+    read: Callable | None              # tokens -> tensor; None: it is not read from the tokens
 
 
 INPUTS = {
@@ -54,7 +54,7 @@ def arguments(function):
 
 
 def read(name, tokens):
-    """The input of that name. UserError if the case does not hold it."""
+    """The input of that name. UserError if the tokens do not have it."""
     try:
         return INPUTS[name].read(tokens)
     except UserError:
@@ -63,7 +63,7 @@ def read(name, tokens):
 
 
 def called(function, tokens, keep):
-    """The Reduction that the function's indices mean. UserError if they are none."""
+    """The Reduction to the tokens whose indices the function returns. UserError if these are no indices."""
     given = {}
     for name in arguments(function):
         given[name] = keep if name == "keep" else read(name, tokens)
