@@ -1,6 +1,6 @@
 """The tables "paper against code" of the method cards (pruning/README.md), read as data.
 
-Such a table has an empty first head and a column "here": | | paper | released code | here |.
+They are the tables whose first column has no head, and which have a column "here": | | paper | released code | here |.
 """
 
 import re
@@ -19,8 +19,8 @@ PAGE = Path(pruning.__file__).parent / "README.md"
 class Erratum:
     """One row: a question on which paper, released code and this repository may differ."""
 
-    methods: tuple                     # of the card
-    topic: str
+    methods: tuple                     # those of the card
+    topic: str                         # the question, from the first column
     says: dict                         # {"paper": .., "released code": .., "here": .., "other readings": ..}
     readings: tuple                    # the other readings of these methods that it names
 
@@ -37,14 +37,20 @@ def errata(page=None):
 
 
 def cards(page):
-    """{names of a card's methods: its text}. A heading has them in code type: "### ASAP with SG-BiMask: `asap`, .."."""
-    _, *sections = re.split(r"^(?=#+ )", page, flags=re.M)
-    named = {tuple(re.findall(r"`(\w+)`", section.splitlines()[0])): section for section in sections}
-    return {names: section for names, section in named.items() if names and set(names) <= set(METHODS)}
+    """{names of a card's methods: its text}. The heading has the names in code type: "### ASAP with SG-BiMask: `asap`, ..".
+    """
+    _, *sections = re.split(r"^(?=#+ )", page, flags=re.M)     # a section begins with its heading
+    of_names = {}
+    for section in sections:
+        heading = section.splitlines()[0]
+        names = tuple(re.findall(r"`(\w+)`", heading))
+        if names and set(names) <= set(METHODS):
+            of_names[names] = section
+    return of_names
 
 
 def rows_of(card):
-    """(heads, cells) of each row of the card's tables with a column "here"."""
+    """(heads without the first, cells) of each row of the card's tables that have a column "here"."""
     for table in re.findall(r"^(?:\|.*\n)+", card, re.M):
         heads, _, *rows = [cells_of(line) for line in table.splitlines()]
         if heads[0] == "" and "here" in heads:

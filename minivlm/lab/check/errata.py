@@ -1,7 +1,7 @@
 """Say where paper and released code differ, what this repository does, and show each reading's difference.
 
-The rows are those of the method cards (pruning/README.md). Below a row that names another reading stand a few lines of
-Python, and what they print for that reading and for the method: they have just been run.
+The rows are those of the method cards (pruning/README.md). If a row names another reading, a few lines of Python follow
+it, and what they print for the reading and for the method. They are run each time.
 
 examples:
   python run.py errata
@@ -37,7 +37,7 @@ def main(args):
 
 
 def facts(row):
-    """One row as data, its reproductions run."""
+    """One row as data, with the programs that show its readings, and what these print now."""
     shown = [dict(reading=name, program=program(name), prints=printed_by(name)) for name in row.readings]
     return dict(methods=row.methods, topic=row.topic, says=row.says, shown=shown)
 

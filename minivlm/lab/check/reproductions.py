@@ -1,7 +1,7 @@
 """For each reading of a paper, a few lines of Python that show how it differs from the method of its card.
 
-An entry is (lines that set up, an expression in which EVERY[name] is the method). `program` makes a program of it, that
-prints the expression for the reading and for the method; `printed` runs that.
+An entry is (lines that set up, an expression in which EVERY[name] is the method). `program` makes a program of it that
+prints the expression for the reading and for the method. `printed` runs the program.
 """
 
 import contextlib
@@ -13,13 +13,18 @@ import torch
 from minivlm.lab.cli.options import read_from
 from pruning.base import UserError
 
+# --- what several programs share --------------------------------------------------------------------------------------
+
+# the decoder: three visual tokens and one of text after them, with typed attention
 ATTENTION = "attention = [[1., 0., 0., 0.], [.5, .5, 0., 0.], [.3, .1, .6, 0.], [.2, .1, .5, .2]]"
 VIEWED = "tokens = Tokens.start([[0.]] * 4, [0, 1, 2], before=view)"
 RANKED = (ATTENTION, "view = LayerView.of(attention=attention)", VIEWED)
+# position ids of what remains if the last of three visual tokens is kept
 THREE = "tokens = Tokens.start([[0.]] * 5, [1, 2, 3])"
 POSITIONS = "tokens.reduced(Reduction(torch.tensor([2])), EVERY[name].positions).position.tolist()"
-# each key is a number, so that s_j is 4, 3, 2 and 1 times the same; states are at the angles of a pair of numbers
+# ASAP: keys are single numbers, so that s_j is 4, 3, 2 and 1 times the same; states are vectors of two numbers
 SALIENT = "query=[[1.]] * 5, key=[[4.], [3.], [2.], [1.], [0.]]"
+# the shipped model: which tokens are kept of its sample pictures, or how many
 MODEL = "model = shipped()"
 ASKED = (MODEL, 'asked = {"00001.png": "is there a cyan square ?", "00003.png": "how many diamonds are there ?"}')
 KEPT = "[prune(model, SAMPLES / image, text, EVERY[name]()).kept.tolist() for image, text in asked.items()]"
@@ -29,7 +34,7 @@ BLUE = (MODEL, 'question = "what shape is the blue object ?"')
 TURNED = 'prune(model, SAMPLES / "00002.png", question, EVERY[name](layers=(2, 3, 4), since=1)).kept.tolist()'
 FIXED = 'len(prune(model, SAMPLES / "00003.png", question, EVERY[name](layers=(1, 3, 6))).kept)'
 SAMPLED = "EVERY[name](strides=(2, 4)).spatial_pruning_score(whole_grid(4, 4)).tolist()"
-# of a tower: row 0 is the class token. Its attention, and the attention that patches pay to one another
+# the tower: row 0 is the class token, rows 1 to 4 are patches. Its attention to them, and that of all rows
 SEEN = "cls_attention=[.4, .3, .2, .1]"
 PAID = "attention=[[.1, .1, .1, .6, .1]] * 5"
 KEYS = "key = [[0., 0.], [1., 0.], [1., .1], [0., 1.], [.1, 1.]]"
@@ -37,7 +42,7 @@ TOWER = "states = [[0.] * 4, [1., 0., 0., 0.], [0., 1., 0., 0.], [0., 0., 1., 0.
 VIEW = "view = LayerView.of({})"
 PATCHES = "tokens = Tokens.start(states, [1, 2, 3, 4], (2, 2), before=view)"
 BOTH = "tokens = Tokens.start(states, [1, 2, 3, 4], (2, 2), before=view, here=view)"
-# three tiles of four patches: the first shows the whole picture
+# HiRED: three tiles of four patches, and five of sixteen; the first shows the whole picture
 TILES = "grid = torch.cat([whole_grid(2, 2, tile) for tile in range(3)])"
 HIRED = (TILES, "first = LayerView.of(cls_attention=[.9, .1, .2, .3] + [0.] * 8)",
          "view = LayerView.of(cls_attention=[.1, .2, .3, .4] * 3, blocks={0: first})",
@@ -46,6 +51,8 @@ REGIONS = ("grid = torch.cat([whole_grid(4, 4, tile) for tile in range(5)])",
            "left = LayerView.of(cls_attention=[.125, .125, 0., 0.] * 4 + [0.] * 64)",
            "view = LayerView.of(cls_attention=torch.ones(80), blocks={0: left})",
            "tokens = Tokens.start([[0.]] * 80, list(range(80)), grid, before=view)")
+
+# --- the readings -----------------------------------------------------------------------------------------------------
 
 REPRODUCTIONS = {
     "fastv_all": (RANKED, "EVERY[name](keep=1).reduce(tokens)"),
@@ -200,7 +207,7 @@ IMPORTS = {
 
 
 def program(reading):
-    """The lines of a program that prints the same for the reading and for the method that it changes."""
+    """The lines of a program that prints the expression for the reading, then for the method that it changes."""
     setup, shown = REPRODUCTIONS[reading]
     lines = [*setup, f'for name in ("{reading}", "{read_from(reading)}"):', f"    print(name, {shown})"]
     return [*imports(lines), *lines]
@@ -218,11 +225,11 @@ def imports(lines):
 
 
 def printed(reading):
-    """What the program prints: lines. An error that ends it is the last one."""
+    """The lines that the program prints. If the method refuses its input, the last line is the UserError."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), torch.enable_grad():
         try:
             exec("\n".join(program(reading)), {})
-        except UserError as error:
+        except UserError as error:             # the reading, which comes first, has run
             print(f"{read_from(reading)} UserError: {error}")
     return out.getvalue().splitlines()
