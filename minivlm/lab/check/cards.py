@@ -37,8 +37,7 @@ def errata(page=None):
 
 
 def cards(page):
-    """{names of a card's methods: its text}. The heading has the names in code type: "### ASAP with SG-BiMask: `asap`, ..".
-    """
+    """{names of a card's methods: its text}. Its heading has them in code type: "### ASAP ..: `asap`, .."."""
     _, *sections = re.split(r"^(?=#+ )", page, flags=re.M)     # a section begins with its heading
     of_names = {}
     for section in sections:
