@@ -162,7 +162,7 @@ def by_row(row, side):
 
 def alike(maps):
     """Correlation between two of these maps (m,), mean over all pairs; None if there is no pair."""
-    pairs = [float(correlation(one, other)) for one, other in combinations(maps, 2)]
+    pairs = [float(correlation(first, second)) for first, second in combinations(maps, 2)]
     return sum(pairs) / len(pairs) if pairs else None
 
 

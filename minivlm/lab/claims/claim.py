@@ -91,7 +91,7 @@ class Pair:
 
     method: str
     control: str
-    changed: str                       # the one thing, in words
+    changed: str                       # that thing, in words
     range: tuple | None = MORE         # of the difference, in points; None: nothing is claimed
     keep: tuple = ("0.1",)
     average: tuple = ()                # in place of `keep`: shares of all tokens that enter a layer, on average
@@ -310,15 +310,15 @@ def verdict(interval, range):
 
 def sentence(measured, verdicts, whole, range):
     """The numbers, the verdict, and how many questions it would take to tell."""
-    decisive = [one for one, own in zip(measured, verdicts) if own == whole]
+    decisive = [each for each, own in zip(measured, verdicts) if own == whole]
     # the numbers: all of them, or three of those that decide
     shown = measured if len(measured) <= 3 else decisive[:3]
-    numbers = "; ".join(figures(one) for one in shown)
+    numbers = "; ".join(figures(each) for each in shown)
     if len(measured) > 3:
         numbers = f"{len(decisive)} of {len(measured)} differences {of_all(whole)}, such as {numbers}"
     if whole == OPEN:
         limits = [limit for limit in (range or (0,)) if abs(limit) < inf]
-        needed = [one.needed(limit) for one in decisive for limit in limits]
+        needed = [each.needed(limit) for each in decisive for limit in limits]
         needed = [count for count in needed if count]
         more = f" (at this size some {max(needed):,} questions would tell)" if needed else ""
         return f"{numbers}: {whole}{more}"
@@ -330,8 +330,9 @@ def of_all(verdict):
     return {HOLDS: "are as claimed", FAILS: "are not as claimed", OPEN: "cannot be told", DIFFERS: "differ"}[verdict]
 
 
-def figures(one):
+def figures(measured):
     """asap 0.1 - fastv 0.1: +2.5 points (-0.2 to +5.2)"""
-    low, high = one.interval
-    digits = 1 if one.unit == "points" else 3
-    return f"{one.what}: {one.difference:+.{digits}f} {one.unit} ({low:+.{digits}f} to {high:+.{digits}f})"
+    low, high = measured.interval
+    digits = 1 if measured.unit == "points" else 3
+    difference = f"{measured.difference:+.{digits}f} {measured.unit}"
+    return f"{measured.what}: {difference} ({low:+.{digits}f} to {high:+.{digits}f})"

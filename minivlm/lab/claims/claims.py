@@ -147,6 +147,6 @@ def facts(findings):
 
 def fact(claim, finding):
     """One claim as plain data."""
-    measured = [vars(one) for one in finding.measured]
+    measured = [vars(each) for each in finding.measured]
     return dict(where=claim.where, says=claim.says, paper=claim.figures, changed=claim.test.control_line(),
                 verdict=finding.verdict, sentence=finding.sentence, measured=measured)

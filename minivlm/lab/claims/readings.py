@@ -88,10 +88,11 @@ def facts(claim, answers):
         if reasons:
             rows.append(dict(row, why_not=reasons[0]))
             continue
-        one = answers.difference(reading.label, method.label)
+        measured = answers.difference(reading.label, method.label)
         accuracy = mean(answers.right(method.label))
         rows.append(dict(row, changed=changed(answers, reading.label, method.label), accuracy=accuracy,
-                         difference=one.difference, interval=one.interval, verdict=verdict(one.interval, None)))
+                         difference=measured.difference, interval=measured.interval,
+                         verdict=verdict(measured.interval, None)))
     return rows
 
 
