@@ -1,10 +1,11 @@
 """Show where on the image the decoder's attention lies, and whether position ids are the reason.
 
-Without a picture it asks many questions: the mean attention row of the last prompt token on the grid of patches, its
-correlation with the token's index, the rows in which the tokens lie that methods keep, and all of that again with the
-image's position ids reversed, all equal, and without rotation. If the rotary embedding makes late tokens win, the map
-turns over. With a picture and a question it draws the attention of that prompt on the picture. --demo shows the
-mechanism without a model. An interrupted run continues if the same command is given again.
+Without a picture it asks many questions, and shows the mean attention row of the last prompt token on the grid of
+patches, its correlation with the token's index, and the rows of patches in which the tokens lie that methods keep. Map
+and correlation are measured again with the image's position ids reversed, all equal, and without rotation. If the
+rotary embedding makes late tokens win, the map turns over with the reversed ids. With a picture and a question it draws
+the attention of that prompt on the picture. --demo shows the mechanism without a model. An interrupted run continues if
+the same command is given again.
 
 examples:
   python run.py attention --count 10 --out attention.png
@@ -106,8 +107,8 @@ def show_questions(args):
     output.save_json(args.json, result)
 
 
-def study_of(args, model, items, cases):
-    """The Study that the options describe; {method: why it does not run here}."""
+def study_of(args, model, items, positions):
+    """The Study that the options describe, under the Cases `positions`; {method: why it does not run here}."""
     pixels = model.processor.pixels(items[0].picture)
     entered = []
     if args.method != "none":
@@ -115,11 +116,11 @@ def study_of(args, model, items, cases):
     why_not = {contestant.label: contestant.why_not for contestant in entered if contestant.why_not}
     counted = [contestant for contestant in entered if contestant.pruner]
     contest = Contest(model, items, counted, session.template(args, model))
-    labels = [case.label for case in cases]
+    labels = [case.label for case in positions]
     recipe = contest.recipe(model=str(args.model), positions=labels, rows=args.rows, **question_options(args))
     result = args.out or args.json
     path = Path(result).with_suffix(".safetensors") if result else None
-    return Study(contest, cases, args.rows, path, recipe), why_not
+    return Study(contest, positions, args.rows, path, recipe), why_not
 
 
 # --- one prompt -------------------------------------------------------------------------------------------------------
