@@ -97,8 +97,7 @@ def facts(claim, answers):
 
 
 def changed(answers, reading, method):
-    """Of the tokens that at least one of the two keeps, the share that only one keeps: the mean over questions and draws.
-    """
+    """Of the tokens that at least one of the two keeps, the share that only one keeps, on average over the draws."""
     shares = []
     for own, other in zip(answers.rows[reading], answers.rows[method]):
         shares += [1 - jaccard(int(a, 16), int(b, 16)) for a, b in zip(own["kept"], other["kept"])]
