@@ -1,4 +1,4 @@
-"""Why rotary positions by themselves can favour late tokens: random queries and keys, without a model and without content.
+"""Why rotary positions can favour late tokens: random queries and keys, without a model and without content.
 
 All keys and the query share a common direction, as those of trained models do: any two have the cosine SIMILARITY. In
 the logits the common part is a constant without rotation. With it, coordinate pair i contributes cos(angle_i *
