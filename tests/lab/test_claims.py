@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from command import done
-from minivlm.lab.claims import claims
+from minivlm.lab.claims import claims, places
 from minivlm.lab.claims.claim import (
     DIFFERS,
     FAILS,
@@ -29,6 +29,7 @@ from minivlm.lab.claims.claim import (
 from minivlm.lab.claims.plot import page
 from minivlm.lab.lineup.lineup import entrant_of
 from minivlm.lab.lineup.variants import Variant
+from pruning.base import UserError
 
 PROMPT = SimpleNamespace(n=144, layers=8)
 ALL = [(paper, claim) for paper, rows in claims.PAPERS.items() for claim in rows]
@@ -95,7 +96,6 @@ def test_a_pair_by_hand(typed):
     families = Pair("a", "b", "all", keep=("0.5",), by_family=True).result(typed)
     assert [one.difference for one in families.measured] == [50, 0]
     assert families.measured[1].what == "a 0.5 - b 0.5, count"
-    assert typed.tokens("a 0.5") == 3
 
 
 def test_what_does_not_run_is_said(typed):
@@ -156,6 +156,54 @@ def test_the_command_goes_on_from_its_answers(capsys, tmp_path, monkeypatch):
 def test_bad_input(capsys):
     status, _, err = done(capsys, "claims", "fitprune")
     assert status == 2 and err == "run.py: no claims of 'fitprune': the papers are " + ", ".join(claims.PAPERS) + "\n"
+
+
+def drawn(families, images, **rows):
+    """Answers to questions of these families and pictures; a row of values for each label."""
+    items = [SimpleNamespace(family=family, image=image, things=range(image))
+             for family, image in zip(families, images)]
+    return Answers(PROMPT, items, {label.replace("_", " "): own for label, own in rows.items()}, {})
+
+
+def test_what_is_kept_by_hand():
+    """Distances 1 and 3 where the control has 2 and 2, in two pictures: 0 on average; a question without is passed."""
+    def distances(*values):
+        return [dict(statistics=dict(distance=value)) for value in values]
+
+    answers = drawn("abc", (0, 1, 2), a=distances(1, 3, None), b=distances(2, 2, 2))
+    one = places.statistic(answers, "distance", "patches", "a", "b")
+    assert (one.difference, one.questions) == (0, 2)
+    assert one.interval == pytest.approx((-1.96, 1.96), abs=1e-3)      # deviation sqrt 2, over sqrt 2
+    with pytest.raises(UserError, match="too few tokens are left"):
+        places.statistic(drawn("a", (0,), a=distances(None), b=distances(1)), "distance", "patches", "a", "b")
+
+
+def test_two_questions_about_one_picture_count_as_one():
+    """Equal values within each of two pictures: as wide as with one question each, not narrower by sqrt 2."""
+    once = places.average("", drawn("ab", (0, 1)), {0: 1, 1: 3}, "")
+    twice = places.average("", drawn("aabb", (0, 0, 1, 1)), {0: 1, 1: 1, 2: 3, 3: 3}, "")
+    assert once.interval == pytest.approx(twice.interval) and once.difference == twice.difference == 2
+
+
+def test_losses_by_family_by_hand():
+    """color loses both of its questions, the scene one of two: 50 points more."""
+    right = [[1, 1, 1, 1], [0, 0, 1, 0]]
+    unpruned, pruned = ([dict(right=value) for value in own] for own in right)
+    families = ("color", "color", "scene", "scene")
+    answers = drawn(families, (0, 1, 2, 3), none=unpruned, r=pruned)
+    one, = places.coarse(answers, "r")
+    assert one.what == "loss of color - scene" and one.difference == 50
+    assert one.interval == pytest.approx((50 - 98, 50 + 98), abs=1e-2)
+
+
+def test_tokens_by_layer_and_by_picture():
+    """Cut before layer 2: 4 and 2 tokens then, 1 in the last layer. The crowded half of six pictures keeps one more."""
+    visual = [[8, 8, 4, 1], [8, 8, 2, 1], [8, 8, 4, 1], [8, 8, 2, 1], [8, 8, 8, 1], [8, 8, 6, 1]]
+    answers = drawn("abcdef", range(6), atp=[dict(visual=own) for own in visual])
+    one, = places.later(answers)
+    assert one.difference == pytest.approx((3 + 1 + 3 + 1 + 0 + 5) / 6)
+    one, = places.crowded(answers)
+    assert one.unit == "tokens" and one.difference == pytest.approx((25 + 23) / 8 - (21 + 19) / 8)
 
 
 def test_a_study_is_of_its_model(capsys, tmp_path):

@@ -11,7 +11,6 @@ from math import ceil, inf
 from minivlm.lab.lineup.lineup import Budget
 from minivlm.lab.lineup.variants import Variant
 from minivlm.lab.score.accuracy import against
-from minivlm.lab.score.answers import mean
 from pruning.base import UserError
 
 HOLDS = "holds"
@@ -117,7 +116,8 @@ class Pair:
 
     def side(self, method, budget):
         """The method with that budget, if it takes one."""
-        takes_one = budget.schedule or Variant(method).takes_keep
+        is_solved_for = budget.schedule or budget.average
+        takes_one = method != "none" and (is_solved_for or Variant(method).takes_keep)
         return Side(method, budget) if takes_one else Side(method)
 
     def sides(self, prompt):
@@ -283,10 +283,6 @@ class Answers:
         where = f", {family}" if family else ""
         interval = tuple(100 * end for end in compared["interval"])
         return Measured(f"{label} - {control}{where}", 100 * compared["difference"], interval, len(right))
-
-    def tokens(self, label):
-        """Visual tokens in a layer, on average over layers and questions."""
-        return mean([mean(row["visual"]) for row in self.rows[label]])
 
 
 def judged(measured, range):

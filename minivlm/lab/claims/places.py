@@ -1,16 +1,15 @@
 """Claims about where attention lies and which tokens are kept, as differences with intervals."""
 
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 
 from minivlm.lab.attention.figures import alike as mean_correlation
-from minivlm.lab.attention.figures import facts
+from minivlm.lab.attention.figures import facts, interval
 from minivlm.lab.attention.measured import Study
 from minivlm.lab.attention.watch import cases
 from minivlm.lab.claims.claim import Measured
-from minivlm.lab.score.accuracy import Z
 from minivlm.lab.score.answers import Contest, mean
 from pruning.base import UserError
 
@@ -108,19 +107,26 @@ def near(answers):
 
 
 def statistic(answers, name, unit, method="fastv 0.1", control="random 0.1"):
-    """The Measured mean, over the questions, of what the kept tokens of the two differ by in this statistic."""
-    pairs = zip(answers.rows[method], answers.rows[control])
-    differences = [own["statistics"][name] - other["statistics"][name] for own, other in pairs]
-    return normal(f"{name} of {method} - {control}", differences, unit)
+    """The Measured mean, over the questions, of what the kept tokens of the two differ by in this statistic.
+
+    Questions after which too few tokens are left to tell are passed over; UserError if that is all of them.
+    """
+    differences = {}
+    for i, (own, other) in enumerate(zip(answers.rows[method], answers.rows[control])):
+        pair = own["statistics"][name], other["statistics"][name]
+        if None not in pair:
+            differences[i] = pair[0] - pair[1]
+    if not differences:
+        raise UserError(f"too few tokens are left to tell their {name}")
+    return average(f"{name} of {method} - {control}", answers, differences, unit)
 
 
-def normal(what, values, unit):
-    """The Measured mean of a number per question, with its normal interval."""
-    n = len(values)
-    center = mean(values)
-    variance = sum((value - center) ** 2 for value in values) / max(1, n - 1)
-    half = Z * sqrt(variance / n)
-    return Measured(what, center, (center - half, center + half), n, unit)
+def average(what, answers, values, unit):
+    """The Measured mean of {question: number}, with the interval over pictures, which may have several questions."""
+    numbers = torch.tensor(list(values.values()), dtype=torch.float64)
+    pictures = [answers.items[i].image for i in values]
+    ends = interval(numbers, pictures, -inf, inf)
+    return Measured(what, float(numbers.mean()), ends, len(numbers), unit)
 
 
 def coarse(answers, label="random@layer=1 0.1"):
@@ -129,23 +135,24 @@ def coarse(answers, label="random@layer=1 0.1"):
     if "scene" not in losses:
         raise UserError("the questions have no family that asks about the scene only")
     of_scene = losses.pop("scene")
-    return [apart(f"loss of {family} - scene", own, of_scene) for family, own in losses.items()]
+    return [apart(f"loss of {family} - scene", answers, own, of_scene) for family, own in losses.items()]
 
 
 def losses_of(answers, label, family):
-    """What each question of a family loses under the method: right unpruned minus right, in points."""
-    pairs = zip(answers.right("none", family), answers.right(label, family))
-    return [100 * (unpruned - pruned) for unpruned, pruned in pairs]
+    """{question: what it loses under the method, right unpruned minus right, in points} of a family."""
+    rows = zip(answers.items, answers.rows["none"], answers.rows[label])
+    return {i: 100 * (unpruned["right"] - pruned["right"]) for i, (item, unpruned, pruned) in enumerate(rows)
+            if item.family == family}
 
 
-def apart(what, values, others):
-    """The Measured difference, in points, of the means of two numbers over different questions."""
-    mean_of = normal("", values, "")
-    mean_of_others = normal("", others, "")
+def apart(what, answers, values, others, unit="points"):
+    """The Measured difference of the means of two {question: number} over different questions."""
+    mean_of = average("", answers, values, unit)
+    mean_of_others = average("", answers, others, unit)
     difference = mean_of.difference - mean_of_others.difference
     # the variances add up
     half = sqrt(half_width(mean_of) ** 2 + half_width(mean_of_others) ** 2)
-    return Measured(what, difference, (difference - half, difference + half), len(values))
+    return Measured(what, difference, (difference - half, difference + half), len(values), unit)
 
 
 def half_width(measured):
@@ -155,9 +162,13 @@ def half_width(measured):
 
 
 def later(answers, label="atp"):
-    """How many fewer tokens are in the last layer than in layer 1, before which the shipped model has its first cut."""
-    fewer = [row["visual"][1] - row["visual"][-1] for row in answers.rows[label]]
-    return [normal("tokens after the first cut - in the last layer", fewer, "tokens")]
+    """How many fewer tokens are in the last layer than after the first cut."""
+    fewer = {}
+    for i, row in enumerate(answers.rows[label]):
+        unpruned, *visual = row["visual"]
+        after_first_cut = next((count for count in visual if count < unpruned), unpruned)
+        fewer[i] = after_first_cut - visual[-1]
+    return [average("tokens after the first cut - in the last layer", answers, fewer, "tokens")]
 
 
 def crowded(answers, label="atp"):
@@ -167,7 +178,6 @@ def crowded(answers, label="atp"):
     if third < 2:
         raise UserError("too few questions to compare crowded pictures with others: give --count")
     tokens = [mean(row["visual"]) for row in answers.rows[label]]
-    few = [tokens[i] for i in by_things[:third]]
-    many = [tokens[i] for i in by_things[-third:]]
-    measured = apart("tokens in a layer, pictures with most things - with fewest", many, few)
-    return [Measured(measured.what, measured.difference, measured.interval, third, "tokens")]
+    few = {i: tokens[i] for i in by_things[:third]}
+    many = {i: tokens[i] for i in by_things[-third:]}
+    return [apart("tokens in a layer, pictures with most things - with fewest", answers, many, few, "tokens")]
