@@ -183,6 +183,8 @@ def test_two_questions_about_one_picture_count_as_one():
     once = places.average("", drawn("ab", (0, 1)), {0: 1, 1: 3}, "")
     twice = places.average("", drawn("aabb", (0, 0, 1, 1)), {0: 1, 1: 1, 2: 3, 3: 3}, "")
     assert once.interval == pytest.approx(twice.interval) and once.difference == twice.difference == 2
+    with pytest.raises(UserError, match="about one picture"):
+        places.average("", drawn("ab", (0, 0)), {0: 1, 1: 3}, "")
 
 
 def test_losses_by_family_by_hand():

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import run
+from minivlm.lab.claims import claims
 from pages import FRONT, LAB, PAGES, ROOT, TOY, blocks_of
 from record_picture import PICTURE, drawn
 
@@ -33,6 +34,7 @@ WORDS = {                              # a word of a command, and the smaller th
     "What is on the table?": QUESTION,
     "What is this?": QUESTION,
     "DIR": SHIPPED,
+    "QUESTIONS": f"{SHIPPED}/samples",
     "llava-hf/llava-1.5-7b-hf": SHIPPED,
     "cuda": "cpu",
     "256+64": "64+16",
@@ -49,6 +51,8 @@ EXTRA = {                              # options that make a command small: the 
     "fit": "--count 2",
     "ablate": "--rows fixed-1-2 --steps 1 --batch 2 --count 1",
     "bench": "--repeat 1 --steps 1 --text 8 --threads 1 --layers 3 --dtype float32",
+    "claims": "--count 1 --processes 1",
+    "readings": "hired --count 1 --processes 1",
     "growth": "--repeat 1 --tokens 24,48 --decode 2 --prompts 1 --layers 3 --dtype float32",
 }
 
@@ -102,7 +106,7 @@ def tiny(words):
     """The same with the shape of the tiny checkpoint, and budgets of its 16 tokens."""
     options = ("--shape", "--model", "--keep", "--average")
     dropped = {i + step for i, word in enumerate(words) if word in options for step in (0, 1)}
-    kept = [word for i, word in enumerate(words) if i not in dropped]
+    kept = [word.replace("layer=3", "layer=1") for i, word in enumerate(words) if i not in dropped]
     if "--method" in kept:
         kept += ["--keep", "4" if "all" in kept else "8,4"]
     return [*kept, "--model", MODEL]
@@ -118,6 +122,8 @@ def folder(tmp_path, monkeypatch):
     Path("instructions.json").write_text(json.dumps([dict(image=SCENE, conversations=said)] * 4))
     own, = [block for block in blocks_of(LAB) if "def select" in block]
     Path("mine.py").write_text(own)
+    few = {paper: rows[3:6] for paper, rows in claims.PAPERS.items()}
+    monkeypatch.setattr(claims, "PAPERS", few)
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n\n"))
     return tmp_path
 

@@ -5,7 +5,7 @@ interrupted run; then claims.json has every number, and claims.png is a page of 
 
 examples:
   python run.py claims --out CLAIMS
-  python run.py claims asap --model DIR --data QUESTIONS --out CLAIMS
+  python run.py claims asap --model DIR --data QUESTIONS --out OTHERS
 """
 
 from contextlib import nullcontext

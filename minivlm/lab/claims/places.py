@@ -122,9 +122,14 @@ def statistic(answers, name, unit, method="fastv 0.1", control="random 0.1"):
 
 
 def average(what, answers, values, unit):
-    """The Measured mean of {question: number}, with the interval over pictures, which may have several questions."""
+    """The Measured mean of {question: number}, with the interval over pictures, which may have several questions.
+
+    UserError if there is one picture only.
+    """
     numbers = torch.tensor(list(values.values()), dtype=torch.float64)
     pictures = [answers.items[i].image for i in values]
+    if len(set(pictures)) == 1:
+        raise UserError(f"{what or 'a family'}: all questions are about one picture, so there is no interval")
     ends = interval(numbers, pictures, -inf, inf)
     return Measured(what, float(numbers.mean()), ends, len(numbers), unit)
 
