@@ -10,7 +10,7 @@ CLAIMS = (
           "Ranking by attention without the rotary embedding answers more than with it.",
           Pair("fastv_unrotated", "fastv", "the rotary embedding of the queries and keys that rank", keep=BUDGETS)),
     Claim("FEATHER", "With evenly spaced tokens and a second stage it answers more than FastV.",
-          Pair("feather", "fastv", "the criterion, the grid, and two cuts in place of one", average=AVERAGES)),
+          Pair("feather", "fastv", "the criterion, the grid, two cuts, and so fewer tokens", keep=BUDGETS)),
     Claim("DART (Wen et al., arXiv:2502.11494)",
           "Tokens that are no duplicates answer more than important ones, those of FastV.",
           Pair("dart", "fastv", "unlike tokens are kept, and not those with most attention", keep=BUDGETS)),
