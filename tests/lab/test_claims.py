@@ -37,7 +37,7 @@ SAID = {paper: " ".join(claim.where for claim in rows) for paper, rows in claims
 # numbered figures and tables with a number or a comparison in them; the others are drawings
 PRINTED = {
     "asap": ["Figure 2", "Figure 4", "Figure 5", "Table 1", "Table 2", "Table 3", "Table 4"],
-    "adaptprune": ["Figure 2", "Figure 3", "Figure 5", "Figures 6 and 7", "Figures 8 and 9", "Table 1", "Table 2", "Table 3",
+    "adaptprune": ["Figure 1", "Figure 2", "Figure 3", "Figure 5", "Figures 6 and 7", "Figures 8 and 9", "Table 1", "Table 2", "Table 3",
                    "Table 4", "Table 5", "Tables 6 to 8"],
     "atp": ["Figure 2", "Figure 4", "Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6"],
 }
@@ -176,6 +176,16 @@ def test_what_is_kept_by_hand():
     assert one.interval == pytest.approx((-1.96, 1.96), abs=1e-3)      # deviation sqrt 2, over sqrt 2
     with pytest.raises(UserError, match="too few tokens are left"):
         places.statistic(drawn("a", (0,), a=distances(None), b=distances(1)), "distance", "patches", "a", "b")
+
+
+def test_the_place_of_kept_tokens_by_hand():
+    """Of five tokens one method keeps 3 and 4, the other 0 and 1: 3.5 against 0.5 of 4; two draws count together."""
+    none = [dict(visual=[5, 5])] * 2
+    late = [dict(kept=["18"]), dict(kept=["18"])]
+    early = [dict(kept=["3"]), dict(kept=["1", "2"])]
+    one, = places.late_kept(drawn("ab", (0, 1), none=none, a=late, b=early), "a", "b")
+    assert one.difference == pytest.approx(3 / 4) and one.interval == pytest.approx((3 / 4, 3 / 4))
+    assert places.mean_index(["0"]) is None
 
 
 def test_two_questions_about_one_picture_count_as_one():

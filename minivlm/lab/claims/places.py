@@ -121,6 +121,24 @@ def statistic(answers, name, unit, method="fastv 0.1", control="random 0.1"):
     return average(f"{name} of {method} - {control}", answers, differences, unit)
 
 
+def late_kept(answers, method="fastv 0.1", control="random 0.1"):
+    """How much later in the image a method keeps tokens than the control does: the difference of their mean places,
+    from 0 for the first token to 1 for the last."""
+    differences = {}
+    for i, unpruned in enumerate(answers.rows["none"]):
+        last = unpruned["visual"][0] - 1
+        places = [mean_index(answers.rows[label][i]["kept"]) for label in (method, control)]
+        if None not in places:
+            differences[i] = (places[0] - places[1]) / last
+    return [average(f"mean place of {method} - {control}", answers, differences, "of the image")]
+
+
+def mean_index(kept):
+    """Of all tokens that the draws of a row keep, each a number in hexadecimal whose bits are tokens; None of none."""
+    tokens = [i for draw in kept for i, bit in enumerate(reversed(f"{int(draw, 16):b}")) if bit == "1"]
+    return mean(tokens) if tokens else None
+
+
 def average(what, answers, values, unit):
     """The Measured mean of {question: number}, with the interval over pictures, which may have several questions.
 

@@ -1,5 +1,7 @@
 """What ASAP claims (Pathak and Han, arXiv:2603.14549)."""
 
+from functools import partial
+
 from minivlm.lab.claims import places
 from minivlm.lab.claims.claim import LESS, Check, Claim, Pair, Untested, at_least
 
@@ -8,6 +10,11 @@ AVERAGES = (1 / 3, 2 / 9)              # 192 and 128 of 576 tokens: the budgets 
 CLAIMS = (
     Claim("Section 3, Figure 2", "Late image tokens get more attention than early ones.",
           Check(places.late, "the place of a token; compared with no correlation")),
+    Claim("Figure 2",
+          "ASAP keeps tokens less late in the image than FastV does.",
+          Check(partial(places.late_kept, method="asap 0.1", control="fastv 0.1"),
+                "ASAP's 10 % against FastV's, before the same layer", range=LESS,
+                methods=(("asap", "0.1"), ("fastv", "0.1"))), "a picture of three cars"),
     Claim("Section 3.1", "The rotary embedding is a cause: reversed position ids take attention from late tokens.",
           Check(places.turned, "the position ids of the image, read by the whole model, or by this layer only",
                 range=LESS)),
