@@ -37,7 +37,8 @@ SAID = {paper: " ".join(claim.where for claim in rows) for paper, rows in claims
 # numbered figures and tables with a number or a comparison in them; the others are drawings
 PRINTED = {
     "asap": ["Figure 2", "Figure 4", "Figure 5", "Table 1", "Table 2", "Table 3", "Table 4"],
-    "adaptprune": ["Figure 1", "Figure 2", "Figure 3", "Figure 5", "Figures 6 and 7", "Figures 8 and 9", "Table 1", "Table 2", "Table 3",
+    "adaptprune": ["Figure 1", "Figure 2", "Figure 3", "Figure 5", "Figures 6 and 7", "Figures 8 and 9",
+                   "Table 1", "Table 2", "Table 3",
                    "Table 4", "Table 5", "Tables 6 to 8"],
     "atp": ["Figure 2", "Figure 4", "Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6"],
 }
@@ -246,7 +247,8 @@ def test_a_study_by_hand():
 
     assert found(one).sentence == "a - b: +2.0 points (+1.0 to +3.0): holds"
     assert found(more).verdict == OPEN and "a - b, other seeds: +1.0 points (+0.0 to +2.0)" in found(more).sentence
-    assert found(uneven).verdict == OPEN and found(uneven).sentence.endswith("since the first has 120% of the other's tokens")
+    assert found(uneven).verdict == OPEN
+    assert found(uneven).sentence.endswith("since the first has 120% of the other's tokens")
 
 
 def test_the_page_marks_each_verdict():

@@ -28,5 +28,6 @@ CLAIMS = (
                keep=BUDGETS)),
     Claim("TransPrune (Li et al., arXiv:2507.20630)",
           "Ranking by how much layers change a token answers as much as by attention; here, at most one point less.",
-          Pair("transprune", "fastv", "what ranks, and three cuts in place of one", range=at_least(-1), average=AVERAGES)),
+          Pair("transprune", "fastv", "what ranks, and three cuts in place of one", range=at_least(-1),
+               average=AVERAGES)),
 )
