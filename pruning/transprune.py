@@ -6,10 +6,8 @@ attention and MLP change its representation, in length and in direction, accumul
 Instruction-Guided Attention (IGA) is the attention that the text pays it. Tokens are pruned at several layers by
 TTV + IGA, each divided by its sum over the tokens.
 
-Paper and code: this file follows the released code, but for one step. The softmax over the changes of direction is over
-the visual tokens here. In the code it is over all tokens, the text too, so that a longer system prompt changes the
-choice: TransPruneReleased in readings/. The code counts the layers that it accumulates from 1, as 7 to 12; counted from
-0 they are 6 to 11.
+Paper and code: as the released code, but the softmax over the changes of direction is over the visual tokens here, not
+over all (TransPruneReleased in readings/): a longer system prompt would change the choice. The code counts layers from 1.
 """
 
 from dataclasses import dataclass
