@@ -7,7 +7,7 @@ Instruction-Guided Attention (IGA) is the attention that the text pays it. Token
 TTV + IGA, each divided by its sum over the tokens.
 
 Paper and code: as the released code, but the softmax over the changes of direction is over the visual tokens here, not
-over all (TransPruneReleased in readings/): a longer system prompt would change the choice. The code counts layers from 1.
+over all (TransPruneReleased in readings/): a longer system prompt would change the choice. It counts layers from 1.
 """
 
 from dataclasses import dataclass
