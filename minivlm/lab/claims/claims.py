@@ -25,6 +25,7 @@ from minivlm.lab.score.log import Log
 from pruning.base import UserError
 from pruning.fields import fault
 
+COUNT = 30                             # drawn questions of each family: minutes on two cores
 RESULTS = shipped.FOLDER / "results.json"
 PAPERS = {"asap": asap.CLAIMS, "adaptprune": adaptprune.CLAIMS, "atp": atp.CLAIMS, "others": others.CLAIMS}
 
@@ -35,7 +36,7 @@ def add_arguments(parser):
     parser.add_argument("--data", metavar="DIR",
                         help="a folder of questions, as `scenes` writes it (default: those of the drawn world)")
     parser.add_argument("--count", type=within(Number), metavar="N",
-                        help="questions of each family (default: 40; of a folder all)")
+                        help=f"questions of each family (default: {COUNT}; of a folder all)")
     parser.add_argument("--study", metavar="FILE",
                         help="tables.json of `ablate` on this model, for ATP's tables (default: for the shipped model, "
                              "the one that is shipped)")
@@ -49,7 +50,7 @@ def add_arguments(parser):
 def main(args):
     """Answer, compare, print, write."""
     papers = chosen(args.papers)
-    items = scenes(args.data, count=args.count)
+    items = scenes(args.data, count=args.count or (None if args.data else COUNT))
     folder = args.out and Path(args.out)
     is_kept = output.interruptible(folder, output.SAME_COMMAND)
     with is_kept, parallel.processes(args.device) as (rank, size, args.device):
