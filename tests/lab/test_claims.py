@@ -2,9 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from command import done
 from minivlm.lab.claims import claims, places
@@ -187,6 +189,18 @@ def test_the_place_of_kept_tokens_by_hand():
     one, = places.late_kept(drawn("ab", (0, 1), none=none, a=late, b=early), "a", "b")
     assert one.difference == pytest.approx(3 / 4) and one.interval == pytest.approx((3 / 4, 3 / 4))
     assert places.mean_index(["0"]) is None
+
+
+def test_the_interval_of_maps_holds_their_correlation():
+    """Noisy maps of two families with one pattern: drawn again they are noisier, but the interval is around the value."""
+    generator = torch.Generator().manual_seed(0)
+    pattern = torch.linspace(0, 1, 16)
+    attention = pattern + torch.randn(40, 1, 2, 16, generator=generator)           # (questions, cases, layers, m)
+    answers = drawn("ab" * 20, range(40))
+    known = places.Places(attention, dict(layers=[{}, {}]))
+    one, = places.same_maps(replace(answers, places=known))
+    low, high = one.interval
+    assert low < one.difference < high and high - low > 0.1
 
 
 def test_two_questions_about_one_picture_count_as_one():

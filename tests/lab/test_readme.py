@@ -11,6 +11,7 @@ from statistics import fmean
 import pytest
 
 from minivlm.lab.check.hf import TESTED
+from minivlm.lab.claims import claims
 from minivlm.lab.studies.ablation.rows import COMPARISONS, ROWS as STUDIED
 from minivlm.lab.studies.ablation.verdicts import claim_sentence, conclusion
 from pages import FRONT, PAGES, ROOT, TOY, blocks_of, check_block, table
@@ -319,3 +320,18 @@ def test_readings_that_differ_are_those_of_the_results():
         assert (line in TOY) == (not low <= 0 <= high), name
     of_32_layers = {name for name in READINGS if name.startswith("atp_fixed_ratio")}
     assert {name.removesuffix(" 0.1") for name in rows} == set(READINGS) - of_32_layers
+
+
+def test_claims_are_those_of_the_results():
+    """The counts of verdicts, and the sentences of six papers with their differences."""
+    papers = RESULTS["claims"]["papers"]
+    kinds = ("holds", "does not hold", "cannot be told", "differs", "cannot be tested here")
+    for paper, title in zip(papers, ("ASAP", "AdaptPrune", "ATP-LLaVA", "six others")):
+        verdicts = [claim["verdict"] for claim in papers[paper]]
+        counts = [str(verdicts.count(kind)) for kind in kinds]
+        assert f"| {title} | {' | '.join(counts)} |" in TOY
+        assert [claim["says"] for claim in papers[paper]] == [claim.says for claim in claims.PAPERS[paper]]
+    for claim in papers["others"]:
+        cells = [points([value, *interval]) for _, value, interval in claim["measured"]]
+        name, _, _ = claim["where"].partition(" (")
+        assert f"| {name} | {claim['says']} | {' | '.join(cells)} | {claim['verdict']} |" in TOY
