@@ -8,17 +8,20 @@ from time import perf_counter
 
 import torch
 
-SIDE = {"cpu": 2048, "cuda": 8192}     # of the matrices multiplied: 17 GFLOP, and 1.1 TFLOP, which fills a GPU
-READ = {"cpu": 2 ** 28, "cuda": 2 ** 32}           # bytes read: more than any cache holds
+SIDE = 2048                            # of the matrices that a CPU multiplies: 17 GFLOP
+READ = 2 ** 28                         # bytes that it reads: more than any cache holds
+GPU_SIDE = 8192                        # an accelerator: 1.1 TFLOP, which fills it
+GPU_READ = 2 ** 32
 ROUNDS = 3
 
 
 def limits(dtype, device):
     """{"flops_per_second", "bytes_per_second"} of this machine, the best of a few rounds."""
-    kind = torch.device(device).type
-    side = SIDE[kind]
+    is_cpu = torch.device(device).type == "cpu"
+    side = SIDE if is_cpu else GPU_SIDE
+    read = READ if is_cpu else GPU_READ
     a, b = torch.randn(2, side, side).to(device, dtype)
-    weight = torch.ones(READ[kind] // (dtype.itemsize * side), side, dtype=dtype, device=device)
+    weight = torch.ones(read // (dtype.itemsize * side), side, dtype=dtype, device=device)
     row = torch.ones(side, 1, dtype=dtype, device=device)
     product = _best(lambda: a @ b, device)
     reading = _best(lambda: weight @ row, device)
