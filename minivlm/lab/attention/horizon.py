@@ -11,6 +11,7 @@ Both say what this number of questions can tell: with more questions they can on
 
 from math import floor
 
+from minivlm.lab.attention.tables import numbers
 from minivlm.lab.cli.output import refusals
 from minivlm.lab.draw.chart import COLORS, Chart
 from minivlm.lab.draw.sheet import stack
@@ -154,14 +155,6 @@ def sentences(budget, questions):
     if budget["needed"] is not None:
         no_loss = f"from layer {budget['needed']} on {questions} questions show no loss"
     yield f"keep {keep}: random tokens lose before {numbers(budget['loses'])}; {no_loss}"
-
-
-def numbers(layers):
-    """The numbers of some layers as text: layers 2, 3; or: no layer"""
-    if not layers:
-        return "no layer"
-    noun = "layer" if len(layers) == 1 else "layers"
-    return f"{noun} {', '.join(map(str, layers))}"
 
 
 # --- picture ----------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from itertools import product
 from pathlib import Path
 
 from minivlm.lab.attention import horizon
+from minivlm.lab.attention.horizon import RANDOM
 from minivlm.lab.cli import output, parallel, session
-from minivlm.lab.cli.arguments import Number, Threads, add_model, layer_numbers, new_name, within
+from minivlm.lab.cli.arguments import Number, add_model, add_processes, layer_numbers, new_name, within
 from minivlm.lab.cli.options import root
 from minivlm.lab.lineup.lineup import lineup
 from minivlm.lab.lineup.variants import words
@@ -27,7 +28,6 @@ from pruning.base import UserError
 from pruning.fields import annotations
 
 COUNT = 20                             # drawn questions of each family
-RANDOM = "random"
 
 
 def add_arguments(parser):
@@ -43,8 +43,7 @@ def add_arguments(parser):
     group.add_argument("--draws", type=within(Number), default=1,
                        help="answers of random tokens to each question (default: 1)")
     group = parser.add_argument_group("run and output")
-    group.add_argument("--processes", type=within(Threads), metavar="N",
-                       help="on this machine (default: one per core for a small model on the CPU, else 1)")
+    add_processes(group)
     group.add_argument("--out", type=new_name, metavar="PNG",
                        help="draw accuracy against the layer; next to it .jsonl, every answer: the same command "
                             "continues from there after an interruption")

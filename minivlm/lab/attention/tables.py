@@ -114,12 +114,12 @@ def sentences(result, reader, labels):
                 lower.append(layer)
             if low > 0:
                 higher.append(layer)
-        yield f"{ids_of(label)}: index r is lower in {numbers(lower)}, higher in {numbers(higher)}."
+        yield f"{ids_of(label)}: index r is lower in {of_facts(lower)}, higher in {of_facts(higher)}."
     late = [layer for layer in layers if is_late(layer["correlation"]["usual"])]
     if not late:
         yield "With the usual ids late tokens get more in no layer: there is no bias to explain."
         return
-    yield f"With the usual ids late tokens get more in {numbers(late)}."
+    yield f"With the usual ids late tokens get more in {of_facts(late)}."
     for label in labels:
         outcomes = grouped(late, AFTER, lambda layer: layer["correlation"][label]["verdict"])
         yield f"{ids_of(label)}: this bias {outcomes}."
@@ -134,22 +134,13 @@ def ids_of(label):
     return ids
 
 
-def numbers(layers):
-    """The numbers of some layers as text: layers 1, 2; or: no layer"""
-    names = [str(layer["layer"]) for layer in layers]
-    if not names:
-        return "no layer"
-    noun = "layer" if len(names) == 1 else "layers"
-    return f"{noun} {', '.join(names)}"
-
-
 def grouped(layers, outcomes, outcome_of):
     """The layers of each outcome as text: turns over in layer 1, stays in layers 2, 3"""
     parts = []
     for outcome in outcomes:
         own = [layer for layer in layers if outcome_of(layer) == outcome]
         if own:
-            parts.append(f"{outcome} in {numbers(own)}")
+            parts.append(f"{outcome} in {of_facts(own)}")
     return ", ".join(parts)
 
 
@@ -168,3 +159,16 @@ def cause(correlated, labels):
     if verdicts["reversed"] == turned and all_weaken:
         return whole
     return part
+
+
+def of_facts(layers):
+    """The numbers of the layers whose facts these are, as text."""
+    return numbers([layer["layer"] for layer in layers])
+
+
+def numbers(layers):
+    """Numbers of layers as text: layers 1, 2; or: no layer"""
+    if not layers:
+        return "no layer"
+    noun = "layer" if len(layers) == 1 else "layers"
+    return f"{noun} {', '.join(map(str, layers))}"
