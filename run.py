@@ -22,7 +22,8 @@ COMMANDS = {                           # name: (module in minivlm.lab, the first
     "train toy": ("train.toy", "Train the shipped model anew, from nothing, on its drawn world."),
     "train atp": ("train.atp", "Train a method's module on a model and instructions: ATP, by its losses."),
     "ablate": ("studies.ablate", "Train and score ATP as each row of its paper's Tables 1 to 5 has it."),
-    "claims": ("claims.claims", "Test what papers claim, each claim by one comparison with its control, with a verdict."),
+    "claims": ("claims.claims", "Test what papers claim, each claim by one comparison with its control, with a "
+                                "verdict."),
     "readings": ("claims.readings", "Weigh the readings of papers: how many tokens each changes, and how many "
                  "answers."),
     "tables": ("studies.tables", "Recompute every FLOPs, ratio, average and storage figure of three papers."),

@@ -1,5 +1,5 @@
-"""What is done with a model and a method, in rooms: compare, check, cost, speed, score, attention, train, studies, claims.
+"""What is done with a model and a method, in rooms.
 
-All use cli, lineup and draw. Imports run one way: cli, lineup, draw, cost, check, score, attention, speed, compare,
+All use cli, lineup and draw. Imports run one way: cli, lineup, draw, cost, check, own, score, attention, speed, compare,
 train, studies, claims.
 """

@@ -21,13 +21,11 @@ from minivlm.lab.claims.claim import (
     Answers,
     Claim,
     Measured,
-    Pair,
-    Studied,
     at_least,
-    halving,
     judged,
     verdict,
 )
+from minivlm.lab.claims.comparisons import Pair, Studied, halving
 from minivlm.lab.claims.plot import page
 from minivlm.lab.lineup.lineup import entrant_of
 from minivlm.lab.lineup.variants import Variant
@@ -148,9 +146,9 @@ def test_the_command_goes_on_from_its_answers(capsys, tmp_path, monkeypatch):
     argv = ("claims", "adaptprune", "--count", 1, "--processes", 1, "--out", tmp_path / "c")
     status, first, _ = done(capsys, *argv)
     assert status == 0 and "changed   fastv against last: which tokens are kept" in first
-    answers = (tmp_path / "c" / "adaptprune.jsonl").read_bytes()
+    answers = (tmp_path / "c" / "answers.jsonl").read_bytes()
     assert done(capsys, *argv)[1] == first
-    assert (tmp_path / "c" / "adaptprune.jsonl").read_bytes() == answers
+    assert (tmp_path / "c" / "answers.jsonl").read_bytes() == answers
     facts = json.loads((tmp_path / "c" / "claims.json").read_text())["adaptprune"]
     one = facts[0]["measured"][0]
     assert one["questions"] == 8 and math.isclose(one["difference"], sum(one["interval"]) / 2 * 10 / 8, abs_tol=1e-6)
@@ -192,7 +190,7 @@ def test_the_place_of_kept_tokens_by_hand():
 
 
 def test_the_interval_of_maps_holds_their_correlation():
-    """Noisy maps of two families with one pattern: drawn again they are noisier, but the interval is around the value."""
+    """Noisy maps of two families with one pattern: drawn again they are noisier; the interval is around the value."""
     generator = torch.Generator().manual_seed(0)
     pattern = torch.linspace(0, 1, 16)
     attention = pattern + torch.randn(40, 1, 2, 16, generator=generator)           # (questions, cases, layers, m)
@@ -239,28 +237,31 @@ def test_a_study_is_of_its_model(capsys, tmp_path):
     shipped = claims.study(SimpleNamespace(model=claims.shipped.FOLDER, study=None))
     rows = {(one["row"], one["control"]) for one in shipped["comparisons"]}
     assert ("adaptive", "fixed-1-2") in rows
-    (tmp_path / "t.json").write_text("{}")
-    status, _, err = done(capsys, "claims", "atp", "--count", 1, "--processes", 1, "--study", tmp_path / "t.json")
-    assert status == 2 and "is no tables.json of run.py ablate" in err
+    path = tmp_path / "t.json"
+    for text in ("{}", "[]", '{"questions": 1, "comparisons": [{}]}', '{"questions": "x", "comparisons": []}'):
+        path.write_text(text)
+        status, _, err = done(capsys, "claims", "atp", "--count", 1, "--processes", 1, "--study", path)
+        assert status == 2 and err == f"run.py: {path} is no tables.json of run.py ablate\n", text
 
 
 def test_a_row_that_a_study_lacks():
-    found = Studied("adaptive", "frozen", "all").result(Answers(PROMPT, [], {}, {}, study={"comparisons": []}))
+    found = Studied("adaptive", "frozen").result(Answers(PROMPT, [], {}, {}, study={"comparisons": []}))
     assert found.verdict == UNTESTED and "--rows adaptive,frozen" in found.sentence
 
 
 def test_a_study_by_hand():
     """In fractions, as `ablate` writes it: 2 points; with another seed 0 to 2; with more tokens nothing can be told."""
-    one = dict(row="a", control="b", difference=.02, interval=[.01, .03], others=[], share=1)
+    one = dict(row="adaptive", control="frozen", difference=.02, interval=[.01, .03], others=[], share=1)
     more = dict(one, others=[dict(interval=[0, .02])])
     uneven = dict(one, share=1.2)
 
     def found(row):
         study = claims.compared(dict(questions=800, comparisons=[row]), 100, "t.json")
-        return Studied("a", "b", "all").result(Answers(PROMPT, [], {}, {}, study=study))
+        return Studied("adaptive", "frozen").result(Answers(PROMPT, [], {}, {}, study=study))
 
-    assert found(one).sentence == "a - b: +2.0 points (+1.0 to +3.0): holds"
-    assert found(more).verdict == OPEN and "a - b, other seeds: +1.0 points (+0.0 to +2.0)" in found(more).sentence
+    assert found(one).sentence == "adaptive - frozen: +2.0 points (+1.0 to +3.0): holds"
+    assert found(more).verdict == OPEN
+    assert "adaptive - frozen, other seeds: +1.0 points (+0.0 to +2.0)" in found(more).sentence
     assert found(uneven).verdict == OPEN
     assert found(uneven).sentence.endswith("since the first has 120% of the other's tokens")
 

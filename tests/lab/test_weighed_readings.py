@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from command import done
-from minivlm.lab.claims.claim import DIFFERS, OPEN, Answers, Claim, Pair
+from minivlm.lab.claims.claim import DIFFERS, OPEN, Answers, Claim
+from minivlm.lab.claims.comparisons import Pair
 from minivlm.lab.claims.readings import changed, facts, lines, weighed
 from minivlm.lab.score.statistics import bits
 from pruning import READINGS

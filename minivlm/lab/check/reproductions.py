@@ -229,7 +229,7 @@ def printed(reading):
     out = io.StringIO()
     with contextlib.redirect_stdout(out), torch.enable_grad():
         try:
-            exec("\n".join(program(reading)), {})
+            exec("\n".join(program(reading)), {})         # lines of this file only, never a user's text
         except UserError as error:             # the reading, which comes first, has run
             print(f"{read_from(reading)} UserError: {error}")
     return out.getvalue().splitlines()

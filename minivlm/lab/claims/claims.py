@@ -19,11 +19,10 @@ from minivlm.lab.claims.papers import adaptprune, asap, atp, others
 from minivlm.lab.claims.places import Places
 from minivlm.lab.claims.plot import page
 from minivlm.lab.cli import output, parallel, session, shipped
-from minivlm.lab.cli.arguments import Number, Threads, add_model, new_name, within
-from minivlm.lab.score.eval import scenes
+from minivlm.lab.cli.arguments import add_model, add_processes, new_name
+from minivlm.lab.score.eval import add_questions, asked
 from minivlm.lab.score.log import Log
 from pruning.base import UserError
-from pruning.fields import fault
 
 COUNT = 30                             # drawn questions of each family: minutes on two cores
 RESULTS = shipped.FOLDER / "results.json"
@@ -33,44 +32,42 @@ PAPERS = {"asap": asap.CLAIMS, "adaptprune": adaptprune.CLAIMS, "atp": atp.CLAIM
 def add_arguments(parser):
     """The papers, the questions, the output, the model."""
     parser.add_argument("papers", nargs="*", metavar="PAPER", help=f"some of {', '.join(PAPERS)} (default: all)")
-    parser.add_argument("--data", metavar="DIR",
-                        help="a folder of questions, as `scenes` writes it (default: those of the drawn world)")
-    parser.add_argument("--count", type=within(Number), metavar="N",
-                        help=f"questions of each family (default: {COUNT}; of a folder all)")
     parser.add_argument("--study", metavar="FILE",
                         help="tables.json of `ablate` on this model, for ATP's tables (default: for the shipped model, "
                              "the one that is shipped)")
     parser.add_argument("--out", type=new_name, metavar="DIR",
                         help="the folder for the answers, claims.json and claims.png (default: they are not kept)")
-    parser.add_argument("--processes", type=within(Threads), metavar="N",
-                        help="on this machine (default: one per core for a small model on the CPU, else 1)")
+    add_processes(parser)
+    add_questions(parser, COUNT)
     add_model(parser)
 
 
 def main(args):
     """Answer, compare, print, write."""
     papers = chosen(args.papers)
-    items = scenes(args.data, count=args.count or (None if args.data else COUNT))
+    items = asked(args, COUNT)
     folder = args.out and Path(args.out)
+    every = [claim for claims in papers.values() for claim in claims]
     is_kept = output.interruptible(folder, output.SAME_COMMAND)
     with is_kept, parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
+        own_study = study(args)
         count = args.processes or parallel.worthwhile(model)
         if size == 1 and count > 1:
             return parallel.spread(args.again, count)
-        template = session.template(args, model)
         prompt = contest.entry(model, items)
-        shared = dict(template=template, study=study(args), places=Places())
-        findings = {}
-        for paper, claims in papers.items():
-            path = folder and folder / f"{paper}.jsonl"
-            with filled(folder) if folder else nullcontext():
-                rows, entered = contest.rows(prompt, items, claims, template, partial(Log, path), rank, size)
-            if rank == 0:
-                answers = contest.answers(prompt, items, entered, rows, **shared)
-                findings[paper] = [(claim, claim.test.result(answers)) for claim in claims]
-    if rank == 0:
-        report(findings, len(items), args)
+        template = session.template(args, model)
+        with filled(folder) if folder else nullcontext():
+            log = partial(Log, folder and folder / "answers.jsonl")
+            rows, entered = contest.rows(prompt, items, every, template, log, rank, size)
+        if rank == 0:
+            answers = contest.answers(prompt, items, entered, rows, template=template, study=own_study, places=Places())
+            report(tested(papers, answers), len(items), args)
+
+
+def tested(papers, answers):
+    """{paper: [(Claim, Finding)]}"""
+    return {paper: [(claim, claim.test.result(answers)) for claim in claims] for paper, claims in papers.items()}
 
 
 def study(args):
@@ -87,15 +84,19 @@ def study(args):
 
 def compared(data, points, path):
     """What claims need of a study. points: what its numbers are multiplied with to be in points."""
-    if fault(dict, data) or not {"comparisons", "questions"} <= data.keys():
-        raise UserError(f"{path} is no tables.json of run.py ablate")
-    rows = []
-    for row in data["comparisons"]:
-        trainings = [row["interval"], *row["others"]]
-        intervals = [[points * end for end in interval_of(training)] for training in trainings]
-        rows.append(dict(row=row["row"], control=row["control"], share=row["share"], intervals=intervals,
-                         difference=points * row["difference"]))
-    return dict(questions=data["questions"], comparisons=rows)
+    try:
+        rows = [in_points(row, points) for row in data["comparisons"]]
+        return dict(questions=int(data["questions"]), comparisons=rows)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is no tables.json of run.py ablate") from None
+
+
+def in_points(row, points):
+    """A comparison: the rows, the difference, the intervals of all trainings, and the share of tokens."""
+    trainings = [row["interval"], *row["others"]]
+    intervals = [[points * end for end in interval_of(training)] for training in trainings]
+    return dict(row=row["row"], control=row["control"], share=float(row["share"]), intervals=intervals,
+                difference=points * row["difference"])
 
 
 def interval_of(training):

@@ -5,7 +5,7 @@ compared with its method at the same budget, on the same questions. With --out e
 command continues.
 
 examples:
-  python run.py readings --out READINGS
+  python run.py readings --out readings.json
   python run.py readings asap,atp --keep 0.25,0.1 --model DIR --data QUESTIONS
 """
 
@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from minivlm.lab.claims import contest
-from minivlm.lab.claims.claim import OPEN, Claim, Pair, verdict
+from minivlm.lab.claims.claim import OPEN, Claim, verdict
+from minivlm.lab.claims.comparisons import Pair
 from minivlm.lab.cli import output, parallel, session
-from minivlm.lab.cli.arguments import Number, Threads, add_model, new_name, within
+from minivlm.lab.cli.arguments import add_model, add_processes, new_name
 from minivlm.lab.cli.options import read_from
 from minivlm.lab.lineup.variants import words
 from minivlm.lab.score.answers import mean
-from minivlm.lab.score.eval import scenes
+from minivlm.lab.score.eval import add_questions, asked
 from minivlm.lab.score.log import Log
 from minivlm.lab.score.statistics import jaccard
 from pruning import METHODS, READINGS
@@ -36,14 +37,10 @@ def add_arguments(parser):
     parser.add_argument("methods", nargs="?", metavar="A,B,..", help="whose readings (default: of all methods)")
     parser.add_argument("--keep", default="0.1",
                         help="visual tokens left, of methods that have a budget (default: 0.1)")
-    parser.add_argument("--data", metavar="DIR",
-                        help="a folder of questions, as `scenes` writes it (default: those of the drawn world)")
-    parser.add_argument("--count", type=within(Number), metavar="N",
-                        help="questions of each family (default: 40; of a folder all)")
     parser.add_argument("--out", type=new_name, metavar="JSON",
                         help="write every number; next to it .jsonl, every answer")
-    parser.add_argument("--processes", type=within(Threads), metavar="N",
-                        help="on this machine (default: one per core for a small model on the CPU, else 1)")
+    add_processes(parser)
+    add_questions(parser)
     add_model(parser)
 
 
@@ -51,7 +48,7 @@ def main(args):
     """Answer, compare, print, write."""
     output.writable(args.out, ".json")
     claims = weighed(args.methods, words("--keep", args.keep))
-    items = scenes(args.data, count=args.count)
+    items = asked(args)
     path = args.out and Path(args.out).with_suffix(".jsonl")
     is_kept = output.interruptible(path, output.SAME_COMMAND)
     with is_kept, parallel.processes(args.device) as (rank, size, args.device):

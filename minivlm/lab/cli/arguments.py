@@ -164,6 +164,12 @@ def add_sampling(parser):
     add_length(group)
 
 
+def add_processes(parser, more=""):
+    """--processes: among how many the questions are divided. more: what the help says besides."""
+    parser.add_argument("--processes", type=within(Threads), metavar="N",
+                        help=f"on this machine (default: one per core for a small model on the CPU, else 1){more}")
+
+
 def add_length(parser, default=512):
     """The most tokens of an answer."""
     parser.add_argument("--max-new-tokens", type=within(Number), default=default, metavar="N",

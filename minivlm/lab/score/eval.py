@@ -15,7 +15,7 @@ examples:
 from pathlib import Path
 
 from minivlm.lab.cli import output, parallel, session
-from minivlm.lab.cli.arguments import Number, Seed, Threads, add_length, add_model, new_name, within
+from minivlm.lab.cli.arguments import Number, Seed, add_length, add_model, add_processes, new_name, within
 from minivlm.lab.lineup.arguments import add_lineup
 from minivlm.lab.score import accuracy, answers, statistics, unsolved
 from minivlm.lab.score.contestants import DEFAULT, KEEP, contestants
@@ -106,9 +106,7 @@ def _add_run(parser):
     group.add_argument("--statistics", action="store_true",
                        help="print as well which tokens are kept: how alike they are, how near, of what rank, and how "
                             "many of them for another question too")
-    group.add_argument("--processes", type=within(Threads), metavar="N",
-                       help="on this machine (default: one per core for a small model on the CPU, else 1); "
-                            "or start it with torchrun")
+    add_processes(group, "; or start it with torchrun")
     group.add_argument("--out", type=new_name, metavar="JSON",
                        help="write every number; next to it .png, accuracy against tokens, and .jsonl, every answer: "
                             "the same command continues from there after an interruption")

@@ -1,7 +1,8 @@
 """What AdaptPrune claims (Luan et al., arXiv:2503.08019)."""
 
 from minivlm.lab.claims import places
-from minivlm.lab.claims.claim import LESS, Check, Claim, Pair, Untested, at_least
+from minivlm.lab.claims.claim import LESS, Claim, at_least
+from minivlm.lab.claims.comparisons import Check, Pair, Untested
 
 # rows (b) and (c) of Table 4
 CORRECTED = "adaptprune@distance=False@similarity=False"

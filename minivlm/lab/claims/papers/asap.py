@@ -3,7 +3,8 @@
 from functools import partial
 
 from minivlm.lab.claims import places
-from minivlm.lab.claims.claim import LESS, Check, Claim, Pair, Untested, at_least
+from minivlm.lab.claims.claim import LESS, Claim, at_least
+from minivlm.lab.claims.comparisons import Check, Pair, Untested
 
 AVERAGES = (1 / 3, 2 / 9)              # 192 and 128 of 576 tokens: the budgets of Tables 1 and 2
 

@@ -1,6 +1,7 @@
 """What six other papers claim, as far as a world of drawn scenes can test it: a sentence or two of each."""
 
-from minivlm.lab.claims.claim import Claim, Pair, at_least
+from minivlm.lab.claims.claim import Claim, at_least
+from minivlm.lab.claims.comparisons import Pair
 
 BUDGETS = ("0.25", "0.1")
 AVERAGES = (1 / 2, 1 / 3)              # of all tokens in a layer, for methods with several cuts

@@ -105,11 +105,14 @@ def conclusion(intervals, printed, share):
     verdicts = {verdict(interval, printed) for interval in intervals}
     if len(verdicts) > 1:
         return UNKNOWN
-    low, _ = intervals[0]
+    return UNKNOWN if is_uneven(share, intervals[0]) else verdicts.pop()
+
+
+def is_uneven(share, interval):
+    """Whether the better of two rows has so many more tokens that these may be why. share: as in `conclusion`."""
+    low, _ = interval
     of_better = share if low > 0 else 1 / share
-    if of_better > 1 + UNEVEN:
-        return UNKNOWN
-    return verdicts.pop()
+    return of_better > 1 + UNEVEN
 
 
 def verdict(interval, printed):
