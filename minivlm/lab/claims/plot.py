@@ -9,9 +9,9 @@ WIDTH = 1240                           # pixels of the page
 TEXT = 620                             # of these for the claim
 ROW = 22                               # from one interval to the next
 GAP = 12                               # between two claims
-SPARE = 20                             # at the right end of the axis
+SPARE = 20                             # between the words and the axis
 RADIUS = 5                             # of the sign of a verdict
-NUMBER = 60                            # for a difference in figures
+NUMBER = 70                            # at the right end, for a difference in figures
 COLORS = {
     HOLDS: (0, 114, 178),
     FAILS: (213, 94, 0),
@@ -73,7 +73,7 @@ def block(claim, finding, limit):
 
 def axis(value, limit):
     """The pixel of a difference, between -limit on the left and limit on the right of the text."""
-    width = WIDTH - TEXT - SPARE
+    width = WIDTH - TEXT - NUMBER
     share = (value + limit) / (2 * limit)
     return TEXT + width * share
 
@@ -87,8 +87,7 @@ def draw_interval(pen, measured, verdict, limit, y):
     pen.line([left, y, right, y], color, 2)
     x = axis(measured.difference, limit)
     draw_sign(pen, verdict, x, y)
-    place = min(right + 8, WIDTH - NUMBER)
-    pen.text((place, y), f"{measured.difference:+.1f}", BLACK, font(SMALL), anchor="lm")
+    pen.text((right + 8, y), f"{measured.difference:+.1f}", BLACK, font(SMALL), anchor="lm")
 
 
 def draw_sign(pen, verdict, x, y):
