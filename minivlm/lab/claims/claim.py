@@ -84,6 +84,10 @@ class Answers:
         """The kinds of questions."""
         return sorted({item.family for item in self.items})
 
+    def reason(self, *labels):
+        """Why these methods cannot be compared: that of the first which does not run; "" if all do."""
+        return next((self.why_not[label] for label in labels if label in self.why_not), "")
+
     def right(self, label, family=None):
         """Of each question, of a family or of all: 1 if the answer is right, else 0; the share of draws if there are
         several."""

@@ -72,9 +72,9 @@ class Pair:
         left_out = {}
         families = answers.families if self.by_family else [None]
         for budget, method, control in self.pairs(answers.prompt):
-            reasons = [answers.why_not[side.label] for side in (method, control) if side.label in answers.why_not]
-            if reasons:
-                left_out[budget] = reasons[0]
+            reason = answers.reason(method.label, control.label)
+            if reason:
+                left_out[budget] = reason
                 continue
             for family in families:
                 measured.append(answers.difference(method.label, control.label, family))
@@ -122,9 +122,9 @@ class Check:
 
     def result(self, answers):
         """The Finding of these Answers."""
-        for side in self.sides(answers.prompt):
-            if side.label in answers.why_not:
-                return Finding(UNTESTED, answers.why_not[side.label])
+        reason = answers.reason(*(side.label for side in self.sides(answers.prompt)))
+        if reason:
+            return Finding(UNTESTED, reason)
         try:
             measured = self.measure(answers)
         except UserError as error:
@@ -134,8 +134,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Studied:
-    """Two rows of `run.py ablate`, trained alike, one of its COMPARISONS. Their difference is in the study's tables.json.
-    """
+    """Two rows of `run.py ablate`, one of its COMPARISONS. Their difference is in the tables.json of a study."""
 
     row: str
     control: str

@@ -64,18 +64,30 @@ def same_maps(answers):
     families = []
     for family in answers.families:
         own = [i for i, item in enumerate(answers.items) if item.family == family]
-        families.append(torch.tensor(own))
+        families.append(attention[own])                                            # (q, m)
     if len(families) < 2:
         raise UserError("there is one family of questions only")
-    # draw as many questions of each family, with replacement
     generator = torch.Generator().manual_seed(0)
     values = []
     for _ in range(RESAMPLES):
-        drawn = [own[torch.randint(len(own), (len(own),), generator=generator)] for own in families]
-        values.append(mean_correlation([attention[own].mean(dim=0) for own in drawn]))
+        drawn = [redrawn(family, generator) for family in families]
+        values.append(correlation_of_maps(drawn))
     half = Z * float(torch.tensor(values).std())
-    exact = mean_correlation([attention[own].mean(dim=0) for own in families])
+    exact = correlation_of_maps(families)
     return [correlated(answers, f"maps of two families in layer {RANKING}", exact, (exact - half, exact + half))]
+
+
+def redrawn(rows, generator):
+    """As many of the rows, drawn with replacement. (q, m) -> (q, m)"""
+    q = len(rows)
+    chosen = torch.randint(q, (q,), generator=generator)
+    return rows[chosen]
+
+
+def correlation_of_maps(families):
+    """The mean correlation between two of the families' mean maps; [(q, m)] are the questions' maps."""
+    maps = [family.mean(dim=0) for family in families]
+    return mean_correlation(maps)
 
 
 def changed_by(answers, label):

@@ -78,19 +78,25 @@ def weighed(names, keeps):
 
 def facts(claim, answers):
     """The rows of a reading, one per budget, as plain data; with the reason if it does not run."""
-    rows = []
-    for budget, reading, method in claim.test.pairs(answers.prompt):
-        row = dict(reading=reading.label, method=method.label, budget=budget)
-        reasons = [answers.why_not[side.label] for side in (reading, method) if side.label in answers.why_not]
-        if reasons:
-            rows.append(dict(row, why_not=reasons[0]))
-            continue
-        measured = answers.difference(reading.label, method.label)
-        accuracy = mean(answers.right(method.label))
-        rows.append(dict(row, changed=changed(answers, reading.label, method.label), accuracy=accuracy,
-                         difference=measured.difference, interval=measured.interval,
-                         verdict=verdict(measured.interval, None)))
-    return rows
+    return [compared(answers, budget, reading.label, method.label)
+            for budget, reading, method in claim.test.pairs(answers.prompt)]
+
+
+def compared(answers, budget, reading, method):
+    """One row: what the reading changes at that budget. reading, method: their labels among the answers."""
+    row = dict(reading=reading, method=method, budget=budget)
+    reason = answers.reason(reading, method)
+    if reason:
+        return dict(row, why_not=reason)
+    measured = answers.difference(reading, method)
+    return dict(
+        row,
+        changed=changed(answers, reading, method),
+        accuracy=mean(answers.right(method)),
+        difference=measured.difference,
+        interval=measured.interval,
+        verdict=verdict(measured.interval, None),
+    )
 
 
 def changed(answers, reading, method):
@@ -103,18 +109,23 @@ def changed(answers, reading, method):
 
 def lines(table, questions, model):
     """The table as text."""
-    yield f"{model}: {questions} questions"
-    yield ""
     width = max(len(row["reading"]) for row in table)
     other = max(len(row["method"]) for row in table)
+    yield f"{model}: {questions} questions"
+    yield ""
     yield f"{'':{width}}  {'method':{other}}  changed   right  difference"
     for row in table:
-        start = f"{row['reading']:{width}}  {row['method']:{other}}"
-        if "why_not" in row:
-            yield f"{start}  does not run here: {row['why_not']}"
-            continue
-        low, high = row["interval"]
-        yield (f"{start}  {row['changed']:7.0%}  {100 * row['accuracy']:6.1f}  {row['difference']:+5.1f} "
-               f"({low:+.1f} to {high:+.1f}) {'differs' if row['verdict'] != OPEN else ''}").rstrip()
+        yield f"{row['reading']:{width}}  {row['method']:{other}}  {cells(row)}".rstrip()
     yield ""
     yield from LEGEND
+
+
+def cells(row):
+    """The columns of a row behind its names, or why there are none."""
+    if "why_not" in row:
+        return f"does not run here: {row['why_not']}"
+    low, high = row["interval"]
+    interval = f"({low:+.1f} to {high:+.1f})"
+    differs = "" if row["verdict"] == OPEN else row["verdict"]
+    accuracy = 100 * row["accuracy"]
+    return f"{row['changed']:7.0%}  {accuracy:6.1f}  {row['difference']:+5.1f} {interval} {differs}"
