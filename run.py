@@ -11,7 +11,8 @@ from importlib import import_module
 COMMANDS = {                           # name: (module in minivlm.lab, the first line of its docstring)
     "ask": ("compare.ask", "Answer one question about pictures, or about none."),
     "chat": ("compare.chat", "Talk about pictures: one question per line."),
-    "compare": ("compare.side_by_side", "Answer one question under several methods: a table, and a sheet of pictures."),
+    "compare": ("compare.side_by_side", "Answer one question under several methods: a table, a sheet of pictures, and a "
+                                        "page for the browser."),
     "eval": ("score.eval", "Score the model on a task, unpruned and under methods."),
     "attention": ("attention.attention", "Show where on the image the decoder's attention lies, and whether position "
                                          "ids are the reason."),

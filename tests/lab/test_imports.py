@@ -7,8 +7,8 @@ import pytest
 from reading import ROOT
 
 # Each room of the lab may import those before it.
-LAB = ["cli", "lineup", "draw", "cost", "check", "own", "score", "attention", "speed", "compare", "train", "studies",
-       "claims"]
+LAB = ["cli", "lineup", "draw", "cost", "check", "own", "score", "attention", "speed", "page", "compare", "train",
+       "studies", "claims"]
 BELOW_LAB = {"pruning/", "network", "minivlm/io/", "minivlm/families/", "minivlm/toy/", "weights.py"}
 # A room, and the rooms that its files may import. A file belongs to the first room that its path begins with.
 ROOMS = {
