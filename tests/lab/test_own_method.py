@@ -148,6 +148,15 @@ def test_eval_pairs_it_with_others(capsys):
     assert "mine.py:Mine 0.1" in json.dumps(written)
 
 
+def test_answers_of_another_text_of_the_file_are_not_taken(capsys):
+    """Both have the same options: only the file says that it is another method."""
+    words = ["eval", "--method", "mine.py:score", "--keep", "0.1", "--count", "2", "--draws", "1", "--processes", "1"]
+    done(capsys, *words, "--out", "scores.json")
+    Path("mine.py").write_text(OWN.replace("attention.mean(dim=0)[visual]", "-attention.mean(dim=0)[visual]"))
+    status, _, err = done(capsys, *words, "--out", "scores.json")
+    assert status == 2 and "scores.jsonl" in err
+
+
 @pytest.mark.parametrize("name, message", [
     ("mine.py:Fails", f"mine.py:{FAILS}: rows are \"last\""),
     ("mine.py:crashes", f"mine.py:{CRASHES}: AttributeError: 'Tokens' object has no attribute 'attention'"),

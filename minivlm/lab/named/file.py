@@ -47,6 +47,13 @@ def executed(file, changed):
     return module
 
 
+def text_of(kind):
+    """The text of the user's own file that defines a class; "" for a class of this repository."""
+    if not kind.__module__.startswith(MODULE):
+        return ""
+    return Path(kind.__module__.removeprefix(MODULE)).read_text()
+
+
 @contextmanager
 def blaming(file):
     """An error raised inside becomes a UserError of one line, which names the file, and its line if the error has one.
