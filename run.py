@@ -1,43 +1,61 @@
 """minivlm on the command line: `python run.py --help` lists the commands, `python run.py ask --help` shows one.
 
-Without words it runs `compare` on a picture and a question that are shipped. A command is a module of minivlm/lab with
-`add_arguments` and `main`. It is imported only if it is the one that runs.
+Without words it runs `compare` on a picture and a question that are shipped. A command is a module of minivlm/lab or
+minivlm/course with `add_arguments` and `main`. It is imported only if it is the one that runs.
 """
 
 import sys
 from functools import partial
 from importlib import import_module
 
-COMMANDS = {                           # name: (module in minivlm.lab, the first line of its docstring)
-    "ask": ("compare.ask", "Answer one question about pictures, or about none."),
-    "chat": ("compare.chat", "Talk about pictures: one question per line."),
-    "compare": ("compare.side_by_side", "Answer one question under several methods: a table, a sheet of pictures, and a "
-                                        "page for the browser."),
-    "eval": ("score.eval", "Score the model on a task, unpruned and under methods."),
-    "attention": ("attention.attention", "Show where on the image the decoder's attention lies, and whether position "
-                                         "ids are the reason."),
-    "sensitivity": ("attention.sensitivity", "Prune before each layer in turn: which questions need image tokens up to "
-                                             "which layer."),
-    "scenes": ("score.scenes", "Draw the world of the shipped model: pictures, questions, answers, evidence."),
-    "fit": ("train.fit", "Fit a method to a model on a few questions: FitPrune's table, or VTW's layer."),
-    "train toy": ("train.toy", "Train the shipped model anew, from nothing, on its drawn world."),
-    "train atp": ("train.atp", "Train a method's module on a model and instructions: ATP, by its losses."),
-    "ablate": ("studies.ablate", "Train and score ATP as each row of its paper's Tables 1 to 5 has it."),
-    "claims": ("claims.claims", "Test what papers claim, each claim by one comparison with its control, with a "
-                                "verdict."),
-    "readings": ("claims.readings", "Weigh the readings of papers: how many tokens each changes, and how many "
-                 "answers."),
-    "tables": ("studies.tables", "Recompute every FLOPs, ratio, average and storage figure of three papers."),
-    "growth": ("studies.growth", "Measure how time and memory grow with the tokens of a prompt and of an answer."),
-    "cost": ("cost.cost", "Count what a shape costs under methods: tokens, FLOPs, cache, weights."),
-    "bench": ("speed.bench", "Measure encoding, prefill, decoding and memory, unpruned and under methods."),
-    "inspect": ("check.inspect", "Show a checkpoint: its configuration, and which stored tensor fills which module."),
-    "verify": ("check.verify", "Compare every stage of a model with what transformers computes."),
-    "check": ("own.check", "Compare a function or a class of your own with one of the methods, on recordings and on "
-                           "drawn prompts."),
-    "errata": ("check.errata", "Say where paper and released code differ, what this repository does, and show each "
-                               "reading's difference."),
-    "methods": ("check.methods", "List the methods, or describe one with its options."),
+COMMANDS = {                           # name: (module in minivlm, the first line of its docstring)
+    "ask": ("lab.compare.ask", "Answer one question about pictures, or about none."),
+    "chat": ("lab.compare.chat", "Talk about pictures: one question per line."),
+    "compare": (
+        "lab.compare.side_by_side",
+        "Answer one question under several methods: a table, a sheet of pictures, and a page for the browser.",
+    ),
+    "eval": ("lab.score.eval", "Score the model on a task, unpruned and under methods."),
+    "attention": (
+        "lab.attention.attention",
+        "Show where on the image the decoder's attention lies, and whether position ids are the reason.",
+    ),
+    "sensitivity": (
+        "lab.attention.sensitivity",
+        "Prune before each layer in turn: which questions need image tokens up to which layer.",
+    ),
+    "scenes": ("lab.score.scenes", "Draw the world of the shipped model: pictures, questions, answers, evidence."),
+    "fit": ("lab.train.fit", "Fit a method to a model on a few questions: FitPrune's table, or VTW's layer."),
+    "train toy": ("lab.train.toy", "Train the shipped model anew, from nothing, on its drawn world."),
+    "train atp": ("lab.train.atp", "Train a method's module on a model and instructions: ATP, by its losses."),
+    "ablate": ("lab.studies.ablate", "Train and score ATP as each row of its paper's Tables 1 to 5 has it."),
+    "claims": (
+        "lab.claims.claims",
+        "Test what papers claim, each claim by one comparison with its control, with a verdict.",
+    ),
+    "readings": (
+        "lab.claims.readings",
+        "Weigh the readings of papers: how many tokens each changes, and how many answers.",
+    ),
+    "tables": ("lab.studies.tables", "Recompute every FLOPs, ratio, average and storage figure of three papers."),
+    "growth": ("lab.studies.growth", "Measure how time and memory grow with the tokens of a prompt and of an answer."),
+    "cost": ("lab.cost.cost", "Count what a shape costs under methods: tokens, FLOPs, cache, weights."),
+    "bench": ("lab.speed.bench", "Measure encoding, prefill, decoding and memory, unpruned and under methods."),
+    "inspect": (
+        "lab.check.inspect",
+        "Show a checkpoint: its configuration, and which stored tensor fills which module.",
+    ),
+    "verify": ("lab.check.verify", "Compare every stage of a model with what transformers computes."),
+    "check": (
+        "lab.own.check",
+        "Compare a function or a class of your own with one of the methods, on recordings and on drawn prompts.",
+    ),
+    "errata": (
+        "lab.check.errata",
+        "Say where paper and released code differ, what this repository does, and show each reading's difference.",
+    ),
+    "methods": ("lab.check.methods", "List the methods, or describe one with its options."),
+    "new": ("course.new", "Write a method of your own: a file to start from, which runs."),
 }
 EXAMPLES = """examples:
   python run.py                              every method on a picture and question that are shipped
@@ -86,7 +104,7 @@ def parsed(argv):
     """The module of a command, and its arguments. UserError if the words mean none."""
     from minivlm.lab.cli.arguments import OneLine, command_of
     name, words = command_of(argv, COMMANDS)
-    command = import_module(f"minivlm.lab.{COMMANDS[name][0]}")
+    command = import_module(f"minivlm.{COMMANDS[name][0]}")
     parser = OneLine(f"run.py {name}", description=command.__doc__)
     command.add_arguments(parser)
     return command, parser.parse_args(words)

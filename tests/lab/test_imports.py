@@ -7,8 +7,8 @@ import pytest
 from reading import ROOT
 
 # Each room of the lab may import those before it.
-LAB = ["cli", "lineup", "draw", "cost", "check", "own", "score", "attention", "speed", "page", "compare", "train",
-       "studies", "claims"]
+LAB = ["named", "cli", "lineup", "draw", "cost", "check", "score", "attention", "speed", "page", "compare", "own",
+       "train", "studies", "claims"]
 BELOW_LAB = {"pruning/", "network", "minivlm/io/", "minivlm/families/", "minivlm/toy/", "weights.py"}
 # A room, and the rooms that its files may import. A file belongs to the first room that its path begins with.
 ROOMS = {
@@ -23,6 +23,7 @@ ROOMS = {
         for height, room in enumerate(LAB)
     },
     "minivlm/lab/": set(),
+    "minivlm/course/": BELOW_LAB | {f"minivlm/lab/{room}/" for room in LAB},
     "minivlm/": {"pruning/"},  # the network: what lies in minivlm itself, and parts/
     "weights.py": {"pruning/", "network", "minivlm/io/", "minivlm/families/"},
     "run.py": {"minivlm/lab/cli/"},  # a command's module is imported by its name in the table

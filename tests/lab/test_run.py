@@ -32,7 +32,7 @@ ASK = ["ask", PICTURE, "What is shown?", "--model", MODEL, "--max-new-tokens", "
 def test_a_command_is_a_module(capsys, name):
     """It has add_arguments and main, each with a docstring. Its docstring begins with its line in the list."""
     module, line = run.COMMANDS[name]
-    command = importlib.import_module(f"minivlm.lab.{module}")
+    command = importlib.import_module(f"minivlm.{module}")
     assert command.__doc__.splitlines()[0] == line
     assert f"python run.py {name}" in command.__doc__
     assert command.add_arguments.__doc__ and command.main.__doc__
@@ -40,8 +40,10 @@ def test_a_command_is_a_module(capsys, name):
     assert status == 0 and out.startswith(f"usage: run.py {name} ") and command.__doc__.strip() in out
 
 
-def test_every_room_of_the_lab_has_at_most_ten_files():
-    for room in (ROOT / "minivlm" / "lab").iterdir():
+def test_every_room_of_lab_and_course_has_at_most_ten_files():
+    rooms = [path for place in ("lab", "course") for path in (ROOT / "minivlm" / place).rglob("*") if path.is_dir()]
+    assert len(rooms) > 15
+    for room in rooms:
         files = [path for path in room.glob("*") if path.is_file()]
         assert len(files) <= 10, room
 
@@ -63,8 +65,8 @@ def test_what_is_imported():
     code = ("import sys, minivlm; assert 'torch' not in sys.modules; from minivlm import trace; assert trace.Trace; "
             "import run; assert run.main(['methods', 'fastv']) == 0; print(*sys.modules)")
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    others = [module for module, _ in run.COMMANDS.values() if module != "check.methods"]
-    assert not {f"minivlm.lab.{module}" for module in others} & set(modules.split())
+    others = [module for module, _ in run.COMMANDS.values() if module != "lab.check.methods"]
+    assert not {f"minivlm.{module}" for module in others} & set(modules.split())
 
 
 def test_ask_prints_answer_layers_and_bytes(capsys):

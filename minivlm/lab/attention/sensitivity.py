@@ -19,11 +19,11 @@ from minivlm.lab.cli.arguments import Number, add_model, add_processes, layer_nu
 from minivlm.lab.cli.options import root
 from minivlm.lab.lineup.lineup import lineup
 from minivlm.lab.lineup.variants import words
+from minivlm.lab.named.kind import kind_of
 from minivlm.lab.score.answers import Contest
 from minivlm.lab.score.contestants import Contestant, Entry
 from minivlm.lab.score.eval import add_questions, asked, question_options
 from minivlm.lab.score.log import Log
-from pruning import EVERY
 from pruning.base import UserError
 from pruning.fields import annotations
 
@@ -105,5 +105,5 @@ def contestants(model, item, args):
 def check_layer(name):
     """UserError for a method that does not act before one layer of the decoder."""
     method = root(name)
-    if method in EVERY and not {"layer", "keep"} <= annotations(EVERY[method]).keys():
+    if "+" in method or not {"layer", "keep"} <= annotations(kind_of(method)).keys():
         raise UserError(f"--method {method}: it has no layer and keep; name methods that have both, such as fastv")

@@ -14,15 +14,17 @@ import sys
 from minivlm.lab.cli.arguments import add_json
 from minivlm.lab.cli.options import read_from, substitute
 from minivlm.lab.cli.output import printed
-from pruning import EVERY, METHODS, READINGS
-from pruning.base import UserError
+from minivlm.lab.named.file import MODULE
+from minivlm.lab.named.kind import kind_of
+from pruning import METHODS, READINGS
 from pruning.fields import option_texts
 from pruning.laws import LAWS, PER, PRECONDITIONS
 
 
 def add_arguments(parser):
     """Which methods."""
-    parser.add_argument("name", nargs="?", metavar="METHOD", help="describe this method, or reading, with its options")
+    parser.add_argument("name", nargs="?", metavar="METHOD",
+                        help="describe this method, reading, or one of your own, FILE.py:NAME, with its options")
     parser.add_argument("--readings", action="store_true",
                         help="list other readings of the papers, each a method with a name of its own")
     add_json(parser)
@@ -40,16 +42,13 @@ def main(args):
 
 def facts(name):
     """One method, or reading, as data. Raises UserError, with the known ones, for a name that is none of them."""
-    if name not in EVERY:
-        raise UserError(f"method {name!r} is not known: use one of {', '.join(METHODS)}, "
-                        "or a reading (run.py methods --readings)")
-    method = EVERY[name]
+    method = kind_of(name)
     default = method()
     reads = read_from(name) or None
     paper = METHODS[reads] if reads else method
-    file = method.__module__.replace(".", "/") + ".py"
-    what = " ".join(method.__doc__.split())
-    source = _source(sys.modules[paper.__module__].__doc__ or paper.__doc__)
+    file = file_of(method)
+    what = " ".join((method.__doc__ or "no docstring").split())
+    source = _source(sys.modules[paper.__module__].__doc__ or paper.__doc__ or "no source")
     needs = sorted(default.preconditions)
     laws = sorted(default.laws)
     options = [dict(name=option, default=getattr(default, option), about=about)
@@ -57,6 +56,13 @@ def facts(name):
     without = {need: substitute(method, need) for need in needs}
     return dict(name=name, reads=reads, file=file, what=what, source=source, site=default.site, per=default.per,
                 asks=needs, without=without, laws=laws, options=options)
+
+
+def file_of(method):
+    """Where its class is: a path in this repository, or the user's own file."""
+    if method.__module__.startswith(MODULE):
+        return method.__module__.removeprefix(MODULE)
+    return method.__module__.replace(".", "/") + ".py"
 
 
 def _source(doc):

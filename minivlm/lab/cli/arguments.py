@@ -139,7 +139,8 @@ def add_method(parser):
     """One method and its budget; session.conversation builds it."""
     group = parser.add_argument_group("method")
     group.add_argument("--method", help=f"one of {', '.join(METHODS)}; a variant, like fastv@layer=3; a file that "
-                                        "`fit` wrote; or A+B, one after the other (default: none)")
+                                        "`fit` wrote; A+B, one after the other; or one of your own, FILE.py:NAME, "
+                                        "a class or a function: the file is executed (default: none)")
     group.add_argument("--keep", help="visual tokens to keep: a number (128), of the whole prompt, or a share (0.25); "
                                       "for A+B one each (256+64)")
     group.add_argument("--average", type=within(Positive), metavar="A",

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import torch
 
+from minivlm.lab.named.file import own_fault
 from pruning.base import UserError
 
 PATIENCE = 30                          # seconds that another process gets to print the same refusal
@@ -62,8 +63,12 @@ def _ended(command, argv):
 def refusal(error):
     """The line on what a user can mend; None for a bug.
 
-    It is the error's own, the system's with the file's name, or that the memory is full.
+    It is the error's own, with the line of a reader's own file if it comes from there; the system's with the file's
+    name; or that the memory is full.
     """
+    of_own_file = own_fault(error)
+    if of_own_file:
+        return of_own_file
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError):

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from minivlm.io.data import SMALL, read_json
 from minivlm.lab.cli import modules
+from minivlm.lab.named.kind import kind_of
 from minivlm.llama import plan
 from pruning import EVERY, METHODS, READINGS
 from pruning.atp import ATP
@@ -19,7 +20,7 @@ def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({}))
     """The pruner called `name` with keep ("0.25", "128") and settings ("layer=3", ..); None without a name.
 
     "a+b" is two methods of different sites, with keep "256+64" and settings "a.layer=3". "FILE.json" is a method that
-    `fit` has saved. `schedule` "4:136,14:68" lets a method act before several layers. `own` are the model's settings in
+    `fit` has saved, and "FILE.py:NAME" one of the user's own (named/kind.py). `schedule` "4:136,14:68" lets a method act before several layers. `own` are the model's settings in
     place of a method's defaults (own_settings). "divprune@positions=keep" is a variant: a method with a setting of its
     own, so that tables can hold both. For an unknown method, an unknown option or a value of the wrong kind a
     UserError lists what is known.
@@ -188,10 +189,8 @@ def share(settings, names):
 
 def _single(name, keep, settings, defaults):
     """The method of that name with these options, and `defaults` in place of those that are not given."""
-    if name not in EVERY:
-        raise UserError(f"--method {name}: {name!r} is not known: use one of {', '.join(METHODS)}, "
-                        "or a reading (run.py methods --readings)")
-    known = annotations(EVERY[name])
+    kind = kind_of(name)
+    known = annotations(kind)
     texts = {} if keep is None else dict(keep=keep)
     for option, text in map(_pair, settings):
         if option in texts:
@@ -204,8 +203,8 @@ def _single(name, keep, settings, defaults):
     folder = texts.pop("module", "none")               # the only option that is no value: where the value lies
     options = {option: parse(known[option], text) for option, text in texts.items()}
     if folder.lower() == "none":
-        return EVERY[name](**options)
-    return modules.read(folder, EVERY[name], **options)
+        return kind(**options)
+    return modules.read(folder, kind, **options)
 
 
 def _fitted(path, keep, settings):

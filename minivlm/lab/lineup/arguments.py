@@ -10,7 +10,8 @@ def add_lineup(parser, method=None, keep=None):
     group = parser.add_argument_group("methods")
     group.add_argument("--method", metavar="A,B,..", default=method,
                        help="names that `methods` lists, readings among them; files that `fit` wrote; A+B; variants, "
-                            f"like asap@layer=3; or all{said(method)}")
+                            "like asap@layer=3; your own, FILE.py:NAME, a class or a function (the file is executed); "
+                            f"or all{said(method)}")
     group.add_argument("--keep", metavar="K,K,..",
                        help="visual tokens left after the reduction: numbers, of the whole prompt, (192,128) or shares "
                             f"(0.25){said(keep)}")

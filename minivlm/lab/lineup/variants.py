@@ -12,7 +12,8 @@ from itertools import product
 from math import prod
 
 from minivlm.lab.cli.options import root, share, variant
-from pruning import EVERY, METHODS
+from minivlm.lab.named.kind import kind_of
+from pruning import METHODS
 from pruning.base import UserError
 from pruning.fields import annotations, takes_list
 
@@ -37,12 +38,12 @@ class Variant:
     def takes_keep(self):
         """Whether --keep is for it: not if it has its own keep or schedule, or was fitted.
 
-        A+B takes a keep, 256+64. So does a name that is not known, which `build` refuses later.
+        A+B takes a keep, 256+64.
         """
         if self.name.endswith(".json") or self.has_keep:
             return False
         method = root(self.name)
-        return method not in EVERY or "keep" in annotations(EVERY[method])
+        return "+" in method or "keep" in annotations(kind_of(method))
 
 
 def variants(names, settings=(), others=()):
@@ -75,7 +76,7 @@ def with_method(setting, method):
     """A setting, with the name of the only method: "layer=3" -> "fastv.layer=3", in A+B "a.layer=3" -> "a+b.a.layer=3".
     """
     option, _, _ = setting.partition("=")
-    name, dot, _ = option.partition(".")
+    name, dot, _ = option.rpartition(".")
     parts = method.split("+") if "+" in method else []
     if dot and name not in parts:                          # the setting has its method's name, this one's or another's
         return setting
@@ -112,16 +113,20 @@ def values_of(name, setting):
 def annotation_of(name, option):
     """The annotation of a method's option, in A+B of "a.option"; None if there is no such option."""
     if "+" in name:
-        name, _, option = option.partition(".")
-    method = EVERY.get(root(name))
-    return annotations(method).get(option) if method else None
+        part, _, option = option.rpartition(".")
+        name = part if part in root(name).split("+") else ""
+    if not name or name.endswith(".json"):
+        return None
+    return annotations(kind_of(root(name))).get(option)
 
 
 def named(name, settings):
     """named("asap", ["threshold=.8"]) -> "asap@threshold=.8"; of "a+b", ["a.layer=3"] -> "a@layer=3+b"."""
     for setting in settings:
         if "+" in name:
-            method, _, setting = setting.partition(".")
+            option, _, value = setting.partition("=")
+            method, _, option = option.rpartition(".")
+            setting = f"{option}={value}"
             parts = [f"{part}@{setting}" if root(part) == method else part for part in name.split("+")]
             name = "+".join(parts)
         else:

@@ -16,9 +16,9 @@ from dataclasses import fields
 
 from minivlm.lab.cli.arguments import add_json
 from minivlm.lab.cli.output import printed
-from minivlm.lab.cli.own import blaming, from_file
+from minivlm.lab.named.file import blaming, from_file
 from minivlm.lab.own.cases import RECORDED, cases
-from minivlm.lab.own.inputs import INPUTS, called
+from minivlm.lab.named.inputs import INPUTS, called
 from pruning import EVERY, METHODS
 from pruning.apply import checked
 from pruning.base import Pruner, UserError

@@ -17,6 +17,7 @@ from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import parallel
 from minivlm.lab.draw.evidence import share
 from minivlm.lab.lineup.lineup import Prompt
+from minivlm.lab.named.file import text_of
 from minivlm.lab.score.contestants import Oracle
 from minivlm.lab.score.statistics import NAMES, Watched, bits, statistics
 from pruning.base import UserError
@@ -164,9 +165,23 @@ def mean(values):
 
 
 def _described(pruner):
-    """Its options and, if it is trained, the checksum of its weights."""
+    """Its options; of a trained method the checksum of its weights, too, and of the user's own that of its file."""
+    words = [repr(pruner)]
     module = getattr(pruner, "module", None)
-    return f"{pruner!r} {checksum(module.state_dict().values())}" if module else repr(pruner)
+    if module:
+        words.append(str(checksum(module.state_dict().values())))
+    for method in methods_of(pruner):
+        text = text_of(type(method))
+        if text:
+            words.append(str(zlib.crc32(text.encode())))
+    return " ".join(words)
+
+
+def methods_of(pruner):
+    """The methods of a composition or schedule, or the method itself."""
+    if isinstance(pruner, Both):
+        return [part for method in pruner.methods for part in methods_of(method)]
+    return [pruner.method] if isinstance(pruner, Schedule) else [pruner]
 
 
 def checksum(tensors):

@@ -1,10 +1,14 @@
 """What a function of your own is given, by the names of its arguments, and what it returns.
 
-Its arguments are any of INPUTS. It returns the visual tokens that it keeps, as indices 0 .. n-1:
+Its arguments are any of INPUTS. With `keep` among them it returns the visual tokens that it keeps, as indices
+0 .. n-1; without, a score for each visual token:
 
     def select(attention, visual, keep):
         score = attention.mean(dim=0)[visual]          # of the last row, mean over heads
         return score.topk(keep).indices
+
+    def score(attention, visual):
+        return attention.mean(dim=0)[visual]
 """
 
 import inspect
@@ -57,21 +61,37 @@ def read(name, tokens):
     """The input of that name. UserError if the tokens do not have it."""
     try:
         return INPUTS[name].read(tokens)
-    except UserError:
-        raise UserError(f"the argument {name} is not in all cases of this method: use what the method itself reads, "
+    except UserError as error:
+        raise UserError(f"the argument {name} cannot be read here ({error}): use what the method itself reads, "
                         "see pruning/README.md") from None
+
+
+def result(function, tokens, keep=None):
+    """What the function returns, given its inputs."""
+    given = {}
+    for name in arguments(function):
+        given[name] = keep if name == "keep" else read(name, tokens)
+    return function(**given)
 
 
 def called(function, tokens, keep):
     """The Reduction to the tokens whose indices the function returns. UserError if these are no indices."""
-    given = {}
-    for name in arguments(function):
-        given[name] = keep if name == "keep" else read(name, tokens)
-    result = function(**given)
+    returned = result(function, tokens, keep)
     try:
-        indices = torch.as_tensor(result).flatten()
+        indices = torch.as_tensor(returned).flatten()
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"it returns a {type(result).__name__}, not indices of visual tokens") from None
+        raise UserError(f"it returns a {type(returned).__name__}, not indices of visual tokens") from None
     if indices.is_floating_point() or indices.dtype == torch.bool:
         raise UserError(f"it returns {indices.dtype}, not indices: of a mask take mask.nonzero()")
     return Reduction(indices.long().sort().values)
+
+
+def scores(function, tokens):
+    """The scores (n,) that the function returns. UserError if these are none."""
+    score = result(function, tokens)
+    if not isinstance(score, torch.Tensor):
+        raise UserError(f"{function.__name__} returns a {type(score).__name__}, and must return a tensor of scores (n,)")
+    if score.shape != (tokens.n,):
+        raise UserError(f"{function.__name__} returns {tuple(score.shape)}, and must return (n,) = ({tokens.n},): "
+                        "a score for each visual token")
+    return score

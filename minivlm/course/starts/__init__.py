@@ -1,0 +1,1 @@
+"""Methods to start one's own from. `run.py new` copies one of these files."""
