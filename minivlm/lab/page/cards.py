@@ -39,7 +39,7 @@ def card_html(text):
 def block_html(match):
     """One block."""
     if match["fenced"] is not None:
-        return f'<pre class="equations" tabindex="0">{html_of(match["fenced"].rstrip())}</pre>'
+        return f'<div class="equations">{html_of(match["fenced"].rstrip())}</div>'
     if match["table"]:
         return table_html(match["table"].splitlines())
     if match["command"]:

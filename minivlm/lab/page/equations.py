@@ -1,6 +1,6 @@
-"""Equations typed as text, as HTML: indices lowered, powers raised, Greek letters, the columns still aligned.
+"""Equations typed as text, as HTML: indices lowered, powers raised, Greek letters, the equals signs still aligned.
 
-    html_of("score_j = x^2    Eq. 1")    score<sub>j</sub> = x<sup>2</sup>      Eq. 1
+    html_of("score_j = x^2    Eq. 1")    score<sub>j</sub> = x<sup>2</sup>, and to the right of it Eq. 1
 """
 
 import re
@@ -17,59 +17,57 @@ GREEK = {
 }
 SIGNS = {"<=": "≤", ">=": "≥", "->": "→", "*": "·"}
 HAT = "\u0302"                         # a combining circumflex
-# the gaps between columns: two spaces or more, and the space before an equals sign
-GAP = re.compile(r"( {2,}| (?=[=≤] ))")
+# a line and, after a wide gap, its number or what else is said of it
+NOTED = re.compile(r"(.*[^\s:]) {4,}(?![ =])(\S.*)|(.*:) {8,}(\S.*)")
+EQUALS = re.compile(r" +(?== )")       # what is before an equals sign
 # what is rendered: a name with its indices, a power, a sign
 PIECE = re.compile(r"(?P<name>[A-Za-z]+(?:_[A-Za-z0-9]+)*)|\^(?P<power>[A-Za-z0-9]+)|(?P<sign><=|>=|->|\*)")
 
 
 def html_of(text):
-    """A block of equations, line by line, for a <pre>."""
+    """A block of equations, line by line."""
     return "\n".join(line_of(line) for line in text.splitlines())
 
 
 def line_of(line):
-    """One line. A gap grows by what its left neighbour has become shorter, so that columns stay aligned."""
-    parts = []
-    missing = 0
-    for piece in GAP.split(line):
-        if piece.isspace():
-            parts.append(piece + " " * missing)
-            missing = 0
-        else:
-            html, width = rendered(piece)
-            parts.append(html)
-            missing += len(piece) - width
-    return "".join(parts)
+    """One line, and the note to its right."""
+    noted = NOTED.fullmatch(line)
+    left, note = (part for part in noted.groups() if part) if noted else (line, "")
+    note_html = f'<span class="note">{rendered(note)}</span>' if note else ""
+    return f'<span class="line"><span>{aligned(left)}</span>{note_html}</span>'
+
+
+def aligned(text):
+    """An equation whose left side is shorter as HTML gets as many more spaces before its equals sign."""
+    gap = EQUALS.search(text)
+    if not gap:
+        return rendered(text)
+    left = text[:gap.start()]
+    html = rendered(left)
+    shorter = len(left) - len(re.sub(f"<.+?>|{HAT}", "", html))
+    return html + gap.group() + " " * shorter + rendered(text[gap.end():])
 
 
 def rendered(text):
-    """(the HTML of a piece of an equation, how many characters wide it is)"""
+    """The HTML of a piece of an equation."""
     parts = []
-    width = 0
     end = 0
     for match in PIECE.finditer(text):
-        between = text[end:match.start()]
-        html, wide = piece_of(match)
-        parts += [escape(between), html]
-        width += len(between) + wide
+        parts += [escape(text[end:match.start()]), piece_of(match)]
         end = match.end()
-    rest = text[end:]
-    return "".join([*parts, escape(rest)]), width + len(rest)
+    return "".join([*parts, escape(text[end:])])
 
 
 def piece_of(match):
-    """(HTML, width) of a name, a power or a sign."""
+    """A name, a power or a sign."""
     if match["power"]:
-        return f"<sup>{match['power']}</sup>", len(match["power"])
+        return f"<sup>{match['power']}</sup>"
     if match["sign"]:
-        return SIGNS[match["sign"]], 1
+        return escape(SIGNS[match["sign"]])
     base, *indices = match["name"].split("_")
     base = GREEK.get(base, base)
-    width = len(base)
     if indices[:1] == ["hat"]:
         base += HAT
         indices = indices[1:]
     index = ",".join(GREEK.get(name, name) for name in indices)
-    lowered = f"<sub>{index}</sub>" if index else ""
-    return base + lowered, width + len(index)
+    return f"{base}<sub>{index}</sub>" if index else base
