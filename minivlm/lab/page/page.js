@@ -77,24 +77,25 @@ function rove(cell) {
 /** Outline the patch here and in the other pictures, and what was merged; tell what is known of it. */
 function look(panel, token) {
   looked = { panel, token };
-  for (const cell of document.querySelectorAll(".active, .peer, .source")) cell.classList.remove("active", "peer", "source");
+  for (const cell of document.querySelectorAll(".active, .peer, .source")) {
+    cell.classList.remove("active", "peer", "source");
+  }
   const at = panel.cells[token].dataset.place;
   for (const other of panels.values()) {
     const same = other.cells[other.tokens.get(at)];
     if (same) same.classList.add(other === panel ? "active" : "peer");
   }
-  const related = [...panel.situation.others(token).map(([source]) => source), ...(panel.situation.into.get(token) || [])];
-  for (const other of related) panel.cells[other].classList.add("source");
+  const sources = panel.situation.others(token).map(([source]) => source);
+  const into = panel.situation.into.get(token) || [];
+  for (const other of [...sources, ...into]) panel.cells[other].classList.add("source");
   document.getElementById("sentence").textContent = sentence(panel, token);
   document.getElementById("comparison").replaceChildren(...rows(panel, at));
 }
 
+/** All that is known of a patch, as a sentence or two. */
 function sentence(panel, token) {
-  const words = [`${panel.run.label}, ${panel.name(token)}: ${panel.fate(token)}`];
   const judged = panel.situation.judged(token);
-  if (!judged) words.push("no step has ranked it yet");
-  else if (judged.rank !== null) words.push(`${judged.where} its score is ${digits(judged.score)}, rank ${judged.rank} of ${judged.of}`);
-  else words.push(`${judged.where} it was one of ${judged.of}, without a score`);
+  const words = [`${panel.run.label}, ${panel.name(token)}: ${panel.fate(token)}`, ranked(judged)];
   if (judged && judged.reason !== null) words.push(`reason: ${judged.reasons[judged.reason]}`);
   if (panel.cells[token].classList.contains("evidence")) words.push("it is evidence");
   const others = panel.situation.others(token);
@@ -103,28 +104,46 @@ function sentence(panel, token) {
   return `${words.join(". ")}.`;
 }
 
+function ranked(judged) {
+  if (!judged) return "no step has ranked it yet";
+  if (judged.rank === null) return `${judged.where} it was one of ${judged.of}, without a score`;
+  return `${judged.where} its score is ${digits(judged.score)}, rank ${judged.rank} of ${judged.of}`;
+}
+
 /** A row for each method that is shown. */
 function rows(active, at) {
-  return [...panels.values()].filter(panel => panel.tokens.has(at)).map(panel => {
-    const token = panel.tokens.get(at);
-    const judged = panel.situation.judged(token) || {};
-    const row = element("tr", panel === active ? "shown" : "");
-    const head = element("th", "", panel.run.label);
-    head.scope = "row";
-    const ranked = typeof judged.rank === "number";
-    const others = panel.situation.others(token).length;
-    row.append(head, element("td", "", panel.fate(token)), element("td", "", ranked ? digits(judged.score) : "–"),
-      element("td", "", ranked ? `${judged.rank} of ${judged.of}` : "–"),
-      element("td", "", typeof judged.reason === "number" ? judged.reasons[judged.reason] : "–"),
-      element("td", "", others ? `${others} more` : "–"));
-    return row;
-  });
+  const having = [...panels.values()].filter(panel => panel.tokens.has(at));
+  return having.map(panel => row(panel, panel.tokens.get(at), panel === active));
+}
+
+function row(panel, token, isActive) {
+  const judged = panel.situation.judged(token);
+  const hasRank = judged !== null && judged.rank !== null;
+  const hasReason = judged !== null && judged.reason !== null;
+  const others = panel.situation.others(token).length;
+  const cells = [
+    panel.fate(token),
+    hasRank ? digits(judged.score) : "–",
+    hasRank ? `${judged.rank} of ${judged.of}` : "–",
+    hasReason ? judged.reasons[judged.reason] : "–",
+    others ? `${others} more` : "–",
+  ];
+  const made = element("tr", isActive ? "shown" : "");
+  const head = element("th", "", panel.run.label);
+  head.scope = "row";
+  made.append(head, ...cells.map(text => element("td", "", text)));
+  return made;
 }
 
 // --- keyboard --------------------------------------------------------------------------------------------------------
 
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-const SLIDES = { PageUp: [layerSlider, -1], PageDown: [layerSlider, 1], "+": [budgetSlider, 1], "-": [budgetSlider, -1] };
+const SLIDES = {
+  PageUp: [layerSlider, -1],
+  PageDown: [layerSlider, 1],
+  "+": [budgetSlider, 1],
+  "-": [budgetSlider, -1],
+};
 
 function press(panel, event) {
   const cell = event.target.closest(".patch");

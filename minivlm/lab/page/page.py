@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 
 from minivlm.lab.cli.output import size
 from minivlm.lab.page.cards import cards_of
@@ -33,32 +32,29 @@ def page(runs, rows, image, box, question, answer="", evidence=(), legend=()):
     """
     data = PageData(image, box, evidence).plain(runs)
     methods = list(dict.fromkeys(run.method for run in runs))
-    chosen, cards = cards_of(methods)
-    data["cards"] = chosen
+    data["cards"], cards = cards_of(methods)
+    words = {
+        "question": question,
+        "answer": answer,
+        "unpruned": runs[0].answer,
+        "methods": methods,
+        "first": FIRST,
+    }
+    return template().render(data=data, cards=cards, table=table(rows, legend), **files(), **words)
+
+
+def template():
+    """template.html, which escapes what is not marked as safe, also in JSON."""
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment.get_template("template.html")
+
+
+def files():
+    """The style, the script, and the policy that allows them."""
     style = text_of("page.css")
     script = "".join(map(text_of, SCRIPTS))
-    has_evidence = "evidence" in rows[0]
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True)
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    to_json = environment.filters["tojson"]
-    return environment.get_template("template.html").render(
-        policy=policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
-        question=question,
-        answer=answer,
-        unpruned=runs[0].answer,
-        layers=data["layers"],
-        budgets=data["budgets"],
-        methods=methods,
-        first=FIRST,
-        has_evidence=has_evidence,
-        cards={name: Markup(html) for name, html in cards.items()},
-        heads=heads(has_evidence),
-        blocks=blocks(rows),
-        legend=legend,
-        data=to_json(data),
-    )
+    return {"style": style, "script": script, "policy": policy(style, script)}
 
 
 def text_of(name):
@@ -79,14 +75,11 @@ def hash_of(text):
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def heads(has_evidence):
-    """The heads of the table."""
-    return [*HEADS, *(["evidence"] if has_evidence else []), *MORE_HEADS]
-
-
-def blocks(rows):
-    """The rows of the table as words, those of a budget together."""
-    return [[row_of(row) for row in block] for _, block in groupby(rows, lambda row: row["budget"])]
+def table(rows, legend):
+    """The table as words, the rows of a budget together, and how to read it."""
+    evidence = ["evidence"] if "evidence" in rows[0] else []
+    blocks = [[row_of(row) for row in block] for _, block in groupby(rows, lambda row: row["budget"])]
+    return {"heads": [*HEADS, *evidence, *MORE_HEADS], "blocks": blocks, "legend": legend}
 
 
 def row_of(row):

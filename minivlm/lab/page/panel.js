@@ -151,14 +151,18 @@ class Panel {
     const state = this.situation.state(token);
     const judged = this.situation.judged(token);
     if (state === "kept") return "in the sequence";
-    if (state === "into") return `merged into ${this.situation.into.get(token).map(other => this.name(other)).join("; ")}`;
+    if (state === "into") {
+      const names = this.situation.into.get(token).map(other => this.name(other));
+      return `merged into ${names.join("; ")}`;
+    }
     return judged && judged.masked ? "masked: no other token sees it" : "dropped";
   }
 
   /** The words below the picture. */
   words(layer, mode) {
     const N = this.cells.length;
-    const count = layer < 0 ? `${N} tokens in the vision tower` : `${this.run.visual[layer]} of ${N} tokens enter layer ${layer}`;
+    const enter = `${this.run.visual[layer]} of ${N} tokens enter layer ${layer}`;
+    const count = layer < 0 ? `${N} tokens in the vision tower` : enter;
     const words = [`${count}. Answer: `, element("strong", "", this.run.answer || "(none)")];
     const note = mode === "kept" ? "" : this.note(mode);
     return note ? [...words, element("br"), note] : words;
