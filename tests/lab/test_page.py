@@ -41,15 +41,20 @@ class Tags(HTMLParser):
         super().__init__()
         self.tags = []
         self.inside = []
+        self.is_inside = False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag in ("script", "style"):
+        self.is_inside = tag in ("script", "style")
+        if self.is_inside:
             self.inside.append("")
 
+    def handle_endtag(self, tag):
+        self.is_inside = False
+
     def handle_data(self, data):
-        if self.tags[-1:] and self.tags[-1][0] in ("script", "style"):
+        if self.is_inside:
             self.inside[-1] += data
 
     def of(self, tag):
@@ -189,22 +194,25 @@ def test_card():
         "<h3>A: <code>a</code></h3>",
         '<p>a.py, <a href="https://arxiv.org/abs/1234.5" rel="noreferrer">1234.5</a> &lt;b&gt; <strong>R</strong> '
         "<em>s</em></p>",
-        '<div class="equations"><span class="line"><span>x<sub>j</sub> = y</span></span></div>',
+        '<div class="equations"><span class="line"><span>x<sub>j</sub>  = y</span></span></div>',
         '<div class="wide" tabindex="0"><table><thead><tr><th scope="col">o</th><th scope="col">m</th></tr></thead><tbody>'
         '<tr><th scope="row"><code>k</code></th><td>1 &lt; 2</td></tr></tbody></table></div>',
         '<pre tabindex="0">python run.py</pre>',
     ]
 
 
-def test_every_method_has_its_card():
-    """A reading has that of its method, A+B has both, a method of one's own has none; no Markdown is left over."""
-    chosen, cards = cards_of([*METHODS, "asap_dedup", "vispruner+fastv@layer=3", "mine.py:Mine"])
+def test_every_method_has_its_card(tmp_path):
+    """A reading has that of its method, A+B has both, a method of one's own its docstring, what `fit` wrote none; no
+    Markdown is left over."""
+    own = f"{tmp_path / 'mine.py'}:score"
+    (tmp_path / "mine.py").write_text('def score(tokens):\n    """Twice x_j < 3."""\n')
+    chosen, cards = cards_of([*METHODS, "asap_dedup", "vispruner+fastv@layer=3", own, "fitted.json"])
     assert all(chosen[method] for method in METHODS)
     assert chosen["asap_dedup"] == ["asap"] and chosen["vispruner+fastv@layer=3"] == ["vispruner", "fastv"]
-    assert chosen["mine.py:Mine"] == []
+    assert chosen["fitted.json"] == [] and cards[own].endswith("<p>Twice x_j &lt; 3.</p>")
     for card in cards.values():
         assert not re.search(r"```|\*\*|^\||\]\(", re.sub("<code>.*?</code>", "", card), re.M)
-        assert 'class="equations"' in card or "Controls" in card
+        assert 'class="equations"' in card or "Controls" in card or own in card
 
 
 def luminance(color):
@@ -257,7 +265,7 @@ def test_page_by_keyboard(browser, several):
     tab_to(browser, "it.id === 'layer'")
     assert kept_in(browser, "fastv") == 36
     browser.press("ArrowLeft", times=6)                    # from layer 7 to layer 1
-    assert browser.value("document.getElementById('layer-value').textContent") == "1 of 0 to 7"
+    assert browser.value("document.getElementById('layer-value').textContent") == "before layer 1 (0 to 7)"
     assert kept_in(browser, "fastv") == 144 and kept_in(browser, "divprune") == 36
     browser.press("Home")
     assert kept_in(browser, "divprune") == 144             # in the vision tower
@@ -297,8 +305,8 @@ def test_merges_are_outlined(browser, several):
     browser.value("panels.get('visionzip').cells[[...panels.get('visionzip').situation.sources.keys()].at(-1)].focus()")
     said = browser.value("document.getElementById('sentence').textContent")
     assert "merged into it, with weights: row" in said
-    assert browser.value("document.querySelectorAll('.source').length") == said.count("column") - 1
-    browser.value("document.querySelector('.into').focus()")
+    assert browser.value("document.querySelectorAll('#pictures .source').length") == said.count("column") - 1, said
+    browser.value("document.querySelector('.patch.into').focus()")
     assert ": merged into row" in browser.value("document.getElementById('sentence').textContent")
 
 

@@ -4,31 +4,46 @@ Headings, paragraphs, tables, blocks of text (equations), indented commands; cod
 to a file of the repository becomes its name, since the page may lie anywhere.
 """
 
+import inspect
 import re
 from html import escape
 
 from minivlm.lab.check.cards import PAGE, cards, cells_of
 from minivlm.lab.cli.options import read_from, root
+from minivlm.lab.named.kind import in_file, kind_of
 from minivlm.lab.page.equations import html_of
 
 INLINE = re.compile(r"`(?P<code>[^`]+)`|\*\*(?P<bold>[^*]+)\*\*|\*(?P<slanted>\w[^*]*)\*"
                     r"|\[(?P<text>[^]]+)\]\((?P<to>[^)]+)\)")
 # a block of text between fences, a table, an indented command, or a paragraph with what follows it directly
-BLOCK = re.compile(r"^```\w*\n(?P<fenced>[^`]*)^```$|(?P<table>(?:^\|.*\n?)+)|(?P<command>(?:^    .*\n?)+)"
+BLOCK = re.compile(r"^```\w*\n(?P<fenced>(?:(?!```).*\n)*)^```$|(?P<table>(?:^\|.*\n?)+)|(?P<command>(?:^    .*\n?)+)"
                    r"|^(?P<heading>#+ .*)$|(?P<words>(?:^(?!```|\||    |#).+\n?)+)", re.M)
 
 
 def cards_of(methods):
-    """{method: names of its cards}, and {name of a card: its HTML}. A method of one's own has no card."""
-    every = cards(PAGE.read_text(encoding="utf-8"))
-    name_of = {method: names[0] for names in every for method in names}
-    chosen = {}
-    for method in dict.fromkeys(methods):
-        parts = [read_from(part) or part for part in root(method).split("+")]
-        chosen[method] = [name_of[part] for part in parts if part in name_of]
-    needed = {name for names in chosen.values() for name in names}
-    html = {names[0]: card_html(text) for names, text in every.items() if names[0] in needed}
-    return chosen, html
+    """{method: names of its cards}, and {name of a card: its HTML}.
+
+    A reading has the card of its method; the card of a method of one's own, FILE.py:NAME, is its docstring; what `fit`
+    wrote has none.
+    """
+    texts = cards(PAGE.read_text(encoding="utf-8"))
+    name_of = {method: names[0] for names in texts for method in names}
+    texts = {names[0]: text for names, text in texts.items()}
+    names_of = {}
+    for method in methods:
+        parts = root(method).split("+")
+        own = filter(in_file, parts)
+        texts |= {part: own_card(part) for part in own}
+        names = [name_of.get(read_from(part) or part, part) for part in parts]
+        names_of[method] = [name for name in names if name in texts]
+    needed = dict.fromkeys(name for names in names_of.values() for name in names)
+    return names_of, {name: card_html(texts[name]) for name in needed}
+
+
+def own_card(name):
+    """A card, in Markdown, of a method of one's own."""
+    about = inspect.getdoc(kind_of(name)) or "It has no docstring."
+    return f"### `{name}`\n\n{about}\n"
 
 
 def card_html(text):

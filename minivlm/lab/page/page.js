@@ -14,7 +14,7 @@ function budget() {
 }
 
 function layerName() {
-  return layer() < 0 ? "vision tower, nothing dropped" : `${layer()} of 0 to ${data.layers - 1}`;
+  return layer() < 0 ? "in the vision tower" : `before layer ${layer()} (0 to ${data.layers - 1})`;
 }
 
 /** Bring everything up to date. */
@@ -77,7 +77,7 @@ function rove(cell) {
 /** Outline the patch here and in the other pictures, and what was merged; tell what is known of it. */
 function look(panel, token) {
   looked = { panel, token };
-  for (const cell of document.querySelectorAll(".active, .peer, .source")) {
+  for (const cell of document.querySelectorAll("#pictures :is(.active, .peer, .source)")) {
     cell.classList.remove("active", "peer", "source");
   }
   const at = panel.cells[token].dataset.place;
@@ -100,8 +100,8 @@ function sentence(panel, token) {
   if (panel.cells[token].classList.contains("evidence")) words.push("it is evidence");
   const others = panel.situation.others(token);
   const merged = others.map(([source, weight]) => `${panel.name(source)} (${digits(weight)})`);
-  if (merged.length) words.push(`merged into it, with weights: ${merged.join("; ")}`);
-  return `${words.join(". ")}.`;
+  if (merged.length) words.push(`merged into it, with weights: ${merged.join(", ")}`);
+  return `${words.join("; ")}.`;
 }
 
 function ranked(judged) {
@@ -109,6 +109,8 @@ function ranked(judged) {
   if (judged.rank === null) return `${judged.where} it was one of ${judged.of}, without a score`;
   return `${judged.where} its score is ${digits(judged.score)}, rank ${judged.rank} of ${judged.of}`;
 }
+
+const SHORT = { kept: "kept", into: "merged", dropped: "dropped" };
 
 /** A row for each method that is shown. */
 function rows(active, at) {
@@ -122,7 +124,7 @@ function row(panel, token, isActive) {
   const hasReason = judged !== null && judged.reason !== null;
   const others = panel.situation.others(token).length;
   const cells = [
-    panel.fate(token),
+    SHORT[panel.situation.state(token)],
     hasRank ? digits(judged.score) : "–",
     hasRank ? `${judged.rank} of ${judged.of}` : "–",
     hasReason ? judged.reasons[judged.reason] : "–",
