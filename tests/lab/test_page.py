@@ -134,6 +134,8 @@ def test_page_with_sheet_and_table(capsys, tmp_path):
     layouts = data_of(text)["layouts"]
     assert [[grid["name"] for grid in layout["grids"]] for layout in layouts] == [["base tile", "map"]] * 2
     assert len(data_of(text)["lists"][layouts[0]["cells"]]) == 3 * 70
+    # a method of the tower has the row of padding above the map, too
+    assert [layout["grids"][1]["offset"] for layout in layouts] == [[1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("name, message", [("a.png", "name it *.html"), ("no/a.html", "cannot be written"), ("", "empty")])

@@ -2,7 +2,7 @@
 
     {"layers": 8, "budgets": ["0.5", "0.1"],
      "photos": [data URI],                         each picture once
-     "layouts": [{"photo": 0, "cells": 5, ..}],    where the tokens lie; a class token makes another layout
+     "layouts": [{"grids": [{"photo": 0, ..}], "cells": 5, ..}],   where the tokens lie; a class token makes another
      "lists": [[..], ..],                          lists of numbers, each once: "cells": 5 means lists[5]
      "runs": [{"label": "fastv 0.1", "layout": 0, "steps": [{"layer": 2, "kept": 7, "score": 8, ..}], ..}]}
 
@@ -17,7 +17,7 @@ import math
 import torch
 
 from minivlm.lab.draw import draw
-from minivlm.lab.draw.view import ON_JOINED_TILES, ON_TILES, View
+from minivlm.lab.draw.view import GAP, ON_JOINED_TILES, ON_TILES, View
 from minivlm.toy.benchmark import on_patches
 
 SCORE_DIGITS = 3
@@ -90,19 +90,38 @@ class PageData:
         return self.views[key]
 
     def described(self, view, trace):
-        """The picture, the grids of patches on it in its pixels, and the grid, row and column of each token."""
+        """The grids of patches, and the grid, row and column of each token."""
         cells = view.cells.clone()                         # (N, 3)
         for number, grid in enumerate(view.grids):
             on_grid = grid.of(view.cells)
             cells[on_grid, 0] = number
-        width, height = view.photo.size
         return {
-            "photo": self.photos.add(data_uri(view.photo)),
-            "size": [width, height],
-            "grids": [placed(grid, name) for grid, name in zip(view.grids, NAMES[view.counted])],
+            "grids": self.grids(view, trace),
             "cells": self.lists.add(cells.flatten().tolist()),
             "evidence": on_patches(trace.grid, self.evidence).tolist(),
         }
+
+    def grids(self, view, trace):
+        """Of each grid its photo, and where its patches lie on it, in pixels."""
+        # the rows and columns of padding before the map's first: methods of the tower have these patches, others not
+        offsets = [(0, 0), trace.padding[0] or (0, 0)]
+        described = []
+        photo_left = 0                                     # where the grid's photo begins on the panel
+        for grid, name, offset in zip(view.grids, NAMES[view.counted], offsets):
+            rows, columns = grid.shape
+            described.append({
+                "name": name,
+                "photo": self.photos.add(data_uri(grid.photo)),
+                "size": list(grid.photo.size),
+                "left": grid.square.left - photo_left,
+                "top": grid.square.top,
+                "patch": list(grid.patch),
+                "rows": rows,
+                "columns": columns,
+                "offset": list(offset),
+            })
+            photo_left += grid.photo.width + GAP
+        return described
 
     def step(self, trace, step, view):
         """One reduction: which tokens it was given, which it kept, and why."""
@@ -132,13 +151,6 @@ class PageData:
         if r.reason is None:
             return {"reason": None, "reasons": []}
         return {"reason": self.lists.add(r.reason.tolist()), "reasons": list(r.reasons)}
-
-
-def placed(grid, name):
-    """Where a grid of patches lies on its photo, in pixels, and how many patches it has."""
-    left, top, _, _ = grid.square
-    rows, columns = grid.shape
-    return {"name": name, "left": left, "top": top, "patch": list(grid.patch), "rows": rows, "columns": columns}
 
 
 def merged(trace, step):

@@ -95,11 +95,11 @@ function look(panel, token) {
 /** All that is known of a patch, as a sentence or two. */
 function sentence(panel, token) {
   const judged = panel.situation.judged(token);
-  const words = [`${panel.run.label}, ${panel.name(token)}: ${panel.fate(token)}`, ranked(judged)];
+  const words = [`${panel.run.label}, ${panel.names[token]}: ${panel.fate(token)}`, ranked(judged)];
   if (judged && judged.reason !== null) words.push(`reason: ${judged.reasons[judged.reason]}`);
   if (panel.cells[token].classList.contains("evidence")) words.push("it is evidence");
   const others = panel.situation.others(token);
-  const merged = others.map(([source, weight]) => `${panel.name(source)} (${digits(weight)})`);
+  const merged = others.map(([source, weight]) => `${panel.names[source]} (${digits(weight)})`);
   if (merged.length) words.push(`merged into it, with weights: ${merged.join(", ")}`);
   return `${words.join("; ")}.`;
 }
@@ -128,7 +128,7 @@ function row(panel, token, isActive) {
     hasRank ? digits(judged.score) : "–",
     hasRank ? `${judged.rank} of ${judged.of}` : "–",
     hasReason ? judged.reasons[judged.reason] : "–",
-    others ? `${others} more` : "–",
+    others || "–",
   ];
   const made = element("tr", isActive ? "shown" : "");
   const head = element("th", "", panel.run.label);
@@ -186,4 +186,4 @@ function showCard(method) {
 for (const control of [layerSlider, budgetSlider, modeMenu]) control.addEventListener("input", update);
 document.getElementById("choose").addEventListener("change", choose);
 choose();
-showCard(panels.keys().next().value || data.runs[0].method);
+showCard([...panels.keys()].find(method => method !== "none") || data.runs[0].method);

@@ -14,7 +14,8 @@ class Panel {
     this.method = method;
     this.layout = null;
     this.cells = [];                        // the element of each token
-    this.tokens = new Map();                // "grid,row,column" -> token
+    this.names = [];                        // "row 3, column 4" of each token; of several grids with the grid's name
+    this.tokens = new Map();                // place in the picture, which all methods share -> token
     this.element = element("article", "panel");
     this.title = element("h2");
     this.button = element("button", "to-card", "card");
@@ -57,37 +58,50 @@ class Panel {
     const cells = list(this.data, layout.cells);
     this.cells = [];
     this.tokens.clear();
-    const photo = element("img");
-    photo.alt = "";
-    photo.src = this.data.photos[layout.photo];
-    [photo.width, photo.height] = layout.size;
-    const onPhoto = element("div", "photo");
-    onPhoto.append(photo);
-    this.picture.replaceChildren(onPhoto);
     const grids = layout.grids.map(grid => ({ ...grid, tokens: [] }));
-    const off = { name: "on no patch", tokens: [], rows: 1, columns: 0 };
+    const off = { name: "on no patch", tokens: [], rows: 1, columns: 0 };     // class tokens, line breaks
     for (let token = 0; token < cells.length / 3; token += 1) {
       const [grid, row, column] = cells.slice(3 * token, 3 * token + 3);
       if (row < 0) off.tokens.push([token, 0, off.columns++]);
       else grids[grid].tokens.push([token, row, column]);
     }
-    grids.forEach((grid, i) => onPhoto.append(this.grid(grid, i, layout.size)));
-    if (off.columns) this.picture.append(element("p", "off-name", "on no patch:"), this.grid(off, grids.length));
+    this.element.classList.toggle("several", grids.length > 1);
+    this.picture.replaceChildren(...grids.map(grid => this.figure(grid, grids.length > 1)));
+    if (off.columns) this.picture.append(this.figure(off, true));
     for (const token of layout.evidence) this.cells[token].classList.add("evidence");
   }
 
-  grid(grid, number, size) {
+  /** A photo with its grid, or a grid without one, below its name if there are several. */
+  figure(grid, isNamed) {
+    const made = element("div", "figure");
+    if (isNamed) made.append(element("p", "name", grid.name));
+    const cells = this.grid(grid);
+    if (!grid.size) {
+      made.classList.add("off");
+      made.append(cells);
+      return made;
+    }
+    const photo = element("img");
+    photo.alt = "";
+    photo.src = this.data.photos[grid.photo];
+    [photo.width, photo.height] = grid.size;
+    place(cells, grid);
+    const whole = element("div", "photo");
+    whole.append(photo, cells);
+    made.append(whole);
+    return made;
+  }
+
+  grid(grid) {
     const made = element("div", "grid");
     made.setAttribute("role", "grid");
-    made.classList.toggle("off", !size);
     made.classList.toggle("fine", grid.columns > 16);
     made.dataset.name = grid.name;
     made.style.setProperty("--columns", grid.columns);
-    if (size) place(made, grid, size);
     const rows = Array.from({ length: grid.rows }, () => element("div", "row"));
     for (const row of rows) row.setAttribute("role", "row");
     for (const [token, row, column] of [...grid.tokens].sort((a, b) => a[1] - b[1] || a[2] - b[2])) {
-      rows[row].append(this.cell(token, number, row, column));
+      rows[row].append(this.cell(token, grid, row, column));
     }
     made.append(...rows);
     const first = made.querySelector(".patch");
@@ -101,8 +115,18 @@ class Panel {
     cell.tabIndex = -1;
     cell.dataset.token = token;
     this.cells[token] = cell;
-    this.tokens.set(`${grid},${row},${column}`, token);
-    cell.dataset.place = `${grid},${row},${column}`;
+    const several = this.data.layouts[this.layout].grids.length > 1;
+    const name = `row ${row}, column ${column}`;
+    let at = `layout ${this.layout}, token ${token}`;
+    if (grid.offset) {
+      const [above, left] = grid.offset;
+      at = `${grid.name}, ${row + above}, ${column + left}`;
+      this.names[token] = several ? `${grid.name}, ${name}` : name;
+    } else {
+      this.names[token] = `token ${token}, on no patch`;
+    }
+    this.tokens.set(at, token);
+    cell.dataset.place = at;
     return cell;
   }
 
@@ -115,7 +139,7 @@ class Panel {
     this.cells.forEach((cell, token) => {
       const state = this.situation.state(token);
       for (const name of ["kept", "into", "dropped"]) cell.classList.toggle(name, name === state);
-      cell.setAttribute("aria-label", `${this.name(token)}: ${this.fate(token)}`);
+      cell.setAttribute("aria-label", `${this.names[token]}: ${this.fate(token)}`);
       this.markOne(cell, token, mode);
     });
   }
@@ -137,22 +161,13 @@ class Panel {
     cell.dataset.mark = mark;
   }
 
-  /** row 3, column 4; of several grids with the grid's name. */
-  name(token) {
-    const [grid, row, column] = this.cells[token].dataset.place.split(",").map(Number);
-    const grids = this.data.layouts[this.layout].grids;
-    if (grid === grids.length) return `token ${token}, on no patch`;
-    const where = `row ${row}, column ${column}`;
-    return grids.length > 1 ? `${grids[grid].name}, ${where}` : where;
-  }
-
   /** What has become of a token, in a few words. */
   fate(token) {
     const state = this.situation.state(token);
     const judged = this.situation.judged(token);
     if (state === "kept") return "in the sequence";
     if (state === "into") {
-      const names = this.situation.into.get(token).map(other => this.name(other));
+      const names = this.situation.into.get(token).map(other => this.names[other]);
       return `merged into ${names.join("; ")}`;
     }
     return judged && judged.masked ? "masked: no other token sees it" : "dropped";
@@ -180,7 +195,8 @@ class Panel {
 }
 
 /** Put a grid where it lies on the photo, as shares of it. */
-function place(made, grid, [width, height]) {
+function place(made, grid) {
+  const [width, height] = grid.size;
   const [wide, high] = grid.patch;
   made.style.left = `${100 * grid.left / width}%`;
   made.style.top = `${100 * grid.top / height}%`;
