@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ import run
 from browser import Browser
 from command import done
 from minivlm import prune, shipped
+from minivlm.lab.compare import compare, side_by_side
 from minivlm.lab.page.cards import card_html, cards_of
 from minivlm.lab.page.data import merged, ranks
 from minivlm.lab.page.equations import html_of
@@ -104,13 +106,25 @@ def test_page_loads_nothing(several):
     assert "default-src 'none'" in policy and "unsafe" not in policy
 
 
-def test_words_of_the_user_are_only_words(capsys, tmp_path):
-    """A question that would end the script and begin one of its own is text, in the heading and in the data."""
+@pytest.fixture
+def hostile(capsys, monkeypatch, tmp_path):
+    """A page of a question, and of answers, that would end the script and begin one of their own."""
+    def answered_so(*args):
+        return [replace(answered, answer=HOSTILE) for answered in compare.compare(*args)]
+
+    monkeypatch.setattr(side_by_side, "compare", answered_so)
     words = [PICTURE, HOSTILE, "--model", MODEL, "--max-new-tokens", "2", "--method", "last", "--keep", "4"]
-    text = written(capsys, tmp_path / "a.html", *words)
+    written(capsys, tmp_path / "a.html", *words)
+    return tmp_path / "a.html"
+
+
+def test_words_of_the_user_are_only_words(hostile):
+    """They are text, in the heading, the table and the data."""
+    text = hostile.read_text()
     page = Tags(text)
     assert len(page.of("script")) == 2 and not page.of("img") and not page.of("b")
     assert HOSTILE not in text and "&lt;/script&gt;" in text
+    assert [run["answer"] for run in data_of(text)["runs"]] == [HOSTILE] * 2
 
 
 def test_all_methods_at_five_budgets_are_small(capsys, tmp_path):
@@ -322,10 +336,9 @@ def test_page_fits_a_phone(browser, several, dark):
     assert browser.complaints == []
 
 
-def test_hostile_question_does_nothing(browser, capsys, tmp_path):
-    """It is the heading, letter by letter, and the title is the page's own."""
-    words = [PICTURE, HOSTILE, "--model", MODEL, "--max-new-tokens", "2", "--method", "last", "--keep", "4"]
-    written(capsys, tmp_path / "a.html", *words)
-    browser.open(tmp_path / "a.html")
+def test_hostile_words_do_nothing(browser, hostile):
+    """They are the heading and what is below a picture, letter by letter, and the title is the page's own."""
+    browser.open(hostile)
     assert browser.value("document.querySelector('h1').textContent") == HOSTILE
+    assert browser.value("document.querySelector('.caption strong').textContent") == HOSTILE
     assert browser.value("document.title").startswith("</script>") and browser.complaints == []
