@@ -118,6 +118,15 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type="keyDown", **code)
             self.call("Input.dispatchKeyEvent", type="keyUp", **code)
 
+    def point_at(self, selector):
+        """Move the mouse to the middle of the first element that the selector means."""
+        x, y = self.value(f"""(element => {{
+            element.scrollIntoView({{block: "center"}});
+            const box = element.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        }})(document.querySelector({json.dumps(selector)}))""")
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     def value(self, expression):
         """What an expression of JavaScript gives, as plain data."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
