@@ -343,9 +343,12 @@ def test_merges_are_outlined(browser, several):
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_page_fits_a_phone(browser, several, dark):
-    """Nothing is wider than the window; paper and ink are those of the scheme."""
+    """Nothing is wider than the window, what is told of a patch is at its lower edge, and the paper is the scheme's."""
     browser.open(several, width=390, height=844, dark=dark)
     assert browser.value("document.documentElement.scrollWidth") <= 390
+    browser.point_at(".patch.dropped")
+    top, bottom = browser.value("(box => [box.top, box.bottom])(document.getElementById('detail').getBoundingClientRect())")
+    assert 500 < top and bottom <= 844
     paper = browser.value("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") is not dark
     assert browser.complaints == []

@@ -186,7 +186,7 @@ class Panel {
   note(mode) {
     const last = this.situation.steps.at(-1);
     if (!last) return "Nothing is dropped yet.";
-    if (mode === "rank") return last.score === null ? "It ranks by no score." : `Ranks ${last.where}.`;
+    if (mode === "rank") return last.score === null ? "It has no score." : `Ranked: ${last.where}.`;
     if (!last.reasons.length) return "It keeps for one reason only.";
     const reason = list(this.data, last.reason);
     const counted = last.reasons.map((name, i) => `${i + 1} ${name}: ${reason.filter(each => each === i).length}`);
