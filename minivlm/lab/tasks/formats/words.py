@@ -1,0 +1,161 @@
+"""VQAv2, TextVQA, GQA, DocVQA and ChartQA: questions that are answered with a few words."""
+
+from pathlib import Path
+
+from minivlm.io.data import LARGE, read_json, read_lines
+from minivlm.lab.tasks.formats.entries import ID, beside, checked, entries, files, table
+from minivlm.lab.tasks.question import Question, named
+from pruning.base import UserError
+
+TEXTS = tuple[str, ...]
+PEOPLE = 10                            # who answered each question of VQAv2 and TextVQA
+HINTS = "Reference OCR token:"
+
+
+def read_vqav2(path):
+    """v2_mscoco_val2014_annotations.json, with v2_OpenEnded_mscoco_val2014_questions.json next to it; or their folder.
+    """
+    path, = files(path, "*mscoco_val2014_annotations.json")[:1]
+    what = "annotation of VQAv2"
+    rows = checked(entries(path, what, "annotations"), what, question_id=ID, image_id=int, answer_type=str)
+    questions_path = beside(path, _questions_name(path.name), "v2_OpenEnded_mscoco_val2014_questions.json")
+    asked = checked(entries(questions_path, "question of VQAv2", "questions"), "question of VQAv2", question_id=ID,
+                    question=str)
+    text_of = {row["question_id"]: row["question"] for _, row in asked}
+    part = "train2014" if "train2014" in path.name else "val2014"
+    questions = []
+    for where, row in rows:
+        id = row["question_id"]
+        if id not in text_of:
+            raise UserError(f"{where}: question {id} is not in {questions_path}")
+        image = f"COCO_{part}_{row['image_id']:012}.jpg"
+        answers = _people(where, [_word(answer) for answer in row.get("answers") or ()])
+        questions.append(Question(image, None, row["answer_type"], text_of[id], answers, names=named(id)))
+    return questions
+
+
+def _questions_name(name):
+    return name.replace("v2_mscoco", "v2_OpenEnded_mscoco").replace("annotations", "questions")
+
+
+def _word(answer):
+    """What a person answered, None if that is no word."""
+    return answer.get("answer") if isinstance(answer, dict) else None
+
+
+def _people(where, answers):
+    """The ten answers. UserError if there are others."""
+    if len(answers) != PEOPLE or not all(isinstance(answer, str) for answer in answers):
+        raise UserError(f"{where}: answers must be those of {PEOPLE} people; a test set has none, and needs its server")
+    return tuple(answers)
+
+
+def read_textvqa(path):
+    """TextVQA_0.5.1_val.json."""
+    path, = files(path, "TextVQA_0.5.1_val.json")
+    what = "question of TextVQA"
+    rows = checked(entries(path, what, "data"), what, question=str, image_id=str)
+    questions = []
+    for where, row in rows:
+        answers = _people(where, row.get("answers") or ())
+        names = named(row["image_id"], row["question"])[1:]
+        if "question_id" in row:
+            names += named(row["question_id"])
+        image = f"{row['image_id']}.jpg"
+        questions.append(Question(image, None, "", row["question"], answers, names=names))
+    return questions
+
+
+def read_hints(path):
+    """{picture without .jpg: "word, word"}: what was read in the pictures of TextVQA.
+
+    The file is LLaVA's llava_textvqa_val_v051_ocr.jsonl, or TextVQA_Rosetta_OCR_v0.2_val.json.
+    """
+    if Path(path).suffix == ".jsonl":
+        rows = checked(read_lines(path, "question with hints"), "question with hints", question_id=str, text=str)
+        return {row["question_id"]: _hint(row["text"]) for _, row in rows}
+    rows = checked(entries(path, "words of pictures", "data"), "words of a picture", image_id=str, ocr_tokens=TEXTS)
+    return {row["image_id"]: ", ".join(row["ocr_tokens"]) for _, row in rows}
+
+
+def _hint(text):
+    """The words after "Reference OCR token:", "" without such a line."""
+    lines = [line for line in text.split("\n") if line.startswith(HINTS)]
+    return lines[0].removeprefix(HINTS).strip() if lines else ""
+
+
+def read_gqa(path):
+    """testdev_balanced_questions.json, or another of its kind; of all questions those that are balanced."""
+    path, = files(path, "testdev_balanced_questions.json")
+    what = "question of GQA"
+    rows = [(where, id, row) for where, id, row in table(path, what)]
+    checked([(where, row) for where, _, row in rows], what, question=str, answer=str, imageId=ID, isBalanced=bool)
+    questions = []
+    for _, id, row in rows:
+        if row["isBalanced"]:
+            kind = (row.get("types") or {}).get("structural")
+            family = "open" if kind == "query" else "binary"
+            image = f"{row['imageId']}.jpg"
+            questions.append(Question(image, None, family, row["question"], row["answer"], names=named(id)))
+    return questions
+
+
+def read_docvqa(path):
+    """val_v1.0.json, or val_v1.0_withQT.json."""
+    path, = files(path, "val_v1.0*.json")[:1]
+    what = "question of DocVQA"
+    rows = checked(entries(path, what, "data"), what, questionId=ID, question=str, image=str, answers=TEXTS | None)
+    questions = []
+    for where, row in rows:
+        if not row.get("answers"):
+            raise UserError(f"{where}: there are no answers; a test set has none, and needs its server")
+        answers = tuple(row["answers"])
+        questions.append(Question(row["image"], None, "", row["question"], answers, names=named(row["questionId"])))
+    return questions
+
+
+def read_chartqa(path):
+    """test_human.json and test_augmented.json, or one of them. Their entries have no ids: "human/0" is the first."""
+    questions = []
+    for file in files(path, "test_*.json"):
+        what = "question of ChartQA"
+        rows = checked(entries(file, what), what, imgname=str, query=str, label=ID | float)
+        kind = file.stem.rpartition("_")[2]
+        for number, (_, row) in enumerate(rows):
+            names = (f"{kind}/{number}", named(row["imgname"], row["query"])[1])
+            questions.append(Question(row["imgname"], None, kind, row["query"], str(row["label"]), names=names))
+    return questions
+
+
+def read_captions(path):
+    """captions_val2014.json; or dataset_coco.json, Karpathy's split, of which the test set is taken."""
+    path, = files(path, "captions_val2014.json", "dataset_coco.json")
+    value = read_json(path, "captions", LARGE)
+    if isinstance(value, dict) and "annotations" not in value:
+        return _karpathy(path)
+    rows = checked(entries(path, "caption", "annotations"), "caption", image_id=int, caption=str)
+    listed = checked(entries(path, "picture", "images"), "picture", id=int, file_name=str)
+    name_of = {row["id"]: row["file_name"] for _, row in listed}
+    captions = {}
+    for where, row in rows:
+        if row["image_id"] not in name_of:
+            raise UserError(f"{where}: picture {row['image_id']} is not among the images")
+        captions.setdefault(row["image_id"], []).append(row["caption"])
+    return [_described(id, name_of[id], tuple(own)) for id, own in captions.items()]
+
+
+def _karpathy(path):
+    rows = checked(entries(path, "picture", "images"), "picture", cocoid=int, filename=str, split=str)
+    questions = []
+    for where, row in rows:
+        sentences = row.get("sentences") or ()
+        captions = tuple(sentence.get("raw") for sentence in sentences if isinstance(sentence, dict))
+        if not captions or not all(isinstance(caption, str) for caption in captions):
+            raise UserError(f"{where}: sentences must be a list of objects with the words as raw")
+        if row["split"] == "test":
+            questions.append(_described(row["cocoid"], row["filename"], captions))
+    return questions
+
+
+def _described(id, image, captions):
+    return Question(image, None, "", "", captions, names=(str(id), image))
