@@ -91,6 +91,8 @@ def small(command):
     _, _, rest = command.partition("run.py")
     words = [smaller(word) for word in shlex.split(rest)]
     extra = next((extra for name, extra in EXTRA.items() if rest.split()[:len(name.split())] == name.split()), "")
+    if "--task" in words:                                  # a benchmark, of which --count is no option
+        extra = extra.replace("--count", "--limit")
     if "--average" in words:                               # in place of --keep
         extra = extra.replace("--keep 0.5", "")
     if rest.split()[:1] in (["bench"], ["growth"]):

@@ -197,4 +197,7 @@ def benchmark_lines(result, task):
     yield ""
     yield from metrics.lines(task.metric, result["measured"], "none", tokens)
     yield from output.refusals(why_not)
-    yield from metrics.verdicts(task.metric, result["measured"])
+    worse = list(metrics.verdicts(task.metric, result["measured"]))
+    if worse:
+        yield ""
+        yield from worse

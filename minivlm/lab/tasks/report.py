@@ -111,14 +111,20 @@ def lines(metric, rows, first, tokens=None):
     """The table as text. first: whom the others are compared with; tokens: {contestant: image tokens per layer}."""
     width = max(len(row["contestant"]) for row in rows)
     parts = list(rows[0]["parts"])[:metric.shown]
-    heads = [f"{metric.name:22}", f"{f'against {first}':24}" if len(rows) > 1 else "", *parts, "unparsed"]
-    yield f"{'':{width}}  " + ("tokens  " if tokens else "") + "  ".join(filter(None, heads))
+    heads = [f"{metric.name:22}", *parts]
+    if len(rows) > 1:
+        heads.insert(1, f"{f'against {first}':24}")
+    if metric.parses:
+        heads.append("unparsed")
+    yield f"{'':{width}}  {'tokens  ' if tokens else ''}{'  '.join(heads)}".rstrip()
     for row in rows:
-        cells = [f"{number(row['value'])} ({number(row['interval'][0])}-{number(row['interval'][1])})".ljust(22)]
+        low, high = row["interval"]
+        cells = [f"{number(row['value'])} ({number(low)}-{number(high)})".ljust(22)]
         if len(rows) > 1:
             cells.append(_against(row["against"].get(first)).ljust(24))
         cells += [number(row["parts"][name]).rjust(len(name)) for name in parts]
-        cells.append(f"{row['unparsed']:.1%}".rjust(len("unparsed")))
+        if metric.parses:
+            cells.append(f"{row['unparsed']:.1%}".rjust(len("unparsed")))
         entering = f"{tokens[row['contestant']]:6.1f}  " if tokens else ""
         yield f"{row['contestant']:{width}}  {entering}{'  '.join(cells)}".rstrip()
     yield ""

@@ -13,6 +13,7 @@ class Metric:
     name = "accuracy"
     scale = 100                        # the printed number is `value` times this
     is_mean = True                     # whether `value` is the mean of the first of the counts
+    parses = False                     # whether an answer may be one that `is_parsed` refuses
     shown = 7                          # of the parts, in a table
     notes = ()                         # what a reader of the table should know
 

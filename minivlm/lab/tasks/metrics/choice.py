@@ -25,6 +25,8 @@ MARKS = (("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(
 class ScienceQa(Metric):
     """The share of right answers."""
 
+    parses = True
+
     def score(self, question, answer):
         """1 or 0."""
         return float(self.letter(question, answer) == question.answer)
@@ -58,6 +60,7 @@ def llava_letter(answer):
 class MmBench(Metric):
     """Counts: whether all rows of a question are right, 1, its right rows, its rows."""
 
+    parses = True
     notes = ("an answer that names no choice is wrong here; released scripts ask a language model about it",)
 
     def unit(self, question):

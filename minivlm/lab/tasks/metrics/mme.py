@@ -27,6 +27,7 @@ class Mme(Metric):
     name = "score"
     scale = 1
     is_mean = False
+    parses = True
     shown = 2
 
     def __init__(self, questions, rules):

@@ -20,6 +20,7 @@ class Pope(Metric):
 
     name = "F1"
     is_mean = False
+    parses = True
 
     def __init__(self, questions, rules):
         """The splits are the families of the questions."""
