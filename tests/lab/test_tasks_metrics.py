@@ -63,6 +63,13 @@ def test_pope_official():
     assert parts == pytest.approx({"accuracy": 5 / 8, "precision": 3 / 5, "recall": 3 / 4, "yes-ratio": 5 / 8})
 
 
+def test_pope_reads_the_first_sentence():
+    """What follows the first period is not looked at; a comma is no part of a word."""
+    metric = Pope([], "official")
+    assert [metric.said(answer) for answer in ("Yes. It is not red.", "Well, no, it is", "not.", "nope")] == [
+        "yes", "no", "no", "yes"]
+
+
 def test_pope_of_lmms_eval_loses_what_it_cannot_parse():
     """Only "yes" and "NO" are words: TP 1 of "yes", FN 1 of "NO"; the other six are wrong and in neither P = 1 nor
     R = 1/2. Accuracy 1/8, and the yes-ratio is that of the labels, 4/8."""
@@ -314,7 +321,8 @@ def test_bootstrap_is_seeded_and_knows_the_mean():
 def test_draws_are_averaged_in_the_counts():
     """Yes and no to a question that is yes, twice yes to one that is no: TP 1/2, FN 1/2, FP 1: P 1/3, R 1/2, F1 .4."""
     metric = Pope([question("yes", family="s", image="a"), question("no", family="s", image="b")], "official")
-    assert Counted(metric, [("yes", "no"), ("yes", "yes")]).value == pytest.approx(.4)
+    counted = Counted(metric, [("yes", "no"), ("yes", "yes")])
+    assert counted.value == pytest.approx(.4) and counted.counts[:, :5].sum() == 2, "each question counts once"
 
 
 def test_differences_are_paired():

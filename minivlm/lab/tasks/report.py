@@ -7,6 +7,7 @@ both with the variance of whole pictures; any other number has the bootstrap's, 
 from functools import cached_property
 
 import numpy as np
+from tqdm import tqdm
 
 from minivlm.lab.tasks.intervals import DRAWS, middle, paired_by_picture, resampled, share_by_picture, totals
 
@@ -18,7 +19,7 @@ class Counted:
         self.metric = metric
         self.draws = draws
         self.units = metric.units()
-        by_unit = [self.of_unit(unit) for unit in self.units]
+        by_unit = [self.of_unit(unit) for unit in tqdm(self.units, desc="score", leave=False)]
         self.counts = np.array(by_unit, dtype=float)                               # (units, F)
         self.clusters = [metric.questions[unit[0]].cluster for unit in self.units]
         self.value = float(metric.value(self.counts.sum(axis=0)))
