@@ -13,8 +13,7 @@ from minivlm.lab.tasks.metrics.exact import Exact
 from minivlm.lab.tasks.metrics.mme import Mme
 from minivlm.lab.tasks.metrics.pope import Pope
 from minivlm.lab.tasks.metrics.relaxed import Relaxed
-from minivlm.lab.tasks.metrics.vqa import TextVqa, VqaV2, soft
-from minivlm.lab.tasks.metrics.vqa_words import CONTRACTIONS, normalized, punctuated
+from minivlm.lab.tasks.metrics.vqa import CONTRACTIONS, TextVqa, VqaV2, normalized, punctuated, soft
 from minivlm.lab.tasks.question import Question
 from minivlm.lab.tasks.report import Counted, facts
 from pruning.base import UserError

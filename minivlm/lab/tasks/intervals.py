@@ -53,7 +53,8 @@ def share_by_picture(scores, pictures):
     if not usual:
         return wilson(share, len(set(pictures)))
     deviations = [score - share for score in scores]
-    effect = sum(total ** 2 for total in totals(deviations, pictures)) / n ** 2 / usual
+    squares = sum(total ** 2 for total in totals(deviations, pictures))
+    effect = squares / n ** 2 / usual
     return wilson(share, n / max(1.0, effect))
 
 
@@ -67,8 +68,8 @@ def paired_by_picture(differences, pictures):
     deviations = [d - center for d in differences]
     of_pictures = totals(deviations, pictures)
     of_two_more = [1 - center, -1 - center]
-    variance = sum(total ** 2 for total in of_pictures + of_two_more) / n ** 2
-    half = Z * sqrt(variance)
+    squares = sum(total ** 2 for total in of_pictures + of_two_more)
+    half = Z * sqrt(squares / n ** 2)
     return max(-1.0, center - half), min(1.0, center + half)
 
 
@@ -88,10 +89,12 @@ def resampled(sums, value, seed=0):
     """
     count = len(sums)
     rng = np.random.default_rng(seed)
+    even = np.full(count, 1 / count)
     values = []
     for _ in range(0, DRAWS, CHUNK):
-        times = rng.multinomial(count, np.full(count, 1 / count), size=CHUNK)      # (CHUNK, pictures)
-        values.append(value(times @ sums))
+        times = rng.multinomial(count, even, size=CHUNK)                           # (CHUNK, pictures)
+        drawn = times @ sums                                                       # (CHUNK, F)
+        values.append(value(drawn))
     return np.concatenate(values)                                                  # (DRAWS,)
 
 

@@ -15,16 +15,27 @@ def with_pictures(questions, folder):
     if missing and folder is None:
         raise UserError(f"the pictures are in no file of the task: name their folder with --images, which has "
                         f"{missing[0].image}")
-    place_of = {question.image: found(question.image, folder) for question in missing}
-    pictures = [place_of.get(question.image, question.picture) for question in questions]
-    return [replace(question, picture=picture) for question, picture in zip(questions, pictures)]
+    names = {question.image for question in missing}
+    place_of = {name: found(name, folder) for name in sorted(names)}
+    pictured = []
+    for question in questions:
+        picture = place_of.get(question.image, question.picture)
+        pictured.append(replace(question, picture=picture))
+    return pictured
 
 
 def found(name, folder):
     """The path of a picture."""
-    name = Path(name)
-    folder = Path(folder)
-    for place in (name, name.parent / "images" / name.name, name.name, f"images/{name.name}", f"png/{name.name}"):
-        if (folder / place).is_file():
-            return folder / place
+    *above, last = Path(name).parts
+    places = (
+        name,
+        Path(*above, "images", last),
+        last,
+        Path("images", last),
+        Path("png", last),
+    )
+    for place in places:
+        path = Path(folder, place)
+        if path.is_file():
+            return path
     raise UserError(f"{folder}: there is no picture {name} in it: name the folder that has it with --images")

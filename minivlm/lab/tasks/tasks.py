@@ -35,17 +35,20 @@ class Task:
 SHORT = (prompts.short, prompts.short)
 TEXT_VQA = (prompts.text_vqa, prompts.text_vqa_lmms)
 MM_BENCH = (prompts.mm_bench, prompts.mm_bench_lmms)
+PROBLEMS = "problems.json, with pid_splits.json next to it"
+CHARTS = "test_human.json or test_augmented.json, or their folder"
+CAPTIONS = "captions_val2014.json, or Karpathy's dataset_coco.json"
 TASKS = {
     "pope": Task("coco_pope_random.json, or a folder of the three", read_pope, Pope, SHORT, (128, 128)),
     "gqa": Task("testdev_balanced_questions.json", read_gqa, Exact, SHORT, (128, 16)),
     "vqav2": Task("v2_mscoco_val2014_annotations.json", read_vqav2, VqaV2, SHORT, (128, 16)),
     "textvqa": Task("TextVQA_0.5.1_val.json", read_textvqa, TextVqa, TEXT_VQA, (128, 1024)),
-    "scienceqa": Task("problems.json", read_scienceqa, ScienceQa, (prompts.science_qa,) * 2, (1024, 16)),
+    "scienceqa": Task(PROBLEMS, read_scienceqa, ScienceQa, (prompts.science_qa,) * 2, (1024, 16)),
     "mme": Task("the folder of the release", read_mme, Mme, (prompts.mme,) * 2, (128, 16)),
     "mmbench": Task("mmbench_dev_20230712.tsv", read_mmbench, MmBench, MM_BENCH, (1024, 1024)),
     "docvqa": Task("val_v1.0.json", read_docvqa, Anls, SHORT, (32, 32)),
-    "chartqa": Task("test_human.json, or a folder of both", read_chartqa, Relaxed, (prompts.one_word,) * 2, (16, 16)),
-    "coco-caption": Task("captions_val2014.json", read_captions, Cider, (prompts.caption,) * 2, (64, 64)),
+    "chartqa": Task(CHARTS, read_chartqa, Relaxed, (prompts.one_word,) * 2, (16, 16)),
+    "coco-caption": Task(CAPTIONS, read_captions, Cider, (prompts.caption,) * 2, (64, 64)),
 }
 
 

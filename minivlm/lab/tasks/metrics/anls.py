@@ -25,10 +25,18 @@ class Anls(Metric):
 
     def similarity(self, reference, answer):
         """1 for equal texts."""
-        plain = [" ".join(text.lower().split()) for text in (reference, answer)]
-        compared = (reference, answer) if self.rules == "lmms-eval" else plain
+        texts = (reference, answer)
+        plain = [one_space(text) for text in texts]
+        compared = texts if self.rules == "lmms-eval" else plain
         longest = max(map(len, compared))
-        return 1 - edits(*plain) / longest if longest else 1.0
+        if not longest:
+            return 1.0
+        return 1 - edits(*plain) / longest
+
+
+def one_space(text):
+    """In lower case, with one space between words and none at the ends."""
+    return " ".join(text.lower().split())
 
 
 def edits(text, other):
@@ -37,7 +45,10 @@ def edits(text, other):
     for i, letter in enumerate(text, 1):
         now = [i]
         for j, other_letter in enumerate(other, 1):
-            exchanged = before[j - 1] + (letter != other_letter)
-            now.append(min(exchanged, before[j] + 1, now[-1] + 1))
+            is_other = letter != other_letter
+            exchanged = before[j - 1] + is_other
+            taken_out = before[j] + 1
+            put_in = now[-1] + 1
+            now.append(min(exchanged, taken_out, put_in))
         before = now
     return before[-1]
