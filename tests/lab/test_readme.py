@@ -123,7 +123,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_in_code_type_exist(page):
-    """From the page's folder or from the root; unusual.py and mine.py are the reader's own, and benchmarks have files."""
+    """From the page's folder or from the root; some are the reader's own, or those of benchmarks."""
     for name in re.findall(r"`([\w/]+\.(?:py|json|safetensors))`", PAGES[page]):
         places = [(ROOT / page).parent / name, ROOT / name]
         is_result = name in ("pruning/unusual.py", "mine.py", "atp.safetensors", "expected.json", "scores.json")

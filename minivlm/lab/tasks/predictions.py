@@ -2,7 +2,7 @@
 
 A file is a JSON list, or has a JSON object on each line: an id and an answer, under one of the names that LLaVA,
 lmms-eval (--log_samples) and the official results files use. An id that several questions share, as LLaVA's of TextVQA
-and MME, needs the prompt or the question as well.
+and MME, needs the prompt or the question as well. lmms-eval's logs of ScienceQA and ChartQA have no ids to join by.
 """
 
 from minivlm.io.data import read_lines, read_text
@@ -22,10 +22,7 @@ def joined(questions, path, is_part=False):
     UserError for an answer to no question or to several, and for a question with two answers. is_part: the questions
     are a part of the task's, so answers to others are passed over.
     """
-    by_name = {}
-    for i, question in enumerate(questions):
-        for name in question.names:
-            by_name.setdefault(name, []).append(i)
+    by_name = places_by_name(questions)
     answers = {}
     for where, row in rows_of(path):
         id, text, more = fields_of(where, row)
@@ -38,9 +35,19 @@ def joined(questions, path, is_part=False):
     return answers
 
 
+def places_by_name(questions):
+    """{name: places of the questions that it may mean}"""
+    by_name = {}
+    for i, question in enumerate(questions):
+        for name in question.names:
+            by_name.setdefault(name, []).append(i)
+    return by_name
+
+
 def rows_of(path):
     """[("path, line 1", row), ..]"""
-    is_list = read_text(path, "answer").lstrip().startswith("[")
+    text = read_text(path, "answer")
+    is_list = text.lstrip().startswith("[")
     return entries(path, "answer") if is_list else read_lines(path, "answer")
 
 
@@ -48,34 +55,52 @@ def fields_of(where, row):
     """The id, the answer, and the row with what lmms-eval tells of the question."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: no answer in JSON: write an object with question_id and text; got {shown(row)}")
-    if "filtered_resps" in row:                            # a line of lmms-eval's log
-        text = row["filtered_resps"]
-        while isinstance(text, list) and text:
-            text = text[0]
-        row = {**(row.get("doc") or {}), "text": text}
-    id = next((row[name] for name in IDS if name in row), None)
-    text = next((row[name] for name in TEXTS if name in row), None)
+    if "filtered_resps" in row:
+        row = logged(row)
+    id = first_of(row, IDS)
+    text = first_of(row, TEXTS)
     if not isinstance(id, (int, str)) or not isinstance(text, str):
         raise UserError(f"{where}: write an id as one of {', '.join(IDS)}, and the answer as one of {', '.join(TEXTS)}")
     return id, text, row
 
 
+def logged(row):
+    """A line of lmms-eval's log: what it tells of the question, and the answer, which lies in a list or two."""
+    text = row["filtered_resps"]
+    while isinstance(text, list) and text:
+        text = text[0]
+    doc = row.get("doc")
+    told = doc if isinstance(doc, dict) else {}
+    return {**told, "text": text}
+
+
+def first_of(row, names):
+    """The value of the first of these names that the row has; None if it has none."""
+    return next((row[name] for name in names if name in row), None)
+
+
 def place(where, id, row, by_name, is_part):
     """Which question is meant; None if it may be another one's. The names that tell most are tried first."""
+    names = names_of(id, row)
+    known = first_of(by_name, names)
+    if known is None and is_part:
+        return None
+    if known is None:
+        raise UserError(f"{where}: {id} is the id of no question of the task: is it another split or file?")
+    if len(known) > 1:
+        raise UserError(f"{where}: {id} is the id of {len(known)} questions: add \"prompt\" or \"category\", or "
+                        "score one file at a time")
+    return known[0]
+
+
+def names_of(id, row):
+    """Under which names the question of an answer may be known: with its part, with each line of its prompt, its id."""
     names = [f"{row[part]}/{id}" for part in PARTS if part in row]
     for asked in ASKED:
-        for line in str(row.get(asked, "")).lower().split("\n"):
+        text = str(row.get(asked, ""))
+        for line in text.lower().split("\n"):
             names.append(f"{id}/{line.strip()}")
-    names.append(str(id))
-    known = [by_name[name] for name in names if name in by_name]
-    if not known and is_part:
-        return None
-    if not known:
-        raise UserError(f"{where}: {id} is the id of no question of the task: is it another split or file?")
-    if len(known[0]) > 1:
-        raise UserError(f"{where}: {id} is the id of {len(known[0])} questions: add \"prompt\" or \"category\", or "
-                        "score one file at a time")
-    return known[0][0]
+    return [*names, str(id)]
 
 
 def complete(benchmark, answers, path):
@@ -86,10 +111,10 @@ def complete(benchmark, answers, path):
     questions = benchmark.questions
     missing = [i for i in range(len(questions)) if i not in answers]
     without_picture = [i for i, question in enumerate(questions) if not question.image]
-    if missing and missing == without_picture and len(missing) < len(questions):
-        kept = sorted(answers)
-        return benchmark.of([questions[i] for i in kept]), [answers[i] for i in kept]
-    if missing:
+    is_left_out = missing == without_picture and len(missing) < len(questions)
+    if missing and not is_left_out:
         raise UserError(f"{path} lacks {len(missing)} of {len(questions)} answers, the first to question "
                         f"{questions[missing[0]].names[0]}: answer all, or give the --limit of the run")
-    return benchmark, [answers[i] for i in range(len(questions))]
+    if missing:
+        benchmark = benchmark.of([questions[i] for i in sorted(answers)])
+    return benchmark, [answers[i] for i in sorted(answers)]

@@ -21,47 +21,56 @@ class Counted:
         self.units = metric.units()
         by_unit = [self.of_unit(unit) for unit in tqdm(self.units, desc="score", leave=False)]
         self.counts = np.array(by_unit, dtype=float)                               # (units, F)
-        self.clusters = [metric.questions[unit[0]].cluster for unit in self.units]
-        self.value = float(metric.value(self.counts.sum(axis=0)))
+        self.sums = self.counts.sum(axis=0)                                        # (F,)
+        self.scores = self.counts[:, 0].tolist()
+        self.first = [metric.questions[unit[0]] for unit in self.units]
+        self.clusters = [question.cluster for question in self.first]
+        self.value = float(metric.value(self.sums))
 
     def of_unit(self, unit):
         """The counts of a unit (F,), mean over its draws."""
         questions = [self.metric.questions[i] for i in unit]
-        drawn = zip(*(self.draws[i] for i in unit))
-        return np.mean([self.metric.counts(questions, answers) for answers in drawn], axis=0)
+        draws = [self.draws[i] for i in unit]
+        counts = [self.metric.counts(questions, answers) for answers in zip(*draws)]
+        return np.mean(counts, axis=0)
 
     @cached_property
     def resampled(self):
         """The number for each draw of pictures (DRAWS,)."""
         columns = [totals(column, self.clusters) for column in self.counts.T]
-        return resampled(np.stack(columns, axis=1), self.metric.value)             # of (pictures, F)
+        sums = np.stack(columns, axis=1)                                           # (pictures, F)
+        return resampled(sums, self.metric.value)
 
     def interval(self):
         """Of the number."""
         if self.metric.is_mean:
-            return share_by_picture(self.counts[:, 0].tolist(), self.clusters)
+            return share_by_picture(self.scores, self.clusters)
         return middle(self.resampled)
 
     def difference(self, other):
         """Of the numbers, of the same questions."""
         if self.metric.is_mean:
-            return paired_by_picture((self.counts[:, 0] - other.counts[:, 0]).tolist(), self.clusters)
+            differences = [own - theirs for own, theirs in zip(self.scores, other.scores)]
+            return paired_by_picture(differences, self.clusters)
         return middle(self.resampled - other.resampled)
 
     def unparsed(self):
         """The share of answers that were not understood."""
-        pairs = [(question, answer) for question, own in zip(self.metric.questions, self.draws) for answer in own]
-        return 1 - sum(self.metric.is_parsed(*pair) for pair in pairs) / len(pairs)
+        parsed = []
+        for question, answers in zip(self.metric.questions, self.draws):
+            parsed += [self.metric.is_parsed(question, answer) for answer in answers]
+        return 1 - sum(parsed) / len(parsed)
 
     def parts(self):
         """{name: number}: those of the metric, and of a mean that of each family of several."""
-        parts = self.metric.parts(self.counts.sum(axis=0))
-        families = [self.metric.questions[unit[0]].family for unit in self.units]
+        parts = dict(self.metric.parts(self.sums))
+        families = [question.family for question in self.first]
         names = list(dict.fromkeys(families))
         if self.metric.is_mean and len(names) > 1:
             for name in names:
-                own = [counts for counts, family in zip(self.counts, families) if family == name]
-                parts[name] = self.metric.value(np.sum(own, axis=0))
+                is_own = [family == name for family in families]
+                sums = self.counts[is_own].sum(axis=0)
+                parts[name] = self.metric.value(sums)
         return {name: float(value) for name, value in parts.items()}
 
 
@@ -80,13 +89,16 @@ def _fact(label, counted, others):
     scale = own.metric.scale
     against = {}
     for other in others:
-        difference = own.value - counted[other].value
-        against[other] = dict(difference=scale * difference, interval=scaled(own.difference(counted[other]), scale))
+        theirs = counted[other]
+        interval = own.difference(theirs)
+        against[other] = dict(difference=scale * (own.value - theirs.value), interval=scaled(interval, scale))
+    parts = own.parts()
+    interval = own.interval()
     return dict(
         contestant=label,
         value=scale * own.value,
-        interval=scaled(own.interval(), scale),
-        parts={name: scale * value for name, value in own.parts().items()},
+        interval=scaled(interval, scale),
+        parts={name: scale * value for name, value in parts.items()},
         unparsed=own.unparsed(),
         against=against,
     )
@@ -99,37 +111,51 @@ def scaled(interval, scale):
 
 def title(benchmark):
     """What was asked, in words: "pope, official rules: 3000 questions about 500 pictures"."""
-    questions = benchmark.questions
-    pictures = len({question.image for question in questions if question.image})
-    hints = ""
-    if benchmark.name == "textvqa":
-        has_hints = any(question.hint for question in questions)
-        hints = ", with OCR hints" if has_hints else ", without OCR hints"
-    return f"{benchmark.name}{hints}, {benchmark.rules} rules: {len(questions)} questions about {pictures} pictures"
+    count = len(benchmark.questions)
+    images = {question.image for question in benchmark.questions}
+    pictures = len(images - {""})
+    return f"{benchmark.name}{hints_of(benchmark)}, {benchmark.rules} rules: {count} questions about {pictures} pictures"
+
+
+def hints_of(benchmark):
+    """Whether TextVQA's prompt had words that were read in the picture; "" for other tasks."""
+    if benchmark.name != "textvqa":
+        return ""
+    has_hints = any(question.hint for question in benchmark.questions)
+    return ", with OCR hints" if has_hints else ", without OCR hints"
 
 
 def lines(metric, rows, first, tokens=None):
     """The table as text. first: whom the others are compared with; tokens: {contestant: image tokens per layer}."""
-    width = max(len(row["contestant"]) for row in rows)
-    parts = list(rows[0]["parts"])[:metric.shown]
-    heads = [f"{metric.name:22}", *parts]
-    if len(rows) > 1:
-        heads.insert(1, f"{f'against {first}':24}")
-    if metric.parses:
-        heads.append("unparsed")
-    yield f"{'':{width}}  {'tokens  ' if tokens else ''}{'  '.join(heads)}".rstrip()
+    labels = [row["contestant"] for row in rows]
+    width = max(map(len, labels))
+    entering = "tokens  " if tokens else ""
+    is_compared = len(rows) > 1
+    against = f"against {first}".ljust(26) if is_compared else ""
+    names = list(rows[0]["parts"])[:metric.shown]
+    last = [*names, "unparsed"] if metric.parses else names
+    yield f"{'':{width}}  {entering}{metric.name:22}  {against}{'  '.join(last)}".rstrip()
     for row in rows:
-        low, high = row["interval"]
-        cells = [f"{number(row['value'])} ({number(low)}-{number(high)})".ljust(22)]
-        if len(rows) > 1:
-            cells.append(_against(row["against"].get(first)).ljust(24))
-        cells += [number(row["parts"][name]).rjust(len(name)) for name in parts]
-        if metric.parses:
-            cells.append(f"{row['unparsed']:.1%}".rjust(len("unparsed")))
-        entering = f"{tokens[row['contestant']]:6.1f}  " if tokens else ""
-        yield f"{row['contestant']:{width}}  {entering}{'  '.join(cells)}".rstrip()
+        label = row["contestant"]
+        count = f"{tokens[label]:6.1f}  " if tokens else ""
+        difference = _against(row["against"].get(first)).ljust(26) if is_compared else ""
+        yield f"{label:{width}}  {count}{_value(row):22}  {difference}{_last(metric, row, names)}".rstrip()
     yield ""
     yield from legend(metric)
+
+
+def _value(row):
+    """"85.9 (84.5-87.2)"."""
+    low, high = row["interval"]
+    return f"{number(row['value'])} ({number(low)}-{number(high)})"
+
+
+def _last(metric, row, names):
+    """The parts, and how many answers were not understood."""
+    cells = [number(row["parts"][name]).rjust(len(name)) for name in names]
+    if metric.parses:
+        cells.append(f"{row['unparsed']:.1%}".rjust(len("unparsed")))
+    return "  ".join(cells)
 
 
 def verdicts(metric, rows):

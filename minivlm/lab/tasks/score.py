@@ -45,18 +45,29 @@ def main(args):
     paths = [path for path in (args.against, args.predictions) if path]
     given = {path: answered(whole, path, args.limit) for path in paths}
     scored = same_questions(given)
-    draws = {path: [(answer,) for answer in answers] for path, (_, answers) in given.items()}
-    rows = report.facts(scored.metric, draws, {path: paths[:1] for path in paths[1:]})
-    data = dict(task=args.task, data=args.data, rules=args.rules, limit=args.limit, questions=len(scored.questions),
-                metric=scored.metric.name, contestants=rows)
-    text = [report.title(scored), "", *report.lines(scored.metric, rows, paths[0])]
-    output.printed(data, text, args.json)
+    draws = {}
+    for path, (_, answers) in given.items():
+        draws[path] = [(answer,) for answer in answers]
+    first = paths[0]
+    rows = report.facts(scored.metric, draws, {args.predictions: paths[:-1]})
+    data = dict(
+        task=args.task,
+        data=args.data,
+        rules=args.rules,
+        limit=args.limit,
+        questions=len(scored.questions),
+        metric=scored.metric.name,
+        contestants=rows,
+    )
+    lines = [report.title(scored), "", *report.lines(scored.metric, rows, first)]
+    output.printed(data, lines, args.json)
 
 
 def same_questions(given):
     """The benchmark that all files answer. UserError if they answer different parts of it."""
-    counts = {path: len(part.questions) for path, (part, _) in given.items()}
-    if len(set(counts.values())) > 1:
-        numbers = " and ".join(f"{path} answers {count}" for path, count in counts.items())
-        raise UserError(f"{numbers} questions: compare answers to the same ones")
-    return next(part for part, _ in given.values())
+    parts = [part for part, _ in given.values()]
+    counts = [len(part.questions) for part in parts]
+    if len(set(counts)) > 1:
+        numbers = [f"{path} answers {count}" for path, count in zip(given, counts)]
+        raise UserError(f"{' and '.join(numbers)} questions: compare answers to the same ones")
+    return parts[0]
