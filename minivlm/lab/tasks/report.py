@@ -87,11 +87,7 @@ def facts(metric, draws, rivals):
 def _fact(label, counted, others):
     own = counted[label]
     scale = own.metric.scale
-    against = {}
-    for other in others:
-        theirs = counted[other]
-        interval = own.difference(theirs)
-        against[other] = dict(difference=scale * (own.value - theirs.value), interval=scaled(interval, scale))
+    against = {other: compared(own, counted[other]) for other in others}
     parts = own.parts()
     interval = own.interval()
     return dict(
@@ -104,6 +100,14 @@ def _fact(label, counted, others):
     )
 
 
+def compared(own, other):
+    """{"difference", "interval"} of two contestants."""
+    scale = own.metric.scale
+    difference = own.value - other.value
+    interval = own.difference(other)
+    return dict(difference=scale * difference, interval=scaled(interval, scale))
+
+
 def scaled(interval, scale):
     """[low, high] times the scale."""
     return [scale * end for end in interval]
@@ -114,7 +118,8 @@ def title(benchmark):
     count = len(benchmark.questions)
     images = {question.image for question in benchmark.questions}
     pictures = len(images - {""})
-    return f"{benchmark.name}{hints_of(benchmark)}, {benchmark.rules} rules: {count} questions about {pictures} pictures"
+    asked = f"{benchmark.name}{hints_of(benchmark)}, {benchmark.rules} rules"
+    return f"{asked}: {count} questions about {pictures} pictures"
 
 
 def hints_of(benchmark):

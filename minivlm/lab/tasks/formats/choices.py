@@ -96,7 +96,7 @@ def _row(where, row, image):
         if choice.lower() in EMPTY:
             break
         choices.append(choice)
-    if row["answer"] not in list(LETTERS[:len(choices)]):
+    if row["answer"] not in LETTERS[:len(choices)]:
         raise UserError(f"{where}: answer must be the letter of a choice, and is {row['answer']!r}")
     try:
         picture = io.BytesIO(base64.b64decode(image, validate=True))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minivlm.io.data import LARGE, read_json, read_lines
+from minivlm.io.data import LARGE, check_row, read_json, read_lines
 from minivlm.lab.tasks.formats.entries import ID, beside, checked, entries, files, table
 from minivlm.lab.tasks.question import Question, named
 from pruning.base import UserError
@@ -19,9 +19,7 @@ def read_vqav2(path):
     what = "annotation of VQAv2"
     rows = checked(entries(path, what, "annotations"), what, question_id=ID, image_id=int, answer_type=str)
     questions_path = beside(path, _questions_name(path.name), "v2_OpenEnded_mscoco_val2014_questions.json")
-    asked = checked(entries(questions_path, "question of VQAv2", "questions"), "question of VQAv2", question_id=ID,
-                    question=str)
-    text_of = {row["question_id"]: row["question"] for _, row in asked}
+    text_of = _questions_of_vqav2(questions_path)
     part = "train2014" if "train2014" in path.name else "val2014"
     questions = []
     for where, row in rows:
@@ -29,9 +27,16 @@ def read_vqav2(path):
         if id not in text_of:
             raise UserError(f"{where}: question {id} is not in {questions_path}")
         image = f"COCO_{part}_{row['image_id']:012}.jpg"
-        answers = _people(where, [_word(answer) for answer in row.get("answers") or ()])
+        answers = _people(where, row, _word)
         questions.append(Question(image, None, row["answer_type"], text_of[id], answers, names=named(id)))
     return questions
+
+
+def _questions_of_vqav2(path):
+    """{id: question}"""
+    what = "question of VQAv2"
+    rows = checked(entries(path, what, "questions"), what, question_id=ID, question=str)
+    return {row["question_id"]: row["question"] for _, row in rows}
 
 
 def _questions_name(name):
@@ -43,9 +48,11 @@ def _word(answer):
     return answer.get("answer") if isinstance(answer, dict) else None
 
 
-def _people(where, answers):
-    """The ten answers. UserError if there are others."""
-    if len(answers) != PEOPLE or not all(isinstance(answer, str) for answer in answers):
+def _people(where, row, word=lambda answer: answer):
+    """The ten answers. UserError if there are others. word: what a person answered, of an entry of the list."""
+    answers = [word(answer) for answer in row.get("answers") or ()]
+    are_words = all(isinstance(answer, str) for answer in answers)
+    if len(answers) != PEOPLE or not are_words:
         raise UserError(f"{where}: answers must be those of {PEOPLE} people; a test set has none, and needs its server")
     return tuple(answers)
 
@@ -57,7 +64,7 @@ def read_textvqa(path):
     rows = checked(entries(path, what, "data"), what, question=str, image_id=str)
     questions = []
     for where, row in rows:
-        answers = _people(where, row.get("answers") or ())
+        answers = _people(where, row)
         names = named(row["image_id"], row["question"])[1:]
         if "question_id" in row:
             names += named(row["question_id"])
@@ -88,16 +95,20 @@ def read_gqa(path):
     """testdev_balanced_questions.json, or another of its kind; of all questions those that are balanced."""
     path, = files(path, "testdev_balanced_questions.json")
     what = "question of GQA"
-    rows = [(where, id, row) for where, id, row in table(path, what)]
-    checked([(where, row) for where, _, row in rows], what, question=str, answer=str, imageId=ID, isBalanced=bool)
     questions = []
-    for _, id, row in rows:
+    for where, id, row in table(path, what):
+        check_row(row, where, what, question=str, answer=str, imageId=ID, isBalanced=bool)
         if row["isBalanced"]:
-            kind = (row.get("types") or {}).get("structural")
-            family = "open" if kind == "query" else "binary"
             image = f"{row['imageId']}.jpg"
-            questions.append(Question(image, None, family, row["question"], row["answer"], names=named(id)))
+            questions.append(Question(image, None, _kind(row), row["question"], row["answer"], names=named(id)))
     return questions
+
+
+def _kind(row):
+    """"open" or "binary", as GQA's script has it."""
+    types = row.get("types")
+    is_open = isinstance(types, dict) and types.get("structural") == "query"
+    return "open" if is_open else "binary"
 
 
 def read_docvqa(path):

@@ -10,16 +10,21 @@ from minivlm.lab.tasks.question import Question, named
 from pruning.base import UserError
 
 YES_NO = ("yes", "no")
+POPE = ("*_pope_*.json", "coco/*_pope_*.json")
 
 
 def read_pope(path):
     """coco_pope_random.json and its like, a JSON object on each line, a split per file; or a folder of them; or LLaVA's
     llava_pope_test.jsonl, whose labels are in such files next to it or in coco/."""
-    paths = files(path, "*_pope_*.json", "coco/*_pope_*.json")
+    paths = files(path, *POPE)
     rows = read_lines(paths[0], "question of POPE")
-    if isinstance(rows[0][1], dict) and "category" in rows[0][1] and "label" not in rows[0][1]:
+    _, first = rows[0]
+    if isinstance(first, dict) and "category" in first and "label" not in first:
         return _pope_of_llava(paths[0], rows)
-    return [question for file in paths for question in _split(file)]
+    questions = []
+    for file in paths:
+        questions += _split(file)
+    return questions
 
 
 def _split(path):
@@ -31,7 +36,7 @@ def _split(path):
     for where, row in rows:
         label = one_of(where, "label", row["label"], YES_NO)
         id = row["question_id"]
-        names = (*named(f"{split}/{id}"), *named(id, row["text"]))
+        names = (f"{split}/{id}", *named(id, row["text"]))
         questions.append(Question(row["image"], None, split, row["text"], label, names=names))
     return questions
 
@@ -40,7 +45,7 @@ def _pope_of_llava(path, rows):
     """LLaVA's file: each question gets the label of the same question about the same picture in its split."""
     checked(rows, "question of POPE", question_id=ID, image=str, text=str, category=str)
     labelled = {}
-    for file in files(path.parent, "*_pope_*.json", "coco/*_pope_*.json"):
+    for file in files(path.parent, *POPE):
         for question in _split(file):
             labelled[question.family, question.image, question.question] = question.answer
     questions = []
@@ -83,7 +88,8 @@ def _subtask(path):
 def _released(folder):
     """A folder of the release: a .txt for each picture, in it or in questions_answers_YN/."""
     questions = []
-    for file in sorted([*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt")]):
+    texts = [*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt")]
+    for file in sorted(texts):
         image = _picture_of(folder, file.stem)
         for where, (question, answer) in _lines(file, 2):
             questions.append(_mme(where, folder.name, image, question, answer))
@@ -92,15 +98,18 @@ def _released(folder):
 
 def _picture_of(folder, stem):
     """The name of the picture with this stem; with .jpg if the pictures are not there."""
-    names = [place.name for place in [*folder.glob(f"{stem}.*"), *folder.glob(f"images/{stem}.*")]]
-    pictures = [name for name in names if not name.endswith(".txt")]
-    return pictures[0] if pictures else f"{stem}.jpg"
+    for place in (folder, folder / "images"):
+        for path in sorted(place.glob(f"{stem}.*")):
+            if path.suffix != ".txt":
+                return path.name
+    return f"{stem}.jpg"
 
 
 def _lines(path, count):
     """[("path, line 1", its first fields), ..], `count` fields with tabs between; blank lines are passed over."""
+    text = read_text(path, "questions of MME")
     rows = []
-    for number, line in enumerate(read_text(path, "questions of MME").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         fields = line.rstrip("\r").split("\t")
         where = f"{path}, line {number}"
         if not line.strip():

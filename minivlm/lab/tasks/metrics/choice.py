@@ -15,7 +15,7 @@ import re
 
 from minivlm.lab.tasks.metrics.base import Metric, ratio
 
-LETTERS = "ABCDE"
+LETTERS = ("A", "B", "C", "D", "E")
 SENTENCES = (re.compile(r"The answer is ([A-E])\."), re.compile(r"The answer is ([A-E])"))
 # what stands before and after a letter that names a choice; first those that tell most
 MARKS = (("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."), (":", ""), (":", ","),
@@ -38,23 +38,31 @@ class ScienceQa(Metric):
     def letter(self, question, answer):
         """The letter that it names; "" for none of the choices."""
         letter = strict_letter(answer) if self.rules == "lmms-eval" else llava_letter(answer)
-        return letter if letter in list(LETTERS[:len(question.choices)]) else ""
+        is_choice = letter in LETTERS[:len(question.choices)]
+        return letter if is_choice else ""
 
 
 def strict_letter(answer):
     """The first letter, if there is no more, or a period next."""
-    return answer[:1] if len(answer) == 1 or answer[1:2] == "." else ""
+    is_letter = len(answer) == 1
+    is_followed = answer[1:2] == "."
+    return answer[:1] if is_letter or is_followed else ""
 
 
 def llava_letter(answer):
     """What LLaVA's script finds; "" for nothing."""
     text = answer.replace("\n", ". ")
-    if text.strip() in list(LETTERS):
-        return text.strip()
-    if text[:1] in list(LETTERS) and text[1:3] == ". ":
-        return text[0]
-    found = [sentence.search(text) for sentence in SENTENCES]
-    return next((match[1] for match in found if match), "")
+    lone = text.strip()
+    if lone in LETTERS:
+        return lone
+    first = text[:1]
+    if first in LETTERS and text[1:3] == ". ":
+        return first
+    for sentence in SENTENCES:
+        match = sentence.search(text)
+        if match:
+            return match[1]
+    return ""
 
 
 class MmBench(Metric):
@@ -77,7 +85,7 @@ class MmBench(Metric):
 
     def counts(self, questions, answers):
         """Of the rows of a question."""
-        right = [self.score(question, answer) for question, answer in zip(questions, answers)]
+        right = list(map(self.score, questions, answers))
         return min(right), 1, sum(right), len(right)
 
     def parts(self, sums):

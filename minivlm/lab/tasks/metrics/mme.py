@@ -65,8 +65,9 @@ class Mme(Metric):
     def counts(self, questions, answers):
         """Right answers, 1 if both are, and 1, in the place of their subtask."""
         right = sum(map(self.score, questions, answers))
+        subtask = self.subtasks.index(questions[0].family)
         counts = np.zeros((len(self.subtasks), len(COUNTS)))
-        counts[self.subtasks.index(questions[0].family)] = right, right == 2, 1
+        counts[subtask] = right, right == 2, 1
         return counts.flatten()
 
     def value(self, sums):
@@ -75,7 +76,8 @@ class Mme(Metric):
 
     def parts(self, sums):
         """Perception, cognition, and each subtask."""
-        scores = dict(zip(self.subtasks, np.moveaxis(self.of_subtasks(sums), -1, 0)))
+        of_subtasks = np.moveaxis(self.of_subtasks(sums), -1, 0)
+        scores = dict(zip(self.subtasks, of_subtasks))
         groups = {"perception": PERCEPTION, "cognition": COGNITION}
         totals = {}
         for name, members in groups.items():
@@ -86,5 +88,9 @@ class Mme(Metric):
 
     def of_subtasks(self, sums):
         """(.., subtasks): accuracy and accuracy+ together, at most 200."""
-        right, both, pictures = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, len(COUNTS)), -1, 0)
-        return 100 * (ratio(right, 2 * pictures) + ratio(both, pictures))
+        shape = (*sums.shape[:-1], len(self.subtasks), len(COUNTS))
+        by_subtask = sums.reshape(shape)                                           # (.., subtasks, 3)
+        right, both, pictures = np.moveaxis(by_subtask, -1, 0)
+        accuracy = ratio(right, 2 * pictures)
+        accuracy_plus = ratio(both, pictures)
+        return 100 * (accuracy + accuracy_plus)

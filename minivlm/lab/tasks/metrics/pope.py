@@ -32,8 +32,10 @@ class Pope(Metric):
         if self.rules == "lmms-eval":
             word = answer.lower().strip()
             return word if word in ("yes", "no") else ""
-        words = answer.split(".")[0].replace(",", "").split(" ")
-        return "no" if any(word in WORDS_FOR_NO for word in words) else "yes"
+        sentence = answer.split(".")[0]
+        words = sentence.replace(",", "").split(" ")
+        is_no = any(word in WORDS_FOR_NO for word in words)
+        return "no" if is_no else "yes"
 
     def score(self, question, answer):
         """1 or 0."""
@@ -47,11 +49,12 @@ class Pope(Metric):
         """One 1 among the counts of its split, and another if the label is yes."""
         question, = questions
         said = self.said(*answers)
-        word = "true" if said == question.answer else "false"
+        kind = "true" if said == question.answer else "false"
+        name = f"{kind} {said}" if said else "lost"
+        split = self.splits.index(question.family)
         counts = np.zeros((len(self.splits), len(COUNTS)))
-        own = counts[self.splits.index(question.family)]
-        own[COUNTS.index(f"{word} {said}" if said else "lost")] = 1
-        own[COUNTS.index("labelled yes")] = question.answer == "yes"
+        counts[split, COUNTS.index(name)] = 1
+        counts[split, COUNTS.index("labelled yes")] = question.answer == "yes"
         return counts.flatten()
 
     def value(self, sums):
@@ -61,19 +64,23 @@ class Pope(Metric):
     def parts(self, sums):
         """Means over the splits; and the F1 of each of several."""
         numbers = self.of_splits(sums)
-        means = {name: numbers[name].mean(axis=-1) for name in ("accuracy", "precision", "recall", "yes-ratio")}
-        if len(self.splits) == 1:
-            return means
-        return means | {f"F1 {split}": numbers["F1"][..., i] for i, split in enumerate(self.splits)}
+        f1 = numbers.pop("F1")
+        parts = {name: number.mean(axis=-1) for name, number in numbers.items()}
+        if len(self.splits) > 1:
+            for i, split in enumerate(self.splits):
+                parts[f"F1 {split}"] = f1[..., i]
+        return parts
 
     def of_splits(self, sums):
         """{name: (.., splits)}"""
-        by_split = sums.reshape(*sums.shape[:-1], len(self.splits), len(COUNTS))
+        shape = (*sums.shape[:-1], len(self.splits), len(COUNTS))
+        by_split = sums.reshape(shape)                                             # (.., splits, 6)
         true_yes, false_yes, true_no, false_no, lost, labelled = np.moveaxis(by_split, -1, 0)
-        precision = ratio(true_yes, true_yes + false_yes)
+        said_yes = true_yes + false_yes
+        precision = ratio(true_yes, said_yes)
         recall = ratio(true_yes, true_yes + false_no)
-        count = true_yes + false_yes + true_no + false_no + lost
-        yes = labelled if self.rules == "lmms-eval" else true_yes + false_yes
+        count = said_yes + true_no + false_no + lost
+        yes = labelled if self.rules == "lmms-eval" else said_yes
         return {
             "F1": ratio(2 * precision * recall, precision + recall),
             "accuracy": ratio(true_yes + true_no, count),
