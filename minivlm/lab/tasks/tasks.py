@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from minivlm.lab.tasks import prompts
+from minivlm.lab.tasks.formats.captions import read_captions
 from minivlm.lab.tasks.formats.choices import read_mmbench, read_scienceqa
-from minivlm.lab.tasks.formats.words import (
-    read_captions, read_chartqa, read_docvqa, read_gqa, read_hints, read_textvqa, read_vqav2,
-)
+from minivlm.lab.tasks.formats.words import read_chartqa, read_docvqa, read_gqa, read_hints, read_textvqa, read_vqav2
 from minivlm.lab.tasks.formats.yes_no import read_mme, read_pope
 from minivlm.lab.tasks.metrics.anls import Anls
 from minivlm.lab.tasks.metrics.base import RULES

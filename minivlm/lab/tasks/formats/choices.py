@@ -90,23 +90,33 @@ def _row(where, row, image):
     index = row["index"]
     if not index.isdecimal():
         raise UserError(f"{where}: index must be a number, and is {index[:40]!r}")
+    choices = _choices(row)
+    if row["answer"] not in LETTERS[:len(choices)]:
+        raise UserError(f"{where}: answer must be the letter of a choice, and is {row['answer']!r}")
+    hint = row.get("hint") or ""
+    return Question(
+        f"{crc32(image.encode()):08x}", _picture(where, image), "", row["question"], row["answer"],
+        names=named(index),
+        choices=tuple(choices),
+        hint="" if hint.lower() in EMPTY else hint,
+        group=str(int(index) % ROUND),
+    )
+
+
+def _choices(row):
+    """Two to four, up to the first that is empty."""
     choices = []
     for letter in LETTERS[:4]:
         choice = row.get(letter) or ""
         if choice.lower() in EMPTY:
             break
         choices.append(choice)
-    if row["answer"] not in LETTERS[:len(choices)]:
-        raise UserError(f"{where}: answer must be the letter of a choice, and is {row['answer']!r}")
+    return choices
+
+
+def _picture(where, image):
+    """What can be opened as a picture."""
     try:
-        picture = io.BytesIO(base64.b64decode(image, validate=True))
+        return io.BytesIO(base64.b64decode(image, validate=True))
     except binascii.Error as error:
         raise UserError(f"{where}: image is no picture in base64 ({error})") from None
-    hint = row.get("hint") or ""
-    return Question(
-        f"{crc32(image.encode()):08x}", picture, "", row["question"], row["answer"],
-        names=named(index),
-        choices=tuple(choices),
-        hint="" if hint.lower() in EMPTY else hint,
-        group=str(int(index) % ROUND),
-    )

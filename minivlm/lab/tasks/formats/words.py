@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minivlm.io.data import LARGE, check_row, read_json, read_lines
+from minivlm.io.data import check_row, read_lines
 from minivlm.lab.tasks.formats.entries import ID, beside, checked, entries, files, table
 from minivlm.lab.tasks.question import Question, named
 from pruning.base import UserError
@@ -136,37 +136,3 @@ def read_chartqa(path):
             names = (f"{kind}/{number}", named(row["imgname"], row["query"])[1])
             questions.append(Question(row["imgname"], None, kind, row["query"], str(row["label"]), names=names))
     return questions
-
-
-def read_captions(path):
-    """captions_val2014.json; or dataset_coco.json, Karpathy's split, of which the test set is taken."""
-    path, = files(path, "captions_val2014.json", "dataset_coco.json")
-    value = read_json(path, "captions", LARGE)
-    if isinstance(value, dict) and "annotations" not in value:
-        return _karpathy(path)
-    rows = checked(entries(path, "caption", "annotations"), "caption", image_id=int, caption=str)
-    listed = checked(entries(path, "picture", "images"), "picture", id=int, file_name=str)
-    name_of = {row["id"]: row["file_name"] for _, row in listed}
-    captions = {}
-    for where, row in rows:
-        if row["image_id"] not in name_of:
-            raise UserError(f"{where}: picture {row['image_id']} is not among the images")
-        captions.setdefault(row["image_id"], []).append(row["caption"])
-    return [_described(id, name_of[id], tuple(own)) for id, own in captions.items()]
-
-
-def _karpathy(path):
-    rows = checked(entries(path, "picture", "images"), "picture", cocoid=int, filename=str, split=str)
-    questions = []
-    for where, row in rows:
-        sentences = row.get("sentences") or ()
-        captions = tuple(sentence.get("raw") for sentence in sentences if isinstance(sentence, dict))
-        if not captions or not all(isinstance(caption, str) for caption in captions):
-            raise UserError(f"{where}: sentences must be a list of objects with the words as raw")
-        if row["split"] == "test":
-            questions.append(_described(row["cocoid"], row["filename"], captions))
-    return questions
-
-
-def _described(id, image, captions):
-    return Question(image, None, "", "", captions, names=(str(id), image))
