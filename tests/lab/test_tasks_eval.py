@@ -81,7 +81,8 @@ def test_pope(capsys, folder, plain, tmp_path):
 
 def test_a_soft_score(capsys, folder, plain, tmp_path):
     """The model's word is that of two of ten people, 0.6, or it is nobody's: all sums are of these."""
-    evaluated(capsys, folder, "TextVQA_0.5.1_val.json", "--out", tmp_path / "a.json", task="textvqa")
+    out = evaluated(capsys, folder, "TextVQA_0.5.1_val.json", "--out", tmp_path / "a.json", task="textvqa")
+    assert "textvqa, without OCR hints, official rules: 3 questions" in out
     log = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()][1:]
     scores = {row["right"] for row in log}
     assert scores <= {0, .3, .6} and .6 in scores, scores

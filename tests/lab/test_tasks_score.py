@@ -134,7 +134,7 @@ def test_ids_that_questions_share(capsys, tmp_path):
     rows = [dict(question_id="0a", prompt=f"{text}\nReference OCR token: x\nAnswer the ..", text=word)
             for text, word in (("what color?", "Red"), ("what brand?", "Nokia."))]
     out = score(capsys, write(tmp_path / "a.jsonl", rows), data, task="textvqa")
-    assert "accuracy" in out and " 100.0 (" in out
+    assert "accuracy" in out and " 100.0 (" in out and "OCR" not in out, "nobody knows how they were asked"
     (tmp_path / "count.txt").write_text("1.png\tIs it 1? Please answer yes or no.\tYes\n"
                                         "1.png\tIs it 2? Please answer yes or no.\tNo\n")
     rows = [dict(question_id="count/1.png", prompt=f"Is it {i}?\nAnswer the ..", text=word)

@@ -113,13 +113,16 @@ def scaled(interval, scale):
     return [scale * end for end in interval]
 
 
-def title(benchmark):
-    """What was asked, in words: "pope, official rules: 3000 questions about 500 pictures"."""
+def title(benchmark, is_asked=True):
+    """What was asked, in words: "pope, official rules: 3000 questions about 500 pictures".
+
+    is_asked: the prompts are known, as they are ours.
+    """
     count = len(benchmark.questions)
     images = {question.image for question in benchmark.questions}
     pictures = len(images - {""})
-    asked = f"{benchmark.name}{hints_of(benchmark)}, {benchmark.rules} rules"
-    return f"{asked}: {count} questions about {pictures} pictures"
+    hints = hints_of(benchmark) if is_asked else ""
+    return f"{benchmark.name}{hints}, {benchmark.rules} rules: {count} questions about {pictures} pictures"
 
 
 def hints_of(benchmark):

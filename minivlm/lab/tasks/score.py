@@ -59,7 +59,7 @@ def main(args):
         metric=scored.metric.name,
         contestants=rows,
     )
-    lines = [report.title(scored), "", *report.lines(scored.metric, rows, first)]
+    lines = [report.title(scored, is_asked=False), "", *report.lines(scored.metric, rows, first)]
     output.printed(data, lines, args.json)
 
 

@@ -18,6 +18,7 @@ COLUMNS = ("index", "question", "A", "B", "answer", "image")
 ROUND = 10 ** 6                        # is added to the index for each move of MMBench's choices
 NAME_OF_PICTURE = 64                   # letters: a shorter "picture" is the index of the row that has it
 LONGEST = 2 ** 31 - 1                  # letters of a field
+MOST_DIGITS = 12                       # of an index
 EMPTY = ("", "nan", "none")
 
 
@@ -88,7 +89,7 @@ def _long_fields():
 
 def _row(where, row, image):
     index = row["index"]
-    if not index.isdecimal():
+    if not index.isdecimal() or len(index) > MOST_DIGITS:
         raise UserError(f"{where}: index must be a number, and is {index[:40]!r}")
     choices = _choices(row)
     if row["answer"] not in LETTERS[:len(choices)]:
