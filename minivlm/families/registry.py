@@ -7,10 +7,12 @@ from minivlm.families.internvl_config import InternVLConfig, read_internvl
 from minivlm.families.internvl_image import InternVLProcessor
 from minivlm.families.llava_next import LlavaNext
 from minivlm.families.llava_next_image import LlavaNextProcessor
+from minivlm.families.siglip import SiglipLlava
 from minivlm.io.config_json import read_llava, require
 from minivlm.io.files import read_json
 from minivlm.io.image import ImageProcessor
 from minivlm.llava import Llava
+from minivlm.parts.config import SiglipConfig
 from pruning.base import UserError
 
 READERS = {                                        # by model_type
@@ -42,6 +44,8 @@ def model_class(config):
     """The class of network that a configuration is of."""
     if isinstance(config, InternVLConfig):
         return InternVL
+    if isinstance(config.vision, SiglipConfig):
+        return SiglipLlava
     return LlavaNext if config.image_grid_pinpoints else Llava
 
 
