@@ -71,7 +71,7 @@ def additive(allowed, dtype=torch.float32):
 def rope(position, head_dim, theta, dtype, scaling=None):
     """cos and sin of position * theta^(-2i/Dh), (T, Dh) each: angles in float32, then cast, as the reference does.
 
-    position: (T,), or (T, 2): half of the pairs turns with the row, the others with the column. scaling: of frequencies.
+    position: (T,), or (T, 2): half of the pairs turn by row, the others by column. scaling: see parts/rope_scaling.py.
     """
     pairs = head_dim // 2
     index = 2 * torch.arange(pairs, device=position.device)                        # (Dh/2,)  2i
@@ -83,9 +83,8 @@ def rope(position, head_dim, theta, dtype, scaling=None):
         position = position[:, None]                                               # (T, 1)
     else:
         row, column = position.split(1, dim=1)                                     # (T, 1) twice
-        half = pairs // 2
-        row = row.expand(-1, half)                                                 # (T, Dh/4)
-        column = column.expand(-1, pairs - half)                                   # (T, Dh/4)
+        row = row.expand(-1, pairs // 2)                                           # (T, Dh/4)
+        column = column.expand(-1, pairs - pairs // 2)                             # (T, Dh/4)
         position = torch.cat([row, column], dim=1)                                 # (T, Dh/2)
     angle = position.float() * frequency                                           # (T, Dh/2)
     angle = torch.cat([angle, angle], dim=-1)                                      # (T, Dh)

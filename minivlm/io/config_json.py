@@ -210,7 +210,8 @@ def _check_feature_layer(path, config):
         raise UserError(f"{path}: vision_feature_layer {config.vision_feature_layer!r} names no hidden state of "
                         f"{states}")
     if not config.vision.has_class_token and config.vision_feature_select_strategy != "full":
-        raise UserError(f"{path}: SigLIP has no class token to leave out: only the feature strategy 'full' is supported")
+        raise UserError(f"{path}: SigLIP has no class token to leave out: only the feature strategy 'full' is "
+                        "supported")
 
 
 def _check_pinpoints(path, config):
