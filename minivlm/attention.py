@@ -83,8 +83,9 @@ def rope(position, head_dim, theta, dtype, scaling=None):
         position = position[:, None]                                               # (T, 1)
     else:
         row, column = position.split(1, dim=1)                                     # (T, 1) twice
-        row = row.expand(-1, pairs // 2)                                           # (T, Dh/4)
-        column = column.expand(-1, pairs - pairs // 2)                             # (T, Dh/4)
+        half = pairs // 2
+        row = row.expand(-1, half)                                                 # (T, Dh/4)
+        column = column.expand(-1, pairs - half)                                   # (T, Dh/4)
         position = torch.cat([row, column], dim=1)                                 # (T, Dh/2)
     angle = position.float() * frequency                                           # (T, Dh/2)
     angle = torch.cat([angle, angle], dim=-1)                                      # (T, Dh)

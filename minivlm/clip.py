@@ -71,8 +71,7 @@ class MLP(nn.Module):
         self.act = ACTIVATIONS[c.hidden_act]
 
     def forward(self, x):
-        x = self.act(self.fc1(x))
-        return self.fc2(x)
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Layer(nn.Module):
