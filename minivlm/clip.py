@@ -71,7 +71,8 @@ class MLP(nn.Module):
         self.act = ACTIVATIONS[c.hidden_act]
 
     def forward(self, x):
-        return self.fc2(self.act(self.fc1(x)))
+        x = self.act(self.fc1(x))
+        return self.fc2(x)
 
 
 class Layer(nn.Module):
