@@ -93,6 +93,13 @@ CASES = {
         vision=dict(model_type="siglip_vision_model", image_size=30, vision_use_head=False),
         top=dict(vision_feature_layer=-1, vision_feature_select_strategy="full"),
     ),
+    "vipllava": Case(
+        "hub",
+        [(ONE, [LAND]), (APART, [PORT, TINY])],
+        vision=dict(num_hidden_layers=4),
+        top=dict(architectures=["VipLlavaForConditionalGeneration"], model_type="vipllava",
+                 vision_feature_layer=[-2, -3, 1]),
+    ),
     "llava15_rope": Case(
         "hf5",
         [(ONE, [GRAY])],

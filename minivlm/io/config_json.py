@@ -39,13 +39,30 @@ PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 def read_llava(path, raw):
     """The LlavaConfig of a config.json with this content. UserError names the file and the key of what is not
     supported."""
-    if raw.get("quantization_config"):
-        raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
     is_original = raw["model_type"] in ("llava_llama", "llava_mistral")
     if any(key.startswith("mm_") for key in raw):
         is_original = True
-    read = _original if is_original else _hugging_face
-    config = read(path, raw)
+    if is_original:
+        _refuse_quantised(path, raw)
+        return _whole(path, _original(path, raw))
+    return read_hugging_face(path, raw)
+
+
+def read_hugging_face(path, raw, kind=LlavaConfig):
+    """The same of a file in Hugging Face's layout. kind: LlavaConfig, or a family's subclass with fields of its own."""
+    _refuse_quantised(path, raw)
+    of_projector = {key: value for key, value in raw.items() if key.startswith("projector_")}
+    values = _hugging_face(path, raw) | known_fields(kind, of_projector)
+    return _whole(path, checked(path, kind, values))
+
+
+def _refuse_quantised(path, raw):
+    if raw.get("quantization_config"):
+        raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
+
+
+def _whole(path, config):
+    """The configuration, whose parts fit together."""
     check_heads(path, config)
     _check_feature_layer(path, config)
     _check_pinpoints(path, config)
@@ -53,6 +70,7 @@ def read_llava(path, raw):
 
 
 def _hugging_face(path, raw):
+    """The values of a LlavaConfig."""
     text = section(path, raw, "text_config")
     vision = section(path, raw, "vision_config")
     require(path, raw, projector_hidden_act=ACTIVATIONS, vision_feature_select_strategy=("default", "full"))
@@ -68,7 +86,7 @@ def _hugging_face(path, raw):
         values["image_grid_pinpoints"] = PINPOINTS if pinpoints is None else pinpoints
         values["image_aspect_ratio"] = "anyres"
         values["template"] = "mistral" if text.get("model_type") == "mistral" else "llava_v1"
-    return checked(path, LlavaConfig, values)
+    return values
 
 
 def _original(path, raw):

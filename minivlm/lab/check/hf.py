@@ -197,9 +197,10 @@ def expand(ids, config, sizes=iter(())):
     if config.model_type == "internvl":
         a_tile = round(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio) ** 2
         return [i for id in ids for i in [id] * (a_tile * int(next(sizes)) if id == mark else 1)]
-    has_class_token = vision.model_type == "clip_vision_model"
     n = (vision.image_size // vision.patch_size) ** 2
-    n += has_class_token and config.vision_feature_select_strategy == "full"
+    has_class_token = vision.model_type == "clip_vision_model"
+    strategy = getattr(config, "vision_feature_select_strategy", "default")        # ViP-LLaVA's says nothing
+    n += has_class_token and strategy == "full"
     count = lambda: n + sum(_map(next(sizes), config)) if hasattr(config, "image_grid_pinpoints") else n
     return [i for id in ids for i in [id] * (count() if id == mark else 1)]
 
