@@ -251,3 +251,15 @@ def test_pictures_are_looked_for_before_any_work(tmp_path):
     for number in (0, 1):
         (tmp_path / f"COCO_val2014_{number:012}.jpg").write_bytes(b"")
     assert with_pictures(questions, tmp_path)[2].picture == tmp_path / "COCO_val2014_000000000001.jpg"
+
+
+@pytest.mark.parametrize("name, place", [
+    ("documents/a.png", "a.png"), ("documents/a.png", "documents/a.png"), ("7/image.png", "test/7/image.png"),
+    ("a.png", "png/a.png"), ("count/1.png", "count/images/1.png"),
+])
+def test_where_a_picture_may_lie(tmp_path, name, place):
+    """As the releases unpack: in the folder that the file names, without it, or in another."""
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    assert found(name, tmp_path) == path

@@ -9,7 +9,7 @@ from pruning.base import UserError
 def with_pictures(questions, folder):
     """The questions, each with the path of its picture. UserError if one is not there.
 
-    A name of the files may lie in the folder itself, under its last part, or in an images/ or png/ of it.
+    A name of the files may lie in the folder itself, under its last part, or in an images/, test/ or png/ of it.
     """
     missing = [question for question in questions if question.picture is None]
     if missing and folder is None:
@@ -31,8 +31,9 @@ def found(name, folder):
         name,
         Path(*above, "images", last),
         last,
-        Path("images", last),
-        Path("png", last),
+        Path("images", name),
+        Path("test", name),
+        Path("png", name),
     )
     for place in places:
         path = Path(folder, place)

@@ -193,4 +193,5 @@ def legend(metric):
         yield "95 % intervals: Wilson's; of paired differences, Bonett and Price's; with the variance of whole pictures"
     else:
         yield f"95 % intervals: bootstrap over pictures, {DRAWS} draws, the same for all; differences are paired"
+        yield "(answers that all count alike give an interval of no width, however few they are)"
     yield from metric.notes
