@@ -99,6 +99,9 @@ def test_textvqa(tmp_path):
     llava = write(tmp_path / "ocr.jsonl", [dict(question_id="0a1", image="0a1.jpg", text="what?" + hint + SHORT)])
     for hints in (rosetta, llava):
         assert asked("textvqa", path, hints=hints)[0] == "what Brand is this?" + hint + SHORT
+    other = write(tmp_path / "other.json", dict(data=[dict(image_id="0b2", ocr_tokens=["NOKIA"])]))
+    with pytest.raises(UserError, match="has no words of the task's pictures"):
+        opened("textvqa", path, hints=other)
     with pytest.raises(UserError, match="--ocr is for textvqa"):
         opened("pope", path, hints=rosetta)
 

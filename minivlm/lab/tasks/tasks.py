@@ -93,7 +93,18 @@ def opened(name, data, rules=RULES[0], hints=None):
     task = TASKS[name]
     questions = task.read(data)
     if hints:
-        hint_of = read_hints(hints)
-        questions = [replace(question, hint=hint_of.get(question.image.removesuffix(".jpg"), ""))
-                     for question in questions]
+        questions = hinted(questions, hints)
     return Benchmark(name, questions, task.metric(questions, rules), rules)
+
+
+def hinted(questions, path):
+    """TextVQA's questions with the words of their pictures, "" for a picture without any. UserError if none has words.
+    """
+    hint_of = read_hints(path)
+    with_hints = []
+    for question in questions:
+        name = question.image.removesuffix(".jpg")
+        with_hints.append(replace(question, hint=hint_of.get(name, "")))
+    if not any(question.hint for question in with_hints):
+        raise UserError(f"{path} has no words of the task's pictures: is it of another split?")
+    return with_hints
