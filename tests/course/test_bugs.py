@@ -17,7 +17,7 @@ from command import done
 from minivlm.course.bugs.answers import NAME, shuffled
 from minivlm.course.bugs.grading import looks
 from minivlm.course.bugs.planted import BUGS, titled
-from minivlm.course.bugs.promises import PROMISES
+from minivlm.course.bugs.promises.promises import PROMISES
 from minivlm.course.bugs.variant import in_place, lines, source, variant
 from minivlm.lab.named.file import executed
 from paths import GOLDENS, ROOT
@@ -110,12 +110,13 @@ def test_all_right(folder, capsys):
 
 def test_what_is_said_of_answers(folder, capsys):
     """Not the intended promise, but one that breaks, too; one that holds; one that ours does not keep; one that does
-    not concern it; none."""
+    not concern it; one that a refusal hides; none."""
     answered(folder, {
         "packed positions": "masked",
         "head max for mean": "Needle, 3",
-        "unnormalised merge": "positions",
+        "span shifted by one": "positions",
         "forgotten sort": "masked",
+        "unnormalised merge": "causal",
     })
     status, rows = graded(capsys, folder)
     assert status == 1 and sum(row["right"] for row in rows.values()) == 1
@@ -123,7 +124,8 @@ def test_what_is_said_of_answers(folder, capsys):
     wrong = rows["head max for mean"]
     assert wrong["verdict"].startswith("needle holds in all cases") and wrong["breaks"] == "heads"
     assert wrong["line_right"] is False and ": [1]" in wrong["ours_gives"] and ": [0]" in wrong["here_gives"]
-    assert "positions is none of its promises" in rows["unnormalised merge"]["verdict"]
+    assert "positions is none of its promises" in rows["span shifted by one"]["verdict"]
+    assert "causal cannot be seen, as the run ends before" in rows["unnormalised merge"]["verdict"]
     assert "masked does not concern it" in rows["forgotten sort"]["verdict"]
     assert rows["threshold on logits"] == dict(file=file_of("threshold on logits"), named=None, right=False, line=None,
                                                line_right=None, verdict="no answer yet")

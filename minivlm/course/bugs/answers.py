@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from minivlm.course.bugs.planted import BUGS
-from minivlm.course.bugs.promises import PROMISES
+from minivlm.course.bugs.promises.promises import PROMISES
 from minivlm.io.data import SMALL, read_text
 from pruning.base import UserError
 

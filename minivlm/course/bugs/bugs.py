@@ -10,13 +10,14 @@ examples:
   python run.py bugs --laws
 """
 
+import shlex
 import textwrap
 from pathlib import Path
 
 from tqdm import tqdm
 
 from minivlm.course.bugs import answers, grading
-from minivlm.course.bugs.promises import PROMISES
+from minivlm.course.bugs.promises.promises import PROMISES
 from minivlm.course.bugs.variant import variant
 from minivlm.io.atomic import write_text, written_folder
 from minivlm.lab.cli.arguments import Seed, add_json, new_name, within
@@ -58,8 +59,10 @@ def write(folder, args):
     with written_folder(folder) as place:
         for file, text in files.items():
             write_text(place / file, text)
-    said = [f"wrote {folder}: {len(files) - 1} files with one mistake each; write what they break into "
-            f"{folder / answers.NAME}, then", f"  python run.py bugs grade {folder}"]
+    said = [
+        f"wrote {folder}: twelve files with one mistake each; write into {answers.NAME} there what each breaks, then",
+        f"  python run.py bugs grade {shlex.quote(str(folder))}",
+    ]
     printed(dict(folder=str(folder), seed=args.seed, files=list(files)), said, args.json)
 
 

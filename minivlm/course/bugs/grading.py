@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import NamedTuple
 
 from minivlm.course.bugs.answers import shuffled
-from minivlm.course.bugs.promises import PROMISES, outcomes
+from minivlm.course.bugs.promises.promises import PROMISES, outcomes
 from minivlm.course.bugs.variant import in_place, lines
 
-AGAIN = "minivlm.course.bugs.promises"  # imported anew inside `in_place`
+AGAIN = "minivlm.course.bugs.promises.promises"  # imported anew inside `in_place`
 
 
 class Look(NamedTuple):

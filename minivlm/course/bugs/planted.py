@@ -14,7 +14,7 @@ class Bug(NamedTuple):
     file: str
     old: str
     new: str
-    promise: str                       # the intended answer, a name in PROMISES (promises.py)
+    promise: str                       # the intended answer, of PROMISES (promises/promises.py)
     why: str
     method: str                        # its promises are looked at: the broken one, or what a broken model part runs
     test: str                          # one of our tests that rejects the mistake

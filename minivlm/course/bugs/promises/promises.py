@@ -1,6 +1,6 @@
 """The promises that can be named, and how one is looked at: laws of a method (pruning/laws.py), and of the model.
 
-Everything here is run twice: on our own modules, and inside `in_place` (variant.py) on those with a mistake.
+Everything here is run twice: on our own modules, and inside `in_place` (../variant.py) on those with a mistake.
 """
 
 from dataclasses import replace
@@ -8,10 +8,12 @@ from typing import Callable, NamedTuple
 
 import torch
 
-from minivlm.course.bugs import runs
-from minivlm.course.bugs.altered import MeanHeadView, NeedleView, OffsetView, mirror_image, mirrored, with_views
-from minivlm.course.bugs.cases import built, cases, described
 from minivlm.course.bugs.planted import titled
+from minivlm.course.bugs.promises import runs
+from minivlm.course.bugs.promises.altered import (
+    MeanHeadView, NeedleView, OffsetView, mirror_image, mirrored, with_views,
+)
+from minivlm.course.bugs.promises.cases import built, cases, described
 from pruning.base import UserError
 from pruning.laws import LAWS
 

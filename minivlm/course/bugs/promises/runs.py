@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from minivlm.attention import attention, attention_by_definition, causal_mask, rope, rotate
-from minivlm.course.bugs.small import (
+from minivlm.course.bugs.promises.small import (
     AFTER, BEFORE, CUT, LATER, N, PROMPT, T, Repeated, continued, last_states, model, prefilled,
 )
 from minivlm.trace import runs
