@@ -107,12 +107,13 @@ class Layer(nn.Module):
 
     def streams(self, x, rope, cache=None, mask=None, last=False):
         """The residual stream after attention and after the MLP. (B, T, D) twice"""
-        residual = x[:, -1:] if last else x
+        residual = x
+        if last:
+            residual = x[:, -1:]
         normed = self.input_layernorm(x)
         between = residual + self.self_attn(normed, rope, cache, mask, last)
         normed = self.post_attention_layernorm(between)
-        out = between + self.mlp(normed)
-        return between, out
+        return between, between + self.mlp(normed)
 
 
 class Decoder(nn.Module):
@@ -177,7 +178,7 @@ class Decoder(nn.Module):
         """cos and sin for these positions (T,) or (T, 2)."""
         c = self.config
         position = position.to(self.norm.weight.device)
-        return rope(position, c.head_dim, c.rope_theta, dtype)
+        return rope(position, c.head_dim, c.rope_theta, dtype, c.rope_scaling)
 
     def shared(self, tokens):
         """What all layers share until the next cut: cos and sin of the positions, and the mask (None: causal)."""

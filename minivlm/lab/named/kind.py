@@ -33,6 +33,11 @@ def kind_of(name):
     return EVERY[name]
 
 
+def is_known(name):
+    """Whether it is a name of the registry, or means a file of the user's own."""
+    return name in EVERY or in_file(name)
+
+
 def in_file(name):
     """Whether it is FILE.py:NAME, or meant as such."""
     return ".py:" in name or name.endswith(".py")
