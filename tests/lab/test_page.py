@@ -152,7 +152,11 @@ def test_page_with_sheet_and_table(capsys, tmp_path):
     assert [layout["grids"][1]["offset"] for layout in layouts] == [[1, 0], [0, 0]]
 
 
-@pytest.mark.parametrize("name, message", [("a.png", "name it *.html"), ("no/a.html", "cannot be written"), ("", "empty")])
+@pytest.mark.parametrize("name, message", [
+    ("a.png", "name it *.html"),
+    ("no/a.html", "cannot be written"),
+    ("", "empty"),
+])
 def test_bad_names(capsys, tmp_path, monkeypatch, name, message):
     monkeypatch.chdir(tmp_path)
     status, out, err = done(capsys, "compare", SAMPLE, QUESTION, "--html", name)
@@ -183,7 +187,7 @@ def test_equal_scores_have_equal_ranks():
 
 
 def test_merges_add_up():
-    """Four tokens: 1 joins 0 with half the weight; then 3 joins 0 with a quarter: 0 is .375 .375 . .25, and 2 itself."""
+    """Four tokens: 1 joins 0 with half the weight; then 3 joins 0 with a quarter: 0 is .375 .375 . .25, 2 itself."""
     trace = Trace(torch.tensor([[0, 0, i] for i in range(4)]), [range(4)])
     first = Reduction(torch.tensor([0, 2, 3]), torch.tensor([[.5, .5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
     second = Reduction(torch.tensor([0, 1]), torch.tensor([[.75, 0, .25], [0, 1, 0]]))
@@ -205,14 +209,15 @@ def test_equations():
 
 def test_card():
     """Headings, tables, blocks and links; a link into the repository is only its text, and nothing else is HTML."""
-    text = ("### A: `a`\n\n[a.py](a.py), [1234.5](https://arxiv.org/abs/1234.5) <b> **R** *s*\n\n```text\nx_j = y\n```\n\n"
-            "| o | m |\n|---|---|\n| `k` | 1 < 2 |\n\n    python run.py\n")
+    text = ("### A: `a`\n\n[a.py](a.py), [1234.5](https://arxiv.org/abs/1234.5) <b> **R** *s*\n\n"
+            "```text\nx_j = y\n```\n\n| o | m |\n|---|---|\n| `k` | 1 < 2 |\n\n    python run.py\n")
     assert card_html(text).splitlines() == [
         "<h3>A: <code>a</code></h3>",
         '<p>a.py, <a href="https://arxiv.org/abs/1234.5" rel="noreferrer">1234.5</a> &lt;b&gt; <strong>R</strong> '
         "<em>s</em></p>",
         '<div class="equations"><span class="line"><span>x<sub>j</sub>  = y</span></span></div>',
-        '<div class="wide" tabindex="0"><table><thead><tr><th scope="col">o</th><th scope="col">m</th></tr></thead><tbody>'
+        '<div class="wide" tabindex="0"><table><thead><tr><th scope="col">o</th><th scope="col">m</th></tr></thead>'
+        "<tbody>"
         '<tr><th scope="row"><code>k</code></th><td>1 &lt; 2</td></tr></tbody></table></div>',
         '<pre tabindex="0">python run.py</pre>',
     ]
@@ -242,8 +247,9 @@ def luminance(color):
 def test_contrast():
     """Text on its grounds has 4.5 to 1, in light and in dark; what shows the focus 3 to 1."""
     style = (HERE / "page.css").read_text()
-    light, dark = [dict(re.findall(r"--(\w+): (#\w{6});", block)) for block in re.findall(r":root \{.*?\}", style, re.S)]
-    for colors in (light, dark):
+    light, dark = re.findall(r":root \{.*?\}", style, re.S)
+    for block in (light, dark):
+        colors = dict(re.findall(r"--(\w+): (#\w{6});", block))
         for text in ("ink", "quiet", "link", "focus"):
             for ground in ("paper", "panel", "shown"):
                 low, high = sorted((luminance(colors[text]), luminance(colors[ground])))
@@ -347,7 +353,8 @@ def test_page_fits_a_phone(browser, several, dark):
     browser.open(several, width=390, height=844, dark=dark)
     assert browser.value("document.documentElement.scrollWidth") <= 390
     browser.point_at(".patch.dropped")
-    top, bottom = browser.value("(box => [box.top, box.bottom])(document.getElementById('detail').getBoundingClientRect())")
+    box = "document.getElementById('detail').getBoundingClientRect()"
+    top, bottom = browser.value(f"[{box}.top, {box}.bottom]")
     assert 500 < top and bottom <= 844
     paper = browser.value("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") is not dark

@@ -40,19 +40,27 @@ def main(args):
     model = session.opened(args)
     known = shipped.known(args.image, args.question)
     evidence = known.get("evidence", ())
+    answer = known.get("answer", "")
     session.note(model, args.question, [image])
-    text = prompt([(args.question, None)], 1, session.template(args, model))
-    pixels = model.processor.pixels(image)
-    entrants = lineup(args.method, args.keep, args.average, args.set, Prompt(model, [pixels]), args.schedule)
-    runs = compare(model, model.tokenizer.encode(text), [pixels], entrants, args.max_new_tokens)
+    runs = answered(args, model, image)
     rows = facts(runs, model.config, evidence)
-    header = f"{args.question}  (right: {known['answer']})" if "answer" in known else args.question
+    header = f"{args.question}  (right: {answer})" if answer else args.question
     print("\n".join([header, "", *lines(rows)]))
     box = model.processor.box(*image.size)
     if args.out:
-        output.save(args.out, picture(runs, image, box, header, evidence=evidence, maps=args.maps).save)
+        sheet = picture(runs, image, box, header, evidence=evidence, maps=args.maps)
+        output.save(args.out, sheet.save)
     if args.html:
-        answer = known.get("answer", "")
         text = page(runs, rows, image, box, args.question, answer, evidence, legend(rows))
-        output.save(args.html, lambda place: place.write_bytes(text.encode("utf-8", "replace")))
+        encoded = text.encode("utf-8", "replace")
+        output.save(args.html, lambda place: place.write_bytes(encoded))
     output.save_json(args.json, rows)
+
+
+def answered(args, model, image):
+    """The runs of all methods at all budgets."""
+    text = prompt([(args.question, None)], 1, session.template(args, model))
+    ids = model.tokenizer.encode(text)
+    pixels = [model.processor.pixels(image)]
+    entrants = lineup(args.method, args.keep, args.average, args.set, Prompt(model, pixels), args.schedule)
+    return compare(model, ids, pixels, entrants, args.max_new_tokens)
