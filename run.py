@@ -55,6 +55,7 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Say where paper and released code differ, what this repository does, and show each reading's difference.",
     ),
     "methods": ("lab.check.methods", "List the methods, or describe one with its options."),
+    "exercise": ("course.exercises.exercise", "Do the exercises: list them, start one, grade answers."),
     "new": ("course.new", "Write a method of your own: a file to start from, which runs."),
 }
 EXAMPLES = """examples:
