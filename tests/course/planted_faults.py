@@ -71,7 +71,7 @@ FAULTS = {
         ("(d <= self.distance_limit)", "(d < self.distance_limit)", "neighbours"),
         (SUPPRESS, f"{SUPPRESS} if len(R) == 1 else score", "adds up"),
         ('left = score.masked_fill(is_picked, float("-inf"))', "left = score", "once"),
-        (SUPPRESS, "score = score - 0.01 * suppression[i].squeeze(0)", "scale"),
+        (SUPPRESS, "score = score - 0.1 * suppression[i].squeeze(0)", "scale"),
         ("self.keys(tokens)[tokens.visual]", "self.keys(tokens)[:tokens.n]", "shift"),
         ("suppression *= decay(d, self.sigma_d)", "suppression *= decay(d, 2 * self.sigma_d)", "reference"),
     ],

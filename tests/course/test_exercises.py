@@ -107,9 +107,18 @@ def test_a_planted_fault_loses_its_points(name, right, wrong, check, tmp_path, m
     assert right in source
     side = Ours(module_of(source.replace(right, wrong), tmp_path))
     meant, = [own for own in problem.checks if own.name == check]
-    with pytest.raises(Wrong) as caught:
-        run(meant, side, 0)
-    assert "cannot be read" not in str(caught.value)
+    sentence = first_sentence(meant, side)
+    assert sentence and "cannot be read" not in sentence
+
+
+def first_sentence(check, side):
+    """What is wrong, under the first of a few seeds that shows it; "" if none does."""
+    for seed in range(5):
+        try:
+            run(check, side, seed)
+        except Wrong as wrong:
+            return str(wrong)
+    return ""
 
 
 def test_a_failure_is_a_sentence_on_the_smallest_case(tmp_path):

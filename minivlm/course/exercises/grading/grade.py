@@ -10,7 +10,7 @@ from hypothesis.errors import Flaky
 
 from minivlm.course.exercises.problem import Check, Ended, Problem, Stopped, Wrong
 
-EXAMPLES = 25                          # cases of a check
+EXAMPLES = 40                          # cases of a check
 ENDS = 2                               # so often a submission's process is started again
 SETTINGS = settings(
     max_examples=EXAMPLES,
