@@ -55,8 +55,9 @@ class ForkServer:
         self.control, other_end = socket.socketpair()
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment |= dict(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", HOME=str(self.folder))
+        arguments = json.dumps([libraries(), str(self.folder)])
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(program / "student.py"), json.dumps(libraries())],
+            [sys.executable, "-I", "-B", str(program / "student.py"), arguments],
             stdin=other_end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
         )
         other_end.close()

@@ -10,10 +10,14 @@ import importlib.util
 import json
 import os
 import resource
+import shutil
+import signal
 import socket
 import sys
+from contextlib import suppress
 
-sys.path[:] = [*json.loads(sys.argv[1]), os.path.dirname(os.path.abspath(__file__))]       # the libraries', and here
+libraries, folder = json.loads(sys.argv[1])            # where these lie; what the grader has made for this run
+sys.path[:] = [*libraries, os.path.dirname(os.path.abspath(__file__))]     # and calls.py and wire.py
 import calls
 import torch
 
@@ -26,17 +30,28 @@ def main():
     torch.set_num_threads(1)
     gc.freeze()
     control = socket.socket(fileno=0)
+    pid = 0
     while True:
         _, sockets, _, _ = socket.recv_fds(control, 1, 1)
         if not sockets:
+            clear(pid)
             return
-        if os.fork() == 0:
+        pid = os.fork()
+        if pid == 0:
             try:
                 attend(socket.socket(fileno=sockets[0]))
             finally:
                 os._exit(0)            # whatever happens, a submission's process does not go on here
         os.close(sockets[0])
         reap()
+
+
+def clear(pid):
+    """End the last process and remove the grader's folder, in case the grader was killed."""
+    with suppress(ProcessLookupError):
+        if pid:
+            os.killpg(pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def reap():
