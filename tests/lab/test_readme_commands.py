@@ -37,6 +37,7 @@ WORDS = {                              # a word of a command, and the smaller th
     "QUESTIONS": f"{SHIPPED}/samples",
     "val2014": f"{SHIPPED}/samples",
     "llava-hf/llava-1.5-7b-hf": SHIPPED,
+    "llava-hf/llava-interleave-qwen-0.5b-hf": SHIPPED,
     "cuda": "cpu",
     "256+64": "64+16",
     "4:136,14:68,24:34": "2:68,4:34,6:17",
