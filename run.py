@@ -56,6 +56,7 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Say where paper and released code differ, what this repository does, and show each reading's difference.",
     ),
     "methods": ("lab.check.methods", "List the methods, or describe one with its options."),
+    "exercise": ("course.exercises.exercise", "Do the exercises: list them, start one, grade answers."),
     "bugs": (
         "course.bugs.bugs",
         "Find the bug: write twelve files of this repository with one mistake each, or grade what was found.",
