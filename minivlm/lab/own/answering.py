@@ -105,7 +105,7 @@ def drawn(args):
     runs = compare(model, ids, [pixels], entrants)
     known = shipped.known(path, question)
     box = model.processor.box(*image.size)
-    sheet = picture(runs, image, box, question, evidence=known["evidence"], maps=True)
+    sheet = picture(runs, image, box, question, columns=len(runs), evidence=known["evidence"], maps=True)
     with written(args.out) as beside:
         sheet.save(beside)
     return dict(file=args.out, lines=[f"wrote {args.out}"])

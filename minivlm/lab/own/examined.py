@@ -9,7 +9,7 @@ from minivlm.lab.own.promises.finding import BROKEN, Finding, broken, skipped
 from pruning.laws import LAWS
 
 N = 576                                # visual tokens of an image
-NEEDED = ("select", "ordered", "convex")           # without these apply.py refuses what the method returns
+NEEDED = ("select", "ordered", "convex", "budget") # without these a model refuses the result, or says the same again
 
 
 SENTENCES = {name: law.sentence for name, law in LAWS.items()}
@@ -17,12 +17,20 @@ SENTENCES = {name: law.sentence for name, law in LAWS.items()}
 
 def examined(kind, name):
     """{"method", "what", "acts", "reads", "laws", "promises"}: sentences, and the Findings in their order."""
-    doc = kind.__doc__ or ""
-    facts = dict(method=name, what=" ".join(doc.split()))
+    facts = dict(method=name, what=about(kind))
     nowhere = acts_nowhere(kind)
     if nowhere:
         return facts | dict(acts=[], reads=[], laws=[], promises=nowhere)
     return facts | reading.facts(kind) | dict(promises=findings(kind))
+
+
+def about(kind):
+    """The first sentence of its docstring; "" if it has none of its own: a dataclass writes one."""
+    doc = kind.__doc__ or ""
+    if doc.startswith(f"{kind.__name__}("):
+        return ""
+    first = doc.strip().split("\n\n")[0]
+    return " ".join(first.split())
 
 
 def acts_nowhere(kind):

@@ -7,7 +7,7 @@ from minivlm.io.atomic import written
 from minivlm.lab.own.promises.finding import BROKEN, KEPT, SKIPPED
 
 WIDTH = 116
-MARKS = {KEPT: "ok", BROKEN: "BROKEN", SKIPPED: "-"}
+MARKS = {KEPT: "ok", BROKEN: "BROKEN"}
 
 
 def promises(result):
@@ -23,25 +23,33 @@ def promises(result):
     width = max(len(row.name) for row in rows)
     yield ""
     for row in rows:
-        yield from explained(row, width)
+        if row.status != SKIPPED:
+            yield from explained(row, width)
+    yield from left_out(rows)
     yield ""
     yield from indented(verdict(rows), "")
 
 
 def explained(row, width):
-    """A line for a promise; if it is broken, the prompt, what was seen, and the cause."""
-    mark = MARKS[row.status]
-    line = f"  {mark:7} {row.name:{width}}  {row.sentence}"
-    if row.status == SKIPPED:
-        line += f" ({row.seen})"
-    below = " " * (12 + width)
-    yield from indented(line, below, first="")
+    """A line for a promise; if it is broken, the case, what was seen, and the cause."""
+    line = f"  {MARKS[row.status]:7} {row.name:{width}}  {row.sentence}"
+    yield from indented(line, " " * (12 + width), first="")
     if row.status != BROKEN:
         return
     for head in ("case", "seen", "cause"):
         text = getattr(row, head)
         if text:
             yield from indented(f"{head:5}  {text}", " " * 17, first=" " * 10)
+
+
+def left_out(rows):
+    """A line for each reason why promises were not tried."""
+    names = {}
+    for row in rows:
+        if row.status == SKIPPED:
+            names.setdefault(row.seen, []).append(row.name)
+    for reason, skipped in names.items():
+        yield from indented(f"  -       {', '.join(skipped)}: {reason}", " " * 10, first="")
 
 
 def indented(text, indent, first=None):

@@ -4,7 +4,7 @@ from minivlm.lab.own.promises.drawn import LAYERS, Case, built
 from minivlm.lab.own.promises.recorder import read_by
 from minivlm.lab.own.promises.words import numbers
 from pruning.fields import annotations
-from pruning.laws import LAWS, OF_ALL, PER
+from pruning.laws import LAWS, OF_ALL
 
 N = 576                                # visual tokens of an image of LLaVA-1.5
 SITES = {
@@ -50,7 +50,7 @@ def leaves(pruner):
     many = "a number of tokens that the prompt decides" if k is None else f"{k} of {N} tokens"
     lines = [f"it leaves {many}"]
     if "keep" in annotations(type(pruner)):
-        lines[0] += f" (keep={pruner.keep}, which counts {PER[pruner.per].split(';')[0]})"
+        lines[0] += f" (keep={pruner.keep} of the tokens of each {pruner.per})"
     keeps = pruner.positions == "keep" or (pruner.positions is None and pruner.site == "decoder")
     positions = "keep their position ids" if keeps else "get position ids 0, 1, .. anew"
     return [*lines, f"the tokens that are left {positions}"]

@@ -83,7 +83,7 @@ def keeps_all(run):
 
 def cached(run):
     """Words said after the prompt, from the cache, or as part of the prompt."""
-    if run.pruner.rerank_each_step:
+    if changes_caches(run.pruner):
         return None
     _, cache, trace = run.result
     model = run.prompt.model
@@ -146,8 +146,15 @@ OTHERS = {"offset": OFFSETS, "several images": SEVERAL, "tiles": TILES}
 def findings(kind):
     """[Finding] of the method in tiny models."""
     pruner = built(kind, 0.5)
-    rows = [asked_once(name, check, pruner) for name, check in SINGLE.items()]
-    rows += [asked_of(name, prompts, pruner) for name, prompts in OTHERS.items()]
+    rows = []
+    others = []                        # checks of other prompts: what breaks on every prompt is said once
+    for name, check in SINGLE.items():
+        row = asked_once(name, check, pruner)
+        rows.append(row)
+        if check in EVERY and row.status != BROKEN:
+            others.append(check)
+    for name, prompts in OTHERS.items():
+        rows.append(asked_of(name, prompts, pruner, others))
     return [*rows, in_half(pruner)]
 
 
@@ -158,16 +165,16 @@ def asked_once(name, check, pruner):
     except Exception as error:         # whatever a reader's own code raises
         return failed(name, ONE, error)
     if seen is None:
-        return Finding(name, SENTENCES[name], SKIPPED, seen="it is no promise of this kind of method")
+        return Finding(name, SENTENCES[name], SKIPPED, seen="no promise of this kind of method")
     return concluded(name, ONE, seen, check)
 
 
-def asked_of(name, prompts, pruner):
-    """The Finding of several checks on other prompts."""
+def asked_of(name, prompts, pruner, checks):
+    """The Finding of these checks on other prompts."""
     for prompt in prompts:
         try:
             run = Run(pruner, prompt)
-            for check in EVERY:
+            for check in checks:
                 seen = check(run)
                 if seen:
                     return concluded(name, prompt, seen, check)

@@ -101,7 +101,7 @@ def of_repeats(outcome):
 
 def seed_torch():
     """torch's global generator."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
 
 
 def seed_others():
@@ -139,11 +139,13 @@ def of_select(case, log):
     r = case.pruner.reduce(case.tokens)
     if r.merge is None:
         return "a token is chosen by two rules: take out what is kept already before the second rule chooses"
-    sums = r.merge.double().sum(dim=1)                                             # (k,)
+    larger = Case(case.kind, (2, 12, 3), keep=0.5)
+    merge = larger.pruner.reduce(larger.tokens).merge
+    sums = merge.double().sum(dim=1)                                               # (k,)
     declare = ('it merges, and `laws` says that it only selects, as that of Pruner does: declare '
                'laws = frozenset({"convex", "disjoint"}), or those of the two that it keeps')
     if (sums - 1).abs().max() > 1e-3:
-        declare += f"; its weights sum to {sums.max():.2f}, not to 1: divide each row of merge by its sum"
+        declare += f"; its weights sum to {sums.max():.2f}, too, not to 1: divide each row of merge by its sum"
     return declare
 
 
@@ -219,18 +221,20 @@ def of_shift(case, log):
     if reads_text_before(case):
         return ("the text before the image has a say: the first n rows are read in place of the visual ones; index "
                 "with tokens.visual, as in score[tokens.visual]")
-    return ("row numbers decide: tokens.visual and tokens.position change with the text before them; use them as "
-            "indices, or count from the image's first row")
+    return ("all rows have a part in it, the text before the image too, as in a softmax or a mean over the whole "
+            "sequence, or row numbers decide (tokens.visual, tokens.position): take the visual rows first")
 
 
 def reads_text_before(case):
-    """Whether the choice depends on where the visual rows lie: it is another if these come first in the sequence."""
+    """Whether it reads the first n rows: it keeps the first of equals if these are rows of text that nobody looks at.
+    """
+    larger = Case(case.kind, (2, 40, 3), keep=0.5)
     try:
-        keep = case.pruner.reduce(case.tokens).keep
-        moved = case.pruner.reduce(shifted(case.tokens, case.tokens.n)).keep
-        first = torch.arange(len(moved))
+        keep = larger.pruner.reduce(larger.tokens).keep
+        moved = larger.pruner.reduce(shifted(larger.tokens, larger.tokens.n)).keep
     except Exception:                  # it fails elsewhere: another promise says so
         return False
+    first = torch.arange(len(moved))
     return not keep.equal(moved) and moved.equal(first)
 
 

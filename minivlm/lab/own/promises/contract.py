@@ -68,7 +68,7 @@ def outcome(case):
 
 def seed_all(seed):
     """Every generator that a method may have in mind."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
 
@@ -113,6 +113,13 @@ def said(error):
     return ": ".join(filter(None, [kind, *message[:1]]))
 
 
+def place(error):
+    """The reader's file and line that an error passed, in brackets; "" if there is none."""
+    own = own_fault(error) if error else None
+    where = str(own).split(": ")[0] if own else ""
+    return f" ({where})" if ":" in where else ""
+
+
 # --- what is wrong with an Outcome; "" if nothing is ------------------------------------------------------------------
 
 def runs(outcome):
@@ -123,12 +130,15 @@ def runs(outcome):
 
 
 def reads(outcome):
-    """What it reads and may not."""
+    """What it reads and may not, or what is not there."""
     for read in outcome.log.forbidden:
-        return f"it reads tokens.{read.view}.{read.name}"
-    if outcome.is_of_view:
+        return f"it reads tokens.{read.view}.{read.name}{place(outcome.error)}"
+    if not outcome.is_of_view:
+        return ""
+    views = [read for read in outcome.log.reads if read.view]
+    if not views:
         return f"it asks for what is not there: {said(outcome.error)}"
-    return ""
+    return f"it reads tokens.{views[-1].view}.{views[-1].name}, which is not there{place(outcome.error)}"
 
 
 def matrix(outcome):
@@ -140,7 +150,8 @@ def matrix(outcome):
     if not isinstance(getattr(r, "keep", None), Tensor) or r.keep.dtype != torch.long or r.keep.ndim != 1:
         return problem_of(r, n, outcome.case.pruner)
     if ((r.keep < 0) | (r.keep >= n)).any():
-        return f"{kept(r)}, and there are {n} visual tokens: 0 to {n - 1}"
+        known = "the only visual token is 0" if n == 1 else f"there are {n} visual tokens, 0 to {n - 1}"
+        return f"{kept(r)}, and {known}"
     if r.merge is None:
         return ""
     if r.merge.shape != (len(r.keep), n):
@@ -183,9 +194,6 @@ def finding(name, outcomes):
         if seen:
             cause = causes.of_contract(name, result)
             return Finding(name, SENTENCES[name], BROKEN, in_words(result.case), seen, cause)
-    if name == "runs" and all(result.error for result in outcomes):
-        return Finding(name, SENTENCES[name], BROKEN, seen=f"it refuses every prompt: {said(outcomes[0].error)}",
-                       cause="a method may refuse some prompts (several images, tiles), not all")
     return Finding(name, SENTENCES[name])
 
 

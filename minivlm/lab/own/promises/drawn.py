@@ -44,7 +44,7 @@ TOWERS = (
     (2, 2),
     (3, 3),
 )
-COLUMNS = {1: 1, 2: 2, 3: 3, 4: 2, 6: 3, 12: 4}
+COLUMNS = {1: 1, 2: 2, 3: 3, 4: 2, 6: 3, 12: 4, 40: 8}
 # noise and keep, for each prompt of one image
 DRAWS = (
     ("even", 1),
