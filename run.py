@@ -55,6 +55,10 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Say where paper and released code differ, what this repository does, and show each reading's difference.",
     ),
     "methods": ("lab.check.methods", "List the methods, or describe one with its options."),
+    "bugs": (
+        "course.bugs.bugs",
+        "Find the bug: write twelve files of this repository with one mistake each, or grade what was found.",
+    ),
     "new": ("course.new", "Write a method of your own: a file to start from, which runs."),
 }
 EXAMPLES = """examples:

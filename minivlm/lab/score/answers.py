@@ -34,6 +34,7 @@ class Remembering(nn.Module):
     def __init__(self, tower):
         super().__init__()
         self.tower = tower
+        self.config = tower.config
         self.embeddings = tower.embeddings
         self.layers = tower.layers
         self.known = {}                                # {side: pixels and states of the newest picture of this size}
