@@ -104,6 +104,11 @@ class LayerK(Right):
         return tokens.here.mean_attention("last")[0, tokens.visual]
 
 
+class BothLayers(Right):
+    def score(self, tokens):
+        return tokens.here.mean_attention("last")[0, tokens.visual] + super().score(tokens)
+
+
 class LayerBefore(Right):
     def reduce_at(self, layers):
         return (self.layer - 1,)
@@ -305,7 +310,11 @@ def test_layer_k_is_asked_about(mine):
     """It may be meant, as PyramidDrop means it: no promise is broken by it, and a sentence asks."""
     assert any("is layer K meant" in line for line in facts(kind_of("mine.py:LayerK"))["reads"])
     assert any("is layer K meant" in line for line in facts(METHODS["pyramiddrop"])["reads"])
-    assert not any("is layer K meant" in line for line in facts(METHODS["asap"])["reads"])
+    assert not any("is layer K meant" in line for line in facts(kind_of("mine.py:BothLayers"))["reads"])
+
+
+def test_what_a_mask_reads():
+    assert facts(METHODS["asap"])["reads"][-1].startswith("its mask reads tokens.here.mask, tokens.here.")
 
 
 def test_a_function(mine, capsys, no_model):

@@ -185,7 +185,6 @@ def test_a_class(own, capsys):
     ("ends.py:select --against fastv", "ends.py:2: SystemExit"),
     ("mine.py:select --against fastw", "--against fastw: it is not known"),
     ("mine.py:select --against atp", "needs a module"),
-    ("mine.py:select", "--against"),
 ])
 def test_bad_input(own, capsys, words, message):
     Path("wrong.py").write_text("x = 1\ndef select(:\n")

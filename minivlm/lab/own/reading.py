@@ -17,8 +17,12 @@ SITES = {
 def facts(kind):
     """{"acts", "reads", "laws"}, sentences of each."""
     pruner = built(kind)
-    log = read_by(typical(kind))
-    return dict(acts=acts(pruner), reads=reads(pruner, log), laws=promised(pruner))
+    case = typical(kind)
+    read = reads(pruner, read_by(case))
+    if pruner.mask_at(LAYERS):
+        names = dict.fromkeys(f"tokens.{each.view}.{each.name}" for each in read_by(case, "mask").reads if each.view)
+        read.append(f"its mask reads {', '.join(names) or 'nothing of the layer'}")
+    return dict(acts=acts(pruner), reads=read, laws=promised(pruner))
 
 
 def typical(kind):

@@ -154,11 +154,11 @@ def noted(tokens, log):
     return result
 
 
-def read_by(case):
-    """The Log of one call on a Case's tokens; what it noted before it failed, if it fails."""
+def read_by(case, function="reduce"):
+    """The Log of one call on a Case's tokens; what it noted before it failed, if it fails. function: or "mask"."""
     log = Log()
     try:
-        case.pruner.reduce(noted(case.tokens, log))
+        getattr(case.pruner, function)(noted(case.tokens, log))
     except Exception:                  # the promise `runs` says so
         pass
     return log
