@@ -16,6 +16,7 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Answer one question under several methods: a table, and a sheet of pictures.",
     ),
     "eval": ("lab.score.eval", "Score the model on a task, unpruned and under methods."),
+    "score": ("lab.tasks.score", "Score answers that other code has written, on the official file of a benchmark."),
     "attention": (
         "lab.attention.attention",
         "Show where on the image the decoder's attention lies, and whether position ids are the reason.",
