@@ -341,6 +341,7 @@ def test_files_and_statuses(mine, capsys):
     ("fastw", "'fastw' is not known"),
     ("atp", "needs a module trained for the model"),
     ("mine.py:Right --quick --junit report.txt", "name it *.xml"),
+    ("mine.py:Right --keep many", "keep is a number"),
 ])
 def test_bad_input(mine, capsys, words, message):
     status, out, err = done(capsys, "check", *words.split())
@@ -367,6 +368,11 @@ def test_worth(mine, capsys, monkeypatch, no_model):
 def test_worth_waits_for_what_it_needs(mine, capsys, no_model):
     status, out, _ = done(capsys, "check", "mine.py:Unsorted")
     assert status == 1 and "cost, time and accuracy are measured once ordered holds" in out
+
+
+def test_as_many_layers_as_it_needs():
+    """Of the shape on which it is timed: FastV acts before layer 2, VTW before layer 15."""
+    assert worth.depth("fastv") == 4 and worth.depth("vtw") == 12 and worth.depth("divprune") == 4
 
 
 def test_verdict_follows_from_the_interval():

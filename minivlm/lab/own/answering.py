@@ -12,11 +12,13 @@ from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli import shipped
 from minivlm.lab.compare.compare import compare, picture
 from minivlm.lab.lineup.lineup import Prompt, lineup
+from minivlm.lab.named.kind import kind_of
 from minivlm.lab.score import accuracy
 from minivlm.lab.score.answers import Contest
 from minivlm.lab.score.contestants import contestants
 from minivlm.lab.score.log import Log
 from minivlm.toy import benchmark
+from pruning.fields import annotations
 from weights import load
 
 OTHERS = ("fastv", "random", "uniform")            # on the picture
@@ -35,8 +37,11 @@ def accuracy_of(args, names):
     if own in why_not:
         return dict(why_not=why_not, lines=[f"accuracy: it does not run here: {why_not[own]}"])
     table = [compared(answers, own, label) for label in answers]
-    lines = accuracy_lines(own, table, why_not, len(items))
-    return dict(questions=len(items), rows=table, why_not=why_not, lines=list(lines))
+    lines = list(accuracy_lines(own, table, why_not, len(items)))
+    if "keep" not in annotations(kind_of(args.own)):
+        lines.append(f"  {own} takes no keep: it leaves another number of tokens than those at {args.keep}, and the "
+                     "differences are of numbers, too")
+    return dict(questions=len(items), rows=table, why_not=why_not, lines=lines)
 
 
 def opened():

@@ -17,6 +17,7 @@ examples:
 
 from minivlm.lab.cli import output
 from minivlm.lab.cli.arguments import Number, add_json, new_name, within
+from minivlm.lab.cli.options import build
 from minivlm.lab.named.inputs import INPUTS
 from minivlm.lab.named.kind import kind_of
 from minivlm.lab.own import against, page, worth
@@ -54,6 +55,7 @@ def main(args):
         return against.compare(args)
     output.writable(args.out, ".png")
     output.writable(args.junit, ".xml")
+    build("fastv", args.keep)          # UserError if it is no budget
     kind = runnable(args.own)
     result = examined(kind, args.own)
     if not args.json:
@@ -62,10 +64,12 @@ def main(args):
         result |= worth.measured(args, result)
     if args.json:
         output.printed(page.data(result), (), True)
-    else:
-        print("\n".join(page.worth(result)))
+    for line in () if args.json else page.worth(result):
+        print(line)
     if args.junit:
         page.write_junit(args.junit, result)
+        if not args.json:
+            print(f"wrote {args.junit}")
     return 1 if broken(result["promises"]) else 0
 
 

@@ -68,6 +68,8 @@ def verdict(rows):
             tried += 1
         if row.status == BROKEN:
             wrong.append(row.name)
+    if not tried:
+        return f"no promise is tried: {rows[0].seen}"
     left_out = len(rows) - tried
     more = ""
     if left_out:

@@ -7,6 +7,7 @@ from minivlm.lab.cost import cost
 from minivlm.lab.cost.count import able
 from minivlm.lab.cost.shapes import shape_of
 from minivlm.lab.lineup.lineup import fitted, lineup
+from minivlm.lab.named.kind import kind_of
 from minivlm.lab.own import answering
 from minivlm.lab.own.promises.contract import said
 from minivlm.lab.own.promises.finding import BROKEN, Finding, broken
@@ -16,7 +17,8 @@ from pruning.base import UserError
 
 SHAPE = "llava-1.5-7b"
 TIMED = "small"                        # the shape whose prefill is measured
-LAYERS = 4                             # of its decoder
+LAYERS = 4                             # of its decoder, or as many as the method needs
+MOST = 12
 ROUNDS = 3
 TEXT = 64                              # text tokens of a prompt
 HARMLESS = {"scale", "needle", "shift", "disjoint"}    # broken, a method can be measured all the same
@@ -107,7 +109,7 @@ def widest(rows, why_not):
 
 def time_of(args, names):
     """The method's own time, and that of the prefill, measured on this machine."""
-    shape = shape_of(TIMED, layers=LAYERS)
+    shape = shape_of(TIMED, layers=depth(args.own))
     running, why_not = contestants(shape, names, args.keep, counted=False)
     table = measure(shape, running, text=TEXT, steps=1, repeat=ROUNDS)
     rows = []
@@ -115,6 +117,14 @@ def time_of(args, names):
         median = row["median"]
         rows.append(dict(method=row["method"], own=median["method"], prefill=median["prefill"]))
     return dict(shape=shape.name, rows=rows, why_not=why_not, lines=list(time_lines(shape, rows, why_not)))
+
+
+def depth(name):
+    """How many decoder layers there must be for the method to act in all its places, at most those of the shape."""
+    kind = kind_of(name)
+    cuts = kind().reduce_at(MOST) if kind.site == "decoder" else ()
+    deepest = max(cuts, default=0)
+    return min(MOST, max(LAYERS, deepest + 1))
 
 
 def time_lines(shape, rows, why_not):
