@@ -9,7 +9,7 @@ import torch
 from command import done
 from minivlm.lab.named.file import from_file
 from minivlm.lab.own.cases import DRAWN, RECORDED, cases
-from minivlm.lab.own.check import kept_otherwise, merged_otherwise
+from minivlm.lab.own.against import kept_otherwise, merged_otherwise
 from minivlm.lab.named.inputs import INPUTS, called
 from pruning import METHODS
 from pruning.base import Pruner, Reduction
@@ -185,7 +185,6 @@ def test_a_class(own, capsys):
     ("ends.py:select --against fastv", "ends.py:2: SystemExit"),
     ("mine.py:select --against fastw", "--against fastw: it is not known"),
     ("mine.py:select --against atp", "needs a module"),
-    ("mine.py:select", "--against"),
 ])
 def test_bad_input(own, capsys, words, message):
     Path("wrong.py").write_text("x = 1\ndef select(:\n")

@@ -53,6 +53,8 @@ EXTRA = {                              # options that make a command small: the 
     "fit": "--count 2",
     "ablate": "--rows fixed-1-2 --steps 1 --batch 2 --count 1",
     "bench": "--repeat 1 --steps 1 --text 8 --threads 1 --layers 3 --dtype float32",
+    "check mine.py:select --against": "",
+    "check": "--quick",
     "claims": "--count 1 --processes 1",
     "readings": "hired --count 1 --processes 1",
     "growth": "--repeat 1 --tokens 24,48 --decode 2 --prompts 1 --layers 3 --dtype float32",
