@@ -53,6 +53,7 @@ EXTRA = {                              # options that make a command small: the 
     "bench": "--repeat 1 --steps 1 --text 8 --threads 1 --layers 3 --dtype float32",
     "claims": "--count 1 --processes 1",
     "readings": "hired --count 1 --processes 1",
+    "lab": "--count 2",
     "growth": "--repeat 1 --tokens 24,48 --decode 2 --prompts 1 --layers 3 --dtype float32",
 }
 
