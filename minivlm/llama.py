@@ -107,14 +107,13 @@ class Layer(nn.Module):
 
     def streams(self, x, rope, cache=None, mask=None, last=False):
         """The residual stream after attention and after the MLP. (B, T, D) twice"""
-        normed = self.input_layernorm(x)
-        attended = self.self_attn(normed, rope, cache, mask, last)
+        residual = x
         if last:
-            x = x[:, -1:]
-        between = x + attended
+            residual = x[:, -1:]
+        normed = self.input_layernorm(x)
+        between = residual + self.self_attn(normed, rope, cache, mask, last)
         normed = self.post_attention_layernorm(between)
-        added = self.mlp(normed)
-        return between, between + added
+        return between, between + self.mlp(normed)
 
 
 class Decoder(nn.Module):
@@ -172,6 +171,7 @@ class Decoder(nn.Module):
             if l in watched:
                 views = (*tokens.watched, view)
                 tokens = replace(tokens, watched=views)
+            del view, between          # what no method reads: the next layer needs the memory
         return self.norm(tokens.hidden)
 
     def rope(self, position, dtype):

@@ -175,7 +175,7 @@ def test_a_class(own, capsys):
     ("mine.py:mask --against fastv", "torch.bool, not indices"),
     ("mine.py:words --against fastv", "returns a str, not indices"),
     ("mine.py:wants --against fastv", "wants has an argument 'colour': the arguments are tokens, keep, visual"),
-    ("mine.py:of_cls --against fastv", "the argument cls_attention is not in all cases of this method"),
+    ("mine.py:of_cls --against fastv", "the argument cls_attention cannot be read here"),
     ("mine.py:NoMethod --against fastv", "the class is no Pruner"),
     ("mine.py:nothing --against fastv", "it has select, first_rows, fails"),
     ("mine.py:torch --against fastv", "no function or class 'torch'"),

@@ -134,9 +134,9 @@ def test_composed_scheduled_and_varied():
     ["methods", "mine.py:score"],
 ])
 def test_where_a_method_is_named(capsys, words):
-    status, out, err = done(capsys, *words)
-    assert status == 0 and err == "" or "%" in err
-    assert "mine.py:" in out
+    status, out, _ = done(capsys, *words)
+    assert status == 0
+    assert "mine.py:" in out or words[0] == "ask"          # which prints an answer, and no names
 
 
 def test_eval_pairs_it_with_others(capsys):
@@ -160,7 +160,7 @@ def test_answers_of_another_text_of_the_file_are_not_taken(capsys):
 @pytest.mark.parametrize("name, message", [
     ("mine.py:Fails", f"mine.py:{FAILS}: rows are \"last\""),
     ("mine.py:crashes", f"mine.py:{CRASHES}: AttributeError: 'Tokens' object has no attribute 'attention'"),
-    ("mine.py:of_all_tokens", "of_all_tokens returns (160,), and must return (n,) = (144,)"),
+    ("mine.py:of_all_tokens", "of_all_tokens returns (156,), and must return (n,) = (144,)"),
     ("mine.py:number", "number returns a float, and must return a tensor of scores"),
     ("mine.py:NoMethod", "the class is no Pruner"),
     ("mine.py:none", "it has Mine, Fails, score"),

@@ -12,7 +12,7 @@ from itertools import product
 from math import prod
 
 from minivlm.lab.cli.options import root, share, variant
-from minivlm.lab.named.kind import kind_of
+from minivlm.lab.named.kind import is_known, kind_of
 from pruning import METHODS
 from pruning.base import UserError
 from pruning.fields import annotations, takes_list
@@ -38,12 +38,14 @@ class Variant:
     def takes_keep(self):
         """Whether --keep is for it: not if it has its own keep or schedule, or was fitted.
 
-        A+B takes a keep, 256+64.
+        A+B takes a keep, 256+64. So does a name that is not known, which `build` refuses later.
         """
         if self.name.endswith(".json") or self.has_keep:
             return False
         method = root(self.name)
-        return "+" in method or "keep" in annotations(kind_of(method))
+        if "+" in method or not is_known(method):
+            return True
+        return "keep" in annotations(kind_of(method))
 
 
 def variants(names, settings=(), others=()):
@@ -115,9 +117,8 @@ def annotation_of(name, option):
     if "+" in name:
         part, _, option = option.rpartition(".")
         name = part if part in root(name).split("+") else ""
-    if not name or name.endswith(".json"):
-        return None
-    return annotations(kind_of(root(name))).get(option)
+    method = root(name)
+    return annotations(kind_of(method)).get(option) if is_known(method) else None
 
 
 def named(name, settings):

@@ -10,6 +10,7 @@ it keeps, as indices, instead. It acts before a layer of the decoder; if it read
 """
 
 import inspect
+from functools import cache
 
 from minivlm.lab.named.file import from_file
 from minivlm.lab.named.inputs import arguments, called, scores
@@ -32,6 +33,11 @@ def kind_of(name):
     return EVERY[name]
 
 
+def is_known(name):
+    """Whether it is a name of the registry, or means a file of the user's own."""
+    return name in EVERY or in_file(name)
+
+
 def in_file(name):
     """Whether it is FILE.py:NAME, or meant as such."""
     return ".py:" in name or name.endswith(".py")
@@ -47,8 +53,10 @@ def of_file(name):
     return own
 
 
+@cache
 def of_function(function):
-    """A method that ranks by the function's scores, or keeps the indices that it returns; see above."""
+    """A method that ranks by the function's scores, or keeps the indices that it returns; see above. Always the same.
+    """
     given = arguments(function)
     result = Indices if "keep" in given else Scores
     site = AfterTower if "cls_attention" in given else BeforeLayer
