@@ -48,7 +48,7 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
     "verify": ("lab.check.verify", "Compare every stage of a model with what transformers computes."),
     "check": (
         "lab.own.check",
-        "Compare a function or a class of your own with one of the methods, on recordings and on drawn prompts.",
+        "Check a method of your own: does it keep its promises, what does it cost, and how well does it answer?",
     ),
     "errata": (
         "lab.check.errata",

@@ -9,7 +9,7 @@ import torch
 from command import done
 from minivlm.lab.named.file import from_file
 from minivlm.lab.own.cases import DRAWN, RECORDED, cases
-from minivlm.lab.own.check import kept_otherwise, merged_otherwise
+from minivlm.lab.own.against import kept_otherwise, merged_otherwise
 from minivlm.lab.named.inputs import INPUTS, called
 from pruning import METHODS
 from pruning.base import Pruner, Reduction

@@ -51,6 +51,7 @@ EXTRA = {                              # options that make a command small: the 
     "fit": "--count 2",
     "ablate": "--rows fixed-1-2 --steps 1 --batch 2 --count 1",
     "bench": "--repeat 1 --steps 1 --text 8 --threads 1 --layers 3 --dtype float32",
+    "check": "--quick",
     "claims": "--count 1 --processes 1",
     "readings": "hired --count 1 --processes 1",
     "lab": "--count 2",

@@ -1,131 +1,83 @@
-"""Compare a function or a class of your own with one of the methods, on recordings and on drawn prompts.
+"""Check a method of your own: does it keep its promises, what does it cost, and how well does it answer?
 
-FILE.py is executed. NAME is a function that returns the indices of the visual tokens that it keeps; the names of its
-arguments say what it is given (see below). Or NAME is a class like those of pruning/ (a Pruner): it gets the method's
-values of the options that it has, too, and its merges are compared, too. Recordings (tests/goldens) hold what the
-released code kept. Drawn prompts are small and always the same; there this repository's method says what is kept. The
-exit status is 1 if a case differs.
+METHOD is FILE.py:NAME, a class like those of pruning/ (a Pruner) or a function, or a method of the registry. FILE.py is
+executed. The page says where the method acts and what it reads, then tries every promise: what all methods owe, the
+laws that it declares, and equalities in tiny random models (dropped = masked, cached = uncached, several images, tiles,
+half precision). A broken promise has the smallest prompt found that breaks it, what the method did there, and the usual
+cause. Then follow its cost, its own time, and its accuracy on the drawn world beside random tokens, evenly spaced ones
+and FastV. The exit status is 1 if a promise is broken.
+
+With --against it is compared with another method instead, on recordings of released code and on drawn prompts.
 
 examples:
+  python run.py check mine.py:Mine --out mine.png
+  python run.py check mine.py:Mine --quick --junit report.xml
   python run.py check mine.py:select --against fastv
-  python run.py check mine.py:Mine --against divprune --json
 """
 
-import inspect
-from dataclasses import fields
+from minivlm.lab.cli import output
+from minivlm.lab.cli.arguments import Number, add_json, new_name, within
+from minivlm.lab.named.inputs import INPUTS
+from minivlm.lab.named.kind import kind_of
+from minivlm.lab.own import against, page, worth
+from minivlm.lab.own.examined import examined
+from minivlm.lab.own.promises.finding import broken
+from pruning import METHODS
+from pruning.base import UserError
 
-from minivlm.lab.cli.arguments import add_json
-from minivlm.lab.cli.output import printed
-from minivlm.lab.named.file import blaming, from_file
-from minivlm.lab.own.cases import RECORDED, cases
-from minivlm.lab.named.inputs import INPUTS, called
-from pruning import EVERY, METHODS
-from pruning.apply import checked
-from pruning.base import Pruner, UserError
-
-SHOWN = 8                              # tokens of a difference
-TOLERANCE = 1e-4                       # of a merge weight
+COUNT = 25                             # questions of each family, 200 in all
+KEEP = "0.1"
 
 
 def add_arguments(parser):
-    """What is compared with what."""
-    parser.add_argument("own", metavar="FILE.py:NAME", help="a function or a class; the file is executed")
-    parser.add_argument("--against", metavar="METHOD", required=True,
-                        help=f"one of {', '.join(METHODS)}, or a reading (run.py methods --readings)")
+    """The method, and what is done with it."""
+    parser.add_argument("own", metavar="METHOD", help="FILE.py:NAME, a class or a function in a file that is executed; "
+                                                      "or a method of the registry")
+    parser.add_argument("--quick", action="store_true", help="the promises only: no cost, time, picture or accuracy")
+    parser.add_argument("--keep", default=KEEP, metavar="K",
+                        help=f"the budget of cost, picture and accuracy: a share, or a number (default: {KEEP})")
+    parser.add_argument("--count", type=within(Number), default=COUNT, metavar="N",
+                        help=f"questions of each of the eight families (default: {COUNT})")
+    parser.add_argument("--out", type=new_name, metavar="PNG",
+                        help="draw what it keeps, next to FastV and the controls")
+    parser.add_argument("--junit", type=new_name, metavar="XML", help="write a test case per promise, for a CI")
+    parser.add_argument("--against", metavar="METHOD",
+                        help=f"compare it with one of {', '.join(METHODS)}, or a reading (run.py methods --readings)")
     add_json(parser)
     inputs = [f"  {name:16}{given.about}" for name, given in INPUTS.items()]
     parser.epilog = "\n".join(["arguments of a function:", *inputs])
 
 
 def main(args):
-    """Print a line per case; 1 if one differs."""
-    if args.against not in EVERY:
-        raise UserError(f"--against {args.against}: it is not known: use one of {', '.join(METHODS)}, "
-                        "or a reading (run.py methods --readings)")
-    own = from_file(args.own)
-    file = args.own.rpartition(":")[0]
-    is_class = inspect.isclass(own)
-    if is_class and not issubclass(own, Pruner):
-        raise UserError(f"{args.own}: the class is no Pruner: derive it from pruning.base.Pruner")
-    compared = cases(args.against)
-    with blaming(file):
-        rows = [row_of(case, own, is_class) for case in compared]
-    printed(rows, lines(rows, args), args.json)
-    return 0 if all(row["agrees"] for row in rows) else 1
-
-
-def row_of(case, own, is_class):
-    """One case as data: whether the user's own method agrees, and the difference in words."""
-    if is_class:
-        reduction = checked(built(own, case.pruner), case.tokens)
+    """Print the page, write the files; 1 if a promise is broken."""
+    if args.against is not None:
+        return against.compare(args)
+    output.writable(args.out, ".png")
+    output.writable(args.junit, ".xml")
+    kind = runnable(args.own)
+    result = examined(kind, args.own)
+    if not args.json:
+        print("\n".join(page.promises(result)), flush=True)
+    if not args.quick:
+        result |= worth.measured(args, result)
+    if args.json:
+        output.printed(page.data(result), (), True)
     else:
-        reduction = called(own, case.tokens, len(case.kept))
-    difference = kept_otherwise(reduction.keep, case)
-    if is_class and not difference:
-        difference = merged_otherwise(reduction, case.pruner.reduce(case.tokens))
-    return dict(case=case.name, n=case.tokens.n, keep=len(case.kept), agrees=not difference, difference=difference)
+        print("\n".join(page.worth(result)))
+    if args.junit:
+        page.write_junit(args.junit, result)
+    return 1 if broken(result["promises"]) else 0
 
 
-def built(own, pruner):
-    """The class, built with our method's values of the options that both have."""
-    known = {field.name for field in fields(own) if field.init}
-    shared = [field.name for field in fields(pruner) if field.name in known]
-    return own(**{name: getattr(pruner, name) for name in shared})
-
-
-def kept_otherwise(keep, case):
-    """How the kept tokens differ from the case's, in words; "" if they do not."""
-    keep = keep.tolist()
-    kept = case.kept.tolist()
-    outside = [i for i in keep if not 0 <= i < case.tokens.n]
-    if outside:
-        return f"keeps {outside[0]}, and the visual tokens are 0 to {case.tokens.n - 1}"
-    if len(set(keep)) < len(keep):
-        return f"keeps {len(keep)} tokens, but only {len(set(keep))} different ones"
-    words = []
-    if len(keep) != len(kept):
-        words.append(f"keeps {len(keep)} tokens, not {len(kept)}")
-    words += named("keeps", set(keep) - set(kept), case)
-    words += named("drops", set(kept) - set(keep), case)
-    return "; ".join(words)
-
-
-def named(verb, tokens, case):
-    """["keeps 3 (row 0, column 3), .."]: the verb and the first tokens of a set; [] if it is empty."""
-    places = []
-    for i in sorted(tokens)[:SHOWN]:
-        _, row, column = case.tokens.grid[i].tolist()
-        places.append(f"{i} (row {row}, column {column})")
-    more = len(tokens) - len(places)
-    if more:
-        places.append(f"{more} more")
-    return [f"{verb} {', '.join(places)}"] if places else []
-
-
-def merged_otherwise(reduction, expected):
-    """The first merge weight by which two Reductions differ, in words; "" if there is none."""
-    if reduction.merge is None or expected.merge is None:
-        both_select = reduction.merge is expected.merge
-        return "" if both_select else "one of the two merges tokens, and the other selects them"
-    # rows in the order of the tokens whose places they take
-    weights = reduction.merge.float()[reduction.keep.argsort()]                    # (k, n)
-    expected = expected.merge.float()[expected.keep.argsort()]                     # (k, n)
-    is_far = (weights - expected).abs() > TOLERANCE
-    if not is_far.any():
-        return ""
-    i, j = is_far.nonzero()[0].tolist()
-    return f"row {i} takes {weights[i, j]:.4f} of token {j}, not {expected[i, j]:.4f}"
-
-
-def lines(rows, args):
-    """The rows as text, and a line on all of them."""
-    for row in rows:
-        verdict = "agrees" if row["agrees"] else "differs"
-        yield f"{row['case']:28} {row['n']:5} visual tokens, {row['keep']:4} kept: {verdict}"
-    different = [row for row in rows if not row["agrees"]]
-    yield f"{args.own} agrees with {args.against} in {len(rows) - len(different)} of {len(rows)} cases"
-    if different:
-        first = different[0]
-        yield f"first difference, in {first['case']}: {first['difference']}"
-    if args.against not in RECORDED:
-        yield f"all cases are drawn: {args.against} has no recordings of single calls"
+def runnable(name):
+    """The class of the method. UserError if it cannot be built without options, or needs a training first."""
+    kind = kind_of(name)
+    try:
+        pruner = kind()
+    except TypeError as error:
+        raise UserError(f"{name} cannot be built without options ({error}): give each field a default, and decorate "
+                        "the class with @dataclass(frozen=True)") from None
+    if "training" in pruner.preconditions:
+        raise UserError(f"{name} needs a module trained for the model, and is checked without one: its tests are in "
+                        "tests/laws")
+    return kind

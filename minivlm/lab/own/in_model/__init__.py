@@ -1,0 +1,1 @@
+"""A method in tiny random models: two ways to the same result, compared."""
