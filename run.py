@@ -57,6 +57,10 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
     "methods": ("lab.check.methods", "List the methods, or describe one with its options."),
     "new": ("course.new", "Write a method of your own: a file to start from, which runs."),
     "lab": ("course.lab", "Learn what pruning does by experiments: predict, measure, read what the numbers say."),
+    "score": (
+        "course.score",
+        "Give a method its row of the leaderboard: accuracy between a floor and a ceiling, evidence, cost, laws.",
+    ),
 }
 EXAMPLES = """examples:
   python run.py                              every method on a picture and question that are shipped

@@ -1,7 +1,7 @@
 """Numbers with their intervals as a picture: as a list with names, or as lines on a chart."""
 
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 
 from PIL import Image, ImageDraw, ImageOps
 
@@ -102,8 +102,13 @@ class Dot:
 
     x: float
     y: float
-    interval: tuple = ()
+    interval: tuple = ()               # not drawn if it has no end: nothing is known
     hollow: bool = False
+
+    @property
+    def ends(self):
+        """Of the interval, if both are numbers."""
+        return self.interval if all(map(isfinite, self.interval)) else ()
 
 
 def lines(title, series, across, unit, below, note=""):
@@ -114,7 +119,7 @@ def lines(title, series, across, unit, below, note=""):
         places = [chart.place(dot.x, dot.y) for dot in dots]
         chart.line(places, color)
         for dot, place in zip(dots, places):
-            bar = [chart.place(dot.x, end) for end in dot.interval]
+            bar = [chart.place(dot.x, end) for end in dot.ends]
             chart.line(bar, color, 1)
             chart.dot(place, color, dot.hollow)
         is_hollow = all(dot.hollow for dot in dots)
@@ -135,5 +140,5 @@ def highest(series):
     tops = []
     for dots in series.values():
         for dot in dots:
-            tops += [dot.y, *dot.interval]
+            tops += [dot.y, *dot.ends]
     return max(tops)

@@ -13,7 +13,7 @@ from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.cli.options import check, own_settings
 from minivlm.lab.score.answers import Remembering
 from minivlm.toy import benchmark
-from minivlm.toy.questions import FAMILIES, ID
+from minivlm.toy.questions import ID
 
 
 class Exam:
@@ -68,7 +68,7 @@ class Exam:
     @property
     def families(self):
         """{family: the numbers of its questions}"""
-        questions = {family: [] for family in FAMILIES}
+        questions = {}
         for i, item in enumerate(self.items):
-            questions[item.family].append(i)
-        return questions
+            questions.setdefault(item.family, []).append(i)
+        return dict(sorted(questions.items()))
