@@ -78,12 +78,14 @@ def points(compared):
 
 def badges(findings):
     """The names of the laws, those that break struck out."""
+    if findings is None:
+        return "not tried"
     names = [f"~~{finding.name}~~" if finding.status == BROKEN else finding.name for finding in findings]
     return " ".join(names)
 
 
 def complaints(row):
     """A sentence for each law that breaks."""
-    for finding in row["laws"]:
+    for finding in row["laws"] or ():
         if finding.status == BROKEN:
             yield f"{row['contestant']} breaks {finding.name} ({finding.sentence}): {finding.case}; {finding.seen}."

@@ -137,10 +137,10 @@ def own_seconds(model, contestant, items):
 
 
 def findings(contestant):
-    """[Finding] of the laws that a method declares, on drawn prompts; [] if it cannot be tried there."""
+    """[Finding] of the laws that a method promises, on drawn prompts; None if it cannot be tried there."""
     if "+" in contestant.method or "training" in contestant.pruner.preconditions:
-        return []
+        return None
     method = kind_of(root(contestant.method))
     outcomes = [outcome(case) for case in cases(method)]
     tried = [result.case for result in outcomes if result.error is None]
-    return laws.findings(method, tried) if tried else []
+    return laws.findings(method, tried) if tried else None
