@@ -12,6 +12,7 @@ import torch
 from command import done
 from minivlm.course import lab
 from minivlm.course.labs import exam
+from minivlm.course.labs.drawing import marks
 from minivlm.course.labs.form import shares
 from minivlm.course.labs.measuring import blind, budgets, clock, smaller
 from minivlm.course.labs.mechanism import copies, late, positions, soft, twice, withdrawal
@@ -263,7 +264,10 @@ def test_budgets_follow_their_numbers():
 
 
 def times(prompt, token):
-    """Numbers of `time`: FLOPs and cache promise five times; prompt and token get these, within a tenth."""
+    """Numbers of `time`: FLOPs and cache promise five times; prompt and token get these, to a tenth of them.
+
+    Three times, less a tenth, is less than half of the gain of four; with a tenth more it is more.
+    """
     row = dict(tokens=58, flops=5., cache=5., read=1.1, prompt=(prompt, .9 * prompt, 1.1 * prompt),
                token=(token, .9 * token, 1.1 * token))
     return dict(shape="tiny", rounds=3, threads=2, rows=[row])
@@ -275,6 +279,7 @@ def times(prompt, token):
     (4., 4., "a", "A new token is 4.00 (3.60 to 4.40) times as fast"),
     (1.2, 1., "c", "5% of the gain"),
     (1.2, 4., None, "5% of the gain"),
+    (3., 1., None, "The rounds disagree"),
 ])
 def test_time(prompt, token, letter, words):
     right, text = said(clock, times(prompt, token))
@@ -310,6 +315,11 @@ def test_smaller(against, letter, words):
                    hard=parts, against=rivals)
     right, text = said(smaller, numbers)
     assert right == letter and words in text
+
+
+def test_marks_of_an_axis_are_round():
+    assert marks(9) == [0, 2, 4, 6, 8, 10] and marks(322) == [0, 100, 200, 300, 400]
+    assert marks(.3) == pytest.approx([0, .1, .2, .3])
 
 
 # --- the exam ---------------------------------------------------------------------------------------------------------
