@@ -27,7 +27,8 @@ def lines(rows, questions, seed):
         yield from complaints(row)
     for row in rows:
         if "why_not" in row:
-            yield f"{row['contestant']} does not run here: {row['why_not']}"
+            reason = row["why_not"]
+            yield f"{row['contestant']} does not run here: {reason}"
 
 
 def in_order(rows):
@@ -52,7 +53,10 @@ def cells(row):
     against = whole["against"].get(row["rival"])
     evidence = "" if whole["evidence"] is None else f"{whole['evidence']:.0%}"
     tokens = f"{row['tokens']:.1f}"
-    time = f"{1e3 * row['seconds']:.1f} ms" if "seconds" in row else ""
+    time = ""
+    if "seconds" in row:
+        milliseconds = 1e3 * row["seconds"]
+        time = f"{milliseconds:.1f} ms"
     return [name(row), right(whole), points(against), evidence, tokens, time, badges(row["laws"])]
 
 

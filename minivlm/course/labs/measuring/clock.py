@@ -99,7 +99,7 @@ def spread(ratio):
 
 
 def realised(ratio, expected):
-    """The share of an expected gain, in the median, the slowest and the fastest round: 2 x in place of 3 x is a half."""
+    """The share of an expected gain, of (median, least, most): 2 x in place of 3 x is a half."""
     return [(value - 1) / (expected - 1) for value in ratio]
 
 

@@ -54,9 +54,9 @@ def measure(count, seed):
                 pruner = replace(fixed, positions=positions)
                 own = logits.setdefault((name, positions), [])
                 own.append(exam.logits(prompt, pixels, pruner))
-    stacked = {key: torch.stack(rows) for key, rows in logits.items()}             # (Q, V) each
-    differences = {name: difference(*(stacked[name, positions] for positions in POSITIONS)) for name in CASES}
-    right = {positions: exam.right(stacked[USUAL, positions]) for positions in POSITIONS}
+    logits = {key: torch.stack(rows) for key, rows in logits.items()}              # (Q, V) each
+    differences = {name: difference(logits[name, "keep"], logits[name, "renumber"]) for name in CASES}
+    right = {positions: exam.right(logits[USUAL, positions]) for positions in POSITIONS}
     compared = against(right["renumber"], right["keep"])
     return dict(questions=len(exam.items), cases=differences, right=shares(right), against=compared)
 
@@ -65,13 +65,13 @@ def cases(ids, mark, n, seed):
     """{name: the ids of a prompt, and the tokens of its image to keep}"""
     text = [id for id in ids if id != mark]
     k = round(KEEP * n)
-    last = tuple(range(n - k, n))
-    first = tuple(range(k))
+    scattered = Fixed.random(n, KEEP, seed)
+    last = Fixed(tuple(range(n - k, n)))
+    first = Fixed(tuple(range(k)), site="embed")           # before layer 0: its last token gives the answer
     return {
-        USUAL: (ids, Fixed.random(n, KEEP, seed)),
-        "its beginning": ([mark, *text], Fixed(last)),
-        # before layer 0, where the last token that is kept gives the answer
-        "its end": ([*text, mark], Fixed(first, site="embed")),
+        USUAL: (ids, scattered),
+        "its beginning": ([mark, *text], last),
+        "its end": ([*text, mark], first),
     }
 
 

@@ -26,8 +26,8 @@ APART = 0.01                                       # nats: from here on two next
 AT_ONCE = 8                                        # questions
 
 LAB = Lab(
-    question="ATP's thresholds are trained under soft masks, sigmoid(T (score - threshold)), and used for hard cuts. Do "
-             "both give the same next word?",
+    question="ATP's thresholds are trained under soft masks, sigmoid(T (score - threshold)), and used for hard cuts. "
+             "Do both give the same next word?",
     choices=(
         "yes, whatever T is: the thresholds are the same",
         "only if T is large: then a mask is nearly 0 or 1",
