@@ -16,6 +16,7 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Answer one question under several methods: a table, and a sheet of pictures.",
     ),
     "eval": ("lab.score.eval", "Score the model on a task, unpruned and under methods."),
+    "score": ("lab.tasks.score", "Score answers that other code has written, on the official file of a benchmark."),
     "attention": (
         "lab.attention.attention",
         "Show where on the image the decoder's attention lies, and whether position ids are the reason.",
@@ -55,6 +56,10 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Say where paper and released code differ, what this repository does, and show each reading's difference.",
     ),
     "methods": ("lab.check.methods", "List the methods, or describe one with its options."),
+    "bugs": (
+        "course.bugs.bugs",
+        "Find the bug: write twelve files of this repository with one mistake each, or grade what was found.",
+    ),
     "new": ("course.new", "Write a method of your own: a file to start from, which runs."),
     "lab": ("course.lab", "Learn what pruning does by experiments: predict, measure, read what the numbers say."),
     "score": (

@@ -68,23 +68,24 @@ def additive(allowed, dtype=torch.float32):
     return mask.masked_fill_(~allowed, float("-inf"))
 
 
-def rope(position, head_dim, theta, dtype):
+def rope(position, head_dim, theta, dtype, scaling=None):
     """cos and sin of position * theta^(-2i/Dh), (T, Dh) each: angles in float32, then cast, as the reference does.
 
-    position: (T,), or (T, 2) of row and column: half of the pairs turns with the row, the others with the column.
+    position: (T,), or (T, 2): half of the pairs turn by row, the others by column. scaling: see parts/rope_scaling.py.
     """
     pairs = head_dim // 2
     index = 2 * torch.arange(pairs, device=position.device)                        # (Dh/2,)  2i
     exponent = index / head_dim
     frequency = 1.0 / theta ** exponent                                            # (Dh/2,)  radians per position
+    if scaling:
+        frequency = scaling.scaled(frequency)
     if position.ndim == 1:
         position = position[:, None]                                               # (T, 1)
     else:
         row, column = position.split(1, dim=1)                                     # (T, 1) twice
         half = pairs // 2
-        other_half = pairs - half
         row = row.expand(-1, half)                                                 # (T, Dh/4)
-        column = column.expand(-1, other_half)                                     # (T, Dh/4)
+        column = column.expand(-1, pairs - half)                                   # (T, Dh/4)
         position = torch.cat([row, column], dim=1)                                 # (T, Dh/2)
     angle = position.float() * frequency                                           # (T, Dh/2)
     angle = torch.cat([angle, angle], dim=-1)                                      # (T, Dh)

@@ -178,7 +178,7 @@ class Decoder(nn.Module):
         """cos and sin for these positions (T,) or (T, 2)."""
         c = self.config
         position = position.to(self.norm.weight.device)
-        return rope(position, c.head_dim, c.rope_theta, dtype)
+        return rope(position, c.head_dim, c.rope_theta, dtype, c.rope_scaling)
 
     def shared(self, tokens):
         """What all layers share until the next cut: cos and sin of the positions, and the mask (None: causal)."""

@@ -88,7 +88,7 @@ class Llava(nn.Module):
         They are the patches, and the class tokens if the model or the method uses them. side: of a smaller picture.
         """
         pruner = acting(pruner, "vision")
-        model_uses_class = self.config.vision_feature_select_strategy == "full"
+        model_uses_class = self.config.sends_class_token
         method_uses_class = pruner is not None and pruner.cls
         with_class = model_uses_class or method_uses_class
         side = side or self.config.grid_side

@@ -185,8 +185,7 @@ class Pruner(Budgeted):
         k = self.budget(n)
         if k is None or len(cuts) > 1:
             return None
-        first = cuts[0]
-        return [n] * first + [k] * (layers - first)
+        return [n] * cuts[0] + [k] * (layers - cuts[0])
 
     # Rare: what only one or two methods change.
     cls: ClassVar = False                         # vision site: is each tile's class token a visual token, too?

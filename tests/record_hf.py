@@ -85,6 +85,38 @@ CASES = {
         text=dict(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True),
         top=dict(vision_feature_select_strategy="full", multimodal_projector_bias=False),
     ),
+    "llava_siglip": Case(              # llava-interleave-qwen: a picture is squeezed, and 2 pixels of a side are not read
+        "hub",
+        [(ONE, [LAND]), (APART, [PORT, TINY]), ([ONE, READ], [WIDE, GRAY])],
+        seed=1,
+        text=dict(model_type="qwen2", num_key_value_heads=4, tie_word_embeddings=True, rope_theta=1e6),
+        vision=dict(model_type="siglip_vision_model", image_size=30, vision_use_head=False),
+        top=dict(vision_feature_layer=-1, vision_feature_select_strategy="full"),
+    ),
+    "vipllava": Case(
+        "hub",
+        [(ONE, [LAND]), (APART, [PORT, TINY])],
+        vision=dict(num_hidden_layers=4),
+        top=dict(architectures=["VipLlavaForConditionalGeneration"], model_type="vipllava",
+                 vision_feature_layer=[-2, -3, 1]),
+    ),
+    "llava15_rope": Case(
+        "hf5",
+        [(ONE, [GRAY])],
+        text=dict(
+            head_dim=16,
+            rope_scaling=dict(
+                rope_type="llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=64,
+            ),
+        ),
+    ),
+    "llava15_linear": Case(
+        "hf5", [(ONE, [GRAY])], text=dict(head_dim=16, rope_scaling=dict(rope_type="linear", factor=4.0))
+    ),
     "llava15_window": Case(
         "hf5",
         [(ONE, [LAND]), (APART, [PORT, TINY])],
@@ -152,8 +184,11 @@ def record(case, folder, reference, images):
 
 def tools(case, config):
     """The tokenizer and image processor that the case is recorded with."""
-    from transformers import LlavaImageProcessorPil, LlavaNextImageProcessorPil
+    from transformers import LlavaImageProcessorPil, LlavaNextImageProcessorPil, SiglipImageProcessorPil
     size = config.vision_config.image_size
+    if config.vision_config.model_type == "siglip_vision_model":
+        processor = SiglipImageProcessorPil(size=dict(height=size, width=size))
+        return Tokenizer.from_str(json.dumps(tokenizer_json(*bpe()))), processor
     own = dict(do_pad=case.layout == "original")
     if case.next:
         own = dict(image_grid_pinpoints=config.image_grid_pinpoints)

@@ -205,8 +205,12 @@ def grids(size):
     return [[size * height, size * width] for height, width in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
 
 
-def preprocessor(size, pinpoints=None):
-    """preprocessor_config.json of CLIP, or of LLaVA-NeXT, at this size."""
+def preprocessor(size, pinpoints=None, siglip=False):
+    """preprocessor_config.json of CLIP, of LLaVA-NeXT or of SigLIP, at this size."""
+    if siglip:
+        return dict(image_processor_type="SiglipImageProcessor", size=dict(height=size, width=size), resample=3,
+                    do_rescale=True, do_resize=True, do_normalize=True, rescale_factor=1 / 255,
+                    image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
     anyres = dict(image_processor_type="LlavaNextImageProcessor", image_grid_pinpoints=pinpoints, do_pad=True)
     return dict(image_processor_type="CLIPImageProcessor", size=dict(shortest_edge=size), resample=3,
                 crop_size=dict(height=size, width=size), do_center_crop=True, do_convert_rgb=True, do_normalize=True,
@@ -234,7 +238,8 @@ def build(case, folder, reference):
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(pieces, merges))
     else:
         size, pinpoints = fields["vision_config"]["image_size"], fields.get("image_grid_pinpoints")
-        write(folder / "preprocessor_config.json", preprocessor(size, pinpoints))
+        siglip = fields["vision_config"]["model_type"] == "siglip_vision_model"
+        write(folder / "preprocessor_config.json", preprocessor(size, pinpoints, siglip))
         tokenizer = tokenizer_json(pieces, merges, pairs=case.shards > 1)
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
         write(

@@ -7,17 +7,34 @@ from minivlm.families.internvl_config import InternVLConfig, read_internvl
 from minivlm.families.internvl_image import InternVLProcessor
 from minivlm.families.llava_next import LlavaNext
 from minivlm.families.llava_next_image import LlavaNextProcessor
-from minivlm.io.config_json import read_llava, require
+from minivlm.families.siglip import SiglipLlava
+from minivlm.families.vipllava import VipLlava, VipLlavaConfig
+from minivlm.io.config_json import read_hugging_face, read_llava, require
 from minivlm.io.files import read_json
 from minivlm.io.image import ImageProcessor
 from minivlm.llava import Llava
+from minivlm.parts.config import SiglipConfig
 from pruning.base import UserError
+
+
+def read_vipllava(path, raw):
+    """The VipLlavaConfig of a config.json with this content.
+
+    TRAP: the released file says "vision_feature_layer": -2, one layer, which its projector of five does not mean.
+    """
+    layers = raw.get("vision_feature_layers", raw.get("vision_feature_layer"))
+    own = {key: value for key, value in raw.items() if key != "vision_feature_layer"}
+    if isinstance(layers, list):
+        own["vision_feature_layer"] = layers
+    return read_hugging_face(path, own, VipLlavaConfig)
+
 
 READERS = {                                        # by model_type
     "llava": read_llava,
     "llava_next": read_llava,
     "llava_llama": read_llava,                     # the original LLaVA's own
     "llava_mistral": read_llava,
+    "vipllava": read_vipllava,
     "internvl": read_internvl,
     "internvl_chat": read_internvl,                # OpenGVLab's own
 }
@@ -42,6 +59,10 @@ def model_class(config):
     """The class of network that a configuration is of."""
     if isinstance(config, InternVLConfig):
         return InternVL
+    if isinstance(config, VipLlavaConfig):
+        return VipLlava
+    if isinstance(config.vision, SiglipConfig):
+        return SiglipLlava
     return LlavaNext if config.image_grid_pinpoints else Llava
 
 

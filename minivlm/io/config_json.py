@@ -11,8 +11,9 @@ from pathlib import Path
 
 from minivlm.io.files import read_json, tower_folder
 from minivlm.io.limits import LIMITS, LONGEST, check, checked
+from minivlm.parts import rope_scaling
 from minivlm.parts.activations import ACTIVATIONS
-from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
+from minivlm.parts.config import LlavaConfig, SiglipConfig, TextConfig, VisionConfig
 from pruning.base import UserError
 
 # What a text_config means by saying nothing: the defaults of its class, if they are not LlamaConfig's.
@@ -23,7 +24,7 @@ TEXT_DEFAULTS = {
     "qwen2": dict(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768,
                   qkv_bias=True),
 }
-# The same for a vision_config (CLIPVisionConfig is ViT-B/32) ...
+# The same for a vision_config of CLIP (CLIPVisionConfig is ViT-B/32; SiglipConfig has its class's own) ...
 CLIP_DEFAULTS = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
                      image_size=224, patch_size=32)
 # ... and for the towers that an original config only names.
@@ -38,13 +39,30 @@ PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 def read_llava(path, raw):
     """The LlavaConfig of a config.json with this content. UserError names the file and the key of what is not
     supported."""
-    if raw.get("quantization_config"):
-        raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
     is_original = raw["model_type"] in ("llava_llama", "llava_mistral")
     if any(key.startswith("mm_") for key in raw):
         is_original = True
-    read = _original if is_original else _hugging_face
-    config = read(path, raw)
+    if is_original:
+        _refuse_quantised(path, raw)
+        return _whole(path, _original(path, raw))
+    return read_hugging_face(path, raw)
+
+
+def read_hugging_face(path, raw, kind=LlavaConfig):
+    """The same of a file in Hugging Face's layout. kind: LlavaConfig, or a family's subclass with fields of its own."""
+    _refuse_quantised(path, raw)
+    of_projector = {key: value for key, value in raw.items() if key.startswith("projector_")}
+    values = _hugging_face(path, raw) | known_fields(kind, of_projector)
+    return _whole(path, checked(path, kind, values))
+
+
+def _refuse_quantised(path, raw):
+    if raw.get("quantization_config"):
+        raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
+
+
+def _whole(path, config):
+    """The configuration, whose parts fit together."""
     check_heads(path, config)
     _check_feature_layer(path, config)
     _check_pinpoints(path, config)
@@ -52,12 +70,13 @@ def read_llava(path, raw):
 
 
 def _hugging_face(path, raw):
+    """The values of a LlavaConfig."""
     text = section(path, raw, "text_config")
     vision = section(path, raw, "vision_config")
     require(path, raw, projector_hidden_act=ACTIVATIONS, vision_feature_select_strategy=("default", "full"))
     values = {name: raw[name] for name in SAME_NAMES if name in raw}
     if raw.get("vision_config") is not None:
-        values["vision"] = _clip(path, vision)
+        values["vision"] = _vision(path, vision)
     values["text"] = text_config(path, text, raw)
     values["image_token_index"] = raw.get("image_token_index", raw.get("image_token_id", 32000))
     values["pad_token_id"] = raw.get("pad_token_id", text.get("pad_token_id"))
@@ -67,7 +86,7 @@ def _hugging_face(path, raw):
         values["image_grid_pinpoints"] = PINPOINTS if pinpoints is None else pinpoints
         values["image_aspect_ratio"] = "anyres"
         values["template"] = "mistral" if text.get("model_type") == "mistral" else "llava_v1"
-    return checked(path, LlavaConfig, values)
+    return values
 
 
 def _original(path, raw):
@@ -124,7 +143,9 @@ def text_config(path, raw, around={}):
     kind = raw.get("model_type", "llama")
     require(path, raw, model_type=TEXT_DEFAULTS, hidden_act=("silu",))
     values = TEXT_DEFAULTS[kind] | known_fields(TextConfig, raw)
-    values["rope_theta"] = _rope_theta(path, raw)
+    rope = _rope(path, raw)
+    values["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
+    values["rope_scaling"] = _rope_scaling(path, rope)
     values["tie_word_embeddings"] = any(_flag(path, place, "tie_word_embeddings") for place in (raw, around))
     if kind == "llama":                            # Qwen2 has biases on three of the four projections, whatever it says
         has_bias = _flag(path, raw, "attention_bias")
@@ -140,18 +161,44 @@ def text_config(path, raw, around={}):
     return config
 
 
-def _rope_theta(path, raw):
-    """theta, from rope_parameters or, in older files, from rope_theta and rope_scaling."""
+def _rope(path, raw):
+    """What rope_parameters say or, in older files, rope_scaling."""
+    kinds = ("default", *rope_scaling.KINDS)
     sections = [section(path, raw, name) for name in ("rope_parameters", "rope_scaling")]
     for rope in sections:
-        require(path, rope, rope_type=("default",), type=("default",), partial_rotary_factor=(1, None))
+        require(path, rope, rope_type=kinds, type=kinds, partial_rotary_factor=(1, None))
     new, old = sections
     if new and old and new != old:                 # which of them counts differs from version to version
         raise UserError(f"{path}: rope_parameters and rope_scaling differ: keep the one that the model was trained by")
     rope = new or old
     if any(isinstance(value, dict) for value in rope.values()):
         raise UserError(f"{path}: rope_parameters that differ from layer to layer are not supported")
-    return rope.get("rope_theta", raw.get("rope_theta", 10000.0))
+    return rope
+
+
+def _rope_scaling(path, rope):
+    """The Linear or Llama3 that is written; None if the frequencies are not scaled."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    scaling = rope_scaling.KINDS[kind]
+    missing = [field.name for field in fields(scaling) if field.name not in rope]
+    if missing:
+        raise UserError(f"{path}: {kind} scaling of the rotary embedding has no {missing[0]}: write it")
+    scaling = checked(path, scaling, known_fields(scaling, rope))
+    if kind == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise UserError(f"{path}: low_freq_factor {scaling.low_freq_factor} must be below high_freq_factor "
+                        f"{scaling.high_freq_factor}")
+    return scaling
+
+
+def _vision(path, raw):
+    """The tower of a vision_config."""
+    require(path, raw, model_type=("clip_vision_model", "siglip_vision_model"))
+    if raw.get("model_type") != "siglip_vision_model":
+        return _clip(path, raw)
+    require(path, raw, hidden_act=ACTIVATIONS, vision_use_head=(False,))
+    return checked(path, SiglipConfig, known_fields(SiglipConfig, raw))
 
 
 def _clip(path, raw):
@@ -180,6 +227,9 @@ def _check_feature_layer(path, config):
     if min(layers) < -states or max(layers) >= states:
         raise UserError(f"{path}: vision_feature_layer {config.vision_feature_layer!r} names no hidden state of "
                         f"{states}")
+    if not config.vision.has_class_token and config.vision_feature_select_strategy != "full":
+        raise UserError(f"{path}: SigLIP has no class token to leave out: only the feature strategy 'full' is "
+                        "supported")
 
 
 def _check_pinpoints(path, config):

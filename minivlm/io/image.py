@@ -1,7 +1,8 @@
 """A picture in: any file that Pillow reads -> RGB -> the (1, 3, S, S) pixels that CLIP looks at.
 
-Two ways to make a square. "crop" (Hugging Face): the shorter edge is resized to S and the centre is kept. "pad" (the
-original LLaVA): the picture is laid on a square of the mean colour, and the square is resized. Resizing is Pillow's
+Three ways to make a square. "crop" (Hugging Face): the shorter edge is resized to S and the centre is kept. "pad" (the
+original LLaVA): the picture is laid on a square of the mean colour, and the square is resized. SigLIP's pictures are
+resized to the square whatever their shape. Resizing is Pillow's
 bicubic on 8-bit values, as in training: another resampler, torch's too, differs by several grey levels.
 
 Colour. Transparency is laid over white, as transformers 5 does (transformers 4 and the original LLaVA let it drop).
@@ -24,6 +25,7 @@ from PIL import Image, ImageOps
 
 from minivlm.io.files import check_file, read_json, reason_of, tower_folder
 from minivlm.io.limits import LIMITS, check
+from minivlm.parts.config import SiglipConfig
 from pruning.base import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)         # of the pictures CLIP was trained on: red, green, blue
@@ -32,7 +34,9 @@ BYTES = 2 ** 28                                    # no file is opened that has 
 PIXELS = 2 ** 28                                   # no picture is padded or resized to more than this
 ADDRESS = re.compile(r"(file|data):|([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
-KINDS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor", "LlavaNextImageProcessor")
+SIGLIP = "SiglipImageProcessor"
+SQUEEZED = dict(image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])             # its values; it never crops
+KINDS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor", "LlavaNextImageProcessor", SIGLIP)
 
 
 def open_image(image):
@@ -156,10 +160,13 @@ class ImageProcessor:
         if tower and not settings:
             path, settings = preprocessor_settings(tower)
         pads = config.image_aspect_ratio == "pad"
-        kind = _kind(path, settings)
+        is_siglip = isinstance(config.vision, SiglipConfig)
+        kind = _kind(path, settings, SIGLIP if is_siglip else KINDS[0])
         if kind == "LlavaImageProcessor" and not pads:
             pads = _flag(path, settings, "do_pad", False)
         side = config.vision.image_size
+        if kind == SIGLIP:
+            settings = dict(SQUEEZED, size=[side, side]) | settings | dict(do_center_crop=False)
         processor = cls(mode="pad" if pads else "crop", **processor_fields(path, settings, side))
         if processor.size != side:
             raise UserError(f"{path} makes pixels of side {processor.size}, but config.json's image_size is {side}")
@@ -251,11 +258,11 @@ def preprocessor_settings(folder):
     return processor, settings or {}
 
 
-def _kind(path, settings):
-    """The class that reads these settings in transformers, or in the original LLaVA."""
+def _kind(path, settings, default):
+    """The class that reads these settings in transformers, or in the original LLaVA; `default` if they name none."""
     new = check(path, "image_processor_type", settings.get("image_processor_type"), str | None)
     old = check(path, "feature_extractor_type", settings.get("feature_extractor_type"), str | None)
-    kind = new or old or KINDS[0]
+    kind = new or old or default
     kind = kind.removesuffix("Fast").removesuffix("Pil")
     if kind not in KINDS:
         raise UserError(f"{path}: image_processor_type {kind} is not known; known are {', '.join(KINDS)}")

@@ -24,7 +24,12 @@ LIMITS = {                                         # the least and the most
     "sliding_window": (1, 2 ** 31),
     "rms_norm_eps": (1e-20, 1),
     "layer_norm_eps": (1e-20, 1),
+    "projector_layernorm_eps": (1e-20, 1),
     "rope_theta": (1e-3, 1e15),
+    "factor": (1, 1e6),
+    "low_freq_factor": (1e-3, 1e6),
+    "high_freq_factor": (1e-3, 1e6),
+    "original_max_position_embeddings": (1, 2 ** 31),
     "num_channels": (3, 3),                        # red, green, blue
     "downsample_ratio": (.5, .5),
     "vision_feature_layer": (-1001, 1000),

@@ -5,6 +5,9 @@ reads them from a checkpoint.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+from minivlm.parts.rope_scaling import Linear, Llama3
 
 
 @dataclass
@@ -20,11 +23,27 @@ class VisionConfig:
     num_channels: int = 3
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    has_class_token: ClassVar = True
 
     @property
     def grid_side(self):
         """Patches on each side of the picture: 24."""
         return self.image_size // self.patch_size
+
+
+@dataclass
+class SiglipConfig(VisionConfig):
+    """The SigLIP vision transformer; by default that of base/16 at 224 pixels, SiglipVisionConfig's."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    has_class_token: ClassVar = False
 
 
 @dataclass
@@ -42,6 +61,7 @@ class TextConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    rope_scaling: Linear | Llama3 | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -62,7 +82,7 @@ class LlavaConfig:
     image_token_index: int = 32000
     projector_hidden_act: str = "gelu"
     vision_feature_layer: int | list[int] = -2     # which hidden states; several are concatenated
-    vision_feature_select_strategy: str = "default"        # "default" drops the CLS row, "full" keeps it
+    vision_feature_select_strategy: str = "default"        # "default" drops the CLS row, "full" keeps all rows
     multimodal_projector_bias: bool = True
     image_aspect_ratio: str = "crop"               # or "pad", or "anyres": LLaVA-NeXT
     image_grid_pinpoints: list | None = None       # anyres: sizes of the grids of tiles, [height, width] in pixels
@@ -80,6 +100,11 @@ class LlavaConfig:
             layers = [layers]
         states = self.vision.num_hidden_layers + 1
         return [l % states for l in layers]
+
+    @property
+    def sends_class_token(self):
+        """Whether the class token of each tile is a visual token, too."""
+        return self.vision.has_class_token and self.vision_feature_select_strategy == "full"
 
     @property
     def grid_side(self):

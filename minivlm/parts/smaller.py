@@ -19,7 +19,7 @@ def seen_smaller(model, pixels, method):
     of it each token of the smaller one shows. The row of each token that is left holds its features."""
     config = model.config
     name = type(method).__name__
-    if config.vision_feature_select_strategy == "full":
+    if config.sends_class_token:
         raise UserError(f"{name} shows the decoder patches only, and this model sends it the class token, too: "
                         "use another method")
     tiles = len(pixels)
@@ -47,13 +47,17 @@ def resized_pixels(pixels, side):
 
 
 def resized_positions(position, rows):
-    """Position embeddings (1+P, C) of the class token and a square of patches -> (rows, C), of a smaller square."""
+    """Position embeddings (1+P, C) of the class token and a square of patches -> (rows, C), of a smaller square.
+
+    Without a class token they are (P, C).
+    """
     if len(position) == rows:
         return position
-    of_patches = position[1:].float()                                              # (P, C)
-    side = isqrt(len(of_patches))
-    new_side = isqrt(rows - 1)
+    side = isqrt(len(position))
+    new_side = isqrt(rows)
+    first = len(position) - side ** 2                      # 1, or 0 without a class token
+    of_patches = position[first:].float()                                          # (P, C)
     maps = of_patches.T.unflatten(1, (side, side))                                 # (C, side, side)
     maps = F.interpolate(maps[None], (new_side, new_side), mode="bicubic")[0]      # (C, new_side, new_side)
     of_patches = maps.flatten(1).T.to(position.dtype)
-    return torch.cat([position[:1], of_patches])
+    return torch.cat([position[:first], of_patches])

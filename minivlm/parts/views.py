@@ -9,7 +9,7 @@ import torch
 
 from minivlm import kernels
 from minivlm.attention import causal_mask, rotate
-from pruning.base import NOT_YET, LayerView, NoView
+from pruning.base import NOT_YET, LayerView, NoView, UserError
 from pruning.views import mean_of
 
 
@@ -152,6 +152,9 @@ class TowerView(LayerView):
         return attn.heads(key)
 
     def cls_rows(self):
+        if not self.tower.config.has_class_token:
+            raise UserError("the method needs a class token, and this vision tower has none: use its reading without "
+                            "one (python run.py methods --readings)")
         tiles, rows_per_tile, _ = self.states[self.l].shape
         return torch.arange(tiles, device=self.tokens.visual.device) * rows_per_tile
 
@@ -169,7 +172,8 @@ class TowerView(LayerView):
         tiles = len(self.states[self.l])
         query = self.query().unflatten(1, (tiles, -1))                             # (H, tiles, 1+P, Dh)
         key = self.key().unflatten(1, (tiles, -1))                                 # (H, tiles, 1+P, Dh)
-        by_head = (received_on_tiles(q, k) for q, k in zip(query, key))
+        first = int(self.tower.config.has_class_token)     # the row of the first patch
+        by_head = (received_on_tiles(q, k, first) for q, k in zip(query, key))
         received = mean_of(by_head).flatten()                                      # (T,)
         return received[self.tokens.visual]
 
@@ -180,8 +184,8 @@ class TowerView(LayerView):
         return f"TowerView(block {self.l}, {len(self.states[self.l])} tiles)"
 
 
-def received_on_tiles(query, key):
+def received_on_tiles(query, key, first=1):
     """One head's queries and keys (tiles, 1+P, Dh) -> the attention that each row receives from its tile's patches, on
-    average. (tiles, 1+P)"""
-    logits = query[:, 1:] @ key.mT / key.shape[-1] ** 0.5                          # (tiles, P, 1+P)
+    average. (tiles, 1+P). first: the row of the first patch, 0 without a class token."""
+    logits = query[:, first:] @ key.mT / key.shape[-1] ** 0.5                          # (tiles, P, 1+P)
     return logits.float().softmax(dim=-1).mean(dim=1)

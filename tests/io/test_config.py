@@ -89,6 +89,14 @@ def test_vision_defaults_are_the_reference_classes(tmp_path, transformers):
     assert asdict(vision) == {name: getattr(reference, name) for name in asdict(vision)}
 
 
+def test_siglip_defaults_are_the_reference_classes(tmp_path, transformers):
+    raw = {"model_type": "llava", "vision_feature_select_strategy": "full",
+           "vision_config": {"model_type": "siglip_vision_model"}}
+    reference = transformers.LlavaConfig(vision_config=raw["vision_config"]).vision_config
+    vision = read(tmp_path, raw).vision
+    assert asdict(vision) == {name: getattr(reference, name) for name in asdict(vision)}
+
+
 def test_old_and_new_keys_say_the_same(tmp_path):
     """torch_dtype and rope_theta became dtype and rope_parameters."""
     c = replace(TINY, text=replace(TINY.text, rope_theta=5e5), dtype="bfloat16")
@@ -177,6 +185,8 @@ def test_config_of_a_hugging_face_internvl(tmp_path):
     assert (c.template, c.original, c.image_token_index) == ("internvl-hf", False, 500)
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}
 REFUSED = {
     "wrong family": (HUB | {"model_type": "bert"}, "model_type 'bert'"),
     "no family": ({}, "model_type None"),
@@ -192,14 +202,24 @@ REFUSED = {
                          "image_grid_pinpoints must be pairs"),
     "tiles with class tokens": (HUB | {"model_type": "llava_next", "vision_feature_select_strategy": "full"},
                                 "the class token"),
-    "rope, old": (HUB | {"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
-                  "type 'linear' is not supported"),
+    "rope, old": (HUB | {"text_config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
+                  "type 'dynamic' is not supported, only default or linear or llama3"),
+    "rope without factor": (HUB | {"text_config": {"rope_scaling": {"type": "linear"}}}, "linear scaling .* no factor"),
+    "rope below 1": (HUB | {"text_config": {"rope_scaling": {"type": "linear", "factor": .5}}}, "factor must be"),
+    "rope upside down": (
+        HUB | {"text_config": {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}},
+        "low_freq_factor 1.0 must be below high_freq_factor 1.0",
+    ),
     "rope, new": (HUB | {"text_config": {"rope_parameters": {"rope_type": "yarn"}}},
                   "rope_type 'yarn' is not supported"),
     "text family": (HUB | {"text_config": {"model_type": "gemma"}},
                     "model_type 'gemma' is not supported, only llama or mistral or qwen2"),
-    "vision family": (HUB | {"vision_config": {"model_type": "siglip_vision_model"}},
-                      "model_type 'siglip_vision_model'"),
+    "vision family": (HUB | {"vision_config": {"model_type": "dinov2"}},
+                      "model_type 'dinov2' is not supported, only clip_vision_model or siglip_vision_model"),
+    "siglip without a class token": (HUB | {"vision_config": {"model_type": "siglip_vision_model"}},
+                                     "SigLIP has no class token to leave out"),
+    "siglip's head": (HUB | {"vision_config": {"model_type": "siglip_vision_model", "vision_use_head": True}},
+                      "vision_use_head True"),
     "text act": (HUB | {"text_config": {"hidden_act": "gelu"}}, "hidden_act 'gelu' is not supported, only silu"),
     "vision act": (HUB | {"vision_config": {"hidden_act": "mish"}}, "hidden_act 'mish'"),
     "projector act": (HUB | {"projector_hidden_act": "mish"}, "projector_hidden_act 'mish'"),
@@ -214,7 +234,7 @@ REFUSED = {
     "empty section": (HUB | {"vision_config": []}, "vision_config must be an object"),
     "two ropes": (HUB | {"text_config": {"rope_parameters": {"rope_theta": 1e4},
                                          "rope_scaling": {"type": "linear", "factor": 2.0}}},
-                  "type 'linear' is not supported"),
+                  "rope_parameters and rope_scaling differ"),
     "two thetas": (HUB | {"text_config": {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"rope_theta": 1e6}}},
                    "rope_parameters and rope_scaling differ"),
     "part of a rope": (HUB | {"text_config": {"rope_parameters": {"partial_rotary_factor": 0.5}}},
@@ -259,8 +279,8 @@ REFUSED = {
     "InternVL: pooling": (internvl(vision_config={"use_mean_pooling": False}), "use_mean_pooling False"),
     "InternVL: other side": (internvl_chat(force_image_size=224), "image_size 224 is not supported, only 28"),
     "InternVL: quantised": (internvl(quantization_config={"bits": 4}), "quantization_config"),
-    "InternVL: rope": (internvl_chat(llm_config={"rope_scaling": {"type": "linear", "factor": 2.0}}),
-                       "type 'linear' is not supported"),
+    "InternVL: rope": (internvl_chat(llm_config={"rope_scaling": {"type": "yarn", "factor": 2.0}}),
+                       "type 'yarn' is not supported"),
 }
 
 

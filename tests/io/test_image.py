@@ -179,8 +179,8 @@ def test_box_says_where_each_pixel_came_from(width, height, mode, side, more):
 
 
 @pytest.mark.parametrize("text, message", [
-    ('{"image_processor_type": "SiglipImageProcessor"}',
-     "SiglipImageProcessor is not known; known are CLIPImageProcessor"),
+    ('{"image_processor_type": "BitImageProcessor"}',
+     "BitImageProcessor is not known; known are CLIPImageProcessor"),
     ('{"feature_extractor_type": "ViTFeatureExtractor"}', "ViTFeatureExtractor is not known"),
     ('{"crop_size": 224}', "side 224"),
     ('{"crop_size": {"height": 28, "width": 14}}', "square"),

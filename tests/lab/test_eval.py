@@ -568,7 +568,7 @@ def test_weights_are_part_of_the_recipe(model):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--task", "pope"], "invalid choice"),
+    (["--task", "popes"], "invalid choice"),
     (["--data", "nowhere"], "nowhere/questions.jsonl"),
     (["--split", "pairs"], "--split and --seed"),
     (["--seed", "1"], "--split and --seed"),

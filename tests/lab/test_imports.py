@@ -7,8 +7,8 @@ import pytest
 from reading import ROOT
 
 # Each room of the lab may import those before it.
-LAB = ["named", "cli", "lineup", "draw", "cost", "check", "score", "attention", "speed", "page", "compare", "own",
-       "train", "studies", "claims"]
+LAB = ["named", "cli", "lineup", "draw", "cost", "check", "tasks", "score", "attention", "speed", "page", "compare",
+       "own", "train", "studies", "claims"]
 BELOW_LAB = {"pruning/", "network", "minivlm/io/", "minivlm/families/", "minivlm/toy/", "weights.py"}
 # A room, and the rooms that its files may import. A file belongs to the first room that its path begins with.
 ROOMS = {

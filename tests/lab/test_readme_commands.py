@@ -35,6 +35,7 @@ WORDS = {                              # a word of a command, and the smaller th
     "What is this?": QUESTION,
     "DIR": SHIPPED,
     "QUESTIONS": f"{SHIPPED}/samples",
+    "val2014": f"{SHIPPED}/samples",
     "llava-hf/llava-1.5-7b-hf": SHIPPED,
     "cuda": "cpu",
     "256+64": "64+16",
@@ -93,6 +94,8 @@ def small(command):
     _, _, rest = command.partition("run.py")
     words = [smaller(word) for word in shlex.split(rest)]
     extra = next((extra for name, extra in EXTRA.items() if rest.split()[:len(name.split())] == name.split()), "")
+    if "--task" in words:                                  # a benchmark, of which --count is no option
+        extra = extra.replace("--count", "--limit")
     if "--average" in words:                               # in place of --keep
         extra = extra.replace("--keep 0.5", "")
     if rest.split()[:1] in (["bench"], ["growth"]):
@@ -123,6 +126,9 @@ def folder(tmp_path, monkeypatch):
     Path("questions.jsonl").write_text(json.dumps(question) + "\n" + json.dumps(question) + "\n")
     said = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": "triangle"}]
     Path("instructions.json").write_text(json.dumps([dict(image=SCENE, conversations=said)] * 4))
+    pope = dict(question_id=1, image=Path(SCENE).name, text="Is there a red square in the image?", label="no")
+    Path("coco_pope_random.json").write_text(json.dumps(pope) + "\n")
+    Path("answers.jsonl").write_text(json.dumps(dict(question_id=1, text="No")) + "\n")
     own, = [block for block in blocks_of(LAB) if "def select" in block]
     Path("mine.py").write_text(own)
     few = {paper: rows[3:6] for paper, rows in claims.PAPERS.items()}

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from minivlm.attention import attention, attention_by_definition, causal_mask, rope, rotate
+from minivlm.parts.rope_scaling import Linear, Llama3
 from build import close
 from tiny import SETTINGS
 
@@ -151,3 +152,22 @@ def test_angles_in_float32_whatever_the_dtype():
     exact, _ = rope(torch.tensor([2047]), 8, 1e4, torch.float32)
     half, _ = rope(torch.tensor([2047]), 8, 1e4, torch.bfloat16)
     assert half.dtype == torch.bfloat16 and half.equal(exact.bfloat16())
+
+
+# --- scaled frequencies -----------------------------------------------------------------------------------------------
+
+def test_linear_scaling():
+    """Positions divided by 4: what position 8 is turned by is what position 2 is turned by without scaling."""
+    scaled = rope(torch.tensor([8]), 4, 1e4, torch.float32, Linear(4.0))
+    plain = rope(torch.tensor([2]), 4, 1e4, torch.float32)
+    for ours, expected in zip(scaled, plain):
+        assert ours.allclose(expected)
+
+
+def test_llama3_scaling_by_hand():
+    """An original context of 2 pi * 8 positions holds 8 waves of frequency 1, 4 of 1/2, 2 of 1/4 and 1 of 1/8. Up to
+    1 is long (divided by 8), from 4 on short (kept); 2 lies a third of the way from 1 to 4: 1/4 (1/3 + 2/3 / 8)."""
+    scaling = Llama3(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                     original_max_position_embeddings=2 * math.pi * 8)
+    scaled = scaling.scaled(torch.tensor([1., 1 / 2, 1 / 4, 1 / 8]))
+    assert scaled.allclose(torch.tensor([1., 1 / 2, 5 / 48, 1 / 64]))

@@ -64,7 +64,7 @@ def test_every_recorded_count():
 
 def test_count_for_the_reference():
     """How many marks `verify --live` writes for a picture: the same numbers."""
-    vision = SimpleNamespace(image_size=336, patch_size=14)
+    vision = SimpleNamespace(model_type="clip_vision_model", image_size=336, patch_size=14)
     config = SimpleNamespace(model_type="llava_next", vision_config=vision, image_token_id=7,
                              vision_feature_select_strategy="default",
                              image_grid_pinpoints=COUNTS["image_grid_pinpoints"])

@@ -15,7 +15,7 @@ from math import isqrt
 
 import torch
 
-from minivlm.lab.score.accuracy import Z
+from minivlm.lab.tasks.intervals import Z
 
 AFTER = "turns over", "weakens", "stays", "grows"  # what other ids do to a late bias
 

@@ -197,7 +197,10 @@ def expand(ids, config, sizes=iter(())):
     if config.model_type == "internvl":
         a_tile = round(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio) ** 2
         return [i for id in ids for i in [id] * (a_tile * int(next(sizes)) if id == mark else 1)]
-    n = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
+    n = (vision.image_size // vision.patch_size) ** 2
+    has_class_token = vision.model_type == "clip_vision_model"
+    strategy = getattr(config, "vision_feature_select_strategy", "default")        # ViP-LLaVA's says nothing
+    n += has_class_token and strategy == "full"
     count = lambda: n + sum(_map(next(sizes), config)) if hasattr(config, "image_grid_pinpoints") else n
     return [i for id in ids for i in [id] * (count() if id == mark else 1)]
 
@@ -240,7 +243,8 @@ def stages(model, ids, mask, images=None):
     position = (mask.cumsum(dim=-1) - 1).clamp(min=0)                              # (B, S)
     heads = len(layers) * model.config.text_config.num_attention_heads
     fits = heads * ids.numel() * ids.shape[1] * model.dtype.itemsize < LARGEST_ATTENTIONS
-    first = getattr(core.vision_tower, "pre_layrnorm", core.vision_tower.embeddings)       # InternVL has no such norm
+    tower = getattr(core.vision_tower, "vision_model", core.vision_tower)
+    first = getattr(tower, "pre_layrnorm", tower.embeddings)                       # InternVL and SigLIP have no such norm
     modules = {f"layer {l}": layer for l, layer in enumerate(layers)}
     modules |= dict(vision=core.vision_tower, vision_hidden_0=first, projected=core.multi_modal_projector,
                     decoder=decoder, final_hidden=decoder.norm)

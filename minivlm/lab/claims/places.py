@@ -10,8 +10,8 @@ from minivlm.lab.attention.figures import facts, interval
 from minivlm.lab.attention.measured import Study
 from minivlm.lab.attention.watch import cases
 from minivlm.lab.claims.claim import Measured
-from minivlm.lab.score.accuracy import Z
 from minivlm.lab.score.answers import Contest, mean
+from minivlm.lab.tasks.intervals import Z
 from pruning.base import UserError
 
 RANKING = 1                            # the layer whose attention ranks tokens before layer 2

@@ -171,10 +171,10 @@ def add_processes(parser, more=""):
                         help=f"on this machine (default: one per core for a small model on the CPU, else 1){more}")
 
 
-def add_length(parser, default=512):
-    """The most tokens of an answer."""
+def add_length(parser, default=512, words=None):
+    """The most tokens of an answer. words: of the default, if it depends."""
     parser.add_argument("--max-new-tokens", type=within(Number), default=default, metavar="N",
-                        help=f"the most tokens of an answer (default: {default})")
+                        help=f"the most tokens of an answer (default: {words or default})")
 
 
 def add_output(parser, about):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from minivlm.families.internvl_config import InternViTConfig, InternVLConfig
 from minivlm.families.registry import read_config
 from minivlm.io.files import folder_of
 from minivlm.lab.cli import options
-from minivlm.parts.config import LlavaConfig, TextConfig, VisionConfig
+from minivlm.parts.config import LlavaConfig, SiglipConfig, TextConfig, VisionConfig
 from minivlm.parts.sequence import places_on_tiles
 from pruning.base import Tokens, UserError
 
@@ -31,7 +32,7 @@ class Shape:
     @property
     def n(self):
         """Image tokens of the unpruned prompt."""
-        return self.tiles * (self.grid ** 2 + (self.config.vision_feature_select_strategy == "full"))
+        return self.tiles * (self.grid ** 2 + self.config.sends_class_token)
 
     @property
     def parts(self):
@@ -57,11 +58,23 @@ SEVEN = _llava()
 THIRTEEN = _llava(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
 SMALL = replace(_llava(hidden_size=1024, intermediate_size=2752, num_hidden_layers=12, num_attention_heads=16),
                 vision=VisionConfig(num_hidden_layers=4))
+QWEN2 = TextConfig(vocab_size=152000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=24,
+                   num_attention_heads=16, max_position_embeddings=32768, rope_theta=1e6, qkv_bias=True,
+                   tie_word_embeddings=True)
+SO400M = SiglipConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16,
+                      image_size=384, patch_size=14)
+INTERLEAVE = LlavaConfig(vision=SO400M, text=QWEN2, image_token_index=151646, vision_feature_layer=-1,
+                         vision_feature_select_strategy="full", dtype="bfloat16")
+QWEN2_SMALL = replace(QWEN2, vocab_size=151655, hidden_size=896, intermediate_size=4864, num_attention_heads=14,
+                      num_key_value_heads=2, head_dim=64, tie_word_embeddings=False)
+INTERNVL = InternVLConfig(vision=InternViTConfig(), text=QWEN2_SMALL, image_token_index=151648, dtype="bfloat16")
 SHAPES = {
     "small": Shape("small", SMALL),
     "llava-1.5-7b": Shape("llava-1.5-7b", SEVEN),
     "llava-1.5-13b": Shape("llava-1.5-13b", THIRTEEN),
     "next-7b": Shape("next-7b", SEVEN, tiles=5),               # 2880 image tokens, no newline tokens among them
+    "interleave-0.5b": Shape("interleave-0.5b", INTERLEAVE),   # llava-hf/llava-interleave-qwen-0.5b-hf
+    "internvl2-1b": Shape("internvl2-1b", INTERNVL, tiles=13),             # of a picture of 640 x 480
 }
 
 
@@ -90,8 +103,7 @@ def _checkpoint(model):
 
 def prompt(shape, text, hidden):
     """Tokens of a prompt whose embeddings are `hidden` (T, D): half of the `text` tokens, the image, the other half."""
-    with_class = shape.config.vision_feature_select_strategy == "full"
-    grid = places_on_tiles(shape.tiles, shape.grid, with_class)                    # (n, 3)
+    grid = places_on_tiles(shape.tiles, shape.grid, shape.config.sends_class_token)        # (n, 3)
     index = torch.arange(len(grid))                            # (n,)
     visual = index + text // 2
     if hidden.is_meta:                                         # indices have values even if the stream has none

@@ -7,16 +7,14 @@
     tokens      visual tokens that enter a decoder layer, on average over layers and questions
 
 Both intervals take the questions as independent. Those of one family are, in the drawn world, in which a family has one
-question per picture; over all families they are nearly so.
+question per picture; over all families they are nearly so. On a benchmark both have the variance of whole pictures.
 """
-
-from math import sqrt
 
 from minivlm.lab.score.answers import mean
 from minivlm.lab.score.statistics import summary
+from minivlm.lab.tasks.intervals import paired, paired_by_picture, share_by_picture, wilson
 from pruning.base import UserError
 
-Z = 1.959964                                       # of the normal distribution: 2.5 % lie above
 LEGEND = (
     "% right and its 95 % interval (Wilson); tokens: image tokens entering a layer; evidence: of those that show",
     "what the question is about, the share that enters a layer, merged ones included; against: the difference over",
@@ -24,42 +22,18 @@ LEGEND = (
 )
 
 
-def wilson(share, n):
-    """The interval of a share of n questions, by Wilson (1927). share .5 of 10 -> (.237, .763); 1 of 10 -> (.722, 1)
+def against(right, other, pictures=None):
+    """How right two contestants were on the same questions -> the mean difference, its interval, won and lost.
 
-    For shares of questions that count by halves or thirds (several draws) it is wider than need be.
+    pictures: of the questions, if those about one picture are to be taken together.
     """
-    more = Z ** 2 / n
-    center = share + more / 2
-    variance = share * (1 - share) / n
-    half = Z * sqrt(variance + more / (4 * n))
-    low = (center - half) / (1 + more)
-    high = (center + half) / (1 + more)
-    return max(0.0, low), min(1.0, high)
-
-
-def paired(differences):
-    """The interval of the mean of differences, a number from -1 to 1 per question, by Bonett and Price (2012).
-
-    It is the normal interval of the mean after two more questions, one won and one lost. Without them, no difference at
-    all among few questions would prove that there is none: ten zeros -> (-.231, .231).
-    """
-    n = len(differences) + 2
-    squares = sum(d * d for d in differences) + 2
-    center = sum(differences) / n
-    variance = squares / n - center ** 2
-    half = Z * sqrt(variance / n)
-    return max(-1.0, center - half), min(1.0, center + half)
-
-
-def against(right, other):
-    """How right two contestants were on the same questions -> the mean difference, its interval, won and lost."""
     differences = [a - b for a, b in zip(right, other)]
+    interval = paired(differences) if pictures is None else paired_by_picture(differences, pictures)
     won = sum(d for d in differences if d > 0)
     lost = -sum(d for d in differences if d < 0)
     return dict(
         difference=mean(differences),
-        interval=paired(differences),
+        interval=interval,
         won=won,
         lost=lost,
     )
@@ -89,17 +63,19 @@ def answered(items, contestants, rows):
     return answers, why_not
 
 
-def facts(items, contestants, rows):
+def facts(items, contestants, rows, by_picture=False):
     """[{"contestant", "method", "budget", "tokens", "statistics", "all": part, "families": {name: part}}, ..] as plain
     data.
 
     A contestant that does not run has "why_not" in place of the numbers. UserError if the unpruned model cannot answer.
+    by_picture: questions about one picture are taken together.
     """
     answers, why_not = answered(items, contestants, rows)
-    return [_fact(contestant, answers, why_not, items) for contestant in contestants]
+    pictures = [item.image for item in items] if by_picture else None
+    return [_fact(contestant, answers, why_not, items, pictures) for contestant in contestants]
 
 
-def _fact(contestant, answers, why_not, items):
+def _fact(contestant, answers, why_not, items, pictures):
     """The numbers of one contestant: on all questions, and on those of each family."""
     label = contestant.label
     names = dict(contestant=label, method=contestant.method, budget=contestant.budget)
@@ -109,19 +85,20 @@ def _fact(contestant, answers, why_not, items):
     families = {}
     for family in sorted({item.family for item in items}):
         questions = [i for i, item in enumerate(items) if item.family == family]
-        families[family] = part(answers, label, others, questions)
+        families[family] = part(answers, label, others, questions, pictures)
     tokens = [mean(row["visual"]) for row in answers[label]]
     return dict(
         names,
         tokens=mean(tokens),
         statistics=summary(items, answers[label]),
-        all=part(answers, label, others, range(len(items))),
+        all=part(answers, label, others, range(len(items)), pictures),
         families=families,
     )
 
 
-def part(answers, label, others, questions):
-    """The numbers on some of the questions."""
+def part(answers, label, others, questions, pictures=None):
+    """The numbers on some of the questions. pictures: of all questions, if those of one are taken together."""
+    own = None if pictures is None else [pictures[i] for i in questions]
     rows = [answers[label][i] for i in questions]
     right = [row["right"] for row in rows]
     evidence = [row["evidence"] for row in rows if row["evidence"] is not None]
@@ -129,11 +106,11 @@ def part(answers, label, others, questions):
     compared = {}
     for other in others:
         other_right = [answers[other][i]["right"] for i in questions]
-        compared[other] = against(right, other_right)
+        compared[other] = against(right, other_right, own)
     return dict(
         questions=len(rows),
         accuracy=accuracy,
-        interval=wilson(accuracy, len(rows)),
+        interval=wilson(accuracy, len(rows)) if own is None else share_by_picture(right, own),
         evidence=mean(evidence) if evidence else None,
         against=compared,
     )

@@ -2,10 +2,11 @@
 
 A picture is encoded once for all its questions and contestants. A random method answers each question several times,
 with other tokens each time, and counts by the share of draws that were right. An answer is right if it is the task's to
-the letter, spaces around it aside.
+the letter, spaces around it aside; a benchmark scores it by its own rules.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,6 +35,7 @@ class Remembering(nn.Module):
     def __init__(self, tower):
         super().__init__()
         self.tower = tower
+        self.config = tower.config
         self.embeddings = tower.embeddings
         self.layers = tower.layers
         self.known = {}                                # {side: pixels and states of the newest picture of this size}
@@ -47,6 +49,11 @@ class Remembering(nn.Module):
         return states
 
 
+def exact(item, answer):
+    """Whether it is the answer, to the letter."""
+    return answer == item.answer
+
+
 @dataclass
 class Contest:
     """A model, its contestants, and their questions."""
@@ -57,6 +64,7 @@ class Contest:
     template: str
     draws: int = 3                     # of random methods, for each question
     max_new_tokens: int = 4
+    score: Callable = exact            # (item, answer) -> from 0, wrong, to 1, right
 
     def run(self, log, rank=0, size=1):
         """[row] of all contestants and questions. What the log has is not asked again.
@@ -104,7 +112,7 @@ class Contest:
         drawn_statistics = [statistics(trace) for trace in traces]
         return dict(
             answers=tuple(answers),
-            right=mean([answer == item.answer for answer in answers]),
+            right=mean([self.score(item, answer) for answer in answers]),
             visual=[mean(layer) for layer in zip(*(trace.visual for trace in traces))],
             evidence=mean([share(trace, item.evidence) for trace in traces]),
             kept=[bits(trace.kept.tolist()) for trace in traces],

@@ -22,7 +22,8 @@ def curves(result):
     count = len(names)
     # the axes, and no pruning behind all else
     task = result["recipe"]["task"]
-    title = f"{task}, {result['questions']} questions: right answers, with 95 % intervals"
+    shown = "mean score of an answer" if "metric" in result else "right answers"
+    title = f"{task}, {result['questions']} questions: {shown}, with 95 % intervals"
     tokens = fifths(unpruned["tokens"])
     chart = Chart(title, tokens, percents(ran), "%", count + 1)
     low, high = interval(unpruned)

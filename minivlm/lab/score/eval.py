@@ -4,14 +4,19 @@ The table has accuracy with intervals, and what pruning costs on the same questi
 tokens are always among the contestants. With downsample_image among the methods there is a second table, of the
 questions that a smaller picture does not solve. An interrupted run continues if the same command is given again.
 
+A task is the drawn world, or a benchmark, whose official file and pictures are named with --data and --images; its
+prompts and its metric are the official ones. `score` does the same with answers of other code.
+
 examples:
   python run.py eval --method fastv,divprune --keep 0.25,0.1 --out scores.json
   python run.py eval --method downsample_image,divprune,divprune@positions=keep --keep 0.1
   python run.py eval --method fastv,fastv_all,asap --set asap.threshold=.8,.9,.95 --average 72
   python run.py eval --method fastv,divprune --keep 0.1 --statistics
   python run.py eval --data FOLDER --model DIR --method all --keep 0.25
+  python run.py eval --task pope --data coco_pope_random.json --images val2014 --model DIR --method fastv --keep 128
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from minivlm.lab.cli import output, parallel, session
@@ -21,6 +26,9 @@ from minivlm.lab.score import accuracy, answers, statistics, unsolved
 from minivlm.lab.score.contestants import DEFAULT, KEEP, contestants
 from minivlm.lab.score.curves import curves
 from minivlm.lab.score.log import Log
+from minivlm.lab.tasks import options as benchmarks
+from minivlm.lab.tasks import report as metrics
+from minivlm.lab.tasks.tasks import TASKS as BENCHMARKS
 from minivlm.toy import benchmark
 from pruning.base import UserError
 
@@ -55,10 +63,10 @@ def first(items, count):
 TASKS = {"scenes": scenes}
 
 
-def add_questions(parser, count=COUNT):
+def add_questions(parser, count=COUNT, tasks=tuple(TASKS)):
     """The task, its files, and how many questions; `asked` reads them. count: drawn ones of each family."""
     group = parser.add_argument_group("questions")
-    group.add_argument("--task", choices=TASKS, default="scenes", help="(default: scenes, the drawn world)")
+    group.add_argument("--task", choices=tasks, default="scenes", help="(default: scenes, the drawn world)")
     group.add_argument("--data", metavar="DIR",
                        help="a folder of questions, as `scenes` writes it (default: they are drawn)")
     group.add_argument("--split", metavar="NAME",
@@ -84,7 +92,10 @@ def question_options(args):
 
 def add_arguments(parser):
     """The questions, the contestants, the output, and the rest."""
-    add_questions(parser)
+    add_questions(parser, tasks=(*TASKS, *BENCHMARKS))
+    group = parser.add_argument_group("benchmarks (--data is the official file, or its folder)")
+    benchmarks.add_pictures(group)
+    benchmarks.add_rules(group)
     add_lineup(parser, DEFAULT, KEEP)
     _add_controls(parser)
     _add_run(parser)
@@ -102,7 +113,7 @@ def _add_controls(parser):
 
 def _add_run(parser):
     group = parser.add_argument_group("run and output")
-    add_length(group, answers.Contest.max_new_tokens)
+    add_length(group, None, f"{answers.Contest.max_new_tokens}, or the benchmark's own")
     group.add_argument("--statistics", action="store_true",
                        help="print as well which tokens are kept: how alike they are, how near, of what rank, and how "
                             "many of them for another question too")
@@ -116,7 +127,8 @@ def main(args):
     """Ask, print the table, write the numbers and the picture."""
     output.writable(args.out, ".json")
     log_path = args.out and Path(args.out).with_suffix(".jsonl")
-    items = asked(args)
+    task = benchmarks.asked(args)
+    items = task.questions if task else asked(args)
     is_kept = output.interruptible(log_path, output.SAME_COMMAND)
     with is_kept, parallel.processes(args.device) as (rank, size, args.device):
         model = session.opened(args)
@@ -124,31 +136,68 @@ def main(args):
         entered = contestants(model, pixels, args.method, args.keep, args.set, args.oracles, args.average,
                               args.schedule)
         template = session.template(args, model)
-        contest = answers.Contest(model, items, entered, template, args.draws, args.max_new_tokens)
-        recipe = contest.recipe(model=str(args.model), **question_options(args))
+        contest = contest_of(args, task, model, items, entered, template)
+        recipe = contest.recipe(model=str(args.model), **question_options(args), **benchmarks.options_of(args))
         log = Log(log_path, recipe)
         count = args.processes or parallel.worthwhile(model)
         if size == 1 and count > 1:
             return parallel.spread(args.again, count)
         rows = contest.run(log, rank, size)
     if rank == 0:
-        numbers = accuracy.facts(items, entered, rows)
+        numbers = accuracy.facts(items, entered, rows, by_picture=task is not None)
         result = dict(recipe=recipe, questions=len(items), contestants=numbers)
-        report(result | by_difficulty(items, entered, rows), args.out, args.statistics)
+        result |= by_difficulty(items, entered, rows, task)
+        if task:
+            result |= measured(task, items, entered, rows)
+        report(result, args.out, args.statistics, task)
 
 
-def by_difficulty(items, entered, rows):
-    """{"unsolved": numbers}, if downsample_image was run; else {}."""
-    groups = unsolved.unsolved(items, entered, rows)
+def contest_of(args, task, model, items, entered, template):
+    """The Contest; a benchmark has its own score and length of an answer."""
+    contest = answers.Contest(model, items, entered, template, args.draws)
+    if task:
+        contest = replace(contest, score=task.metric.score, max_new_tokens=task.length)
+    return replace(contest, max_new_tokens=args.max_new_tokens or contest.max_new_tokens)
+
+
+def measured(task, items, entered, rows):
+    """{"metric": its name, "measured": numbers of the contestants that ran}"""
+    ran, _ = accuracy.answered(items, entered, rows)
+    draws = {label: [row["answers"] for row in own] for label, own in ran.items()}
+    rivals = {c.label: [other for other in ("none", c.rival) if other in ran and other != c.label] for c in entered}
+    return dict(metric=task.metric.name, measured=metrics.facts(task.metric, draws, rivals))
+
+
+def by_difficulty(items, entered, rows, task=None):
+    """{"unsolved": numbers}, if downsample_image was run; else {}. No caption is ever wholly right."""
+    if task and task.name == "coco-caption":
+        return {}
+    groups = unsolved.unsolved(items, entered, rows, by_picture=task is not None)
     return dict(unsolved=groups) if groups else {}
 
 
-def report(result, path, with_statistics=False):
+def report(result, path, with_statistics=False, task=None):
     """Print the tables; write them, and the picture of the first, if there is a path."""
-    tables = [*accuracy.lines(result), *unsolved.lines(result.get("unsolved", []))]
+    tables = [*(benchmark_lines(result, task) if task else accuracy.lines(result))]
+    tables += unsolved.lines(result.get("unsolved", []))
     if with_statistics:
         tables += statistics.lines(result["contestants"])
     print("\n".join(tables))
     if path:
         output.save_json(path, result)
         output.save(Path(path).with_suffix(".png"), curves(result).save)
+
+
+def benchmark_lines(result, task):
+    """The table of a benchmark, and the sentences, as text."""
+    recipe = result["recipe"]
+    tokens = {row["contestant"]: row["tokens"] for row in result["contestants"] if "tokens" in row}
+    why_not = {row["contestant"]: row["why_not"] for row in result["contestants"] if "why_not" in row}
+    yield f"{recipe['model']} on {metrics.title(task)}, {recipe['dtype']}"
+    yield ""
+    yield from metrics.lines(task.metric, result["measured"], "none", tokens)
+    yield from output.refusals(why_not)
+    worse = list(metrics.verdicts(task.metric, result["measured"]))
+    if worse:
+        yield ""
+        yield from worse

@@ -6,23 +6,26 @@ counted: all that downsample_image does not solve, and the difficult ones among 
 downsample_image at that budget.
 """
 
-from minivlm.lab.score.accuracy import answered, part, percent, wilson
+from minivlm.lab.score.accuracy import answered, part, percent
+from minivlm.lab.tasks.intervals import share_by_picture, wilson
 
 FILTER = "downsample_image"
 
 
-def unsolved(items, contestants, rows):
+def unsolved(items, contestants, rows, by_picture=False):
     """[{"budget", "questions", "share", "interval", "difficult", "contestants": [{"contestant", "unsolved": part,
     "difficult": part}]}] as plain data, one per budget of downsample_image; [] if that was not run.
 
-    A part is None if it has no question.
+    A part is None if it has no question. by_picture: questions about one picture are taken together. An answer that is
+    partly right solves nothing.
     """
     answers, _ = answered(items, contestants, rows)
+    pictures = [item.image for item in items] if by_picture else None
     groups = []
     for contestant in contestants:
         if contestant.method == FILTER and contestant.label in answers:
             others = [c.label for c in contestants if c.label in answers and is_alike(c, contestant)]
-            groups.append(_group(answers, contestant, others))
+            groups.append(_group(answers, contestant, others, pictures))
     return groups
 
 
@@ -31,7 +34,7 @@ def is_alike(contestant, other):
     return contestant.budget in (None, other.budget)
 
 
-def _group(answers, filter, labels):
+def _group(answers, filter, labels, pictures):
     """The numbers of one budget."""
     right = [row["right"] for row in answers[filter.label]]
     unpruned = [row["right"] for row in answers["none"]]
@@ -39,15 +42,21 @@ def _group(answers, filter, labels):
     difficult = [i for i in left if unpruned[i] == 1]
     rows = []
     for label in labels:
-        parts = {"unsolved": _part(answers, label, left), "difficult": _part(answers, label, difficult)}
+        parts = {
+            "unsolved": _part(answers, label, left, pictures),
+            "difficult": _part(answers, label, difficult, pictures),
+        }
         rows.append(dict(contestant=label, **parts))
     share = len(left) / len(right)
-    return dict(budget=filter.budget, questions=len(left), share=share, interval=wilson(share, len(right)),
+    interval = wilson(share, len(right))
+    if pictures:
+        interval = share_by_picture([float(score < 1) for score in right], pictures)
+    return dict(budget=filter.budget, questions=len(left), share=share, interval=interval,
                 difficult=len(difficult), contestants=rows)
 
 
-def _part(answers, label, questions):
-    return part(answers, label, (), questions) if questions else None
+def _part(answers, label, questions, pictures):
+    return part(answers, label, (), questions, pictures) if questions else None
 
 
 def lines(groups):

@@ -144,7 +144,7 @@ class Student(nn.Module):
         for own_hidden, own_visual in zip(hidden, visual):
             tokens = Tokens.start(own_hidden, own_visual, grid)
             tokens = self.atp.with_positions(tokens)
-            own_cos, own_sin = rope(tokens.position, c.head_dim, c.rope_theta, hidden.dtype)
+            own_cos, own_sin = rope(tokens.position, c.head_dim, c.rope_theta, hidden.dtype, c.rope_scaling)
             cos.append(own_cos)
             sin.append(own_sin)
         return torch.stack(cos)[:, None], torch.stack(sin)[:, None]

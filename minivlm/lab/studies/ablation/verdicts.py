@@ -14,8 +14,9 @@ from itertools import product
 
 import torch
 
-from minivlm.lab.score.accuracy import against, wilson
+from minivlm.lab.score.accuracy import against
 from minivlm.lab.score.answers import mean
+from minivlm.lab.tasks.intervals import wilson
 from minivlm.lab.studies.ablation.rows import AGAIN, COMPARISONS, ROWS
 
 DRAWS = 1000                                       # of the bootstrap
