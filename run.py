@@ -16,7 +16,6 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Answer one question under several methods: a table, and a sheet of pictures.",
     ),
     "eval": ("lab.score.eval", "Score the model on a task, unpruned and under methods."),
-    "score": ("lab.tasks.score", "Score answers that other code has written, on the official file of a benchmark."),
     "attention": (
         "lab.attention.attention",
         "Show where on the image the decoder's attention lies, and whether position ids are the reason.",
@@ -64,7 +63,7 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
     "lab": ("course.lab", "Learn what pruning does by experiments: predict, measure, read what the numbers say."),
     "score": (
         "course.score",
-        "Give a method its row of the leaderboard: accuracy between a floor and a ceiling, evidence, cost, laws.",
+        "Score a method: its row of the leaderboard; or answers that other code has written, on a benchmark.",
     ),
 }
 EXAMPLES = """examples:

@@ -12,9 +12,10 @@ LEGEND = (
 ROLES = ("floor", "method", "ceiling")             # in this order
 
 
-def lines(rows, questions, seed):
+def lines(rows, seed):
     """The table, the legend, which laws break, and which methods do not run."""
     shown = in_order([row for row in rows if "why_not" not in row])
+    questions = shown[0]["all"]["questions"]
     yield f"{questions} questions of the drawn world, seed {seed}; the shipped model:"
     yield ""
     yield line(HEADS)

@@ -1,13 +1,20 @@
-"""Give a method its row of the leaderboard: accuracy between a floor and a ceiling, evidence, cost, laws.
+"""Score a method: its row of the leaderboard; or answers that other code has written, on a benchmark.
 
 METHOD is FILE.py:NAME, a class or a function of your own (the file is executed), or a method of the registry; with
 commas between them several have one table. All answer the same questions, which are drawn from the seed. The floor is
 random tokens at the same place and budget; the ceiling knows the answer and keeps its evidence first. What is printed
 is Markdown.
 
+With --task it is a file of answers instead: a JSON list, or a JSON object on each line, with question_id and text
+(LLaVA's answers, lmms-eval's logged samples and the official results files are read too). They are joined by ids, and
+all questions must be answered. Nothing is downloaded.
+
 examples:
   python run.py score mine.py:Mine
   python run.py score fastv,divprune,mine.py:Mine --keep 0.25 --seed 7
+  python run.py score answers.jsonl --task pope --data coco_pope_random.json
+  python run.py score pruned.jsonl --task textvqa --data TextVQA_0.5.1_val.json --against unpruned.jsonl
+  python run.py score answers.jsonl --task mme --data MME_Benchmark_release_version --rules lmms-eval
 """
 
 from dataclasses import replace
@@ -15,11 +22,12 @@ from statistics import median
 
 import torch
 
-from minivlm.api import shipped
 from minivlm.course.board import lines
 from minivlm.io.text.tokenizer import prompt
-from minivlm.lab.cli.arguments import Number, Seed, within
+from minivlm.lab.cli import output
+from minivlm.lab.cli.arguments import Number, Seed, add_json, within
 from minivlm.lab.cli.options import root
+from minivlm.lab.cli.shipped import FOLDER
 from minivlm.lab.lineup.lineup import Prompt
 from minivlm.lab.named.kind import kind_of
 from minivlm.lab.own.promises import laws
@@ -32,8 +40,10 @@ from minivlm.lab.score.curves import kind
 from minivlm.lab.score.log import Log
 from minivlm.lab.speed.clock import Clock
 from minivlm.lab.speed.measure import once
-from minivlm.toy import benchmark
+from minivlm.lab.tasks import score as benchmark
+from minivlm.toy import benchmark as toy
 from pruning.base import UserError
+from weights import load
 
 COUNT = 40                             # questions of each of the eight families
 KEEP = "0.1"
@@ -44,23 +54,51 @@ ROLE_OF = {"random": "floor", "things": "ceiling", "none": "", "uniform": "", "b
 
 
 def add_arguments(parser):
-    """The methods, their budget, and the questions."""
-    parser.add_argument("methods", metavar="METHOD", help="FILE.py:NAME, or a name that `methods` lists; several with "
-                                                          "commas; or all")
-    parser.add_argument("--keep", default=KEEP, metavar="K",
-                        help=f"visual tokens left: a share, or a number; several with commas (default: {KEEP})")
-    parser.add_argument("--seed", type=within(Seed), default=0, help="of the questions (default: 0)")
-    parser.add_argument("--count", type=within(Number), default=COUNT, metavar="N",
-                        help=f"questions of each of the eight families (default: {COUNT})")
+    """Methods, their budget and the questions; or answers and their benchmark."""
+    parser.add_argument("what", metavar="METHOD", help="FILE.py:NAME, or a name that `methods` lists; several with "
+                                                       "commas; or all. With --task the file of answers")
+    group = parser.add_argument_group("methods")
+    group.add_argument("--keep", metavar="K",
+                       help=f"visual tokens left: a share, or a number; several with commas (default: {KEEP})")
+    group.add_argument("--seed", type=within(Seed), help="of the questions (default: 0)")
+    group.add_argument("--count", type=within(Number), metavar="N",
+                       help=f"questions of each of the eight families (default: {COUNT})")
+    group = parser.add_argument_group("answers")
+    benchmark.add_options(group)
+    add_json(parser)
 
 
 def main(args):
-    """Ask all, and print the table."""
-    refuse_answers(args.methods)
+    """Print the table of methods, or that of answers."""
+    check_options(args)
+    if args.task:
+        benchmark.score(args.what, args)
+        return
+    seed = args.seed or 0
+    rows = scored(args.what, args.keep or KEEP, seed, args.count or COUNT)
+    data = [dict(row, laws=[finding.data() for finding in row["laws"] or ()]) for row in rows]
+    output.printed(data, lines(rows, seed), args.json)
+
+
+def check_options(args):
+    """UserError for options that do not go with what is scored."""
+    of_methods = {"--keep": args.keep, "--seed": args.seed, "--count": args.count}
+    of_answers = {"--data": args.data, "--against": args.against, "--limit": args.limit}
+    unused, of = (of_methods, "methods") if args.task else (of_answers, "answers: name their benchmark with --task")
+    for name, value in unused.items():
+        if value is not None:
+            raise UserError(f"{name} is for {of}")
+    if not args.task and args.what.endswith((".json", ".jsonl")):
+        raise UserError(f"{args.what}: name the benchmark of a file of answers with --task; for a row of the "
+                        "leaderboard name a method, FILE.py:NAME or one that `run.py methods` lists")
+
+
+def scored(names, keep, seed, count):
+    """The rows of the table, as plain data but for the Findings of their laws. UserError if no method runs."""
     torch.set_num_threads(1)
-    model = shipped()
-    items = [evidence_first(item) for item in benchmark.items("heldout", args.count, args.seed)]
-    entered = competitors(model, items[0], args.methods, args.keep)
+    model = load(FOLDER, torch.float32)
+    items = [evidence_first(item) for item in toy.items("heldout", count, seed)]
+    entered = competitors(model, items[0], names, keep)
     contest = Contest(model, items, entered, model.config.template, DRAWS)
     rows = facts(items, entered, contest.run(Log(None, {})))
     for row, contestant in zip(rows, entered):
@@ -72,22 +110,10 @@ def main(args):
         row["seconds"] = own_seconds(model, contestant, items)
         if row["role"] == "method":
             row["laws"] = findings(contestant)
-    refuse_only(rows)
-    print("\n".join(lines(rows, len(items), args.seed)))
-
-
-def refuse_answers(words):
-    """UserError for a file of answers in place of a method."""
-    if words.endswith((".json", ".jsonl")):
-        raise UserError(f"{words}: a file of answers has no row yet: name a method, FILE.py:NAME or one that "
-                        "`run.py methods` lists")
-
-
-def refuse_only(rows):
-    """UserError if no method ran: the reason of the first."""
     methods = [row for row in rows if row["role"] == "method"]
     if methods and all("why_not" in row for row in methods):
         raise UserError(f"{methods[0]['method']}: {methods[0]['why_not']}")
+    return rows
 
 
 # --- who competes -----------------------------------------------------------------------------------------------------

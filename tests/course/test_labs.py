@@ -218,6 +218,15 @@ def test_soft(numbers, letter, words):
     assert right == letter and words in text
 
 
+def test_sharp_masks_are_the_hard_cut(few, monkeypatch):
+    """After every module the masks sum to the number of tokens that the hard rule keeps; at T = 1 they do not."""
+    monkeypatch.setattr(soft, "TEMPERATURES", (1, 10 ** 5))
+    numbers = soft.measure(1, 0)
+    first, last = (row["tokens"] for row in numbers["rows"])
+    assert last == pytest.approx(numbers["hard"], abs=.1) and first != pytest.approx(numbers["hard"], abs=1)
+    assert numbers["rows"][-1]["share"] == 0
+
+
 def withdrawn(needed, of_others=1):
     """Numbers of `withdrawal`: before layers below `needed` answers are lost, before the others none can be told."""
     def row(K, name, lost):

@@ -110,7 +110,9 @@ def test_the_evidence_is_what_the_question_is_about():
 
 
 @pytest.mark.parametrize("words, message", [
-    (["answers.jsonl"], "answers.jsonl: a file of answers has no row yet: name a method"),
+    (["answers.jsonl"], "answers.jsonl: name the benchmark of a file of answers with --task"),
+    (["fastv", "--against", "answers.jsonl"], "--against is for answers: name their benchmark with --task"),
+    (["answers.jsonl", "--task", "pope"], "--count is for methods"),
     (["nothing"], "'nothing' is not known"),
     (["own.py:gone"], "own.py defines no function or class 'gone'"),
     (["own.py:fails"], "own.py:17: TypeError: unsupported operand"),

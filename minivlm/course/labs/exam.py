@@ -8,12 +8,13 @@
 import torch
 from tqdm import tqdm
 
-from minivlm.api import shipped
 from minivlm.io.text.tokenizer import prompt
-from minivlm.lab.cli.options import check, own_settings
+from minivlm.lab.cli.options import check
+from minivlm.lab.cli.shipped import FOLDER
 from minivlm.lab.score.answers import Remembering
 from minivlm.toy import benchmark
 from minivlm.toy.questions import ID
+from weights import load
 
 
 class Exam:
@@ -21,9 +22,8 @@ class Exam:
 
     def __init__(self, count, seed=0):
         torch.set_num_threads(1)                       # the products are so small that two threads would wait
-        self.model = shipped()
+        self.model = load(FOLDER, torch.float32)
         self.model.vision_tower = Remembering(self.model.vision_tower)
-        self.own = own_settings(self.model.folder)
         self.items = benchmark.items("heldout", count, seed)
 
     def prompts(self):
