@@ -7,7 +7,7 @@ import pytest
 
 from command import done
 from minivlm.course import score
-from minivlm.course.board import HEADS
+from minivlm.course.board import HEADS, in_order
 from minivlm.course.score import evidence_first
 from minivlm.toy import benchmark
 
@@ -96,6 +96,17 @@ def test_a_broken_law_gets_no_badge(capsys, quick, folder):
     assert f"{mine} 0.1 breaks scale (attention times a positive constant selects the same): " in out
     assert "~~" not in rows["divprune 0.1"]["laws"]
     assert [name for name in rows if "floor" in name] == ["*random 0.1* (floor)", "*random embed 0.1* (floor)"]
+
+
+def test_order_of_the_table():
+    """Floors, methods from the best on, ceilings. A floor of its own is shown only with a method that is alone."""
+    def row(label, role, accuracy):
+        return dict(contestant=label, role=role, all=dict(accuracy=accuracy))
+
+    rows = [row("evidence first", "ceiling", .9), row("a", "method", .5), row("random as a", "floor", .4)]
+    assert [each["contestant"] for each in in_order(rows)] == ["random as a", "a", "evidence first"]
+    rows.append(row("b", "method", .6))
+    assert [each["contestant"] for each in in_order(rows)] == ["b", "a", "evidence first"]
 
 
 def test_the_evidence_is_what_the_question_is_about():
