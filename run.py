@@ -13,7 +13,7 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
     "chat": ("lab.compare.chat", "Talk about pictures: one question per line."),
     "compare": (
         "lab.compare.side_by_side",
-        "Answer one question under several methods: a table, and a sheet of pictures.",
+        "Answer one question under several methods: a table, a sheet of pictures, and a page for the browser.",
     ),
     "eval": ("lab.score.eval", "Score the model on a task, unpruned and under methods."),
     "attention": (
@@ -55,6 +55,7 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Say where paper and released code differ, what this repository does, and show each reading's difference.",
     ),
     "methods": ("lab.check.methods", "List the methods, or describe one with its options."),
+    "exercise": ("course.exercises.exercise", "Do the exercises: list them, start one, grade answers."),
     "bugs": (
         "course.bugs.bugs",
         "Find the bug: write twelve files of this repository with one mistake each, or grade what was found.",

@@ -37,6 +37,7 @@ WORDS = {                              # a word of a command, and the smaller th
     "QUESTIONS": f"{SHIPPED}/samples",
     "val2014": f"{SHIPPED}/samples",
     "llava-hf/llava-1.5-7b-hf": SHIPPED,
+    "llava-hf/llava-interleave-qwen-0.5b-hf": SHIPPED,
     "cuda": "cpu",
     "256+64": "64+16",
     "4:136,14:68,24:34": "2:68,4:34,6:17",
@@ -147,7 +148,7 @@ def title(block):
 
 @pytest.mark.parametrize("block", BLOCKS, ids=title)
 def test_commands_run(block, folder, request, capsys):
-    """Each ends with status 0 and writes what --out and --json name."""
+    """Each ends with status 0 and writes what --out, --json and --html name."""
     if any(map(needs_transformers, block)):
         request.getfixturevalue("transformers")
     commands = [small(command) for command in block]
@@ -157,7 +158,7 @@ def test_commands_run(block, folder, request, capsys):
         with torch.enable_grad():      # some of them train
             assert run.main(words) == 0, (words, capsys.readouterr())
         for option, name in zip(words, words[1:]):
-            if option in ("--out", "--json"):
+            if option in ("--out", "--json", "--html"):
                 assert (folder / name).exists(), name
 
 

@@ -178,12 +178,13 @@ def add_length(parser, default=512, words=None):
 
 
 def add_output(parser, about):
-    """A picture of what was kept, and a JSON file. about: what that file holds."""
+    """A picture of what was kept, and a JSON file. about: what that file holds. Returns the group, for more options."""
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=new_name, metavar="PNG", help="draw which patches were kept")
     group.add_argument("--maps", action="store_true",
                        help="draw as well what a method ranked by, and what it merged")
     group.add_argument("--json", type=new_name, metavar="FILE", help=f"write {about}")
+    return group
 
 
 def add_json(parser):

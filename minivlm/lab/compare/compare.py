@@ -132,9 +132,12 @@ def lines(rows):
         for row in block:
             yield line(row, wide)
     yield ""
-    yield from LEGEND
-    if has_evidence:
-        yield from LEGEND_OF_EVIDENCE
+    yield from legend(rows)
+
+
+def legend(rows):
+    """How to read the table, a line each."""
+    return LEGEND + LEGEND_OF_EVIDENCE if "evidence" in rows[0] else LEGEND
 
 
 def blocks(runs, budget):

@@ -1,0 +1,1 @@
+"""Exercises: problems with stubs made from this repository's own files, and their grader. Command: `exercise`."""

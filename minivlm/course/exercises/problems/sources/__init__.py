@@ -1,0 +1,1 @@
+"""Files that are only for an exercise: what a student is to write is left out of the stub."""

@@ -1,0 +1,1 @@
+"""One HTML file that shows methods side by side on one picture: what `compare --html` writes."""
