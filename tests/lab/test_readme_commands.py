@@ -57,6 +57,8 @@ EXTRA = {                              # options that make a command small: the 
     "check": "--quick",
     "claims": "--count 1 --processes 1",
     "readings": "hired --count 1 --processes 1",
+    "lab": "--count 2",
+    "score": "--count 1",
     "growth": "--repeat 1 --tokens 24,48 --decode 2 --prompts 1 --layers 3 --dtype float32",
 }
 
