@@ -26,7 +26,7 @@ LAB = Lab(
     ),
     count=40,
     units="questions of each family",
-    seconds=15,
+    seconds=10,
     read_on=(
         "Are We Solving the Right Problem?, arXiv:2502.11501; `blind` and the other controls: pruning/controls.py",
         "`python run.py eval --method blind,fastv`: every command takes the control as a method",

@@ -34,7 +34,7 @@ LAB = Lab(
     ),
     count=0,
     units="",
-    seconds=1,
+    seconds=2,
     read_on=(
         "`python run.py tables`: which of these ways each figure of three papers was made by",
         "minivlm/lab/cost/flops.py, `Formula`; `python run.py cost --ffn 2 --all-tokens --cut after`",

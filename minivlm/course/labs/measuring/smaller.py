@@ -26,7 +26,7 @@ LAB = Lab(
     ),
     count=40,
     units="questions of each family",
-    seconds=20,
+    seconds=10,
     read_on=(
         "VTC-Bench, arXiv:2510.07143, where photographs are asked about and the smaller picture often wins",
         "minivlm/lab/score/unsolved.py; `python run.py eval --method downsample_image,divprune --keep 0.25`",

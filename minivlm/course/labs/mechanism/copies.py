@@ -27,7 +27,7 @@ LAB = Lab(
     ),
     count=200,
     units="trials",
-    seconds=5,
+    seconds=2,
     read_on=(
         "DivPrune, arXiv:2503.02175; pruning/divprune.py, the line `no token is picked twice`",
         "the laws select and budget of pruning/laws.py, which find this in seconds if tokens are drawn with copies",

@@ -29,7 +29,7 @@ LAB = Lab(
     ),
     count=256,
     units="heads",
-    seconds=10,
+    seconds=5,
     read_on=(
         "FEATHER, arXiv:2412.13180, and ASAP, arXiv:2603.14549, section 3",
         "minivlm/lab/attention/demo.py; `python run.py attention` asks whether the shipped model has the bias, too",

@@ -34,7 +34,7 @@ LAB = Lab(
     ),
     count=40,
     units="questions of each family",
-    seconds=20,
+    seconds=15,
     read_on=(
         "Grounding-Aware Pruning, arXiv:2506.21873: RefCOCO falls from 56.1 to 15.3 % when positions are packed",
         "pruning/apply.py, `renumbered`; pruning/README.md: which method renumbers",

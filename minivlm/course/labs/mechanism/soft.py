@@ -35,7 +35,7 @@ LAB = Lab(
     ),
     count=12,
     units="questions of each family",
-    seconds=20,
+    seconds=15,
     read_on=(
         "ATP-LLaVA, arXiv:2412.00447, 3.3.2, Eq. 9 to 11; pruning/atp.py, `soft_masks` and `reduce`",
         "minivlm/lab/train/atp_student.py: the network that it is trained in",

@@ -29,7 +29,7 @@ LAB = Lab(
     ),
     count=4,
     units="questions of each family",
-    seconds=10,
+    seconds=5,
     read_on=(
         "minivlm/cache.py, whose lengths tests/model/test_cache.py checks against the tokens that entered each layer",
         "minivlm/parts/views.py: here a method recomputes the rows that it reads, and no layer runs twice",
