@@ -10,7 +10,7 @@ from build import tokens
 from command import done
 from minivlm.lab.cli.options import build
 from minivlm.lab.named.kind import kind_of
-from paths import ROOT
+from paths import MODEL, ROOT
 from pruning import FastV, LayerView, Ranked, Tokens
 from pruning.compose import Both, Schedule
 
@@ -126,8 +126,8 @@ def test_composed_scheduled_and_varied():
     ["ask", *ASK, "--method", "vispruner+mine.py:score", "--keep", "64+16"],
     ["compare", *ASK, "--method", "mine.py:of_class_token,mine.py:chosen,mine.py:Mine@layer=3", "--keep", "16"],
     ["compare", *ASK, "--method", "mine.py:Mine,fastv", "--keep", "16", "--set", "mine.py:Mine.power=1,2"],
-    ["cost", "--method", "mine.py:Mine", "--keep", "64"],
-    ["bench", "--method", "mine.py:score", "--keep", "8", "--repeat", "1", "--steps", "1", "--layers", "3", "--threads", "1"],
+    ["cost", "--method", "mine.py:Mine", "--keep", "64", "--shape", "small"],
+    ["bench", "--method", "mine.py:score", "--keep", "8", "--repeat", "1", "--steps", "1", "--model", MODEL],
     ["attention", "--method", "mine.py:Mine", "--keep", "0.1", "--count", "1", "--positions", "usual"],
     ["sensitivity", "--method", "mine.py:score", "--keep", "0.1", "--count", "1", "--layers", "2", "--processes", "1"],
     ["methods", "mine.py:Mine"],
