@@ -16,7 +16,6 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Answer one question under several methods: a table, a sheet of pictures, and a page for the browser.",
     ),
     "eval": ("lab.score.eval", "Score the model on a task, unpruned and under methods."),
-    "score": ("lab.tasks.score", "Score answers that other code has written, on the official file of a benchmark."),
     "attention": (
         "lab.attention.attention",
         "Show where on the image the decoder's attention lies, and whether position ids are the reason.",
@@ -62,6 +61,11 @@ COMMANDS = {                           # name: (module in minivlm, the first lin
         "Find the bug: write twelve files of this repository with one mistake each, or grade what was found.",
     ),
     "new": ("course.new", "Write a method of your own: a file to start from, which runs."),
+    "lab": ("course.lab", "Learn what pruning does by experiments: predict, measure, read what the numbers say."),
+    "score": (
+        "course.score",
+        "Score a method: its row of the leaderboard; or answers that other code has written, on a benchmark.",
+    ),
 }
 EXAMPLES = """examples:
   python run.py                              every method on a picture and question that are shipped

@@ -9,11 +9,13 @@ FRONT = (ROOT / "README.md").read_text()
 CARDS = (ROOT / "pruning" / "README.md").read_text()
 LAB = (ROOT / "minivlm" / "lab" / "README.md").read_text()
 TOY = (ROOT / "minivlm" / "toy" / "README.md").read_text()
+COURSE = (ROOT / "minivlm" / "course" / "README.md").read_text()
 PAGES = {
     "README.md": FRONT,
     "pruning/README.md": CARDS,
     "minivlm/lab/README.md": LAB,
     "minivlm/toy/README.md": TOY,
+    "minivlm/course/README.md": COURSE,
 }
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import run
 from minivlm.lab.claims import claims
-from pages import FRONT, LAB, PAGES, ROOT, TOY, blocks_of
+from pages import COURSE, FRONT, LAB, PAGES, ROOT, TOY, blocks_of
 from record_picture import PICTURE, drawn
 
 MODEL = str(ROOT / "tests" / "parity" / "llava15_mha")     # 3 layers, 16 visual tokens
@@ -28,6 +28,9 @@ NOT_RUN = {
     "python3 -m venv": "it downloads; `python run.py`, its last part, is run",
     "python -m pytest": "it is this suite",
     COST: "it is run by test_cost_prints_what_is_shown",
+    "python run.py exercise grade": "fresh stubs have no points: test_exercises.py grades them and full ones",
+    "python run.py bugs grade": "nothing is answered yet: test_bugs.py grades answers",
+    "python run.py score all": "it takes minutes; a single method is scored",
 }
 WORDS = {                              # a word of a command, and the smaller thing that is run in its place
     "photo.jpg": SCENE,
@@ -57,6 +60,8 @@ EXTRA = {                              # options that make a command small: the 
     "check": "--quick",
     "claims": "--count 1 --processes 1",
     "readings": "hired --count 1 --processes 1",
+    "lab": "--count 2",
+    "score": "--count 1",
     "growth": "--repeat 1 --tokens 24,48 --decode 2 --prompts 1 --layers 3 --dtype float32",
 }
 
@@ -81,7 +86,7 @@ def needs_transformers(command):
 def blocks_to_run():
     """[commands that run one after the other in one folder]; those that need transformers are blocks of their own."""
     blocks = []
-    for page in (FRONT, LAB, TOY):     # pruning/README.md: test_cards.py
+    for page in (FRONT, LAB, TOY, COURSE):                 # pruning/README.md: test_cards.py
         for block in commands_of(page):
             runs = [line for line in block if not line.startswith(tuple(NOT_RUN))]
             blocks.append([line for line in runs if not needs_transformers(line)])
@@ -154,6 +159,8 @@ def test_commands_run(block, folder, request, capsys):
     for n, words in enumerate(commands):
         if words in commands[:n]:      # two that differ in their shape and budget only
             continue
+        if words[0] == "new":
+            Path(words[1]).unlink()    # the fixture's
         with torch.enable_grad():      # some of them train
             assert run.main(words) == 0, (words, capsys.readouterr())
         for option, name in zip(words, words[1:]):

@@ -26,23 +26,23 @@ SIMILARITY = 0.5
 KEYS = {"common direction": SIMILARITY, "control: none": 0.0}
 
 
-def attention(similarity, seed=0):
-    """(DRAWS, ids, n) what the last token gives each image token, softmax over the image, for all of IDS"""
+def attention(similarity, seed=0, draws=DRAWS):
+    """(draws, ids, n) what the last token gives each image token, softmax over the image, for all of IDS"""
     generator = torch.Generator().manual_seed(seed)
     n = SIDE ** 2
     T = BEFORE + n + AFTER
     visual = torch.arange(BEFORE, BEFORE + n)
     # a common direction of each head, and noise: coordinates have variance 1
-    common = torch.randn(DRAWS, 1, HEAD_DIM, generator=generator)
-    query = mixed(similarity, common, torch.randn(DRAWS, 1, HEAD_DIM, generator=generator))
-    key = mixed(similarity, common, torch.randn(DRAWS, n, HEAD_DIM, generator=generator))
+    common = torch.randn(draws, 1, HEAD_DIM, generator=generator)
+    query = mixed(similarity, common, torch.randn(draws, 1, HEAD_DIM, generator=generator))
+    key = mixed(similarity, common, torch.randn(draws, n, HEAD_DIM, generator=generator))
     by_ids = []
     for ids in IDS:
         position = changed(torch.arange(T), visual, ids)
         cos, sin = rope(position, HEAD_DIM, THETA, torch.float32)                  # (T, Dh) each
         of_last = (cos[-1:], sin[-1:])
         of_image = (cos[visual], sin[visual])
-        logits = rotated_logits(query, key, of_last, of_image)                     # (DRAWS, 1, n)
+        logits = rotated_logits(query, key, of_last, of_image)                     # (draws, 1, n)
         by_ids.append(logits[:, 0].softmax(dim=-1))
     return torch.stack(by_ids, dim=1)
 

@@ -2,16 +2,10 @@
 
 Answers are a JSON list, or a JSON object on each line, with question_id and text (LLaVA's answers, lmms-eval's logged
 samples and the official results files are read too). They are joined by ids, and all questions must be answered.
-Nothing is downloaded.
-
-examples:
-  python run.py score answers.jsonl --task pope --data coco_pope_random.json
-  python run.py score pruned.jsonl --task textvqa --data TextVQA_0.5.1_val.json --against unpruned.jsonl
-  python run.py score answers.jsonl --task mme --data MME_Benchmark_release_version --rules lmms-eval
+Nothing is downloaded. The command is minivlm/course/score.py, which scores methods, too.
 """
 
 from minivlm.lab.cli import output
-from minivlm.lab.cli.arguments import add_json
 from minivlm.lab.tasks import report
 from minivlm.lab.tasks.options import add_rules, benchmark
 from minivlm.lab.tasks.predictions import complete, joined
@@ -19,16 +13,14 @@ from minivlm.lab.tasks.tasks import TASKS
 from pruning.base import UserError
 
 
-def add_arguments(parser):
-    """The answers, the task and its file."""
+def add_options(parser):
+    """The task and its file."""
     files = "; ".join(f"{name}: {task.file}" for name, task in TASKS.items())
-    parser.add_argument("predictions", metavar="PREDICTIONS", help="the file of answers")
-    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--data", metavar="FILE", help=f"the official file, or its folder. {files}")
     parser.add_argument("--against", metavar="FILE",
                         help="answers of the unpruned model, or of any other, to the same questions")
     add_rules(parser)
-    add_json(parser)
 
 
 def answered(whole, path, limit):
@@ -37,19 +29,19 @@ def answered(whole, path, limit):
     return complete(whole, answers, path)
 
 
-def main(args):
-    """Print the table."""
-    if args.against == args.predictions:
+def score(predictions, args):
+    """Print the table of a file of answers."""
+    if args.against == predictions:
         raise UserError(f"--against {args.against} is the file of answers itself: name another")
     whole = benchmark(args).first(args.limit)
-    paths = [path for path in (args.against, args.predictions) if path]
+    paths = [path for path in (args.against, predictions) if path]
     given = {path: answered(whole, path, args.limit) for path in paths}
     scored = same_questions(given)
     draws = {}
     for path, (_, answers) in given.items():
         draws[path] = [(answer,) for answer in answers]
     first = paths[0]
-    rows = report.facts(scored.metric, draws, {args.predictions: paths[:-1]})
+    rows = report.facts(scored.metric, draws, {predictions: paths[:-1]})
     data = dict(
         task=args.task,
         data=args.data,

@@ -1,0 +1,1 @@
+"""Labs on how methods are judged: by accuracy, tokens, FLOPs and time."""

@@ -1,0 +1,1 @@
+"""Labs on what pruning does inside the model."""
