@@ -26,7 +26,7 @@ from minivlm.lab.own.promises.finding import broken
 from pruning import METHODS
 from pruning.base import UserError
 
-COUNT = 25                             # questions of each family, 200 in all
+COUNT = 40                             # questions of each family, 320 in all
 KEEP = "0.1"
 
 
