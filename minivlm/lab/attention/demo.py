@@ -65,7 +65,7 @@ def show(out=None, json=None):
 
 def measured(similarity):
     """{ids: {"value", "interval", "difference", "difference_interval", "verdict", "attention"}}; see figures.py."""
-    drawn = attention(similarity, DRAWS)                                                  # (DRAWS, ids, n)
+    drawn = attention(similarity, draws=DRAWS)                                     # (DRAWS, ids, n)
     mean = drawn.mean(dim=0)                                                       # (ids, n)
     rows = index_correlations(drawn, range(DRAWS))
     by_ids = {}
