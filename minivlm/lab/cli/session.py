@@ -20,7 +20,7 @@ def conversation(args, pictures):
     one_budget(args)
     images = [open_image(path) for path in pictures]
     model = opened(args)
-    pixels = [model.processor.pixels(image) for image in images]
+    pixels = model.processor.pixels_of(images)
     pruner = build(args.method, args.keep, args.set, args.schedule, own_settings(model.folder))
     if images:                                         # without one there is nothing to reduce
         n = sum(model.visual_tokens(tiles) for tiles in pixels)
