@@ -48,13 +48,16 @@ class OneVisionConfig(LlavaConfig):
 def read_onevision(path, raw):
     """The OneVisionConfig of a config.json with this content."""
     written = {key: value for key, value in raw.items() if value is not None}
-    text = dict(model_type="qwen2") | section(path, raw, "text_config")
-    vision = section(path, raw, "vision_config") if "vision_config" in written else SO400M
-    vision = dict(model_type="siglip_vision_model") | vision
+    vision = SO400M
+    if "vision_config" in written:
+        vision = section(path, raw, "vision_config")
+    written["vision_config"] = {"model_type": "siglip_vision_model"} | vision
+    text = section(path, raw, "text_config")
+    written["text_config"] = {"model_type": "qwen2"} | text
     ratio = written.get("vision_aspect_ratio", "anyres_max_9")
     if not re.fullmatch("anyres_max_[1-9][0-9]*", str(ratio)):
         raise UserError(f"{path}: vision_aspect_ratio {ratio!r} is not supported, only such as anyres_max_9")
-    return read_hugging_face(path, DEFAULTS | written | dict(text_config=text, vision_config=vision), OneVisionConfig)
+    return read_hugging_face(path, DEFAULTS | written, OneVisionConfig)
 
 
 class OneVision(LlavaNext):
@@ -97,7 +100,8 @@ class OneVision(LlavaNext):
         hidden = self.multi_modal_projector(shown)                                 # (P + H * W, D)
         base, of_map = hidden.tensor_split([side ** 2])
         # the map made smaller, with newlines
-        of_map = resized(of_map.unflatten(0, whole), smaller)                      # (H', W', D)
+        of_map = of_map.unflatten(0, whole)                                        # (H, W, D)
+        of_map = resized(of_map, smaller)                                          # (H', W', D)
         rows, columns = smaller
         newline = self.image_newline.expand(rows, 1, -1)
         of_map = torch.cat([of_map, newline], dim=1)                               # (H', W'+1, D)
@@ -115,8 +119,9 @@ class OneVision(LlavaNext):
             return super().image_part(image, pruner, trace)
         if method:
             part = super().image_part(image, pruner, trace)
-            # the newline that is left out has a position in the unpruned prompt
-            return part if part.length is None else part._replace(length=part.length + 1)
+            if part.length is not None:
+                part = part._replace(length=part.length + 1)           # the newline has a position, too
+            return part
         features, grid, _ = self.features(image.to(self.device))
         hidden = self.multi_modal_projector(features)                              # (P, D)
         hidden = torch.cat([hidden, self.image_newline[None]])                     # (P+1, D)
