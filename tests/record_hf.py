@@ -1,5 +1,5 @@
-"""Record what transformers computes with tiny random LLaVA and LLaVA-NeXT checkpoints, at least one for each layout on
-the hub.
+"""Record what transformers computes with tiny random checkpoints of each family, at least one for each layout on the
+hub.
 
     python tests/record_hf.py [CASE ...] [--out tests/parity]
 
