@@ -11,7 +11,7 @@ from PIL import Image
 from build import close
 from minivlm import ask, prune
 from minivlm.families.llava_next_image import Tiles, best_grid
-from minivlm.families.onevision import resized
+from minivlm.families.onevision.network import resized
 from minivlm.families.registry import processor_class, read_config
 from minivlm.io.text.tokenizer import prompt
 from minivlm.lab.check import hf
