@@ -7,8 +7,8 @@ from minivlm.families.internvl_config import InternVLConfig, read_internvl
 from minivlm.families.internvl_image import InternVLProcessor
 from minivlm.families.llava_next import LlavaNext
 from minivlm.families.llava_next_image import LlavaNextProcessor
-from minivlm.families.onevision.network import OneVision, OneVisionConfig, read_onevision
 from minivlm.families.onevision.image import OneVisionProcessor
+from minivlm.families.onevision.network import OneVision, OneVisionConfig, read_onevision
 from minivlm.families.siglip import SiglipLlava
 from minivlm.families.vipllava import VipLlava, VipLlavaConfig
 from minivlm.io.config_json import read_hugging_face, read_llava, require
