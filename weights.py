@@ -1,4 +1,4 @@
-"""Checkpoints in: LLaVA and InternVL from a folder of safetensors files or from the hub, under any names of tensors.
+"""Checkpoints in: LLaVA, InternVL and SmolVLM from a folder of safetensors or from the hub, under any names of tensors.
 
     path or hub id  -> folder                                                                      io/files.py
     config.json     -> LlavaConfig                                                                 families/registry.py
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from minivlm.families.internvl_config import InternVLConfig
 from minivlm.families.registry import model_class, processor_class, read_config
+from minivlm.families.smolvlm.network import SmolVLM
 from minivlm.io import layouts
 from minivlm.io.files import folder_of, read_json, tower_folder
 from minivlm.io.limits import check
@@ -109,11 +110,12 @@ def find_with_tower(folder, config, tensors, shapes, optional):
 
 
 def never_run(model):
-    """The modules above the hidden states that LLaVA reads: the norm at the tower's end, layers. InternVL runs all."""
+    """The modules above the hidden states that LLaVA reads: the norm at the tower's end, layers. InternVL and SmolVLM
+    run all."""
     highest = max(model.config.feature_layers)
     layers = range(highest, len(model.vision_tower.layers))
     unused = [f"vision_tower.layers.{l}" for l in layers]
-    if hasattr(model.vision_tower, "post_layernorm"):
+    if hasattr(model.vision_tower, "post_layernorm") and not isinstance(model, SmolVLM):
         unused.insert(0, "vision_tower.post_layernorm")
     return unused
 

@@ -34,6 +34,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from minivlm.lab.check import hf
 import tiny_internvl
+import tiny_smolvlm
 from tiny_llava import PAD, PIECES, Case, bpe, build, grids, preprocessor, tokenizer_json
 
 SYSTEM = ("A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
@@ -167,6 +168,7 @@ CASES = {
         "original", [(ONE, [LAND]), (ONE, [WIDE]), (ONE, [TINY])], top=dict(image_grid_pinpoints=grids(28)), next=True
     ),
     **tiny_internvl.CASES,
+    **tiny_smolvlm.CASES,
 }
 
 
@@ -179,6 +181,8 @@ def record(case, folder, reference, images):
     model = AutoModelForImageTextToText.from_pretrained(reference, **options).eval()
     if case.layout in tiny_internvl.LAYOUTS:
         tokenizer, processor = tiny_internvl.tools(case)
+    elif case.layout in tiny_smolvlm.LAYOUTS:
+        tokenizer, processor = tiny_smolvlm.tools(case)
     else:
         tokenizer, processor = tools(case, model.config)
     only = dict(suppress_tokens=range(PIECES, 512)) if case.layout == "original" else {}   # the rows its file lacks
@@ -186,7 +190,8 @@ def record(case, folder, reference, images):
     for n, (text, names) in enumerate(case.prompts):
         pictures = [hf.picture(images / name) for name in names]
         together = isinstance(text, str) and model.config.model_type == "llava_onevision"
-        inputs, sizes = hf.inputs(processor, [pictures] if together else pictures) if names else (None, ())
+        pictures = [pictures] if together else pictures
+        inputs, sizes = hf.inputs(processor, pictures, lambda text: tokenizer.encode(text).ids) if names else (None, ())
         run = batch(model, tokenizer, text, iter(sizes)) + (inputs,)
         prompt, outputs = measure(model, run, only)
         ids = {} if isinstance(text, list) else dict(ids_unexpanded=tokenizer.encode(hf.marked(text, model.config)).ids)
@@ -251,7 +256,7 @@ def trimmed(outputs, n, case):
     if case.layout == "original":
         outputs["logits"] = outputs["logits"][..., :PIECES]
     large = {"attentions", "logits"} if n and len(outputs["input_ids"]) == 1 else {"attentions"} if n else set()
-    large |= {"vision_hidden_0", "vision_hidden_m2", "projected"} if "logits" in large and case.next else set()
+    large |= {"vision_hidden_0", "vision_hidden_m2", "projected"} if "logits" in large and (case.next or case.layout in tiny_smolvlm.LAYOUTS) else set()
     return {name: value for name, value in outputs.items() if name not in large}
 
 
@@ -300,7 +305,9 @@ def main():
         folder.mkdir(parents=True)
         with tempfile.TemporaryDirectory() as other:
             reference = Path(other) if CASES[name].layout.endswith("original") else folder
-            write_it = tiny_internvl.build if CASES[name].layout in tiny_internvl.LAYOUTS else build
+            layout = CASES[name].layout
+            own = next((tiny for tiny in (tiny_internvl, tiny_smolvlm) if layout in tiny.LAYOUTS), None)
+            write_it = own.build if own else build
             write_it(CASES[name], folder, reference)
             record(CASES[name], folder, reference, asked.images)
         print(name, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) // 1000, "kB")

@@ -1,1 +1,1 @@
-"""Models other than LLaVA-1.5, each a subclass: LLaVA-NeXT and InternVL; registry.py chooses among them."""
+"""Models other than LLaVA-1.5, each a subclass: LLaVA-NeXT, InternVL, SmolVLM; registry.py chooses among them."""

@@ -183,10 +183,11 @@ class InternVL(Llava):
         depth = self.config.vision.num_hidden_layers
         states = self.vision_tower(pixels, depth)
         tiles, rows, _ = states[-1].shape
-        joined = pixel_shuffle(states[-1][:, 1:], self.config.join)                # (tiles, n / tiles, 4C)
+        first = int(self.config.vision.has_class_token)    # the row of the first patch
+        joined = pixel_shuffle(states[-1][:, first:], self.config.join)            # (tiles, n / tiles, 4C)
         joined = joined.flatten(0, 1)                                              # (n, 4C)
         tokens = Tokens.start(joined, torch.arange(len(joined)), self.visual_grid(tiles, side=side), layer=depth)
-        patch_grid = places_on_tiles(tiles, isqrt(rows - 1))                       # (tiles * P, 3)
+        patch_grid = places_on_tiles(tiles, isqrt(rows - first))                   # (tiles * P, 3)
         patches = tower_tokens(self.vision_tower, states, states[-1], patch_grid)
         before = JoinedView(patches.before, tiles, self.config.join)
         return replace(tokens, before=before, here=patches.here)

@@ -75,12 +75,7 @@ class InternVLProcessor(ImageProcessor):
         columns, rows = self.grid(*image.size)
         S = self.size
         whole = image.resize((columns * S, rows * S), self.resample)
-        tiles = []
-        for row in range(rows):
-            for column in range(columns):
-                left = column * S
-                top = row * S
-                tiles.append(whole.crop((left, top, left + S, top + S)))
+        tiles = tiles_of(whole, S)
         if self.thumbnail and len(tiles) > 1:
             tiles.append(image.resize((S, S), self.resample))
         return torch.cat([super(InternVLProcessor, self).pixels(tile) for tile in tiles])
@@ -107,3 +102,12 @@ class InternVLProcessor(ImageProcessor):
         if self.thumbnail:
             boxes.append(whole)
         return tuple(boxes)
+
+
+def tiles_of(picture, side):
+    """The squares of a picture whose sides are multiples of `side`, row by row."""
+    tiles = []
+    for top in range(0, picture.height, side):
+        for left in range(0, picture.width, side):
+            tiles.append(picture.crop((left, top, left + side, top + side)))
+    return tiles

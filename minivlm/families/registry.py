@@ -10,8 +10,11 @@ from minivlm.families.llava_next_image import LlavaNextProcessor
 from minivlm.families.onevision.image import OneVisionProcessor
 from minivlm.families.onevision.network import OneVision, OneVisionConfig, read_onevision
 from minivlm.families.siglip import SiglipLlava
+from minivlm.families.smolvlm.config import SmolVLMConfig, read_smolvlm
+from minivlm.families.smolvlm.image import SmolVLMProcessor
+from minivlm.families.smolvlm.network import SmolVLM
 from minivlm.families.vipllava import VipLlava, VipLlavaConfig
-from minivlm.io.config_json import read_hugging_face, read_llava, require
+from minivlm.io.config_json import read_hugging_face, read_llava
 from minivlm.io.files import read_json
 from minivlm.io.image import ImageProcessor
 from minivlm.llava import Llava
@@ -40,6 +43,8 @@ READERS = {                                        # by model_type
     "vipllava": read_vipllava,
     "internvl": read_internvl,
     "internvl_chat": read_internvl,                # OpenGVLab's own
+    "idefics3": read_smolvlm,
+    "smolvlm": read_smolvlm,                       # SmolVLM2, the same network
 }
 
 
@@ -53,7 +58,10 @@ def read_config(folder):
     if has_original_keys and isinstance(kind, str) and kind not in READERS:
         raise UserError(f"{path}: the original layout is not read with model_type {kind}: give the same weights in "
                         "Hugging Face's layout, as llava-hf/llava-next-72b-hf has those of a llava_qwen")
-    require(path, {"model_type": None} | raw, model_type=READERS)
+    if kind not in list(READERS):
+        raise UserError(f"{path}: model_type {kind!r} is not supported, only {' or '.join(READERS)}: the smallest "
+                        "checkpoints of these are HuggingFaceTB/SmolVLM-256M-Instruct and "
+                        "llava-hf/llava-interleave-qwen-0.5b-hf")
     read = READERS[raw["model_type"]]
     return read(path, raw)
 
@@ -62,6 +70,8 @@ def model_class(config):
     """The class of network that a configuration is of."""
     if isinstance(config, InternVLConfig):
         return InternVL
+    if isinstance(config, SmolVLMConfig):
+        return SmolVLM
     if isinstance(config, VipLlavaConfig):
         return VipLlava
     if isinstance(config, OneVisionConfig):
@@ -75,6 +85,8 @@ def processor_class(config):
     """The class that turns pictures into pixels for it."""
     if isinstance(config, InternVLConfig):
         return InternVLProcessor
+    if isinstance(config, SmolVLMConfig):
+        return SmolVLMProcessor
     if isinstance(config, OneVisionConfig):
         return OneVisionProcessor
     return LlavaNextProcessor if config.image_grid_pinpoints else ImageProcessor

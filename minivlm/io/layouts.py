@@ -61,7 +61,14 @@ ORIGINAL = Layout({                                # the original LLaVA, with th
     "multi_modal_projector.linear_2.": "model.mm_projector.2.",
     "image_newline": "model.image_newline",
 })
-LLAVA = (HUB, TRANSFORMERS_4, SAVED_BY_5, TRANSFORMERS_5, ORIGINAL)
+SMOLVLM = Layout({
+    "language_model.": "model.text_model.",
+    "lm_head.": "lm_head.",
+    "vision_tower.layers.": "model.vision_model.encoder.layers.",
+    "vision_tower.": "model.vision_model.",
+    "multi_modal_projector.linear_1.": "model.connector.modality_projection.proj.",
+})
+LLAVA = (HUB, TRANSFORMERS_4, SAVED_BY_5, TRANSFORMERS_5, ORIGINAL, SMOLVLM)
 CLIP = (                                           # a tower in its own folder: a whole CLIP model, or its vision half
     Layout({"vision_tower.layers.": "vision_model.encoder.layers.", "vision_tower.": "vision_model."}),
     Layout({"vision_tower.layers.": "encoder.layers.", "vision_tower.": ""}),

@@ -33,6 +33,7 @@ LIMITS = {                                         # the least and the most
     "num_channels": (3, 3),                        # red, green, blue
     "downsample_ratio": (.5, .5),
     "vision_feature_layer": (-1001, 1000),
+    "scale_factor": (1, 64),
     # pictures
     "image_size": (1, 2 ** 14),
     "patch_size": (1, 2 ** 14),
@@ -41,6 +42,7 @@ LIMITS = {                                         # the least and the most
     "min_patches": (1, 256),                       # the same, in preprocessor_config.json
     "max_patches": (1, 256),
     "size": (1, 2 ** 14),
+    "longest_edge": (1, 4096),                     # more would be scaled down again
     "image_mean": (-1000, 1000),
     "image_std": (1e-6, 1000),
     "rescale_factor": (1e-6, 1000),

@@ -52,10 +52,19 @@ class Part(NamedTuple):
     """A piece of the prompt: words, or an image."""
 
     hidden: Tensor                     # (m, D)
-    grid: Tensor | None = None         # (m, 3)    of an image
-    source: Tensor | None = None       # (m,)
+    grid: Tensor | None = None         # (n, 3)    of an image's visual tokens
+    source: Tensor | None = None       # (n,)
     position: Tensor | None = None     # (m,)      position ids, counted from the part's first; None: 0 .. m-1
     length: int | None = None          # position ids that the part takes; None: m
+    visual: Tensor | None = None       # (m,) bool which rows of an image are visual; None: all, and n is m
+
+
+def visual_rows(part):
+    """(m,) bool: the part's rows that are visual tokens."""
+    if part.visual is not None:
+        return part.visual
+    is_image = part.grid is not None
+    return torch.full((len(part.hidden),), is_image)
 
 
 def positioned(part, method, source, length):
@@ -75,11 +84,7 @@ def spliced(parts):
     """The words and images of a prompt, in turn -> Tokens."""
     hidden = torch.cat([part.hidden for part in parts])                            # (T, D)
     # the rows of the images
-    lengths = [len(part.hidden) for part in parts]
-    is_image = [part.grid is not None for part in parts]
-    lengths = torch.tensor(lengths)
-    is_image = torch.tensor(is_image)
-    is_visual = is_image.repeat_interleave(lengths)                                # (T,)
+    is_visual = torch.cat([visual_rows(part) for part in parts])                   # (T,)
     visual = is_visual.nonzero().squeeze(1)                                        # (n,)
     images = [part for part in parts if part.grid is not None]
     if not images:

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -203,11 +204,12 @@ def test_outlier_channel(tmp_path):
 
 
 @live
-@pytest.mark.parametrize("case", ["llava15_full", "next_vicuna", "internvl_qwen2"])
+@pytest.mark.parametrize("case", ["llava15_full", "next_vicuna", "internvl_qwen2", "smolvlm"])
 def test_float64_one_module_at_a_time(case):
     """It gives what a model that is all float64 gives, and leaves the weights as they were, after an error too."""
-    model, _, processor = hf.reference(PARITY / case, torch.float32, "cpu")
-    images, sizes = hf.inputs(processor, hf.picture(PARITY / "images" / "land_500x333.png"))
+    model, tokenizer, processor = hf.reference(PARITY / case, torch.float32, "cpu")
+    images, sizes = hf.inputs(processor, hf.picture(PARITY / "images" / "land_500x333.png"),
+                              partial(hf.encoded, tokenizer))
     ids = torch.tensor([hf.expand([1, model.config.image_token_id, 5, 9], model.config, iter(sizes))])
     run = ids, torch.ones_like(ids), images
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from paths import CASES, PARITY
 import tiny_internvl
+import tiny_smolvlm
 from minivlm.attention import rope, rotate
 from minivlm.lab.check import stages
 from minivlm.lab.check.recorded import Expected, read_expected
@@ -57,7 +58,7 @@ def test_cases_cover_what_they_should():
     LLaVA-NeXT with LLaMA and with Mistral: every shape of picture, maps without rows and without columns, a batch of
     maps of several sizes."""
     recordings = [json.loads((PARITY / case / "expected.json").read_text()) for case in CASES]
-    assert {t["layout"] for t in recordings} == {*LAYOUTS, *tiny_internvl.LAYOUTS}
+    assert {t["layout"] for t in recordings} == {*LAYOUTS, *tiny_internvl.LAYOUTS, *tiny_smolvlm.LAYOUTS}
     models = [weights.load(PARITY / case) for case in CASES]
     assert {m.config.text.num_key_value_heads for m in models} == {1, 2, 4}
     assert {m.lm_head.weight.dtype for m in models} == {torch.float32, torch.bfloat16, torch.float16}

@@ -190,6 +190,8 @@ def _family(folder, config, tokenizer):
     telling = ("<|start_header_id|>", "<|im_start|>", "<|user|>", "</s>")
     has = {token for token in telling if tokenizer.fast.token_to_id(token) is not None}
     kind = _kind(read_json(folder / "config.json"))
+    if tokenizer.fast.token_to_id("<end_of_utterance>") is not None:
+        raise UserError(f"{folder} has no chat template, by which alone SmolVLM is asked: fetch its chat_template.json")
     if "<|start_header_id|>" in has:
         return "llava_llama_3" if config.original else "llama-3"
     if "<|im_start|>" in has:

@@ -17,7 +17,7 @@ from minivlm.io.text.template import TEMPLATES
 from minivlm.io.text.vocabulary import read_vocabulary
 from pruning.base import UserError
 
-ENDS = re.compile(r" ?(</s>|<\|im_end\|>|<\|eot_id\|>|<\|end\|>)\n*")   # of an answer
+ENDS = re.compile(r" ?(</s>|<\|im_end\|>|<\|eot_id\|>|<\|end\|>|<end_of_utterance>)\n*")   # of an answer
 LONGEST_TEXT = 2_000_000               # characters: no model's context is that long
 
 

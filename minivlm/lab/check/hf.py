@@ -24,6 +24,7 @@ from minivlm.lab.check.recorded import NO_ROUNDING, Expected, distance
 from pruning.base import UserError
 
 TESTED = "5.21.0", "5.24.0"            # the lowest and the highest version of transformers that the tests run with
+SMOLVLM = "idefics3", "smolvlm"
 LARGEST_ATTENTIONS = 2 ** 28           # bytes: the attention matrices of all layers are kept only below this
 
 
@@ -89,7 +90,7 @@ def live(folder, image, question, dtype=torch.float32, device="cpu", max_new_tok
     model, tokenizer, processor = reference(folder, dtype, device)
     text = reference_prompt(tokenizer, folder, question)
     ids = tokenizer(marked(text, model.config), add_special_tokens=not _begun(text, tokenizer)).input_ids
-    images, sizes = inputs(processor, picture(image))
+    images, sizes = inputs(processor, picture(image), partial(encoded, tokenizer))
     expanded = torch.tensor([expand(ids, model.config, iter(sizes))], device=device)               # (1, S)
     pixels = images["pixel_values"].to(device, dtype)
     run = model, expanded, torch.ones_like(expanded), images | dict(pixel_values=pixels)
@@ -130,6 +131,8 @@ def reference(folder, dtype, device):
         raise UserError(f"{folder}: transformers misses {sorted(info['missing_keys'])[0]}: the file is not complete")
     if model.config.model_type == "internvl":
         processor.crop_to_patches = True   # as its processor for text and images asks it to
+    if model.config.model_type in SMOLVLM:
+        processor.return_row_col_info = True
     return model.to(device).eval(), tokenizer, processor
 
 
@@ -177,15 +180,34 @@ def picture(path):
     return ImageOps.exif_transpose(Image.open(path))
 
 
-def inputs(processor, pictures):
+def encoded(tokenizer, text):
+    """The ids of a text that goes on."""
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def inputs(processor, pictures, encode=None):
     """What the model reads of pictures (pixel_values, float32, and image_sizes), and of each what `expand` needs.
 
+    encode: text -> ids, for SmolVLM's text between tiles.
     TRAP: for OneVision [[a, b]] are two pictures of one prompt, which have no tiles, and [a, b] one each of two prompts.
     """
     images = dict(processor(pictures, return_tensors="pt"))
+    if "rows" in images:
+        images.pop("pixel_attention_mask")                 # tiles have no padding
+        (rows,), (columns,) = images.pop("rows"), images.pop("cols")
+        return images, [encode(split_text(int(r), int(c))) for r, c in zip(rows, columns)]
     sizes = images.pop("num_patches", images.get("image_sizes", ()))
     has_several = any(n > 1 for n in images.get("batch_num_images", ()))
     return images, [None] * len(sizes) if has_several else sizes
+
+
+def split_text(rows, columns):
+    """SmolVLM: the text of a picture cut into rows x columns tiles (0 x 0: not cut), with one mark for each tile."""
+    around = "<fake_token_around_image>"
+    lines = []
+    for row in range(1, rows + 1):
+        lines.append("".join(f"{around}<row_{row}_col_{column}>{IMAGE}" for column in range(1, columns + 1)) + "\n")
+    return "".join(lines) + "\n" * (rows > 0) + f"{around}<global-img>{IMAGE}{around}"
 
 
 def marked(text, config):
@@ -196,13 +218,18 @@ def marked(text, config):
 def expand(ids, config, sizes=iter(())):
     """[1, <image>, 5] -> [1, <image> * n, 5], n the visual tokens of that picture.
 
-    LLaVA-NeXT and OneVision: of the next of these sizes (None: no tiles); InternVL: of so many tiles.
+    LLaVA-NeXT and OneVision: of the next of these sizes (None: no tiles); InternVL: of so many tiles; SmolVLM: with the
+    text between them.
     """
     vision, mark = config.vision_config, config.image_token_id
     if config.model_type == "internvl":
         a_tile = round(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio) ** 2
         return [i for id in ids for i in [id] * (a_tile * int(next(sizes)) if id == mark else 1)]
     n = (vision.image_size // vision.patch_size) ** 2
+    if config.model_type in SMOLVLM:
+        a_tile = n // config.scale_factor ** 2
+        split = [i for id in ids for i in (next(sizes) if id == mark else [id])]
+        return [i for id in split for i in [id] * (a_tile if id == mark else 1)]
     has_class_token = vision.model_type == "clip_vision_model"
     strategy = getattr(config, "vision_feature_select_strategy", "default")        # ViP-LLaVA's says nothing
     n += has_class_token and strategy == "full"
@@ -250,16 +277,19 @@ def stages(model, ids, mask, images=None):
     into the prompt are read there.
     """
     core = model.model
-    decoder = core.language_model
+    is_smolvlm = model.config.model_type in SMOLVLM        # whose modules have other names
+    decoder = core.text_model if is_smolvlm else core.language_model
+    vision = core.vision_model if is_smolvlm else core.vision_tower
+    projector = core.connector if is_smolvlm else core.multi_modal_projector
     layers = decoder.layers
     position = (mask.cumsum(dim=-1) - 1).clamp(min=0)                              # (B, S)
     heads = len(layers) * model.config.text_config.num_attention_heads
     fits = heads * ids.numel() * ids.shape[1] * model.dtype.itemsize < LARGEST_ATTENTIONS
-    tower = getattr(core.vision_tower, "vision_model", core.vision_tower)
+    tower = getattr(vision, "vision_model", vision)
     first = getattr(tower, "pre_layrnorm", tower.embeddings)                       # InternVL and SigLIP have no such norm
     modules = {f"layer {l}": layer for l, layer in enumerate(layers)}
-    modules |= dict(vision=core.vision_tower, vision_hidden_0=first, projected=core.multi_modal_projector,
-                    decoder=decoder, final_hidden=decoder.norm)
+    modules |= dict(vision=vision, vision_hidden_0=first, projected=projector, decoder=decoder,
+                    final_hidden=decoder.norm)
     with _outputs(**modules) as (seen, given):
         out = model(input_ids=ids, attention_mask=mask, position_ids=position, **images or {}, use_cache=False,
                     output_attentions=fits)
@@ -271,14 +301,14 @@ def stages(model, ids, mask, images=None):
         result["attentions"] = torch.stack(out.attentions)                         # (L, B, H, S, S)
     if images:
         result.update(images, vision_hidden_0=seen["vision_hidden_0"], projected=seen["projected"],
-                      vision_hidden_m2=_selected(seen["vision"], model.config.vision_feature_layer),
+                      vision_hidden_m2=_selected(seen["vision"], getattr(model.config, "vision_feature_layer", -1)),
                       image_features_packed=result["inputs_embeds"][ids == model.config.image_token_id])
     return result
 
 
 def _selected(vision, chosen):
     """(tiles, 1+P, C): the hidden states that the projector reads, several side by side."""
-    states = vision.hidden_states or [vision.last_hidden_state]                    # InternVL keeps no other
+    states = vision.hidden_states or [vision.last_hidden_state]                    # InternVL and SmolVLM keep no other
     return torch.cat([states[l] for l in ([chosen] if isinstance(chosen, int) else chosen)], dim=-1)
 
 
@@ -320,8 +350,13 @@ def own_error(run, seen):
 
 @contextmanager
 def in_float64(model):
-    """Inside, the model computes in float64. One module after the other has wide weights, only while it runs."""
+    """Inside, the model computes in float64. One module after the other has wide weights, only while it runs.
+
+    The first parameter is wide all the while: SmolVLM's classes take its dtype for that of the model.
+    """
     stored = {parameter: parameter.dtype for parameter in model.parameters()}
+    first = next(model.parameters())
+    first.data = first.data.double()
 
     @torch.inference_mode(False)
     def widen(module, args, keywords):
@@ -332,7 +367,8 @@ def in_float64(model):
     @torch.inference_mode(False)
     def narrow(module, *_):
         for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(stored[parameter])
+            if parameter is not first:
+                parameter.data = parameter.data.to(stored[parameter])
 
     def wide(value):
         return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
@@ -346,6 +382,7 @@ def in_float64(model):
     finally:
         for hook in hooks:
             hook.remove()
+        first.data = first.data.to(stored[first])
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from minivlm.families.llava_next_image import Tiles
+from minivlm.families.smolvlm.image import SplitPicture
 from minivlm.generate import Conversation
 from minivlm.io.image import open_image
 from minivlm.io.text.template import Missing
@@ -160,12 +161,12 @@ def _prompt(model, sample, places, where, own):
 def computed(model, sample, places):
     """(name, value) of each stage of one prompt, computed by the model's own modules in turn."""
     ids, images = _inputs(model, sample, places)
-    pixels = [image.pixels if isinstance(image, Tiles) else image for image in images]
+    pixels = [image.pixels if isinstance(image, (Tiles, SplitPicture)) else image for image in images]
     if pixels:
         yield "pixel_values", torch.cat(pixels)                                    # (tiles, 3, S, S)
         yield from _vision(model, torch.cat(pixels).to(model.device))
     tokens = model.embed(ids, images)
-    yield "input_ids", _expanded(model, ids, map(model.visual_tokens, images))
+    yield "input_ids", _expanded(model, ids, iter(images))
     if pixels:
         yield "image_features_packed", tokens.hidden[tokens.visual]                # (n, D)
     yield "inputs_embeds", tokens.hidden                                           # (T, D)
@@ -219,11 +220,18 @@ def _read(model, sample, places):
     return talk
 
 
-def _expanded(model, ids, counts):
-    """The ids with each picture's mark repeated for its visual tokens."""
+def _expanded(model, ids, images):
+    """The ids with each picture's mark repeated for its visual tokens, and SmolVLM's text between them."""
+    mark = model.config.image_token_index
     expanded = []
     for id in ids:
-        expanded += [id] * (next(counts) if id == model.config.image_token_index else 1)
+        image = next(images) if id == mark else None
+        if image is None:
+            expanded.append(id)
+        elif isinstance(image, SplitPicture):
+            expanded += image.ids(mark, model.config.grid_side ** 2)
+        else:
+            expanded += [mark] * model.visual_tokens(image)
     return expanded
 
 

@@ -1,0 +1,1 @@
+"""SmolVLM and SmolVLM2: their configuration, their pictures, the network."""
