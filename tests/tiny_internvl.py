@@ -52,9 +52,10 @@ def original_config(hf):
         llm_config=text
         | dict(architectures=["InternLM2ForCausalLM"], model_type="internlm2", bias=False,
                rope_scaling=dict(type="dynamic", factor=2.0)),
-        vision_config={key: value for key, value in vision.items() if key != "attention_bias"}
-        | dict(model_type="intern_vit_6b", image_size=SIDE, patch_size=PATCH, qkv_bias=True, qk_normalization=False,
-               norm_type="layer_norm", hidden_act="gelu", layer_norm_eps=1e-6),
+        vision_config={key: value for key, value in vision.items() if key not in ("attention_bias", "use_qk_norm")}
+        | dict(model_type="intern_vit_6b", image_size=SIDE, patch_size=PATCH, qkv_bias=vision["attention_bias"],
+               qk_normalization=vision.get("use_qk_norm", False), norm_type=vision.get("norm_type", "layer_norm"),
+               hidden_act="gelu", layer_norm_eps=1e-6),
     )
 
 
@@ -84,6 +85,8 @@ def _renamed(key):
         "position_embeddings": "position_embedding",
         "patch_embeddings.projection": "patch_embedding",
         "attention.projection_layer": "attn.proj",
+        "attention.q_norm": "attn.q_norm",
+        "attention.k_norm": "attn.k_norm",
         "lambda_": "ls",
         "layernorm_before": "norm1",
         "layernorm_after": "norm2",
@@ -198,5 +201,13 @@ CASES = {
             (asked("<image>\nHow many boats? 你好"), ["port_333x500.png"]),
             (asked("Why?", "There are three boats.", "What color is the sign?"), []),
         ],
+    ),
+    "internvl_6b_original": Case(      # InternVL2-26B's kind of tower
+        "internvl-original",
+        seed=3,
+        text=dict(model_type="llama"),
+        vision=dict(norm_type="rms_norm", use_qk_norm=True, attention_bias=False),
+        dtype=torch.bfloat16,
+        prompts=[(asked("<image>\nWhat is shown in this image?"), ["port_333x500.png"])],
     ),
 }

@@ -1,4 +1,4 @@
-"""InternVL 2 and 2.5: InternViT, pixel shuffle, projector; the decoder and what is done with a prompt are LLaVA's.
+"""InternVL 2, 2.5 and 3: InternViT of 300M or 6B, pixel shuffle, projector; the rest is LLaVA's.
 
     picture -> tiles of 448 pixels, and all of it once more as a thumbnail -> InternViT: 32 x 32 patches a tile
             -> pixel shuffle: 16 x 16 visual tokens of four patches each -> projector -> [embed] -> decoder [decoder]
@@ -16,6 +16,7 @@ from torch import nn
 
 from minivlm.attention import attention
 from minivlm.clip import MLP
+from minivlm.llama import RMSNorm
 from minivlm.llava import Llava
 from minivlm.parts.activations import ACTIVATIONS
 from minivlm.parts.sequence import places_on_tiles, tower_tokens
@@ -23,6 +24,7 @@ from minivlm.parts.smaller import resized_positions
 from pruning.base import LayerView, Tokens, UserError
 
 RATES_PATCHES = "and InternVL's rates patches, of which pixel shuffle joins four to a visual token"
+NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": RMSNorm}                # of InternViT-300M and of InternViT-6B
 
 
 class Embeddings(nn.Module):
@@ -47,6 +49,18 @@ class Embeddings(nn.Module):
         return hidden + resized_positions(self.position_embeddings[0], hidden.shape[1])
 
 
+class NormedLinear(nn.Linear):
+    """A linear map and an RMSNorm of its output, all heads together: of InternViT-6B's queries and keys."""
+
+    def __init__(self, width, eps, has_bias):
+        super().__init__(width, width, bias=has_bias)
+        self.norm = RMSNorm(width, eps)
+
+    def forward(self, x):
+        """(.., C) -> (.., C)"""
+        return self.norm(super().forward(x))
+
+
 class Attention(nn.Module):
     """Multi-head attention without a mask."""
 
@@ -55,8 +69,12 @@ class Attention(nn.Module):
         width = c.hidden_size
         has_bias = c.attention_bias
         self.num_heads = c.num_attention_heads
-        self.q_proj = nn.Linear(width, width, bias=has_bias)
-        self.k_proj = nn.Linear(width, width, bias=has_bias)
+        if c.use_qk_norm:
+            self.q_proj = NormedLinear(width, c.layer_norm_eps, has_bias)
+            self.k_proj = NormedLinear(width, c.layer_norm_eps, has_bias)
+        else:
+            self.q_proj = nn.Linear(width, width, bias=has_bias)
+            self.k_proj = nn.Linear(width, width, bias=has_bias)
         self.v_proj = nn.Linear(width, width, bias=has_bias)
         self.projection_layer = nn.Linear(width, width)
 
@@ -82,8 +100,9 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = Attention(c)
         self.mlp = MLP(c)
-        self.layernorm_before = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        self.layernorm_after = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
+        norm = NORMS[c.norm_type]
+        self.layernorm_before = norm(c.hidden_size, c.layer_norm_eps)
+        self.layernorm_after = norm(c.hidden_size, c.layer_norm_eps)
         self.lambda_1 = nn.Parameter(torch.ones(c.hidden_size))
         self.lambda_2 = nn.Parameter(torch.ones(c.hidden_size))
 

@@ -10,6 +10,7 @@ from minivlm.parts.activations import ACTIVATIONS
 from minivlm.parts.config import LlavaConfig, VisionConfig
 from pruning.base import UserError
 
+NORM_TYPES = ("layer_norm", "rms_norm")
 CONTEXT_IDS = {"internlm2": 92546, "llama": 92546, "qwen2": 151667}        # if the tokenizer's files name no id
 
 
@@ -21,6 +22,8 @@ class InternViTConfig(VisionConfig):
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
     attention_bias: bool = True                    # of query, key and value
+    norm_type: str = "layer_norm"                  # before attention and MLP; "rms_norm": InternViT-6B
+    use_qk_norm: bool = False                      # whether queries and keys are normed, as in InternViT-6B
 
 
 @dataclass
@@ -83,10 +86,11 @@ def _original(path, raw):
     own_size = vision.get("image_size", 448)
     size = raw.get("force_image_size") or own_size
     require(path, {"image_size": size}, image_size=(own_size,))
-    # OpenGVLab's names of Hugging Face's fields
+    # OpenGVLab's names of Hugging Face's fields; what is not written is as in InternViT-6B
     vision = {
-        "attention_bias": vision.get("qkv_bias", True),
-        "use_qk_norm": vision.get("qk_normalization", False),
+        "attention_bias": vision.get("qkv_bias", False),
+        "use_qk_norm": vision.get("qk_normalization", True),
+        "norm_type": "rms_norm",
         **vision,
     }
     decoder = text | {"model_type": "llama" if kind == "internlm2" else kind}
@@ -101,11 +105,10 @@ def _original(path, raw):
 
 
 def _tower(path, raw):
-    """The InternViTConfig. A square's side may be written as a list of two; InternViT-6B's own parts are not
-    supported."""
+    """The InternViTConfig. A square's side may be written as a list of two."""
     sides = {key: _side(path, key, raw[key]) for key in ("image_size", "patch_size") if isinstance(raw.get(key), list)}
     raw = raw | sides
-    require(path, raw, hidden_act=ACTIVATIONS, norm_type=("layer_norm",), use_qk_norm=(False,), num_channels=(3,),
+    require(path, raw, hidden_act=ACTIVATIONS, norm_type=NORM_TYPES, num_channels=(3,),
             use_absolute_position_embeddings=(True,), use_mean_pooling=(True,))
     return checked(path, InternViTConfig, known_fields(InternViTConfig, raw))
 

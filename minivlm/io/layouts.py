@@ -85,7 +85,10 @@ OPENGVLAB = {
     "language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
+QK_NORM = (r"\.([qk])_proj\.norm\.", r".\1_norm.")    # of InternViT-6B
 INTERNVIT_WORDS = (
+    QK_NORM,
+    (r"\.attention\.([qk])_norm\.", r".attn.\1_norm."),
     (r"cls_token$", "class_embedding"),
     (r"position_embeddings$", "position_embedding"),
     (r"patch_embeddings\.projection\.", "patch_embedding."),
@@ -110,12 +113,12 @@ INTERNVL = (
         "language_model.": "language_model.model.",
         "lm_head.": "language_model.lm_head.",
         "vision_tower.layers.": "vision_tower.encoder.layer.",
-    }),
+    }, (QK_NORM,)),
     Layout({                                       # the modules of transformers 5
         "lm_head.": "lm_head.",
         "vision_tower.layers.": "model.vision_tower.encoder.layer.",
         "": "model.",
-    }),
+    }, (QK_NORM,)),
     # OpenGVLab's with InternLM2's decoder, and with any other
     Layout(OPENGVLAB | {"lm_head.": "language_model.output."}, INTERNVIT_WORDS + INTERNLM2_WORDS),
     Layout(OPENGVLAB, INTERNVIT_WORDS),

@@ -35,6 +35,7 @@ from tiny_internvl import MARKS
 
 HF = PARITY / "internvl_qwen2"
 ORIGINAL = PARITY / "internvl_internlm2"
+SIX_B = PARITY / "internvl_6b_original"          # a tower like InternViT-6B's
 PICTURES = sorted(IMAGES.glob("*.png"))
 
 
@@ -398,6 +399,58 @@ def test_released_names_and_shapes(tmp_path, name):
     assert (c.text.head_dim, c.text.rope_theta, c.text.max_position_embeddings) == (128, 1e6, 32768)
 
 
+def test_queries_and_keys_of_the_6b_are_normed_across_heads():
+    """Straight from the file: a third of the fused rows, over its root mean square of all 32 channels, then cut into
+    heads; then softmax over the tile. Methods see the same keys."""
+    model, stored = weights.load(SIX_B, torch.float32), load_file(SIX_B / "model.safetensors")
+    block = {name.removeprefix("vision_model.encoder.layers.1."): value.float() for name, value in stored.items()
+             if name.startswith("vision_model.encoder.layers.1.")}
+    pixels = picture(model, tiles=2)
+    states = model.vision_tower(pixels, 3)
+
+    def normed(x, name):
+        return x / (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * block[name]
+
+    x = normed(states[1], "norm1.weight")                                          # (2, 17, 32)
+    query, key, value = (x @ third.T for third in block["attn.qkv.weight"].split(32))
+    query, key = normed(query, "attn.q_norm.weight"), normed(key, "attn.k_norm.weight")
+    query, key, value = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in (query, key, value))
+    attention = (query @ key.mT / 8 ** .5).softmax(dim=-1)                         # (2, 4, 17, 17)
+    out = (attention @ value).transpose(1, 2).flatten(2) @ block["attn.proj.weight"].T + block["attn.proj.bias"]
+    layer = model.vision_tower.layers[1]
+    close(layer.attention(layer.layernorm_before(states[1])), out)
+    view = model.encode(pixels).before.block(1)
+    close(view.key()[:, 1], torch.cat([key[0, :, [1 + patch]] for patch in (2, 3, 6, 7)], dim=1).flatten(1))
+    close(view.received().sum(), attention[:, :, 1:].mean(dim=(1, 2))[:, 1:].sum())
+
+
+def test_the_6b_tower_of_released_files(tmp_path):
+    """As InternViT-6B-448px-V1-5's file describes it, which leaves its norms to the class: 5.54 billion values."""
+    tower = {"model_type": "intern_vit_6b", "hidden_act": "gelu", "hidden_size": 3200, "image_size": 448,
+             "intermediate_size": 12800, "layer_norm_eps": 1e-6, "num_attention_heads": 25, "num_channels": 3,
+             "num_hidden_layers": 45, "patch_size": 14, "qk_normalization": True, "qkv_bias": False}
+    raw = layouts.internvl_json(layouts.INTERNLM2_2B, "internlm2-chat") | {"vision_config": tower}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    network = weights.skeleton(tmp_path).vision_tower
+    assert network.config.norm_type == "rms_norm"
+    assert round(sum(p.numel() for p in network.parameters()) / 1e9, 2) == 5.54
+
+
+@pytest.mark.parametrize("names", [native, hub])
+def test_the_6b_in_hugging_faces_layouts(tmp_path, names):
+    """InternVL3-38B-hf's kind of file: the same parameters to the bit."""
+    state = weights.load(SIX_B).state_dict()
+    config = json.loads((HF / "config.json").read_text())
+    text = json.loads((SIX_B / "config.json").read_text())["llm_config"]
+    config["text_config"] = {key: text[key] for key in text if "rope_scaling" not in key} | {"model_type": "llama"}
+    config["vision_config"] |= {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False}
+    head = "lm_head.weight" if names is native else "language_model.lm_head.weight"
+    tensors = {name.replace("_proj.norm.", "_norm."): value for name, value in names(state).items()}
+    tensors[head] = state["lm_head.weight"].clone()
+    again = weights.load(layouts.write(tmp_path, tensors, config | {"tie_word_embeddings": False}, 1)).state_dict()
+    assert again.keys() == state.keys() and all(again[name].equal(value) for name, value in state.items())
+
+
 DAMAGE = {
     "missing": (lambda t: t.pop("language_model.model.layers.0.attention.wqkv.weight"),
                 r"layers.0.attention.wqkv.weight \(q\) and 2 more are missing"),
@@ -421,7 +474,7 @@ def test_broken_checkpoint_is_one_line(tmp_path, what):
 
 # --- what else is done with a model -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("folder", [HF, ORIGINAL], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [HF, ORIGINAL, SIX_B], ids=lambda folder: folder.name)
 def test_saved_in_the_layout_it_was_read_from(tmp_path, folder):
     """Fused tensors are whole again: the files hold the same, under the same names."""
     save_checkpoint.save(weights.load(folder), tmp_path)
