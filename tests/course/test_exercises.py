@@ -247,6 +247,20 @@ def test_loops_without_end(text, sentence, server, tmp_path, monkeypatch):
     assert grade_of(server, text, tmp_path, checks=1).rows[0].sentence.endswith(sentence)
 
 
+def test_a_submission_meets_no_other(server, tmp_path):
+    """One that removes the folder in which it runs, the tree too, costs itself points; where the next one runs there is
+    no solution, though the tree of another exercise had it.
+    """
+    removed = "return [__import__('shutil').rmtree(place, True) for place in ('.', '../tree')]"
+    assert grade_of(server, fastv_with(removed), tmp_path).points == 0
+    server.submission(PROBLEMS["divprune"], tmp_path / "answer.py").close()
+    assert "attention(" in (server.folder / "submission/tree/pruning/fastv.py").read_text()
+    good = body_of(PROBLEMS["fastv"].file.read_text(), "FastV.score")
+    assert all(row.points for row in grade_of(server, fastv_with(good.strip()), tmp_path).rows)
+    sources = [file.read_text() for file in server.folder.rglob("fastv.py")]
+    assert sources and not any(good in source for source in sources)
+
+
 def test_what_ends_the_process_costs_one_check(server, tmp_path):
     """An answer that fails on two heads only keeps the points of the other checks."""
     good = body_of(PROBLEMS["fastv"].file.read_text(), "FastV.score")

@@ -36,7 +36,7 @@ def measured(args, result):
             found[name] = part(args)
         except UserError as error:     # such as a layer that this model does not have
             found[name] = dict(lines=[f"{name}: it does not run here: {error}"])
-        except Exception as error:     # whatever a reader's own code raises
+        except (Exception, SystemExit) as error:   # whatever a reader's own code raises
             promises.append(failed(name, error))
             found[name] = dict(lines=[f"{name}: it ends with an error: {said(error)}"])
     return found

@@ -61,7 +61,7 @@ def outcome(case):
         result.changed = difference(before, copies(case.tokens))
         seed_all(1)
         result.again = case.pruner.reduce(case.tokens)
-    except Exception as error:         # whatever a reader's own code raises
+    except (Exception, SystemExit) as error:               # whatever a reader's own code raises
         result.error = error
     return result
 
