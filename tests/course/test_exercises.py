@@ -206,6 +206,10 @@ HOSTILE = {
     "return None": "the score is None, and should be a tensor",
     "return {1, 2}": "the score is",
     "return object()": "the score is a object, and should be a tensor",
+    "return torch.ones(3).to_sparse()": "score raises",
+    "return [self.__dict__.setdefault('a', []), self.a.append(self.a)]": "score raises RecursionError",
+    "return torch.ones(3).long().softmax(0)": "score raises NotImplementedError",
+    "raise ValueError(chr(27) + '[2J')": "score raises ValueError: \\x1b[2J",
     "return torch.zeros(3, dtype=torch.complex64)": "the score has complex numbers",
 }
 

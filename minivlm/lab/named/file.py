@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pruning.base import UserError
 
+RAISED = (Exception, SystemExit)       # what a reader's own code may raise, and does not end the command
 MODULE = "own_method:"                 # the file is imported under this name and its own
 
 

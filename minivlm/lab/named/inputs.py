@@ -83,7 +83,7 @@ def called(function, tokens, keep):
         raise UserError(f"{function.__name__} returns a {type(returned).__name__}, not indices of visual tokens") from None
     if not len(indices):               # an empty list has no numbers that say of which kind they are
         indices = indices.long()
-    if indices.is_floating_point() or indices.dtype == torch.bool:
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise UserError(f"{function.__name__} returns {indices.dtype}, not indices: of a mask take mask.nonzero()")
     return Reduction(indices.long().sort().values)
 

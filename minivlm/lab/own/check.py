@@ -25,6 +25,7 @@ from minivlm.lab.own.examined import examined
 from minivlm.lab.own.promises.finding import broken
 from pruning import METHODS
 from pruning.base import UserError
+from pruning.laws import LAWS
 
 COUNT = 40                             # questions of each family, 320 in all
 KEEP = "0.1"
@@ -84,4 +85,14 @@ def runnable(name):
     if "training" in pruner.preconditions:
         raise UserError(f"{name} needs a module trained for the model, and is checked without one: its tests are in "
                         "tests/laws")
+    check_laws(pruner.laws, name)
     return kind
+
+
+def check_laws(laws, name):
+    """UserError for a law that there is not: it would never be tried."""
+    is_set = isinstance(laws, (set, frozenset))
+    unknown = sorted(map(str, laws - LAWS.keys())) if is_set else [str(laws)]
+    if unknown:
+        raise UserError(f"{name} declares {unknown[0]!r}, which is no law: `laws` is a frozenset of some of "
+                        f"{', '.join(LAWS)}")
