@@ -74,6 +74,10 @@ class Odd(FastV):
     def score(self):
         return 1
 
+class Undecorated(FastV):
+    def __init__(self):
+        pass
+
 class NoMethod:
     pass
 '''
@@ -206,6 +210,7 @@ def test_answers_of_another_text_of_the_file_are_not_taken(capsys):
     ("mine.py:Odd", "mine.py: TypeError"),
     ("mine.py:quotient", "quotient returns NaN"),
     ("mine.py:lazy", "lazy returns a generator"),
+    ("mine.py:Undecorated --keep 8", "mine.py:Undecorated cannot be built with keep"),
     ("mine.py:NoMethod", "the class is no Pruner"),
     ("mine.py:none", "it has Mine, Fails, score"),
     ("gone.py:Mine", "gone.py: there is no such file"),
@@ -214,6 +219,6 @@ def test_answers_of_another_text_of_the_file_are_not_taken(capsys):
 ])
 def test_bad_input(capsys, name, message):
     """One line, with the line of the file if it is the file's fault."""
-    status, out, err = done(capsys, "ask", *ASK, "--method", name)
+    status, out, err = done(capsys, "ask", *ASK, "--method", *name.split())
     assert status == 2 and len(err.splitlines()) == 1
     assert message in err

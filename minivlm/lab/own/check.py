@@ -19,7 +19,7 @@ from minivlm.lab.cli import output
 from minivlm.lab.cli.arguments import Number, add_json, new_name, within
 from minivlm.lab.cli.options import build
 from minivlm.lab.named.inputs import INPUTS
-from minivlm.lab.named.kind import kind_of
+from minivlm.lab.named.kind import built, kind_of
 from minivlm.lab.own import against, page, worth
 from minivlm.lab.own.examined import examined
 from minivlm.lab.own.promises.finding import broken
@@ -77,11 +77,7 @@ def main(args):
 def runnable(name):
     """The class of the method. UserError if it cannot be built without options, or needs a training first."""
     kind = kind_of(name)
-    try:
-        pruner = kind()
-    except TypeError as error:
-        raise UserError(f"{name} cannot be built without options ({error}): give each field a default, and decorate "
-                        "the class with @dataclass(frozen=True)") from None
+    pruner = built(kind, name)
     if "training" in pruner.preconditions:
         raise UserError(f"{name} needs a module trained for the model, and is checked without one: its tests are in "
                         "tests/laws")
