@@ -315,6 +315,7 @@ def test_the_list_and_a_page(capsys):
     (["nothing"], "is no exercise: use one of"),
     (["start", "fastv"], "needs NAME and DIR"),
     (["start", "nothing", "DIR"], "is no exercise"),
+    (["start", "fastv", ""], "'' can name no file"),
     (["grade"], "needs DIR"),
     (["grade", "DIR"], "holds no answer"),
     (["grade", "DIR/no"], "there is no such folder"),
@@ -322,6 +323,8 @@ def test_the_list_and_a_page(capsys):
     (["grade", "DIR", "--seed", "x"], "--seed"),
 ])
 def test_bad_input(words, message, capsys, tmp_path):
+    """An answer is a file."""
+    (tmp_path / "fastv.py").mkdir()
     words = [word.replace("DIR", str(tmp_path)) for word in words]
     status, out, err = done(capsys, "exercise", *words)
     assert (status, out) == (2, "")
