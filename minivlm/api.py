@@ -88,13 +88,13 @@ def ask(model, images, question, method=None, max_new_tokens=64, sampling=None):
     talk, pictures = _read(model, images, question, method)
     ids = list(talk.generate(max_new_tokens, sampling))
     text = model.tokenizer.decode(ids).strip()
-    return Answer(question, pictures, _boxes(model, pictures), talk.trace, text, ids)
+    return Answer(question, pictures, model.processor.boxes_of(pictures), talk.trace, text, ids)
 
 
 def prune(model, images, question, method):
     """What the method keeps when the model reads the same prompt, without an answer: a Pruned. Raises UserError."""
     talk, pictures = _read(model, images, question, method)
-    return Pruned(question, pictures, _boxes(model, pictures), talk.trace)
+    return Pruned(question, pictures, model.processor.boxes_of(pictures), talk.trace)
 
 
 def _read(model, images, question, method):
@@ -105,7 +105,7 @@ def _read(model, images, question, method):
         images = [images]
     pictures = [as_picture(image) for image in images]
     _check_words(model, question, pictures)
-    pixels = [model.processor.pixels(picture) for picture in pictures]
+    pixels = model.processor.pixels_of(pictures)
     talk = Conversation(model, _fitting(method, model, pixels))
     turn = prompt([(question, None)], len(pictures), model.config.template)
     talk.read(model.tokenizer.encode(turn), pixels)
@@ -145,7 +145,3 @@ def _fitting(method, model, pixels):
         n = sum(model.visual_tokens(tiles) for tiles in pixels)
         entering(method, n, model.config.text.num_hidden_layers, model.parts(pixels))
     return method
-
-
-def _boxes(model, pictures):
-    return [model.processor.box(*picture.size) for picture in pictures]

@@ -59,17 +59,12 @@ class TileGrid:
         right = columns - left
         patch = patch[above:below, left:right]                                     # (H, W)
         H, W = patch.shape
-        place = whole_grid(H, W, tile=1).view(H, W, 3)
         # end each row with a newline
         newline = torch.full((H, 1), -1)
-        newline_place = ON_NO_GRID.expand(H, 1, 3)
         patch = torch.cat([patch, newline], dim=1)                                 # (H, W+1)
-        place = torch.cat([place, newline_place], dim=1)                           # (H, W+1, 3)
         # the base tile comes first
-        base_place = whole_grid(side, side)                                        # (P, 3)
         patch = torch.cat([base, patch.flatten()])                                 # (n,)
-        place = torch.cat([base_place, place.flatten(0, 1)])                       # (n, 3)
-        return patch, place
+        return patch, places(side, H, W)
 
     def on_whole_grid(self, place):
         """Places on the tiles (m, 3), padding too, as places on the base tile, 0, and on the whole grid, 1. (m, 3)"""
@@ -114,6 +109,15 @@ class TileGrid:
         is_shown &= column >= left
         is_shown &= column < right
         return is_shown | ~can_be_padding
+
+
+def places(side, H, W):
+    """(n, 3): of the base tile, and of H rows of W patches on the grid of tiles, each with a newline at its end."""
+    base = whole_grid(side, side)                                                  # (P, 3)
+    place = whole_grid(H, W, tile=1).view(H, W, 3)
+    newline = ON_NO_GRID.expand(H, 1, 3)
+    place = torch.cat([place, newline], dim=1)                                     # (H, W+1, 3)
+    return torch.cat([base, place.flatten(0, 1)])                                  # (n, 3)
 
 
 def padding(rows, columns, height, width, digits=None):

@@ -1,5 +1,5 @@
-"""Record what transformers computes with tiny random LLaVA and LLaVA-NeXT checkpoints, at least one for each layout on
-the hub.
+"""Record what transformers computes with tiny random checkpoints of each family, at least one for each layout on the
+hub.
 
     python tests/record_hf.py [CASE ...] [--out tests/parity]
 
@@ -34,7 +34,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from minivlm.lab.check import hf
 import tiny_internvl
-from tiny_llava import PAD, PIECES, Case, bpe, build, grids, tokenizer_json
+from tiny_llava import PAD, PIECES, Case, bpe, build, grids, preprocessor, tokenizer_json
 
 SYSTEM = ("A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
           "detailed, and polite answers to the human's questions.")
@@ -92,6 +92,23 @@ CASES = {
         text=dict(model_type="qwen2", num_key_value_heads=4, tie_word_embeddings=True, rope_theta=1e6),
         vision=dict(model_type="siglip_vision_model", image_size=30, vision_use_head=False),
         top=dict(vision_feature_layer=-1, vision_feature_select_strategy="full"),
+    ),
+    "onevision": Case(                 # maps of 8 x 12 patches are made smaller, since more than 1.21 * 4 * 16
+        "hub",
+        [
+            (ONE, [TINY]),
+            (NEXT, [LAND]),
+            *((ONE, [name]) for name in (PORT, GRAY, WIDE, TALL, SQUARE)),
+            (TWO, [LAND, TALL]),
+            (APART, [PORT, TINY]),
+            ([ONE, READ], [WIDE, GRAY]),
+        ],
+        text=dict(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True, rope_theta=1e6),
+        vision=dict(model_type="siglip_vision_model", image_size=30, vision_use_head=False),
+        top=dict(architectures=["LlavaOnevisionForConditionalGeneration"], model_type="llava_onevision",
+                 image_grid_pinpoints=[[30, 30], *grids(30), [90, 90]], vision_aspect_ratio="anyres_max_4",
+                 tie_word_embeddings=False),
+        next=True,
     ),
     "vipllava": Case(
         "hub",
@@ -168,7 +185,8 @@ def record(case, folder, reference, images):
     prompts, tensors, runs = [], {}, []
     for n, (text, names) in enumerate(case.prompts):
         pictures = [hf.picture(images / name) for name in names]
-        inputs, sizes = hf.inputs(processor, pictures) if names else (None, ())
+        together = isinstance(text, str) and model.config.model_type == "llava_onevision"
+        inputs, sizes = hf.inputs(processor, [pictures] if together else pictures) if names else (None, ())
         run = batch(model, tokenizer, text, iter(sizes)) + (inputs,)
         prompt, outputs = measure(model, run, only)
         ids = {} if isinstance(text, list) else dict(ids_unexpanded=tokenizer.encode(hf.marked(text, model.config)).ids)
@@ -184,8 +202,12 @@ def record(case, folder, reference, images):
 
 def tools(case, config):
     """The tokenizer and image processor that the case is recorded with."""
-    from transformers import LlavaImageProcessorPil, LlavaNextImageProcessorPil, SiglipImageProcessorPil
+    from transformers import (LlavaImageProcessorPil, LlavaNextImageProcessorPil, LlavaOnevisionImageProcessorPil,
+                              SiglipImageProcessorPil)
     size = config.vision_config.image_size
+    if config.model_type == "llava_onevision":
+        processor = LlavaOnevisionImageProcessorPil(**preprocessor(size, config.image_grid_pinpoints, siglip=True))
+        return Tokenizer.from_str(json.dumps(tokenizer_json(*bpe()))), processor
     if config.vision_config.model_type == "siglip_vision_model":
         processor = SiglipImageProcessorPil(size=dict(height=size, width=size))
         return Tokenizer.from_str(json.dumps(tokenizer_json(*bpe()))), processor

@@ -1,4 +1,4 @@
-"""Draw the picture of README.md: python tests/record_picture.py writes minivlm/toy/six_methods.png.
+"""Draw the picture of README.md: python tests/record_picture.py writes minivlm/toy/samples/six_methods.png.
 
 It is the command's sheet in 48 colours, so that it is small in the repository.
 """
@@ -12,7 +12,7 @@ from PIL import Image
 
 from paths import ROOT, working_in
 
-PICTURE = ROOT / "minivlm" / "toy" / "six_methods.png"
+PICTURE = ROOT / "minivlm" / "toy" / "samples" / "six_methods.png"
 COLOURS = 48
 
 

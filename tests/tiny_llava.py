@@ -206,11 +206,12 @@ def grids(size):
 
 
 def preprocessor(size, pinpoints=None, siglip=False):
-    """preprocessor_config.json of CLIP, of LLaVA-NeXT or of SigLIP, at this size."""
+    """preprocessor_config.json of CLIP, of LLaVA-NeXT, of SigLIP or of OneVision, at this size."""
+    onevision = dict(image_processor_type="LlavaOnevisionImageProcessor", image_grid_pinpoints=pinpoints, do_pad=True)
     if siglip:
         return dict(image_processor_type="SiglipImageProcessor", size=dict(height=size, width=size), resample=3,
                     do_rescale=True, do_resize=True, do_normalize=True, rescale_factor=1 / 255,
-                    image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
+                    image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]) | (onevision if pinpoints else {})
     anyres = dict(image_processor_type="LlavaNextImageProcessor", image_grid_pinpoints=pinpoints, do_pad=True)
     return dict(image_processor_type="CLIPImageProcessor", size=dict(shortest_edge=size), resample=3,
                 crop_size=dict(height=size, width=size), do_center_crop=True, do_convert_rgb=True, do_normalize=True,

@@ -66,14 +66,18 @@ class LlavaNext(Llava):
     def whole_part(self, image, trace):
         """What shows something of the picture, with a newline after each row of the grid of tiles."""
         tile_grid = self.tile_grid(image)
-        first = trace.N
         features, _, _ = self.features(image.pixels.to(self.device))
         patch, grid = tile_grid.unpruned()                                         # (n,), (n, 3)
         is_patch = patch >= 0
         shown = features[patch[is_patch]]
         hidden = self.image_newline.repeat(len(patch), 1)                          # (n, D)
         hidden[is_patch] = self.multi_modal_projector(shown)
+        return self.noted(hidden, grid, tile_grid.padding, trace)
+
+    def noted(self, hidden, grid, padding, trace):
+        """The Part of an unpruned image, hidden (n, D) at the places (n, 3), which the trace notes with its padding."""
+        first = trace.N
         grid = counted_from(trace.tiles, grid)
-        trace.image(grid, tile_grid.padding)
+        trace.image(grid, padding)
         source = torch.arange(first, trace.N, device=self.device)
         return Part(hidden, grid.to(self.device), source)

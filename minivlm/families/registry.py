@@ -7,6 +7,8 @@ from minivlm.families.internvl_config import InternVLConfig, read_internvl
 from minivlm.families.internvl_image import InternVLProcessor
 from minivlm.families.llava_next import LlavaNext
 from minivlm.families.llava_next_image import LlavaNextProcessor
+from minivlm.families.onevision.image import OneVisionProcessor
+from minivlm.families.onevision.network import OneVision, OneVisionConfig, read_onevision
 from minivlm.families.siglip import SiglipLlava
 from minivlm.families.vipllava import VipLlava, VipLlavaConfig
 from minivlm.io.config_json import read_hugging_face, read_llava, require
@@ -34,6 +36,7 @@ READERS = {                                        # by model_type
     "llava_next": read_llava,
     "llava_llama": read_llava,                     # the original LLaVA's own
     "llava_mistral": read_llava,
+    "llava_onevision": read_onevision,
     "vipllava": read_vipllava,
     "internvl": read_internvl,
     "internvl_chat": read_internvl,                # OpenGVLab's own
@@ -61,6 +64,8 @@ def model_class(config):
         return InternVL
     if isinstance(config, VipLlavaConfig):
         return VipLlava
+    if isinstance(config, OneVisionConfig):
+        return OneVision
     if isinstance(config.vision, SiglipConfig):
         return SiglipLlava
     return LlavaNext if config.image_grid_pinpoints else Llava
@@ -70,4 +75,6 @@ def processor_class(config):
     """The class that turns pictures into pixels for it."""
     if isinstance(config, InternVLConfig):
         return InternVLProcessor
+    if isinstance(config, OneVisionConfig):
+        return OneVisionProcessor
     return LlavaNextProcessor if config.image_grid_pinpoints else ImageProcessor

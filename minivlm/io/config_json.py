@@ -29,6 +29,8 @@ CLIP_DEFAULTS = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=
                      image_size=224, patch_size=32)
 # ... and for the towers that an original config only names.
 TOWERS = {"clip-vit-large-patch14-336": {}, "clip-vit-large-patch14": dict(image_size=224)}
+# Families that cut a picture into tiles, and the tower of each.
+TILED = {"llava_next": "clip_vision_model", "llava_onevision": "siglip_vision_model"}
 # Fields of LlavaConfig that Hugging Face's files name so, too.
 SAME_NAMES = ("projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy",
               "multimodal_projector_bias")
@@ -51,8 +53,8 @@ def read_llava(path, raw):
 def read_hugging_face(path, raw, kind=LlavaConfig):
     """The same of a file in Hugging Face's layout. kind: LlavaConfig, or a family's subclass with fields of its own."""
     _refuse_quantised(path, raw)
-    of_projector = {key: value for key, value in raw.items() if key.startswith("projector_")}
-    values = _hugging_face(path, raw) | known_fields(kind, of_projector)
+    own = {key: value for key, value in raw.items() if key.startswith(("projector_", "vision_aspect_"))}
+    values = _hugging_face(path, raw) | known_fields(kind, own)
     return _whole(path, checked(path, kind, values))
 
 
@@ -81,7 +83,8 @@ def _hugging_face(path, raw):
     values["image_token_index"] = raw.get("image_token_index", raw.get("image_token_id", 32000))
     values["pad_token_id"] = raw.get("pad_token_id", text.get("pad_token_id"))
     values["dtype"] = dtype_name(path, raw, text)
-    if raw["model_type"] == "llava_next":
+    if raw["model_type"] in TILED:
+        require(path, vision, model_type=(TILED[raw["model_type"]],))
         pinpoints = raw.get("image_grid_pinpoints")
         values["image_grid_pinpoints"] = PINPOINTS if pinpoints is None else pinpoints
         values["image_aspect_ratio"] = "anyres"
@@ -242,7 +245,7 @@ def _check_pinpoints(path, config):
                         f"{pinpoints!r}")
     if any(height * width > MOST_TILES * side ** 2 for height, width in pinpoints):
         raise UserError(f"{path}: image_grid_pinpoints {pinpoints!r} have a grid of more than {MOST_TILES} tiles")
-    if config.vision_feature_select_strategy != "default":
+    if config.sends_class_token:
         raise UserError(f"{path}: the class token has no place among the tiles: only the feature strategy 'default' is "
                         "supported")
 

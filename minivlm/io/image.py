@@ -36,7 +36,8 @@ ADDRESS = re.compile(r"(file|data):|([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 SIGLIP = "SiglipImageProcessor"
 SQUEEZED = dict(image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])             # its values; it never crops
-KINDS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor", "LlavaNextImageProcessor", SIGLIP)
+KINDS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor", "LlavaNextImageProcessor",
+         "LlavaOnevisionImageProcessor", SIGLIP)
 
 
 def open_image(image):
@@ -175,6 +176,14 @@ class ImageProcessor:
     def pixels(self, image):
         """(1, 3, S, S) float32 pixels of a PIL image (or a path)."""
         return self.normalized(self._square(open_image(image)))[None]                  # (1, 3, S, S)
+
+    def pixels_of(self, images):
+        """[pixels] of all pictures of one prompt, from the first on."""
+        return [self.pixels(image) for image in images]
+
+    def boxes_of(self, images):
+        """[box] of all pictures of one prompt."""
+        return [self.box(*image.size) for image in images]
 
     def normalized(self, image):
         """(3, S, S) float32 values of an S x S picture."""

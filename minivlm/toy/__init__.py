@@ -8,8 +8,7 @@
     optimiser.py   Muon and Adam
     train.py       the two stages, the losses, checkpoints: read this for the recipe
     folder.py      the trained network as a checkpoint folder
-    atp.safetensors  the modules of ATP, trained on it
-    samples/       four pictures and their questions
-    methods.json   options of methods for eight layers
-    results.json   how the weights were trained, and what they score
+    samples/       four pictures and their questions, and the picture of the front page
+    model/         the checkpoint; atp.safetensors, the modules of ATP, trained on it; methods.json, options of methods
+                   for eight layers; results.json, how the weights were trained, and what they score
 """

@@ -10,8 +10,9 @@ from PIL import Image
 
 from command import done
 from live import live
+from minivlm.lab.cli import precision
 from minivlm.lab.draw.chart import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, TOP, WIDTH
-from minivlm.lab.speed import clock, measure, verdict
+from minivlm.lab.speed import measure, verdict
 from minivlm.lab.speed.clock import Clock, Memory, Timed
 from minivlm.lab.speed.plot import plot
 from paths import MODEL, PARITY
@@ -109,7 +110,7 @@ def test_too_large_for_the_memory(monkeypatch):
     monkeypatch.setattr(measure, "available", lambda device: 1000)
     with pytest.raises(UserError, match="--layers"):
         measure.random(SHAPE, torch.float32, CPU)
-    assert clock.available(CPU) is None or clock.available(CPU) > 2 ** 20
+    assert precision.available(CPU) is None or precision.available(CPU) > 2 ** 20
 
 
 def typed(prefill=.5, method=0.0):

@@ -142,7 +142,7 @@ def test_front_block_prints_what_it_says(block, capsys, tmp_path):
 
 # --- the shipped model's tables --------------------------------------------------------------------------------------
 
-RESULTS = json.loads((ROOT / "minivlm" / "toy" / "results.json").read_text())
+RESULTS = json.loads((ROOT / "minivlm" / "toy" / "model" / "results.json").read_text())
 FAMILIES = ("exist", "color", "shape", "count", "relpos", "read", "scene", "abspos")
 
 

@@ -19,8 +19,9 @@ from pages import COURSE, FRONT, LAB, PAGES, ROOT, TOY, blocks_of
 from record_picture import PICTURE, drawn
 
 MODEL = str(ROOT / "tests" / "parity" / "llava15_mha")     # 3 layers, 16 visual tokens
-SHIPPED = str(ROOT / "minivlm" / "toy")                    # 8 layers, 144 visual tokens, 80 words
-SCENE = str(ROOT / "minivlm" / "toy" / "samples" / "00003.png")
+SHIPPED = str(ROOT / "minivlm" / "toy" / "model")          # 8 layers, 144 visual tokens, 80 words
+SAMPLES = str(ROOT / "minivlm" / "toy" / "samples")
+SCENE = f"{SAMPLES}/00003.png"
 QUESTION = "what shape is the red object ?"
 
 COST = "python run.py cost --method fastv,divprune --keep 128"
@@ -37,8 +38,8 @@ WORDS = {                              # a word of a command, and the smaller th
     "What is on the table?": QUESTION,
     "What is this?": QUESTION,
     "DIR": SHIPPED,
-    "QUESTIONS": f"{SHIPPED}/samples",
-    "val2014": f"{SHIPPED}/samples",
+    "QUESTIONS": SAMPLES,
+    "val2014": SAMPLES,
     "llava-hf/llava-1.5-7b-hf": SHIPPED,
     "llava-hf/llava-interleave-qwen-0.5b-hf": SHIPPED,
     "cuda": "cpu",

@@ -12,7 +12,7 @@ from minivlm.lab.tasks.report import facts, verdicts
 from minivlm.toy import benchmark
 from paths import ROOT
 
-SHIPPED = ROOT / "minivlm" / "toy"
+SHIPPED = ROOT / "minivlm" / "toy" / "model"
 WORDS = ["--processes", "1", "--draws", "2", "--method", "fastv,downsample_image", "--keep", "0.1"]
 
 

@@ -178,9 +178,14 @@ def picture(path):
 
 
 def inputs(processor, pictures):
-    """What the model reads of pictures (pixel_values, float32, and image_sizes), and of each what `expand` needs."""
+    """What the model reads of pictures (pixel_values, float32, and image_sizes), and of each what `expand` needs.
+
+    TRAP: for OneVision [[a, b]] are two pictures of one prompt, which have no tiles, and [a, b] one each of two prompts.
+    """
     images = dict(processor(pictures, return_tensors="pt"))
-    return images, images.pop("num_patches", images.get("image_sizes", ()))
+    sizes = images.pop("num_patches", images.get("image_sizes", ()))
+    has_several = any(n > 1 for n in images.get("batch_num_images", ()))
+    return images, [None] * len(sizes) if has_several else sizes
 
 
 def marked(text, config):
@@ -191,7 +196,7 @@ def marked(text, config):
 def expand(ids, config, sizes=iter(())):
     """[1, <image>, 5] -> [1, <image> * n, 5], n the visual tokens of that picture.
 
-    LLaVA-NeXT: of the next of these sizes; InternVL: of so many tiles.
+    LLaVA-NeXT and OneVision: of the next of these sizes (None: no tiles); InternVL: of so many tiles.
     """
     vision, mark = config.vision_config, config.image_token_id
     if config.model_type == "internvl":
@@ -206,11 +211,13 @@ def expand(ids, config, sizes=iter(())):
 
 
 def _map(size, config):
-    """LLaVA-NeXT: (patches, newlines) of the high-resolution map of a picture of this height and width.
+    """LLaVA-NeXT and OneVision: (patches, newlines) of the high-resolution map of a picture of this height and width.
 
     Written out, since transformers has no public function for it. A wrong number does not pass: its model refuses a
     prompt with more or fewer marks than features.
     """
+    if size is None:
+        return 0, 1
     height, width = map(int, size)
 
     def use_of(grid):
@@ -221,12 +228,17 @@ def _map(size, config):
 
     # the first of the best grids, in patches
     grid = max(config.image_grid_pinpoints, key=use_of)
-    rows, columns = (side // config.vision_config.patch_size for side in grid)
+    tile = config.vision_config.image_size // config.vision_config.patch_size
+    rows, columns = (side // config.vision_config.image_size * tile for side in grid)
     # the patches of the padding, the same number on both sides, are left out
     if width / height > columns / rows:
         rows -= 2 * ((rows - int(round(height * (columns / width), 7))) // 2)
     else:
         columns -= 2 * ((columns - int(round(width * (rows / height), 7))) // 2)
+    if limit := getattr(config, "vision_aspect_ratio", None):                      # "anyres_max_9", OneVision's
+        ratio = (rows * columns / (int(limit.rpartition("_")[2]) * tile ** 2)) ** .5
+        if ratio > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
     return rows * columns, rows
 
 

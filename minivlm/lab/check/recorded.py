@@ -47,7 +47,8 @@ DIMENSIONS = dict(
     logits=(3,),
 )
 VISION = ("pixel_values", "vision_hidden_0", "vision_hidden_m2", "projected", "image_features_packed")     # by image
-NO_ROUNDING = {"input_ids", "attention_mask", "pixel_values", "image_sizes"}       # stages that the model only takes in
+# stages that the model only takes in
+NO_ROUNDING = {"input_ids", "attention_mask", "pixel_values", "image_sizes", "batch_num_images"}
 
 
 @dataclass
@@ -191,7 +192,7 @@ def _own(name, value, b, valid, shares):
     if name in VISION:
         return value if shares is None else value.split(shares)[b]
     value = value[:, b] if name in ("attentions", "layer_out") else value[b]
-    if valid.all() or name in ("generated", "image_sizes"):
+    if valid.all() or name in ("generated", "image_sizes", "batch_num_images"):
         return value
     if name == "attentions":
         return value[:, :, valid][..., valid]                                      # (L, H, T, T)

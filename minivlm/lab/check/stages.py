@@ -196,7 +196,8 @@ def _vision(model, pixels):
 
 def _inputs(model, sample, places):
     """Ids with one mark an image (the recorded ones, so that a wrong tokenizer fails alone) and each image's pixels."""
-    images = [model.processor.pixels(open_image(find_picture(name, places))) for name in sample["images"]]
+    pictures = [open_image(find_picture(name, places)) for name in sample["images"]]
+    images = model.processor.pixels_of(pictures)
     if "ids_unexpanded" in sample:
         ids = sample["ids_unexpanded"]
     elif model.tokenizer is not None:

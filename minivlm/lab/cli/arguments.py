@@ -103,7 +103,8 @@ def add_model(parser):
     group.add_argument("--raw", action="store_true",
                        help="no template: the prompt is the question as it is, with one <image> mark per picture")
     group.add_argument("--dtype",
-                       help="float32, bfloat16 or float16 (default: as stored; a small model on the CPU in float32)")
+                       help="float32, bfloat16 or float16 (default: as stored; on a CPU float32, if half precision "
+                            "is slow there and memory suffices)")
     add_device(group)
 
 

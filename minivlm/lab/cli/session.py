@@ -11,6 +11,7 @@ from minivlm.io.text.tokenizer import named
 from minivlm.io.text.vocabulary import FILES
 from minivlm.lab.cli import parallel, shipped
 from minivlm.lab.cli.options import averaged, build, check, own_settings
+from minivlm.lab.cli.precision import stays_half
 from pruning.base import UserError
 from weights import load
 
@@ -20,7 +21,7 @@ def conversation(args, pictures):
     one_budget(args)
     images = [open_image(path) for path in pictures]
     model = opened(args)
-    pixels = [model.processor.pixels(image) for image in images]
+    pixels = model.processor.pixels_of(images)
     pruner = build(args.method, args.keep, args.set, args.schedule, own_settings(model.folder))
     if images:                                         # without one there is nothing to reduce
         n = sum(model.visual_tokens(tiles) for tiles in pixels)
@@ -37,18 +38,36 @@ def one_budget(args):
 def opened(args, dtype=None):
     """The model that --model names, or the shipped one, with a tokenizer.
 
-    On the CPU a small one is read in float32, since there is no fast float16, and runs on one thread: two would wait
-    for each other.
+    On the CPU a small one is read in float32 and runs on one thread: two would wait for each other. A larger one is, if
+    half precision is slow here and there is room.
     """
     args.model = shipped.model_or(args.model)
     dtype = dtype or args.dtype
     model = load(args.model, dtype, args.device)
-    if parallel.small(model) and model.device.type == "cpu":
-        torch.set_num_threads(1)
-        model = model if dtype else model.float()
+    if model.device.type == "cpu":
+        model = for_cpu(model, dtype)
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no {', no '.join(FILES)}: copy the tokenizer's files from the checkpoint")
     return model
+
+
+def for_cpu(model, dtype):
+    """The model in the precision that suits this CPU, if no dtype is named."""
+    is_small = parallel.small(model)
+    if is_small:
+        torch.set_num_threads(1)
+    if dtype:
+        return model
+    stored = model.lm_head.weight.dtype
+    weights = sum(p.numel() * p.itemsize for p in model.parameters())
+    is_half = stored.itemsize == 2
+    if is_small or not is_half:
+        return model.float()
+    if stays_half(weights, stored):
+        return model
+    name = str(stored).removeprefix("torch.")
+    print(f"note: read in float32, as {name} is slow on this CPU: --dtype {name} takes half the memory", file=sys.stderr)
+    return model.float()
 
 
 def template(args, model):

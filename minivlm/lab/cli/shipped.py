@@ -11,8 +11,9 @@ from minivlm.toy.questions import ID, SPECIAL, WORDS
 from minivlm.toy.scenes import SIDE
 from pruning.base import UserError
 
-FOLDER = Path(__file__).parents[2] / "toy"
-SAMPLES = FOLDER / "samples"                       # pictures and questions.jsonl, as `run.py scenes` writes them
+TOY = Path(__file__).parents[2] / "toy"
+FOLDER = TOY / "model"                             # the checkpoint
+SAMPLES = TOY / "samples"                          # pictures and questions.jsonl, as `run.py scenes` writes them
 # Without the image and with random tokens the answer is wrong; methods that know the question are right. Those that
 # rank patches in the tower, before the question is known, drop the square; those that merge it with others lose it too.
 FIRST = ("00001.png", "is there a cyan square ?")

@@ -52,8 +52,8 @@ def main(args):
 def rows(talk, images, maps, title):
     """The panels of each image, as rows of a sheet; with maps, what the method ranked by and merged too."""
     rows = []
-    for i, image in enumerate(images):
-        box = talk.model.processor.box(*image.size)
+    boxes = talk.model.processor.boxes_of(images)
+    for i, (image, box) in enumerate(zip(images, boxes)):
         if maps:
             rows += draw.rows(image, box, talk.trace, i, title)
         else:

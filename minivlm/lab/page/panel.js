@@ -120,7 +120,8 @@ class Panel {
     let at = `layout ${this.layout}, token ${token}`;
     if (grid.offset) {
       const [above, left] = grid.offset;
-      at = `${grid.name}, ${row + above}, ${column + left}`;
+      const rows = grid.rows + 2 * above;  // of OneVision's map made smaller not as many: its places are others
+      at = `${grid.name}, ${row + above} of ${rows}, ${column + left}`;
       this.names[token] = several ? `${grid.name}, ${name}` : name;
     } else {
       this.names[token] = `token ${token}, on no patch`;

@@ -103,14 +103,3 @@ class Memory:
     def _resident(self, name):
         line = next(line for line in self.STATUS.read_text().splitlines() if line.startswith(name))
         return int(line.split()[1]) * 1024
-
-
-def available(device):
-    """Bytes that are still free there, or None if the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return None

@@ -17,9 +17,10 @@ from minivlm.lab.check import hf
 from minivlm.lab.cli.options import check
 from minivlm.lab.cli.output import size
 from minivlm.lab.cli.parallel import gathered
+from minivlm.lab.cli.precision import available
 from minivlm.lab.cost.count import PromptDecides, count, on_meta, weight_bytes
 from minivlm.lab.cost.flops import average
-from minivlm.lab.speed.clock import Clock, Memory, Timed, available
+from minivlm.lab.speed.clock import Clock, Memory, Timed
 from minivlm.lab.speed.machine import limits
 from pruning.base import UserError
 from weights import device_of, load

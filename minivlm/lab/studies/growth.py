@@ -4,7 +4,7 @@ And with one prompt after another: what is held after many prompts is what is he
 
 examples:
   python run.py growth
-  python run.py growth --model minivlm/toy --tokens 160,320
+  python run.py growth --model minivlm/toy/model --tokens 160,320
 """
 
 import argparse

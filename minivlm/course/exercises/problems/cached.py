@@ -124,7 +124,7 @@ reduction each layer has a length of its own.
     look="""
 The bytes of the cache fall with the tokens kept, and yet each generated token takes as long: exercise `flops`.
 """,
-    commands=("python run.py growth --model minivlm/toy --tokens 24,48 --decode 4 --prompts 2 --dtype float32",),
+    commands=("python run.py growth --model minivlm/toy/model --tokens 24,48 --decode 4 --prompts 2 --dtype float32",),
     minutes=45,
     level=2,
     file=ROOT / "minivlm" / "cache.py",

@@ -33,7 +33,7 @@ LAB = Lab(
     ),
     count=4,
     units="rounds",
-    seconds=30,
+    seconds=10,
     read_on=(
         "minivlm/lab/README.md, `If you see no speed-up`; on a GPU, and with the 7B, the numbers are there, too",
         "`python run.py cost`, `python run.py bench --shape llava-1.5-7b --layers 4 --dtype bfloat16`",
