@@ -63,7 +63,7 @@ def cells(row):
 
 def name(row):
     """Its label; in italics, and with what it is for, if it is no method."""
-    label = row["contestant"]
+    label = row["contestant"].replace("|", r"\|")          # which would end the cell
     return label if row["role"] == "method" else f"*{label}* ({row['role']})"
 
 

@@ -8,6 +8,8 @@ examples:
   python run.py new mine.py --like asap
 """
 
+import re
+import shlex
 from pathlib import Path
 
 from minivlm.io.atomic import write_text
@@ -15,6 +17,7 @@ from minivlm.lab.cli.arguments import new_name
 from minivlm.lab.cli.output import writable
 from pruning.base import UserError
 
+USABLE = re.compile(r"[\w./~][\w./~ -]*\.py")  # a comma, + and @ part the names of methods, a colon ends the file's
 STARTS = Path(__file__).parent / "starts"
 LIKE = {
     "fastv": "scores, and the best are kept",
@@ -34,14 +37,17 @@ def main(args):
     """Write the file, and say what to do next."""
     file = Path(args.file)
     writable(file, ".py")
+    if not USABLE.fullmatch(args.file):
+        raise UserError(f"{file}: take a name of letters, digits, _ and -, with .py at its end: no command could take "
+                        "this one as FILE.py:NAME")
     if file.exists():
         raise UserError(f"{file} exists: name a new file")
     write_text(file, start(args.like, args.file))
     print(f"wrote {file}; next:")
-    print(f"  python run.py check {file}:Mine")
+    print(f"  python run.py check {shlex.quote(args.file)}:Mine")
 
 
 def start(like, file):
     """The text of the file: a method to start from, with the file's own name in its examples."""
     text = (STARTS / f"{like}.py").read_text()
-    return text.replace("mine.py", file)
+    return text.replace("mine.py", shlex.quote(file))

@@ -146,6 +146,9 @@ def test_the_text_has_the_case(folder, capsys):
     ("bug_01.py:", "bug_01.py: line 3", "write the name of a promise"),
     ("bug_01.py:", "bug_99.py: needle", "there is no bug_99.py"),
     ("bug_01.py:", "bug_01.py: shift\nbug_01.py: scale", "answered twice"),
+    ("bug_01.py:", "bug_01.py budget", "line 10: write the name of the file"),
+    ("bug_01.py:", "Bug_01.py: budget", "line 10: write the name of the file"),
+    ("seed: 5", "seed: 5\nseed: 6", "it has 2 lines `seed: ..`"),
     ("seed: 5", "", "`seed: ..` is gone"),
     ("seed: 5", "seed: five", "the seed is a number"),
 ])

@@ -206,6 +206,10 @@ HOSTILE = {
     "return None": "the score is None, and should be a tensor",
     "return {1, 2}": "the score is",
     "return object()": "the score is a object, and should be a tensor",
+    "return torch.ones(3).to_sparse()": "score raises",
+    "return [self.__dict__.setdefault('a', []), self.a.append(self.a)]": "score raises RecursionError",
+    "return torch.ones(3).long().softmax(0)": "score raises NotImplementedError",
+    "raise ValueError(chr(27) + '[2J')": "score raises ValueError: \\x1b[2J",
     "return torch.zeros(3, dtype=torch.complex64)": "the score has complex numbers",
 }
 
@@ -245,6 +249,20 @@ def test_loops_without_end(text, sentence, server, tmp_path, monkeypatch):
     """Are ended."""
     monkeypatch.setattr(server, "limits", Limits(seconds=1.0))
     assert grade_of(server, text, tmp_path, checks=1).rows[0].sentence.endswith(sentence)
+
+
+def test_a_submission_meets_no_other(server, tmp_path):
+    """One that removes the folder in which it runs, the tree too, costs itself points; where the next one runs there is
+    no solution, though the tree of another exercise had it.
+    """
+    removed = "return [__import__('shutil').rmtree(place, True) for place in ('.', '../tree')]"
+    assert grade_of(server, fastv_with(removed), tmp_path).points == 0
+    server.submission(PROBLEMS["divprune"], tmp_path / "answer.py").close()
+    assert "attention(" in (server.folder / "submission/tree/pruning/fastv.py").read_text()
+    good = body_of(PROBLEMS["fastv"].file.read_text(), "FastV.score")
+    assert all(row.points for row in grade_of(server, fastv_with(good.strip()), tmp_path).rows)
+    sources = [file.read_text() for file in server.folder.rglob("fastv.py")]
+    assert sources and not any(good in source for source in sources)
 
 
 def test_what_ends_the_process_costs_one_check(server, tmp_path):
@@ -297,6 +315,7 @@ def test_the_list_and_a_page(capsys):
     (["nothing"], "is no exercise: use one of"),
     (["start", "fastv"], "needs NAME and DIR"),
     (["start", "nothing", "DIR"], "is no exercise"),
+    (["start", "fastv", ""], "'' can name no file"),
     (["grade"], "needs DIR"),
     (["grade", "DIR"], "holds no answer"),
     (["grade", "DIR/no"], "there is no such folder"),
@@ -304,6 +323,8 @@ def test_the_list_and_a_page(capsys):
     (["grade", "DIR", "--seed", "x"], "--seed"),
 ])
 def test_bad_input(words, message, capsys, tmp_path):
+    """An answer is a file."""
+    (tmp_path / "fastv.py").mkdir()
     words = [word.replace("DIR", str(tmp_path)) for word in words]
     status, out, err = done(capsys, "exercise", *words)
     assert (status, out) == (2, "")

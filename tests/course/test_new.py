@@ -30,6 +30,13 @@ def test_a_start_runs(capsys, monkeypatch, tmp_path, like):
     assert pruner.laws and not list(broken(pruner, example))
 
 
+def test_a_name_with_spaces_is_quoted(capsys, monkeypatch, tmp_path):
+    """So that what is printed, and what the file says of itself, can be pasted."""
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = done(capsys, "new", "my own.py")
+    assert "check 'my own.py':Mine" in out and "check 'my own.py':Mine" in Path("my own.py").read_text()
+
+
 def test_like_fastv_is_fastv(capsys, monkeypatch, tmp_path):
     """The start keeps what the method keeps; the second best of three in the last row goes with the first."""
     monkeypatch.chdir(tmp_path)
@@ -41,6 +48,11 @@ def test_like_fastv_is_fastv(capsys, monkeypatch, tmp_path):
     ("there.py", "there.py exists: name a new file"),
     ("own.txt", "own.txt: what is written is PY, so name it *.py"),
     ("gone/own.py", "name a file in a folder that exists"),
+    ("a,b.py", "take a name of letters"),
+    ("a+b.py", "take a name of letters"),
+    ('own"""own.py', "take a name of letters"),
+    ("own.PY", "take a name of letters"),
+    ("own\n.py", "take a name of letters"),
 ])
 def test_bad_input(capsys, monkeypatch, tmp_path, name, message):
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from command import done
 from minivlm.course import score
-from minivlm.course.board import HEADS, in_order
+from minivlm.course.board import HEADS, in_order, name
 from minivlm.course.score import evidence_first
 from minivlm.toy import benchmark
 
@@ -107,6 +107,11 @@ def test_order_of_the_table():
     assert [each["contestant"] for each in in_order(rows)] == ["random as a", "a", "evidence first"]
     rows.append(row("b", "method", .6))
     assert [each["contestant"] for each in in_order(rows)] == ["b", "a", "evidence first"]
+
+
+def test_a_name_ends_no_cell():
+    """Markdown would take the bar in a file's name for the end of the cell."""
+    assert name(dict(contestant="a|b.py:Mine 0.1", role="method")) == r"a\|b.py:Mine 0.1"
 
 
 def test_the_evidence_is_what_the_question_is_about():

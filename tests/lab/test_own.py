@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -56,6 +57,16 @@ class Same(PruMerge):
 class Averages(PruMerge):
     def normalised(self, merge):
         return merge / merge.sum(dim=1, keepdim=True)
+
+def complex_numbers(keep):
+    return torch.zeros(keep, dtype=torch.complex64)
+
+def exits(attention, visual):
+    raise SystemExit(3)
+
+@dataclass(frozen=True)
+class Misspelt(DivPrune):
+    laws = frozenset({"selects"})
 
 class NoMethod:
     pass
@@ -173,6 +184,10 @@ def test_a_class(own, capsys):
 @pytest.mark.parametrize("words, message", [
     ("mine.py:fails --against fastv", "mine.py:18: AttributeError: 'int' object has no attribute 'tokens'"),
     ("mine.py:mask --against fastv", "torch.bool, not indices"),
+    ("mine.py:complex_numbers --against fastv", "returns torch.complex64, not indices"),
+    ("mine.py:select --against fastv --junit x.xml", "--junit is for a check without --against"),
+    ("mine.py:select --against fastv --out x.png", "--out is for a check without --against"),
+    ("mine.py:Misspelt --quick", "declares 'selects', which is no law"),
     ("mine.py:words --against fastv", "returns a str, not indices"),
     ("mine.py:wants --against fastv", "wants has an argument 'colour': the arguments are tokens, keep, visual"),
     ("mine.py:of_cls --against fastv", "the argument cls_attention cannot be read here"),
@@ -192,6 +207,14 @@ def test_bad_input(own, capsys, words, message):
     status, out, err = done(capsys, "check", *words.split())
     assert status == 2 and out == ""
     assert message in err and len(err.splitlines()) == 1
+
+
+def test_a_method_that_exits(own, capsys):
+    """Breaks a promise, and does not end the check; the XML can be read whatever the file is called."""
+    Path("a\x01.py").write_text(OWN)
+    status, out, _ = done(capsys, "check", "a\x01.py:exits", "--quick", "--junit", "promises.xml")
+    assert status == 1 and ": SystemExit: 3" in out
+    assert ElementTree.parse("promises.xml").getroot().get("name") == r"a\x01.py:exits"
 
 
 def test_a_missing_recording_is_named(own, capsys, monkeypatch):

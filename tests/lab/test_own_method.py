@@ -55,10 +55,34 @@ def number(tokens):
 def crashes(tokens):
     return tokens.attention
 
+def exits(tokens):
+    raise SystemExit(0)
+
+def squares(attention, visual):
+    return attention.mean(dim=0)[visual] * 1j
+
+def quotient(attention, visual):
+    return attention.mean(dim=0)[visual] * float("nan")
+
+def positional(attention, visual, /):
+    return attention.mean(dim=0)[visual]
+
+def lazy(keep):
+    yield keep
+
+class Odd(FastV):
+    def score(self):
+        return 1
+
+class Undecorated(FastV):
+    def __init__(self):
+        pass
+
 class NoMethod:
     pass
 '''
 FAILS = OWN.splitlines().index('        return tokens.before.mean_attention("lats")') + 1
+EXITS = OWN.splitlines().index("    raise SystemExit(0)") + 1
 CRASHES = OWN.splitlines().index("    return tokens.attention") + 1
 
 
@@ -108,6 +132,24 @@ def test_a_file_is_executed_once_until_it_changes():
     path = Path("mine.py")
     path.write_text(OWN.replace("option(power", "option(3.0"))
     assert kind_of("mine.py:Mine")().power == 3.0
+
+
+@pytest.mark.parametrize("text, message", [
+    ("raise BaseException('stop')", "own.py:1: BaseException: stop"),
+    ("x = '\0'", "own.py: SyntaxError"),
+])
+def test_a_file_that_cannot_be_executed(capsys, text, message):
+    """Whatever it raises, and with no line where Python names none."""
+    Path("own.py").write_text(text)
+    status, out, err = done(capsys, "methods", "own.py:Mine")
+    assert status == 2 and len(err.splitlines()) == 1
+    assert message in err
+
+
+def test_nothing_kept_is_no_mask():
+    """An empty list holds indices, too."""
+    Path("own.py").write_text("def nothing(keep):\n    return []\n")
+    assert kind_of("own.py:nothing")(keep=2).reduce(example()).keep.tolist() == []
 
 
 def test_composed_scheduled_and_varied():
@@ -162,6 +204,13 @@ def test_answers_of_another_text_of_the_file_are_not_taken(capsys):
     ("mine.py:crashes", f"mine.py:{CRASHES}: AttributeError: 'Tokens' object has no attribute 'attention'"),
     ("mine.py:of_all_tokens", "of_all_tokens returns (156,), and must return (n,) = (144,)"),
     ("mine.py:number", "number returns a float, and must return a tensor of scores"),
+    ("mine.py:exits", f"mine.py:{EXITS}: SystemExit: 0"),
+    ("mine.py:squares", "mine.py: RuntimeError"),
+    ("mine.py:positional", "mine.py: TypeError"),
+    ("mine.py:Odd", "mine.py: TypeError"),
+    ("mine.py:quotient", "quotient returns NaN"),
+    ("mine.py:lazy", "lazy returns a generator"),
+    ("mine.py:Undecorated --keep 8", "mine.py:Undecorated cannot be built with keep"),
     ("mine.py:NoMethod", "the class is no Pruner"),
     ("mine.py:none", "it has Mine, Fails, score"),
     ("gone.py:Mine", "gone.py: there is no such file"),
@@ -170,6 +219,6 @@ def test_answers_of_another_text_of_the_file_are_not_taken(capsys):
 ])
 def test_bad_input(capsys, name, message):
     """One line, with the line of the file if it is the file's fault."""
-    status, out, err = done(capsys, "ask", *ASK, "--method", name)
+    status, out, err = done(capsys, "ask", *ASK, "--method", *name.split())
     assert status == 2 and len(err.splitlines()) == 1
     assert message in err

@@ -506,7 +506,11 @@ def test_a_warning_is_shown_where_the_command_succeeds(monkeypatch):
 
 
 def test_a_refusal_is_printed_by_the_first_process(capsys, monkeypatch):
-    """The other processes of torchrun wait, to be ended. One that nobody ends prints the refusal after a while."""
+    """The other processes of torchrun wait, to be ended. One that nobody ends prints the refusal after a while. So it is
+    with what the system refuses.
+    """
+    def full(args):
+        raise OSError(28, "No space left on device", "scores.json")
     waited = []
     monkeypatch.setattr(ending.time, "sleep", waited.append)
     for rank, seconds in (("0", []), ("1", [ending.PATIENCE])):
@@ -514,6 +518,11 @@ def test_a_refusal_is_printed_by_the_first_process(capsys, monkeypatch):
         waited.clear()
         status, out, err = done(capsys, "tables", "none")
         assert status == 2 and waited == seconds and err.count("no paper 'none'") == 1 and not out
+        waited.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "main", full)
+            status, _, err = done(capsys, "tables")
+        assert status == 2 and waited == seconds and err.count("No space left on device") == 1
 
 
 @pytest.mark.parametrize("command", ["methods --json", "methods fastv"])

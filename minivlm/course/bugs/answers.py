@@ -14,6 +14,7 @@ from pruning.base import UserError
 NAME = "ANSWERS.txt"
 LAST_SEED = 2 ** 31 - 1
 ANSWER = re.compile(r"(?P<file>bug_\d+\.py)\s*:(?P<said>.*)")
+NEARLY = re.compile(r"bug\W?_?\d", re.I)
 SAID = re.compile(r"(?P<name>[a-z]+)(\s*,\s*(line\s*)?(?P<line>\d{1,6}))?")
 PAGE = """\
 Each file is one of this repository's, with one mistake. Write after its colon the promise that it breaks, as in
@@ -75,20 +76,29 @@ def read(folder):
 
 
 def written(text, path):
-    """(where, file, what is said of it) for each line with a file's name. # begins a comment."""
+    """(where, file, what is said of it) for each line with a file's name. # begins a comment.
+
+    UserError for a line that begins like one and is none: it would be taken for no answer.
+    """
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].strip()
         match = ANSWER.fullmatch(words)
+        where = f"{path}, line {number}"
         if match:
-            yield f"{path}, line {number}", match["file"], match["said"].strip()
+            yield where, match["file"], match["said"].strip()
+        elif NEARLY.match(words):
+            raise UserError(f"{where}: write the name of the file in small letters, a colon, and what it breaks; got "
+                            f"{words!r}")
 
 
 def seed_in(text, path):
     """The number in the line of the seed."""
-    match = re.search(r"^seed:(.*)$", text, re.M)
-    if not match:
+    lines = re.findall(r"^seed:(.*)$", text, re.M)
+    if len(lines) > 1:
+        raise UserError(f"{path}: it has {len(lines)} lines `seed: ..`: leave the one that `run.py bugs` wrote")
+    if not lines:
         raise UserError(f"{path}: its line `seed: ..` is gone, which says which file has which mistake: put it back")
-    words = match[1].strip()
+    words = lines[0].strip()
     if not re.fullmatch(r"\d{1,10}", words) or int(words) > LAST_SEED:
         raise UserError(f"{path}: the seed is a number up to {LAST_SEED}, as `run.py bugs` wrote it; got {words!r}")
     return int(words)

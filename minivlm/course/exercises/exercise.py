@@ -37,7 +37,7 @@ ALL = "all"
 
 def add_arguments(parser):
     """What to do, and how answers are graded."""
-    parser.add_argument("words", nargs="*", metavar="NAME | start NAME DIR | grade DIR ..",
+    parser.add_argument("words", nargs="*", type=new_name, metavar="NAME | start NAME DIR | grade DIR ..",
                         help="nothing: the list; a name: that exercise; start NAME (or all) DIR: write a stub into "
                              "DIR; grade DIR ..: grade the answers in DIR, or in the folders in it")
     group = parser.add_argument_group("grading")
@@ -86,7 +86,7 @@ def arguments(command, names, words):
 def start(name, folder):
     """Write the stub of an exercise, or of all, into a folder. UserError if a file would be overwritten."""
     problems = PROBLEMS.values() if name == ALL else [found(name)]
-    folder = Path(new_name(folder))
+    folder = Path(folder)
     files = {folder / f"{problem.name}.py": stub(problem, PROBLEMS) for problem in problems}
     for file in files:
         if file.exists():
@@ -137,7 +137,7 @@ def answers_in(folder):
 def marked(folder):
     """[(file, its exercise)] of a folder's Python files: their first lines, or else their names, say which it is."""
     answers = []
-    for file in sorted(folder.glob("*.py")):
+    for file in sorted(filter(Path.is_file, folder.glob("*.py"))):         # no folder, no pipe
         name = problem_name(beginning(file)) or file.stem
         if name in PROBLEMS:
             answers.append((file, PROBLEMS[name]))

@@ -10,6 +10,7 @@ from pathlib import Path
 from minivlm.course.exercises.problem import ROOT
 
 MARK = "# minivlm exercise "           # begins the first line of a stub, before the problem's name
+STUB = "see python run.py exercise"    # in what an empty function raises; torch raises NotImplementedError, too
 COPIED = ("pruning", "minivlm")
 LEFT_OUT = (ROOT / "minivlm" / "lab", ROOT / "minivlm" / "course")     # they hold solutions; no method needs them
 
@@ -42,7 +43,7 @@ def blanked(problem, problems):
             continue
         says = "write it" if other is problem else "another exercise"
         for region in other.regions:
-            message = f"{region}: {says}, see python run.py exercise {other.name}"
+            message = f"{region}: {says}, {STUB} {other.name}"
             bodies[region] = f'{indent_of(text, region)}raise NotImplementedError("{message}")\n'
     return with_bodies(text, bodies)
 

@@ -25,11 +25,13 @@ def exit_status(command, argv):
         return _ended(command, argv)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not own_fault(error):     # after --help
+            raise
         refused = refusal(error)
         if refused is None and ("--debug" in argv or os.environ.get("MINIVLM_DEBUG")):     # the tests set the variable
             raise
-        if isinstance(error, UserError):
+        if refused:
             _let_the_first_process_print()
         print(f"run.py: {refused or bug(error)}", file=sys.stderr)
         return 2 if refused else 70

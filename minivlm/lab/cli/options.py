@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from minivlm.io.data import SMALL, read_json
 from minivlm.lab.cli import modules
-from minivlm.lab.named.kind import kind_of
+from minivlm.lab.named.kind import built, kind_of
 from minivlm.llama import plan
 from pruning import EVERY, METHODS, READINGS
 from pruning.atp import ATP
@@ -203,7 +203,7 @@ def _single(name, keep, settings, defaults):
     folder = texts.pop("module", "none")               # the only option that is no value: where the value lies
     options = {option: parse(known[option], text) for option, text in texts.items()}
     if folder.lower() == "none":
-        return kind(**options)
+        return built(kind, name, **options)
     return modules.read(folder, kind, **options)
 
 

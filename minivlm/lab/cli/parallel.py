@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
-from threading import Thread
+from threading import RLock, Thread
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 SMALL = 10 ** 8                                    # parameters
 PATIENCE = timedelta(days=30)                      # with a process that has more to do; one that has ended is noticed
@@ -94,6 +95,7 @@ def _status(ranks):
 
 
 def _rank(command, threads, variables):
+    tqdm.set_lock(RLock())             # its own is a semaphore of the system, which a process that is ended leaves behind
     Thread(target=_follow, daemon=True).start()
     os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(threads)

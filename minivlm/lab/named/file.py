@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pruning.base import UserError
 
+RAISED = (Exception, SystemExit)       # what a reader's own code may raise, and does not end the command
 MODULE = "own_method:"                 # the file is imported under this name and its own
 
 
@@ -60,14 +61,22 @@ def blaming(file):
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:     # exit() too
         raise at_line(error, file) from error
 
 
 def own_fault(error):
-    """The UserError of an error that passed a reader's own file, with its file and line; None for any other."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        name = frame.f_globals.get("__name__", "")
+    """The UserError of an error that passed a reader's own file, with its file and line; None for any other.
+
+    What our code cannot do with an object of a reader's class is of that file, too, but has no line.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_globals.get("__name__", "") for frame in frames]
+    if not isinstance(error, UserError):
+        names += [type(frame.f_locals.get("self")).__module__ for frame in frames]
+    for name in names:
         if name.startswith(MODULE):
             return at_line(error, name.removeprefix(MODULE))
     return None
@@ -85,7 +94,7 @@ def at_line(error, file):
 def lines_of(error, file):
     """The numbers of the lines of the file that the error passed, as text."""
     if isinstance(error, SyntaxError):
-        return [str(error.lineno)]
+        return [str(error.lineno)] if error.lineno else []
     path = Path(file).resolve()
     frames = traceback.extract_tb(error.__traceback__)
     return [str(frame.lineno) for frame in frames if Path(frame.filename).resolve() == path]

@@ -80,9 +80,11 @@ def called(function, tokens, keep):
     try:
         indices = torch.as_tensor(returned).flatten()
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"it returns a {type(returned).__name__}, not indices of visual tokens") from None
-    if indices.is_floating_point() or indices.dtype == torch.bool:
-        raise UserError(f"it returns {indices.dtype}, not indices: of a mask take mask.nonzero()")
+        raise UserError(f"{function.__name__} returns a {type(returned).__name__}, not indices of visual tokens") from None
+    if not len(indices):               # an empty list has no numbers that say of which kind they are
+        indices = indices.long()
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise UserError(f"{function.__name__} returns {indices.dtype}, not indices: of a mask take mask.nonzero()")
     return Reduction(indices.long().sort().values)
 
 
@@ -94,4 +96,7 @@ def scores(function, tokens):
     if score.shape != (tokens.n,):
         raise UserError(f"{function.__name__} returns {tuple(score.shape)}, and must return (n,) = ({tokens.n},): "
                         "a score for each visual token")
+    if score.isnan().any():
+        raise UserError(f"{function.__name__} returns NaN among its scores: a quotient 0 / 0, a root of a negative "
+                        "number, or a model that overflows in float16")
     return score

@@ -12,7 +12,7 @@ it keeps, as indices, instead. It acts before a layer of the decoder; if it read
 import inspect
 from functools import cache
 
-from minivlm.lab.named.file import from_file
+from minivlm.lab.named.file import from_file, own_fault
 from minivlm.lab.named.inputs import arguments, called, scores
 from pruning import EVERY, METHODS
 from pruning.base import Pruner, Reduction, UserError
@@ -31,6 +31,17 @@ def kind_of(name):
         raise UserError(f"--method {name}: {name!r} is not known: use one of {', '.join(METHODS)}, "
                         "a reading (run.py methods --readings), or a method of your own, FILE.py:NAME")
     return EVERY[name]
+
+
+def built(kind, name, **options):
+    """An object of the class that the name means. UserError if it does not take these options."""
+    try:
+        return kind(**options)
+    except TypeError as error:
+        if own_fault(error):           # raised inside it
+            raise
+        raise UserError(f"{name} cannot be built with {', '.join(options) or 'no options'} ({error}): give each field a "
+                        "default, and decorate the class with @dataclass(frozen=True)") from None
 
 
 def is_known(name):

@@ -25,6 +25,9 @@ def compare(args):
     if args.against not in EVERY:
         raise UserError(f"--against {args.against}: it is not known: use one of {', '.join(METHODS)}, "
                         "or a reading (run.py methods --readings)")
+    for option, value in (("--out", args.out), ("--junit", args.junit)):
+        if value is not None:
+            raise UserError(f"{option} is for a check without --against, which compares and writes nothing")
     own = from_file(args.own)
     file = args.own.rpartition(":")[0]
     is_class = inspect.isclass(own)

@@ -19,12 +19,13 @@ from minivlm.lab.cli import output
 from minivlm.lab.cli.arguments import Number, add_json, new_name, within
 from minivlm.lab.cli.options import build
 from minivlm.lab.named.inputs import INPUTS
-from minivlm.lab.named.kind import kind_of
+from minivlm.lab.named.kind import built, kind_of
 from minivlm.lab.own import against, page, worth
 from minivlm.lab.own.examined import examined
 from minivlm.lab.own.promises.finding import broken
 from pruning import METHODS
 from pruning.base import UserError
+from pruning.laws import LAWS
 
 COUNT = 40                             # questions of each family, 320 in all
 KEEP = "0.1"
@@ -76,12 +77,18 @@ def main(args):
 def runnable(name):
     """The class of the method. UserError if it cannot be built without options, or needs a training first."""
     kind = kind_of(name)
-    try:
-        pruner = kind()
-    except TypeError as error:
-        raise UserError(f"{name} cannot be built without options ({error}): give each field a default, and decorate "
-                        "the class with @dataclass(frozen=True)") from None
+    pruner = built(kind, name)
     if "training" in pruner.preconditions:
         raise UserError(f"{name} needs a module trained for the model, and is checked without one: its tests are in "
                         "tests/laws")
+    check_laws(pruner.laws, name)
     return kind
+
+
+def check_laws(laws, name):
+    """UserError for a law that there is not: it would never be tried."""
+    is_set = isinstance(laws, (set, frozenset))
+    unknown = sorted(map(str, laws - LAWS.keys())) if is_set else [str(laws)]
+    if unknown:
+        raise UserError(f"{name} declares {unknown[0]!r}, which is no law: `laws` is a frozenset of some of "
+                        f"{', '.join(LAWS)}")

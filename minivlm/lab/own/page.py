@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 from minivlm.io.atomic import written
 from minivlm.lab.own.promises.finding import BROKEN, KEPT, SKIPPED
+from pruning.errors import escaped
 
 WIDTH = 116
 MARKS = {KEPT: "ok", BROKEN: "BROKEN"}
@@ -99,7 +100,7 @@ def data(result):
 def write_junit(path, result):
     """Write a test case per promise: a failure with its case, what was seen and the cause if it is broken."""
     rows = result["promises"]
-    method = result["method"]
+    method = printable(result["method"])
     suite = ElementTree.Element("testsuite", name=method)
     suite.set("tests", str(len(rows)))
     suite.set("failures", number(rows, BROKEN))
@@ -107,13 +108,18 @@ def write_junit(path, result):
     for row in rows:
         case = ElementTree.SubElement(suite, "testcase", classname=method, name=row.name)
         if row.status == BROKEN:
-            failure = ElementTree.SubElement(case, "failure", message=f"{row.sentence}: {row.seen}")
-            failure.text = f"case: {row.case}\nseen: {row.seen}\ncause: {row.cause}"
+            failure = ElementTree.SubElement(case, "failure", message=printable(f"{row.sentence}: {row.seen}"))
+            failure.text = "\n".join(map(printable, (f"case: {row.case}", f"seen: {row.seen}", f"cause: {row.cause}")))
         if row.status == SKIPPED:
             ElementTree.SubElement(case, "skipped", message=row.seen)
     tree = ElementTree.ElementTree(suite)
     with written(path) as beside:
         tree.write(beside, encoding="utf-8", xml_declaration=True)
+
+
+def printable(text):
+    """The text with escapes in place of what XML cannot hold, such as the control characters of a file's name."""
+    return "".join(map(escaped, text))
 
 
 def number(rows, status):

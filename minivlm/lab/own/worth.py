@@ -7,6 +7,7 @@ from minivlm.lab.cost import cost
 from minivlm.lab.cost.count import able
 from minivlm.lab.cost.shapes import shape_of
 from minivlm.lab.lineup.lineup import fitted, lineup
+from minivlm.lab.named.file import RAISED
 from minivlm.lab.named.kind import kind_of
 from minivlm.lab.own import answering
 from minivlm.lab.own.promises.contract import said
@@ -36,7 +37,7 @@ def measured(args, result):
             found[name] = part(args)
         except UserError as error:     # such as a layer that this model does not have
             found[name] = dict(lines=[f"{name}: it does not run here: {error}"])
-        except Exception as error:     # whatever a reader's own code raises
+        except RAISED as error:
             promises.append(failed(name, error))
             found[name] = dict(lines=[f"{name}: it ends with an error: {said(error)}"])
     return found

@@ -70,12 +70,12 @@ class ForkServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def submission(self, problem, file):
-        """The Side of a student's file."""
-        tree = self.folder / problem.name
-        if not tree.exists():
-            tree.mkdir()
-            write_tree(tree, problem, self.problems)
-        return Submission(self, tree, Path(file).resolve())
+        """The Side of a student's file, in a folder of its own: no other submission's code has been there."""
+        folder = self.folder / "submission"
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "tree").mkdir(parents=True)
+        write_tree(folder / "tree", problem, self.problems)
+        return Submission(self, folder, Path(file).resolve())
 
     def connected(self):
         """A socket to a fresh process."""
@@ -100,9 +100,9 @@ def libraries():
 class Submission(Side):
     """A student's file in a process of its own, which is started when it is first asked."""
 
-    def __init__(self, server, tree, file):
+    def __init__(self, server, folder, file):
         self.server = server
-        self.tree = tree
+        self.folder = folder
         self.file = file
         self.connection = None
         self.error = None              # why the file cannot be imported
@@ -132,10 +132,12 @@ class Submission(Side):
     def start(self):
         """Start the process, and import the file in it."""
         limits = self.server.limits
+        work = self.folder / "work"
+        work.mkdir(parents=True, exist_ok=True)
         self.connection = self.server.connected()
         task = dict(
-            tree=str(self.tree),
-            folder=str(self.server.folder),
+            tree=str(self.folder / "tree"),
+            folder=str(work),
             file=str(self.file),
             memory=limits.memory,
             cpu=limits.cpu,

@@ -80,7 +80,7 @@ def attend(connection):
             request = wire.unpack(wire.receive(connection))
         except EOFError:
             return
-        wire.send(connection, answer(module, request, task["file"]))
+        wire.send_packed(connection, answer(module, request, task["file"], wire.pack))
 
 
 def close_control():
@@ -127,12 +127,12 @@ def imported(file):
     return module, None
 
 
-def answer(module, request, file):
-    """The results of a request's calls, or what went wrong."""
+def answer(module, request, file, pack):
+    """The message with the results of a request's calls, or with what went wrong."""
     try:
-        return dict(results=calls.results(module, **request), error=None)
-    except BaseException as error:     # exit() too
-        return dict(results=None, error=calls.described(error, file))
+        return pack(dict(results=calls.results(module, **request), error=None))
+    except BaseException as error:     # exit() too, and what cannot be sent, such as a list that contains itself
+        return pack(dict(results=None, error=calls.described(error, file)))
 
 
 if __name__ == "__main__":

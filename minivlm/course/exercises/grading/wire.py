@@ -166,7 +166,11 @@ DECODERS = {
 
 def send(connection, value):
     """Send a message."""
-    data = pack(value)
+    send_packed(connection, pack(value))
+
+
+def send_packed(connection, data):
+    """Send the bytes of a message."""
     connection.sendall(len(data).to_bytes(LENGTH, "little") + data)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from minivlm.lab.named.file import RAISED
 from minivlm.lab.own.in_model.runs import IN_HALF, OFFSETS, ONE, SEVERAL, TILES, Replay, Run
 from minivlm.lab.own.in_model.tiny import MARK, all_rows, ids
 from minivlm.lab.own.promises.contract import said
@@ -162,7 +163,7 @@ def asked_once(name, check, pruner):
     """The Finding of one check on one image."""
     try:
         seen = check(Run(pruner, ONE))
-    except Exception as error:         # whatever a reader's own code raises
+    except RAISED as error:
         return failed(name, ONE, error)
     if seen is None:
         return Finding(name, SENTENCES[name], SKIPPED, seen="no promise of this kind of method")
@@ -180,7 +181,7 @@ def asked_of(name, prompts, pruner, checks):
                     return concluded(name, prompt, seen, check)
         except UserError as error:     # a method may refuse such a prompt, in words
             return Finding(name, SENTENCES[name], SKIPPED, seen=f"it refuses {prompt.words}: {said(error)}")
-        except Exception as error:     # whatever a reader's own code raises
+        except RAISED as error:
             return failed(name, prompt, error)
     return Finding(name, SENTENCES[name])
 
@@ -191,7 +192,7 @@ def in_half(pruner):
     try:
         logits, _, trace = Run(pruner, IN_HALF).result
         _, _, in_full = Run(pruner, ONE).result
-    except Exception as error:         # whatever a reader's own code raises
+    except RAISED as error:
         return failed(name, IN_HALF, error)
     if not logits.isfinite().all():
         return concluded(name, IN_HALF, "the logits are not finite", None)

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 
+from minivlm.lab.named.file import RAISED
 from minivlm.lab.own.promises.drawn import Case
 from minivlm.lab.own.promises.recorder import PUBLIC
 from pruning.altered import shifted
@@ -75,7 +76,7 @@ def returns_rows(case):
     rows = set(larger.tokens.visual.tolist())
     try:
         keep = larger.pruner.reduce(larger.tokens).keep.tolist()
-    except Exception:                  # another mistake
+    except RAISED:                     # another mistake
         return False
     return set(keep) <= rows
 
@@ -232,7 +233,7 @@ def reads_text_before(case):
     try:
         keep = larger.pruner.reduce(larger.tokens).keep
         moved = larger.pruner.reduce(shifted(larger.tokens, larger.tokens.n)).keep
-    except Exception:                  # it fails elsewhere: another promise says so
+    except RAISED:                     # it fails elsewhere: another promise says so
         return False
     first = torch.arange(len(moved))
     return not keep.equal(moved) and moved.equal(first)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivlm.lab.named.file import own_fault
+from minivlm.lab.named.file import RAISED, own_fault
 from minivlm.lab.own.promises import causes
 from minivlm.lab.own.promises.drawn import LAYERS
 from minivlm.lab.own.promises.finding import BROKEN, Finding
@@ -61,7 +61,7 @@ def outcome(case):
         result.changed = difference(before, copies(case.tokens))
         seed_all(1)
         result.again = case.pruner.reduce(case.tokens)
-    except Exception as error:         # whatever a reader's own code raises
+    except RAISED as error:
         result.error = error
     return result
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from minivlm.lab.named.file import RAISED
 from minivlm.lab.own.promises import causes
 from minivlm.lab.own.promises.contract import said
 from minivlm.lab.own.promises.drawn import needles
@@ -69,7 +70,7 @@ def broken_on(name, case):
         if LAWS[name].holds(case.pruner, case.tokens):
             return ""
         return SEEN[name](case)
-    except Exception as error:         # whatever a reader's own code raises
+    except RAISED as error:
         return f"it ends with an error: {said(error)}"
 
 
