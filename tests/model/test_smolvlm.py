@@ -250,6 +250,21 @@ def test_cost_is_counted():
     assert cost.visual == (4, 4) and cost.projector == 2 * 4 * 512 * 32
 
 
+def test_plain_pixels_are_tiles_without_text(model):
+    """As `bench` gives them."""
+    pixels = model.processor.pixels(WIDE).pixels
+    tokens = model.embed([1, ID["<image>"], 2], [pixels])
+    assert tokens.n == 20 and len(tokens.hidden) == 22
+
+
+def test_atp_is_not_trained_on_tiles(capsys, tmp_path):
+    """As with InternVL."""
+    words = ["train", "atp", "--model", str(TINY), "--data", "toy", "--target-tokens", "3", "--layers", "1",
+             "--freeze-lm", "--out", str(tmp_path)]
+    assert run.main(words) == 2
+    assert "this model cuts pictures into tiles" in capsys.readouterr().err
+
+
 def test_from_the_command_line(capsys, tmp_path):
     """ask with a picture of what was kept, verify."""
     words = ["ask", LAND, "What?", "--model", str(TINY), "--max-new-tokens", "3", "--method", "fastv", "--keep", "9",

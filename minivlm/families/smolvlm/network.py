@@ -11,6 +11,7 @@ from torch import nn
 
 from minivlm.families.internvl import InternVL
 from minivlm.families.siglip import SiglipVision
+from minivlm.families.smolvlm.image import SplitPicture
 from minivlm.parts.sequence import Part
 
 
@@ -39,7 +40,7 @@ class Projector(nn.Module):
 
 
 class SmolVLM(InternVL):
-    """The whole model. An image is a SplitPicture."""
+    """The whole model. An image is a SplitPicture, or plain pixels: tiles without text."""
 
     tower = NormedSiglip
     projector = Projector
@@ -47,6 +48,8 @@ class SmolVLM(InternVL):
 
     def image_part(self, image, pruner, trace):
         """The Part of one image: the visual tokens that are left of each tile, and all of the text around them."""
+        if not isinstance(image, SplitPicture):
+            return super().image_part(image, pruner, trace)
         first_tile = trace.tiles
         tokens = super().image_part(image.pixels, pruner, trace)
         per_tile = self.config.grid_side ** 2

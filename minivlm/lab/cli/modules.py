@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from minivlm.families.internvl import InternVL
 from minivlm.io.atomic import save_tensors
 from pruning import EVERY
 from pruning.atp import ATP, UNTRAINED, Thresholds
@@ -137,5 +138,5 @@ def _has_module_for(atp, folder):
 
 
 def cuts_tiles(model):
-    """Whether the number of visual tokens depends on the picture, as in LLaVA-NeXT and InternVL."""
-    return bool(model.config.image_grid_pinpoints or getattr(model.config, "max_tiles", None))
+    """Whether the number of visual tokens depends on the picture, as in LLaVA-NeXT, InternVL and SmolVLM."""
+    return bool(model.config.image_grid_pinpoints) or isinstance(model, InternVL)
