@@ -27,6 +27,7 @@ class PyramidDrop(Staged):
 
     positions = "renumber"
     laws = frozenset({"select", "ordered", "scale", "needle"})
+
     def with_average(self, average, n, layers):
         """Ratios r, r ** 2, r ** 3: the default ones are of this form, with r = 0.5."""
         stage = range(1, len(self.layers) + 1)

@@ -129,7 +129,7 @@ def test_a_failure_is_a_sentence_on_the_smallest_case(tmp_path):
     problem = PROBLEMS["fastv"]
     side = Ours(module_of(problem.file.read_text().replace(*fault), tmp_path))
     row, = [row for row in graded(problem, side).rows if row.check.name == "shift"]
-    assert row.sentence.startswith("text put before the image changes no choice; for 1 x 2 visual tokens (rows ")
+    assert row.sentence.startswith("text put before the image changes no choice; for an image of 1 x 2 tokens (rows ")
     assert "keep 1" in row.sentence and "it gives Reduction(selects 1: " in row.sentence
 
 

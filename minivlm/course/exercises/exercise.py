@@ -125,6 +125,8 @@ def grade(folders, args):
 def answers_in(folder):
     """[(file, its exercise)] of a folder, or of the folders in it. UserError if there are none."""
     path = Path(folder)
+    if path.is_file():
+        raise UserError(f"{folder} is a file: grade its folder, {path.parent}")
     if not path.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     answers = marked(path) or sum((marked(inner) for inner in sorted(path.iterdir()) if inner.is_dir()), [])

@@ -6,7 +6,10 @@ from typing import Any, Callable
 
 ROOT = Path(__file__).parents[3]
 OWN = Path(__file__).parent / "problems" / "sources"   # files that are only for an exercise
-SAMPLE = 'minivlm/toy/samples/00003.png "what shape is the red object ?"'      # a picture and a question for commands
+# pictures and questions for commands
+SAMPLE = 'minivlm/toy/samples/00003.png "what shape is the red object ?"'
+SQUARE = 'minivlm/toy/samples/00001.png "is there a cyan square ?"'
+CIRCLE = 'minivlm/toy/samples/00002.png "what color is the circle ?"'
 TOTAL = 15                             # points of each exercise
 LEVELS = {1: "warm-up", 2: "core", 3: "hard"}
 

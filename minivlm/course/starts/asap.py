@@ -36,7 +36,7 @@ class Mine(Ranked):
         """(T, T), added to the attention logits of a layer in place of the causal mask; -inf hides a token."""
         mask = tokens.here.mask().clone()                                          # (T, T)  causal
         image = self.image_of(tokens)                                              # (n,)
-        is_later = (image[:, None] == image).triu(1)                               # (n, n)  [i, j]: j after i, one image
+        is_later = (image[:, None] == image).triu(1)                               # (n, n)  [i, j]: j after i
         log_visible = self.visibility(tokens).log().to(mask.dtype)                 # (n,)
         visual_pairs = (tokens.visual[:, None], tokens.visual)                     # an (n, n) part of the mask
         mask[visual_pairs] = torch.where(is_later, log_visible, mask[visual_pairs])

@@ -1,8 +1,8 @@
 """A method of your own. It begins as a method like DivPrune, before the decoder: change `reduce`.
 
     python run.py check mine.py:Mine               which promises it keeps, what it costs, how well it does
-    python run.py compare minivlm/toy/samples/00003.png "what shape is the red object ?" --method divprune,mine.py:Mine \
-        --keep 0.25 --out mine.png
+    python run.py compare minivlm/toy/samples/00003.png "what shape is the red object ?" \
+        --method divprune,mine.py:Mine --keep 0.25 --out mine.png
     python run.py score mine.py:Mine               a row of the leaderboard
 """
 

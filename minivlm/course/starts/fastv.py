@@ -16,7 +16,7 @@ from pruning.fields import Amount, Layer, option
 class Mine(Ranked):
     """Keep the visual tokens that receive the most attention from the last prompt token."""
 
-    # Options: --set layer=3, --keep 0.25. Add your own in the same way, like  power: float = option(1.0, "of the score")
+    # Options: --set layer=3, --keep 0.25. Add your own in the same way:  power: float = option(1.0, "of the score")
     layer: Layer = option(2, "K: the first layer that runs on the kept tokens")
     keep: Amount = option(0.5, "share, or number, of visual tokens kept")
 
@@ -29,7 +29,7 @@ class Mine(Ranked):
         #   tokens.hidden   (T, D)  the states that enter layer K        tokens.grid  (n, 3)  tile, row, column
         #   tokens.visual   (n,)    the rows of the visual tokens        tokens.text()        the rows of the question
         #   tokens.before   layer K-1, which has run                     tokens.here          layer K, about to run
-        # Of a layer: attention(rows) (H, R, T), mean_attention(rows) (R, T), query(rows), key(), projected_key().
+        # Of a layer: attention(rows) and logits(rows) (H, R, T), mean_attention(rows) (R, T), query(rows), key().
         # rows: "last", "text", "visual", "all", or indices.
         attention = tokens.before.mean_attention("last")   # (1, T)
         return attention[0, tokens.visual]                 # (n,)

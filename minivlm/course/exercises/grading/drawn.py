@@ -81,10 +81,10 @@ class Prompt:
         return LayerView.of(attention=attention, logits=logits, query=query, key=key, stream_key=stream_key)
 
     def __str__(self):
-        pictures = " and ".join(f"{rows} x {columns}" for rows, columns in self.images)
+        pictures = " and ".join(f"an image of {rows} x {columns}" for rows, columns in self.images)
         kind = " in three directions" if self.kind == "copies" else ""
-        return (f"{pictures} visual tokens{kind} (rows {rows_in_words(self.visual())} of {self.length()}), "
-                f"keep {self.keep}, drawn with {self.seed}")
+        return (f"{pictures} tokens{kind} (rows {rows_in_words(self.visual())} of {self.length()}), "
+                f"keep {self.keep}, seed {self.seed}")
 
 
 def rows_in_words(rows):
@@ -155,4 +155,4 @@ class Vectors:
         return noise(self.seed)(self.count, self.width)
 
     def __str__(self):
-        return f"{self.count} vectors of width {self.width}, drawn with {self.seed}"
+        return f"{self.count} vectors of width {self.width}, seed {self.seed}"

@@ -20,7 +20,7 @@ def same(got, expected, what, atol=1e-4):
     elif isinstance(expected, Tensor):
         tensor(got, what, expected.shape)
         if not near(got, expected, atol).all():
-            raise Wrong(f"{what} is {difference(got, expected, atol)}")
+            raise Wrong(f"{what}: {difference(got, expected, atol)}")
     elif isinstance(expected, float):
         same_number(got, expected, what, atol)
     elif type(expected) is int:
@@ -33,7 +33,7 @@ def same(got, expected, what, atol=1e-4):
 
 def equal(holds, got, expected, what):
     """Wrong, with both values, if something does not hold."""
-    expect(holds, f"{what} is {shown(got)}, not {shown(expected)}")
+    expect(holds, f"{what}: {shown(got)}, not {shown(expected)}")
 
 
 def same_items(got, expected, what, atol):
@@ -56,7 +56,7 @@ def same_number(got, expected, what, atol):
     equal(is_number, got, expected, what)
     got = float(got)
     most = atol * max(1.0, abs(expected))
-    expect(abs(got - expected) <= most, f"{what} is {got:.7g}, not {expected:.7g}")
+    expect(abs(got - expected) <= most, f"{what}: {got:.7g}, not {expected:.7g}")
 
 
 def expect(holds, instead):

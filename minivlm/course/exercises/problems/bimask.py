@@ -6,7 +6,7 @@ import torch
 
 from minivlm.course.exercises.grading.drawn import prompts, typed
 from minivlm.course.exercises.grading.judge import expect, same, tensor
-from minivlm.course.exercises.problem import ROOT, SAMPLE, Check, Problem
+from minivlm.course.exercises.problem import CIRCLE, ROOT, Check, Problem
 from pruning import FastVBiMask, asap
 
 PAPER = "Pathak and Han, ASAP, arXiv:2603.14549"
@@ -82,6 +82,7 @@ def most_salient_is_one(side, case):
     tokens = case.tokens()
     s = asap.attention_mass(tokens.before, tokens.visual)
     s_hat = tensor(side.call("saliency", s), "the saliencies", s.shape)
+    expect(not s_hat.isnan().any(), "a saliency is not a number: s_max = s_min here")
     expect(bool((s_hat >= 0).all() and (s_hat <= 1).all()), "a saliency is outside of [0, 1]")
     same(s_hat[s.argmin()], torch.tensor(0.0), "the saliency of the smallest mass")
 
@@ -104,12 +105,16 @@ A        = softmax(W + M)                                                       
 """,
     task="""
 Write `attention_mass`, `saliency` and `SGBiMask.mask`. The mask only widens what a visual token sees of its own
-image (`image_of` numbers the images); `tokens.here.mask()` is the causal one, and `discount` is lambda.
+image (`image_of` numbers the images); `tokens.here.mask()` is the causal one, (T, T), and `discount` is lambda.
+`view.logits(rows)` is W of these rows, (H, R, T). `mask` returns (T, T), which the layer adds to W.
 """,
     look="""
 What the mask changes in FastV's choice. Then the paper's question: does it answer more than FastV?
 """,
-    commands=(f"python run.py compare {SAMPLE} --method fastv,hw/bimask.py:FastVBiMask --keep 0.1 --out bimask.png",),
+    commands=(
+        f"python run.py compare {CIRCLE} --method fastv,hw/bimask.py:FastVBiMask --keep 0.1 --out bimask.png",
+        "python run.py eval --method fastv,hw/bimask.py:FastVBiMask --keep 0.1",
+    ),
     minutes=60,
     level=3,
     file=FILE,

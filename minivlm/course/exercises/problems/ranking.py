@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from minivlm.course.exercises.grading.drawn import SEEDS, noise, prompts, typed
 from minivlm.course.exercises.grading.judge import Through, expect, keeps_law, same, shown, tensor
 from minivlm.course.exercises.grading.sides import Ours
-from minivlm.course.exercises.problem import OWN, ROOT, SAMPLE, Check, Problem
+from minivlm.course.exercises.problem import OWN, ROOT, SQUARE, Check, Problem
 from minivlm.course.exercises.problems.sources import late
 from pruning import FastV
 
@@ -79,7 +79,7 @@ the rows of the visual tokens are `tokens.visual`, and they need not be the firs
     look="""
 Which patches your own file keeps, next to random ones at the same place and budget.
 """,
-    commands=(f"python run.py compare {SAMPLE} --method hw/fastv.py:FastV,random --keep 0.1 --out fastv.png",),
+    commands=(f"python run.py compare {SQUARE} --method hw/fastv.py:FastV,random --keep 0.1 --out fastv.png",),
     minutes=20,
     level=1,
     file=ROOT / "pruning" / "fastv.py",

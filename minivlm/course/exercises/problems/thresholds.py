@@ -182,9 +182,13 @@ mask so far, stands at the place that each token had in the unpruned image, and 
 training nothing is dropped, so that a gradient can reach both thresholds through the mask.
 """,
     look="""
-How many tokens a trained module keeps of an easy and of a hard question.
+How many tokens a trained module keeps: of two questions about one picture, and of another picture.
 """,
-    commands=(f"python run.py compare {SAMPLE} --method atp,none --maps --out atp.png",),
+    commands=(
+        'python run.py compare minivlm/toy/samples/00000.png "is there a red circle ?" --method atp --out first.png',
+        'python run.py compare minivlm/toy/samples/00000.png "what color is the cross ?" --method atp --out second.png',
+        f"python run.py compare {SAMPLE} --method atp --maps --out third.png",
+    ),
     minutes=90,
     level=3,
     file=ROOT / "pruning" / "atp.py",
