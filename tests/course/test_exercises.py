@@ -17,7 +17,7 @@ import run as run_py
 from command import done
 from minivlm.course.exercises import exercise
 from minivlm.course.exercises.exercise import answers_in
-from minivlm.course.exercises.grading import grade
+from minivlm.course.exercises.grading import grade, report
 from minivlm.course.exercises.grading.grade import graded, run
 from minivlm.course.exercises.grading.process import ForkServer, Limits, libraries
 from minivlm.course.exercises.grading.sides import Ours
@@ -212,6 +212,17 @@ def test_one_temporary_folder(few_cases, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exercise, "graded", graded_with_a_look)
     done(capsys, "exercise", "grade", tmp_path / "hw", "--seconds", 60)
     assert seen == ["minivlm-"] and not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_folder_is_a_row():
+    """Of two answers to one exercise the best counts. A line break in a folder's name makes no row of its own."""
+    problem = PROBLEMS["fastv"]
+    none = grade.Grade(problem, ())
+    full = grade.Grade(problem, tuple(map(grade.Row, problem.checks)))
+    folder = Path("hw\nothers 15 15")
+    _, *rows = report.table([(folder / "a.py", full), (folder / "b.py", none)])
+    assert [row.split() for row in rows] == [["hw\\nothers", "15", "15", str(TOTAL), str(TOTAL)]]
+    assert not any("\n" in line for line in report.lines([(folder / "a.py", full)]))
 
 
 # --- what a student's code may do -------------------------------------------------------------------------------------
