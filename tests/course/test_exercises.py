@@ -5,6 +5,7 @@ import importlib.util
 import json
 import shlex
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,8 +15,9 @@ from hypothesis import Phase, settings
 
 import run as run_py
 from command import done
+from minivlm.course.exercises import exercise
 from minivlm.course.exercises.exercise import answers_in
-from minivlm.course.exercises.grading import grade
+from minivlm.course.exercises.grading import grade, report
 from minivlm.course.exercises.grading.grade import graded, run
 from minivlm.course.exercises.grading.process import ForkServer, Limits, libraries
 from minivlm.course.exercises.grading.sides import Ours
@@ -193,6 +195,34 @@ def test_stubs_get_no_points(few_cases, tmp_path, capsys):
         failures = [failure.get("message") for failure in suite.iter("failure")]
         assert failures == [check["sentence"] for check in answer["checks"] if check["sentence"]]
         assert suite.get("failures") == str(len(failures))
+
+
+def test_one_temporary_folder(few_cases, tmp_path, capsys, monkeypatch):
+    """All that grading writes lies in the one that the fork server removes, also if the grader is killed."""
+    (tmp_path / "hw").mkdir()
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "hw" / "fastv.py").write_text(solution(PROBLEMS["fastv"]))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    seen = []
+
+    def graded_with_a_look(*args):
+        result = graded(*args)
+        seen.extend(path.name[:8] for path in (tmp_path / "temporary").iterdir())
+        return result
+    monkeypatch.setattr(exercise, "graded", graded_with_a_look)
+    done(capsys, "exercise", "grade", tmp_path / "hw", "--seconds", 60)
+    assert seen == ["minivlm-"] and not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_folder_is_a_row():
+    """Of two answers to one exercise the best counts. A line break in a folder's name makes no row of its own."""
+    problem = PROBLEMS["fastv"]
+    none = grade.Grade(problem, ())
+    full = grade.Grade(problem, tuple(map(grade.Row, problem.checks)))
+    folder = Path("hw\nothers 15 15")
+    _, *rows = report.table([(folder / "a.py", full), (folder / "b.py", none)])
+    assert [row.split() for row in rows] == [["hw\\nothers", "15", "15", str(TOTAL), str(TOTAL)]]
+    assert not any("\n" in line for line in report.lines([(folder / "a.py", full)]))
 
 
 # --- what a student's code may do -------------------------------------------------------------------------------------

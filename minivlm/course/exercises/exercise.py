@@ -109,7 +109,7 @@ def grade(folders, args):
     answers = sum(map(answers_in, folders), [])
     limits = Limits(args.seconds, int(args.memory * 2 ** 30))
     results = []
-    with no_traces(), ForkServer(PROBLEMS, limits) as server:
+    with ForkServer(PROBLEMS, limits) as server, no_traces(server.folder):
         for file, problem in tqdm(answers, desc="grading", unit=" answers", leave=False):
             side = server.submission(problem, file)
             try:

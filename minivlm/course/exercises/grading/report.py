@@ -3,13 +3,15 @@
 import re
 from xml.etree import ElementTree
 
+from pruning.errors import one_line
+
 NOT_IN_XML = re.compile("[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def lines(results):
     """The checks of each answer, with a sentence for what fails; of several answers a table, too."""
     for file, grade in results:
-        yield f"{file}: {grade.problem.title}, {grade.points} of {grade.problem.points} points"
+        yield f"{one_line(str(file))}: {grade.problem.title}, {grade.points} of {grade.problem.points} points"
         for row in grade.rows:
             sentence = f": {row.sentence}" if row.sentence else ""
             yield f"  {row.points:2} of {row.check.points:2}  {row.check.name}{sentence}"
@@ -22,18 +24,18 @@ def table(results):
     """A row for each folder, a column for each exercise."""
     points = {}                        # of several answers in a folder to one exercise, the best
     for file, grade in results:
-        key = file.parent, grade.problem.name
+        key = one_line(str(file.parent)), grade.problem.name       # a line break in a name would make a row
         points[key] = max(grade.points, points.get(key, 0))
     folders = list(dict.fromkeys(folder for folder, _ in points))
     names = list(dict.fromkeys(name for _, name in points))
-    width = max(len(str(folder)) for folder in folders) + 2
+    width = max(map(len, folders)) + 2
     heads = "".join(f"{name:>15}" for name in names)
     yield f"{'':{width}}{heads}{'sum':>8}"
     for folder in folders:
         own = [points.get((folder, name), "-") for name in names]
         cells = "".join(f"{number:>15}" for number in own)
         total = sum(number for number in own if number != "-")
-        yield f"{str(folder):{width}}{cells}{total:8}"
+        yield f"{folder:{width}}{cells}{total:8}"
 
 
 def facts(results, seed):
