@@ -60,7 +60,7 @@ def test_range_of_transformers_is_the_one_tested():
 
 def layout():
     """The files and folders that the layout names. A line begins with a folder, and continues with what is in it."""
-    block = re.search(r"^## Layout\n\n(.*?)\n\n", FRONT, re.M | re.S).group(1)
+    block = FRONT.partition("\n## Layout\n\n")[2].partition("\n\n")[0]
     places = []
     home = Path()
     for line in block.splitlines():
