@@ -227,3 +227,10 @@ def test_bad_input_is_one_line(capsys, words, message):
 def test_fitted_methods_are_for_their_model():
     with pytest.raises(UserError, match="32 layers"):
         count(SHAPE, METHODS["fitprune"]())
+
+
+def test_a_tied_head_is_counted_once():
+    """As stored: the embedding is the head, which every token reads."""
+    tied = replace(SHAPE, config=replace(SHAPE.config, text=replace(TEXT, tie_word_embeddings=True)))
+    apart, together = weight_bytes(SHAPE), weight_bytes(tied)
+    assert together["embedding"] == 0 and together["head"] == apart["head"] > 0

@@ -197,12 +197,15 @@ def _counted(run):
 
 
 def weight_bytes(shape, dtype=torch.float16):
-    """{part: bytes}: vision tower, projector, embedding, decoder, head."""
+    """{part: bytes}: vision tower, projector, embedding, decoder, head. A head that is the embedding counts as head."""
     model = on_meta(shape, dtype)
     decoder = model.language_model
     parts = dict(tower=model.vision_tower, projector=model.multi_modal_projector, embedding=decoder.embed_tokens,
                  decoder=decoder.layers, head=model.lm_head)
-    return {name: bytes_of(part) for name, part in parts.items()}
+    weights = {name: bytes_of(part) for name, part in parts.items()}
+    if shape.config.text.tie_word_embeddings:
+        weights["embedding"] = 0
+    return weights
 
 
 def bytes_of(module):

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from minivlm.families.internvl_config import InternViTConfig, InternVLConfig
+from minivlm.families.onevision.network import OneVisionConfig
 from minivlm.families.registry import read_config
+from minivlm.families.smolvlm.config import SmolVLMConfig
 from minivlm.io.files import folder_of
 from minivlm.lab.cli import options
 from minivlm.parts.config import LlavaConfig, SiglipConfig, TextConfig, VisionConfig
@@ -67,6 +69,12 @@ INTERLEAVE = LlavaConfig(vision=SO400M, text=QWEN2, image_token_index=151646, vi
                          vision_feature_select_strategy="full", dtype="bfloat16")
 QWEN2_SMALL = replace(QWEN2, vocab_size=151655, hidden_size=896, intermediate_size=4864, num_attention_heads=14,
                       num_key_value_heads=2, head_dim=64, tie_word_embeddings=False)
+ONEVISION = OneVisionConfig(vision=SO400M, text=replace(QWEN2_SMALL, vocab_size=152000, tie_word_embeddings=True),
+                            image_token_index=151646, vision_feature_layer=-1, vision_feature_select_strategy="full",
+                            image_grid_pinpoints=[[768, 768]])
+SMOLLM2 = TextConfig(vocab_size=49280, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                     num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, rope_theta=1e5)
+SMOLVLM = SmolVLMConfig(vision=SiglipConfig(image_size=512), text=SMOLLM2, scale_factor=4, dtype="bfloat16")
 INTERNVL = InternVLConfig(vision=InternViTConfig(), text=QWEN2_SMALL, image_token_index=151648, dtype="bfloat16")
 SHAPES = {
     "small": Shape("small", SMALL),
@@ -74,7 +82,10 @@ SHAPES = {
     "llava-1.5-13b": Shape("llava-1.5-13b", THIRTEEN),
     "next-7b": Shape("next-7b", SEVEN, tiles=5),               # 2880 image tokens, no newline tokens among them
     "interleave-0.5b": Shape("interleave-0.5b", INTERLEAVE),   # llava-hf/llava-interleave-qwen-0.5b-hf
-    "internvl2-1b": Shape("internvl2-1b", INTERNVL, tiles=13),             # of a picture of 640 x 480
+    # of a picture of 640 x 480; OneVision's with the patches that are padding, and without newlines
+    "onevision-0.5b": Shape("onevision-0.5b", ONEVISION, tiles=5),         # qwen2-0.5b-ov-hf
+    "internvl2-1b": Shape("internvl2-1b", INTERNVL, tiles=13),
+    "smolvlm-256m": Shape("smolvlm-256m", SMOLVLM, tiles=13),
 }
 
 
