@@ -296,6 +296,8 @@ def test_an_interrupted_study_goes_on(capsys, few, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words, message", [
     ([SCENE], "one picture and one question"),
+    ([SCENE, "is it red ?", "--method", "fastv"], "--method is for many questions"),
+    ([SCENE, "is it red ?", "--set", "fastv.layer=3"], "--set is for many questions"),
     ([SCENE, QUESTION, "--layers", "8"], "8 layers, 0 to 7"),
     ([SCENE, QUESTION, "--layers", "1,x"], "1,x"),
     ([SCENE, "what is a zebra ?"], "'zebra'"),

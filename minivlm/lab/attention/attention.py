@@ -31,6 +31,7 @@ from minivlm.lab.score.eval import add_questions, asked, question_options
 from minivlm.trace import Trace
 from pruning.base import UserError
 
+MANY = {"method": "fastv,asap,adaptprune", "keep": "0.25", "positions": ",".join(IDS), "set": []}   # options, defaults
 ROWS = {"last": "last prompt token", "text": "text after the image"}
 
 
@@ -40,12 +41,13 @@ def add_arguments(parser):
                         help="a picture and a question; without them, many questions are asked")
     add_questions(parser)
     group = parser.add_argument_group("many questions")
-    group.add_argument("--positions", default=",".join(IDS), metavar="A,B,..",
+    group.add_argument("--positions", default=MANY["positions"], metavar="A,B,..",
                        help=f"position ids of the image, of {', '.join(IDS)} (default: all)")
-    group.add_argument("--method", default="fastv,asap,adaptprune", metavar="A,B,..",
+    group.add_argument("--method", default=MANY["method"], metavar="A,B,..",
                        help="methods whose kept tokens are counted by row of patches, next to random and uniform ones "
-                            "(default: fastv,asap,adaptprune; none: nothing is counted)")
-    group.add_argument("--keep", default="0.25", help="visual tokens that they keep (default: 0.25)")
+                            f"(default: {MANY['method']}; none: nothing is counted)")
+    group.add_argument("--keep", default=MANY["keep"],
+                       help=f"visual tokens that they keep (default: {MANY['keep']})")
     add_settings(group, "another option; of several methods, METHOD.OPTION=VALUE")
     group = parser.add_argument_group("what is shown")
     group.add_argument("--layers", type=layer_numbers, metavar="L,L,..", help="layers that are drawn (default: all)")
@@ -129,6 +131,9 @@ def show_prompt(args):
     """The attention of one prompt, printed and on the picture."""
     if len(args.input) != 2:
         raise UserError("give one picture and one question, in quotes")
+    for name, default in MANY.items():
+        if getattr(args, name) != default:
+            raise UserError(f"--{name} is for many questions: leave it out, or leave the picture and question out")
     path, question = args.input
     picture = open_image(path)
     model = session.opened(args)
