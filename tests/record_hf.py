@@ -116,7 +116,7 @@ CASES = {
         [(ONE, [LAND]), (APART, [PORT, TINY])],
         vision=dict(num_hidden_layers=4),
         top=dict(architectures=["VipLlavaForConditionalGeneration"], model_type="vipllava",
-                 vision_feature_layer=[-2, -3, 1]),
+                 vision_feature_layer=[-2, -3, 1], vision_feature_layers=[-2, -3, 1]),     # of 5.24, and before
     ),
     "llava15_rope": Case(
         "hf5",

@@ -301,9 +301,14 @@ def stages(model, ids, mask, images=None):
         result["attentions"] = torch.stack(out.attentions)                         # (L, B, H, S, S)
     if images:
         result.update(images, vision_hidden_0=seen["vision_hidden_0"], projected=seen["projected"],
-                      vision_hidden_m2=_selected(seen["vision"], getattr(model.config, "vision_feature_layer", -1)),
+                      vision_hidden_m2=_selected(seen["vision"], layers_read(model.config)),
                       image_features_packed=result["inputs_embeds"][ids == model.config.image_token_id])
     return result
+
+
+def layers_read(config):
+    """The hidden states of the tower that the projector reads: ViP-LLaVA's key had another name before 5.24."""
+    return getattr(config, "vision_feature_layers", None) or getattr(config, "vision_feature_layer", -1)
 
 
 def _selected(vision, chosen):
