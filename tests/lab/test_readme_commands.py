@@ -49,6 +49,7 @@ WORDS = {                              # a word of a command, and the smaller th
 EXTRA = {                              # options that make a command small: the last of two counts
     "ask": "--max-new-tokens 3",
     "eval": "--count 1 --draws 1 --keep 0.5 --max-new-tokens 1 --processes 1",
+    "attention photo.jpg": "",
     "attention": "--count 1 --method none --positions usual",
     "sensitivity": "--count 1 --method fastv --keep 0.1 --layers 2,6 --processes 1",
     "scenes": "--count 1",
