@@ -62,8 +62,10 @@ class Browser:
             os.dup2(writes, 4)
 
         command = [path, *FLAGS, f"--user-data-dir={self.profile.name}", "about:blank"]
+        # its other temporary folders lie in that of its profile, which is removed
+        surroundings = os.environ | {"TMPDIR": self.profile.name}
         self.process = subprocess.Popen(command, preexec_fn=numbered, pass_fds=(3, 4), stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=surroundings)
         for descriptor in (there, here, reads, writes):
             os.close(descriptor)
         self.unread = b""

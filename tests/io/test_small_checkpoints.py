@@ -61,7 +61,8 @@ def smolvlm_shapes(c):
     width = c.text.hidden_size
     proj = {"model.connector.modality_projection.proj.weight": (width, 16 * c.vision.hidden_size)}
     head = {"lm_head.weight": (c.text.vocab_size, width)}
-    return siglip_shapes(c.vision, "model.vision_model.") | layouts.text_shapes(c.text, "model.text_model.") | proj | head
+    tower = siglip_shapes(c.vision, "model.vision_model.")
+    return tower | layouts.text_shapes(c.text, "model.text_model.") | proj | head
 
 
 RELEASED = {

@@ -189,7 +189,7 @@ def inputs(processor, pictures, encode=None):
     """What the model reads of pictures (pixel_values, float32, and image_sizes), and of each what `expand` needs.
 
     encode: text -> ids, for SmolVLM's text between tiles.
-    TRAP: for OneVision [[a, b]] are two pictures of one prompt, which have no tiles, and [a, b] one each of two prompts.
+    TRAP: for OneVision [[a, b]] are two pictures of one prompt, without tiles, and [a, b] one each of two prompts.
     """
     images = dict(processor(pictures, return_tensors="pt"))
     if "rows" in images:
@@ -286,7 +286,7 @@ def stages(model, ids, mask, images=None):
     heads = len(layers) * model.config.text_config.num_attention_heads
     fits = heads * ids.numel() * ids.shape[1] * model.dtype.itemsize < LARGEST_ATTENTIONS
     tower = getattr(vision, "vision_model", vision)
-    first = getattr(tower, "pre_layrnorm", tower.embeddings)                       # InternVL and SigLIP have no such norm
+    first = getattr(tower, "pre_layrnorm", tower.embeddings)           # InternVL and SigLIP have no such norm
     modules = {f"layer {l}": layer for l, layer in enumerate(layers)}
     modules |= dict(vision=vision, vision_hidden_0=first, projected=projector, decoder=decoder,
                     final_hidden=decoder.norm)

@@ -20,10 +20,10 @@ def build(name, keep=None, settings=(), schedule=None, own=MappingProxyType({}))
     """The pruner called `name` with keep ("0.25", "128") and settings ("layer=3", ..); None without a name.
 
     "a+b" is two methods of different sites, with keep "256+64" and settings "a.layer=3". "FILE.json" is a method that
-    `fit` has saved, and "FILE.py:NAME" one of the user's own (named/kind.py). `schedule` "4:136,14:68" lets a method act before several layers. `own` are the model's settings in
-    place of a method's defaults (own_settings). "divprune@positions=keep" is a variant: a method with a setting of its
-    own, so that tables can hold both. For an unknown method, an unknown option or a value of the wrong kind a
-    UserError lists what is known.
+    `fit` has saved, and "FILE.py:NAME" one of the user's own (named/kind.py). `schedule` "4:136,14:68" lets a method
+    act before several layers. `own` are the model's settings in place of a method's defaults (own_settings).
+    "divprune@positions=keep" is a variant: a method with a setting of its own, so that tables can hold both. For an
+    unknown method, an unknown option or a value of the wrong kind a UserError lists what is known.
     """
     if name is None:
         if keep is not None or settings or schedule:

@@ -95,7 +95,8 @@ def _status(ranks):
 
 
 def _rank(command, threads, variables):
-    tqdm.set_lock(RLock())             # its own is a semaphore of the system, which a process that is ended leaves behind
+    # tqdm's own lock is a semaphore of the system, which a process that is ended leaves behind
+    tqdm.set_lock(RLock())
     Thread(target=_follow, daemon=True).start()
     os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(threads)

@@ -66,7 +66,8 @@ def for_cpu(model, dtype):
     if stays_half(weights, stored):
         return model
     name = str(stored).removeprefix("torch.")
-    print(f"note: read in float32, as {name} is slow on this CPU: --dtype {name} takes half the memory", file=sys.stderr)
+    said = f"note: read in float32, as {name} is slow on this CPU: --dtype {name} takes half the memory"
+    print(said, file=sys.stderr)
     return model.float()
 
 

@@ -80,7 +80,8 @@ def called(function, tokens, keep):
     try:
         indices = torch.as_tensor(returned).flatten()
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{function.__name__} returns a {type(returned).__name__}, not indices of visual tokens") from None
+        kind = type(returned).__name__
+        raise UserError(f"{function.__name__} returns a {kind}, not indices of visual tokens") from None
     if not len(indices):               # an empty list has no numbers that say of which kind they are
         indices = indices.long()
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
@@ -92,7 +93,8 @@ def scores(function, tokens):
     """The scores (n,) that the function returns. UserError if these are none."""
     score = result(function, tokens)
     if not isinstance(score, torch.Tensor):
-        raise UserError(f"{function.__name__} returns a {type(score).__name__}, and must return a tensor of scores (n,)")
+        kind = type(score).__name__
+        raise UserError(f"{function.__name__} returns a {kind}, and must return a tensor of scores (n,)")
     if score.shape != (tokens.n,):
         raise UserError(f"{function.__name__} returns {tuple(score.shape)}, and must return (n,) = ({tokens.n},): "
                         "a score for each visual token")

@@ -40,8 +40,9 @@ def built(kind, name, **options):
     except TypeError as error:
         if own_fault(error):           # raised inside it
             raise
-        raise UserError(f"{name} cannot be built with {', '.join(options) or 'no options'} ({error}): give each field a "
-                        "default, and decorate the class with @dataclass(frozen=True)") from None
+        given = ", ".join(options) or "no options"
+        raise UserError(f"{name} cannot be built with {given} ({error}): give each field a default, and decorate the "
+                        "class with @dataclass(frozen=True)") from None
 
 
 def is_known(name):
