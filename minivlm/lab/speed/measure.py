@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from minivlm import kernels
 from minivlm.clip import ClipVision
-from minivlm.lab.check import hf
 from minivlm.lab.cli.options import check
 from minivlm.lab.cli.output import size
 from minivlm.lab.cli.parallel import gathered
@@ -22,6 +21,7 @@ from minivlm.lab.cost.count import PromptDecides, count, on_meta, weight_bytes
 from minivlm.lab.cost.flops import average
 from minivlm.lab.speed.clock import Clock, Memory, Timed
 from minivlm.lab.speed.machine import limits
+from minivlm.lab.speed.twins import Twins
 from pruning.base import UserError
 from weights import device_of, load
 
@@ -121,11 +121,11 @@ def once(model, ids, pixels, pruner, steps, clock):
 
 
 def _transformers(model, ids, pixels, attention, steps, clock):
-    """The same of transformers, without the projector. UserError for a model that hf.Twins cannot build."""
+    """The same of transformers, without the projector. UserError for a model that Twins cannot build."""
     if not isinstance(model.vision_tower, ClipVision) or model.config.text.qkv_bias:
         raise UserError("bench --against hf runs LLaMA decoders with a CLIP tower, which this model has not: "
                         "leave --against out")
-    twins = hf.Twins(model.language_model, model.lm_head, model.vision_tower, attention)
+    twins = Twins(model.language_model, model.lm_head, model.vision_tower, attention)
     hidden = model.embed(ids, [pixels]).hidden
 
     @torch.inference_mode()
