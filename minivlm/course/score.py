@@ -20,14 +20,11 @@ examples:
 from dataclasses import replace
 from statistics import median
 
-import torch
-
 from minivlm.course.board import lines
 from minivlm.io.text.tokenizer import prompt
-from minivlm.lab.cli import output
+from minivlm.lab.cli import output, session
 from minivlm.lab.cli.arguments import Number, Seed, add_json, within
 from minivlm.lab.cli.options import root
-from minivlm.lab.cli.shipped import FOLDER
 from minivlm.lab.lineup.lineup import Prompt
 from minivlm.lab.named.kind import kind_of
 from minivlm.lab.own.promises import laws
@@ -43,7 +40,6 @@ from minivlm.lab.speed.measure import once
 from minivlm.lab.tasks import score as benchmark
 from minivlm.toy import benchmark as toy
 from pruning.base import UserError
-from weights import load
 
 COUNT = 40                             # questions of each of the eight families
 KEEP = "0.1"
@@ -95,8 +91,7 @@ def check_options(args):
 
 def scored(names, keep, seed, count):
     """The rows of the table, as plain data but for the Findings of their laws. UserError if no method runs."""
-    torch.set_num_threads(1)
-    model = load(FOLDER, torch.float32)
+    model = session.shipped_model()
     items = [evidence_first(item) for item in toy.items("heldout", count, seed)]
     entered = competitors(model, items[0], names, keep)
     contest = Contest(model, items, entered, model.config.template, DRAWS)

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from minivlm.io.config_json import check_heads, dtype_name, known_fields, require, section, text_config
+from minivlm.io.config_json import (
+    check_heads,
+    dtype_name,
+    known_fields,
+    refuse_quantised,
+    require,
+    section,
+    text_config,
+)
 from minivlm.io.files import read_json
 from minivlm.io.limits import check, checked
 from minivlm.io.text.chatml import CHATML, CONTEXT
@@ -52,8 +60,7 @@ class InternVLConfig(LlavaConfig):
 
 def read_internvl(path, raw):
     """The InternVLConfig of a config.json with this content. UserError names the key of what is not supported."""
-    if raw.get("quantization_config"):
-        raise UserError(f"{path}: quantization_config: quantised weights are not read, use the bfloat16 checkpoint")
+    refuse_quantised(path, raw, "bfloat16")
     read = _original if raw["model_type"] == "internvl_chat" else _hugging_face
     config = read(path, raw)
     check_heads(path, config)

@@ -45,22 +45,17 @@ def read_llava(path, raw):
     if any(key.startswith("mm_") for key in raw):
         is_original = True
     if is_original:
-        _refuse_quantised(path, raw)
+        refuse_quantised(path, raw, "float16")
         return _whole(path, _original(path, raw))
     return read_hugging_face(path, raw)
 
 
 def read_hugging_face(path, raw, kind=LlavaConfig):
     """The same of a file in Hugging Face's layout. kind: LlavaConfig, or a family's subclass with fields of its own."""
-    _refuse_quantised(path, raw)
+    refuse_quantised(path, raw, "float16")
     own = {key: value for key, value in raw.items() if key.startswith(("projector_", "vision_aspect_"))}
     values = _hugging_face(path, raw) | known_fields(kind, own)
     return _whole(path, checked(path, kind, values))
-
-
-def _refuse_quantised(path, raw):
-    if raw.get("quantization_config"):
-        raise UserError(f"{path}: quantization_config: quantised weights are not read, use the float16 checkpoint")
 
 
 def _whole(path, config):
@@ -250,7 +245,13 @@ def _check_pinpoints(path, config):
                         "supported")
 
 
-# --- shared with InternVL ---------------------------------------------------------------------------------------------
+# --- shared with other families ---------------------------------------------------------------------------------------
+
+def refuse_quantised(path, raw, released):
+    """UserError for quantised weights. released: the dtype of the checkpoint that has the same weights whole."""
+    if raw.get("quantization_config"):
+        raise UserError(f"{path}: quantization_config: quantised weights are not read, use the {released} checkpoint")
+
 
 def require(path, raw, **supported):
     """UserError unless each of these keys, if it is written, has one of its values."""

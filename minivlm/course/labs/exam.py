@@ -9,20 +9,18 @@ import torch
 from tqdm import tqdm
 
 from minivlm.io.text.tokenizer import prompt
+from minivlm.lab.cli import session
 from minivlm.lab.cli.options import check
-from minivlm.lab.cli.shipped import FOLDER
 from minivlm.lab.score.answers import Remembering
 from minivlm.toy import benchmark
 from minivlm.toy.questions import ID
-from weights import load
 
 
 class Exam:
     """`count` questions of each family about held-out pictures, the same for a seed."""
 
     def __init__(self, count, seed=0):
-        torch.set_num_threads(1)                       # the products are so small that two threads would wait
-        self.model = load(FOLDER, torch.float32)
+        self.model = session.shipped_model()
         self.model.vision_tower = Remembering(self.model.vision_tower)
         self.items = benchmark.items("heldout", count, seed)
 

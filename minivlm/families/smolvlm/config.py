@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from minivlm.io.config_json import check_heads, dtype_name, known_fields, require, section, text_config
+from minivlm.io.config_json import (
+    check_heads,
+    dtype_name,
+    known_fields,
+    refuse_quantised,
+    require,
+    section,
+    text_config,
+)
 from minivlm.io.limits import checked
 from minivlm.parts.activations import ACTIVATIONS
 from minivlm.parts.config import LlavaConfig, SiglipConfig
@@ -39,8 +47,7 @@ class SmolVLMConfig(LlavaConfig):
 
 def read_smolvlm(path, raw):
     """The SmolVLMConfig of a config.json with this content. UserError names the key of what is not supported."""
-    if raw.get("quantization_config"):
-        raise UserError(f"{path}: quantization_config: quantised weights are not read, use the bfloat16 checkpoint")
+    refuse_quantised(path, raw, "bfloat16")
     text = section(path, raw, "text_config")
     require(path, {"model_type": "llama"} | text, model_type=("llama",))
     vision = section(path, raw, "vision_config")

@@ -51,6 +51,12 @@ def opened(args, dtype=None):
     return model
 
 
+def shipped_model():
+    """The shipped model in float32, on one thread: two would wait for each other."""
+    torch.set_num_threads(1)
+    return load(shipped.model_or(None), torch.float32)
+
+
 def for_cpu(model, dtype):
     """The model in the precision that suits this CPU, if no dtype is named."""
     is_small = parallel.small(model)

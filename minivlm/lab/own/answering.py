@@ -4,12 +4,10 @@ Its answers are compared, question by question, with those of the unpruned model
 FastV at the same budget.
 """
 
-import torch
-
 from minivlm.io.atomic import written
 from minivlm.io.image import open_image
 from minivlm.io.text.tokenizer import prompt
-from minivlm.lab.cli import shipped
+from minivlm.lab.cli import session, shipped
 from minivlm.lab.compare.compare import compare, picture
 from minivlm.lab.lineup.lineup import Prompt, lineup
 from minivlm.lab.named.kind import kind_of
@@ -19,14 +17,13 @@ from minivlm.lab.score.contestants import contestants
 from minivlm.lab.score.log import Log
 from minivlm.toy import benchmark
 from pruning.fields import annotations
-from weights import load
 
 OTHERS = ("fastv", "random", "uniform")            # on the picture
 
 
 def accuracy_of(args, names):
     """How right each contestant is, and the paired difference of the method to it."""
-    model = opened()
+    model = session.shipped_model()
     items = benchmark.items("heldout", args.count)
     pixels = model.processor.pixels(items[0].picture)
     entered = contestants(model, pixels, names, args.keep)
@@ -42,12 +39,6 @@ def accuracy_of(args, names):
         lines.append(f"  {own} takes no keep: it leaves another number of tokens than those at {args.keep}, and the "
                      "differences are of numbers, too")
     return dict(questions=len(items), rows=table, why_not=why_not, lines=lines)
-
-
-def opened():
-    """The shipped model, on one thread: two would wait for each other."""
-    torch.set_num_threads(1)
-    return load(shipped.model_or(None), torch.float32)
 
 
 def label_of(name, entered):
@@ -100,7 +91,7 @@ def drawn(args):
     name, question = shipped.FIRST
     path = shipped.SAMPLES / name
     image = open_image(path)
-    model = opened()
+    model = session.shipped_model()
     pixels = model.processor.pixels(image)
     others = [other for other in OTHERS if other != args.own]
     names = ",".join([args.own, *others])
